@@ -1,0 +1,187 @@
+"""What a search proposes: for each layer how sparse, and with how many bits."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from compression.policy.network import Network
+
+PATTERNS = ("channel", "2:4", "block", "unstructured")
+WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
+ACTIVATION_BITS = (4, 8, 16, 32)
+
+
+class PolicyError(ValueError):
+    """A policy that contradicts itself, or that does not fit the network."""
+
+
+@dataclass(frozen=True)
+class LayerPolicy:
+    """How one layer is compressed.
+
+    sparsity: share of the output channels that are cut, 0 .. below 1.
+    weight_bits: 32 is float32, 16 float16, 8 and below integers (symmetric, one scale per output channel).
+    activation_bits: the same for the tensor that the layer reads.
+    """
+
+    sparsity: float = 0.0
+    weight_bits: int = 32
+    activation_bits: int = 32
+    pattern: str = "channel"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.sparsity <= 1.0:
+            raise PolicyError(f"sparsity must lie in 0..1, not {self.sparsity}")
+        if self.weight_bits not in WEIGHT_BITS:
+            raise PolicyError(f"weight_bits must be one of {WEIGHT_BITS}, not {self.weight_bits}")
+        if self.activation_bits not in ACTIVATION_BITS:
+            raise PolicyError(f"activation_bits must be one of {ACTIVATION_BITS}, not {self.activation_bits}")
+        if self.pattern not in PATTERNS:
+            raise PolicyError(f"pattern must be one of {PATTERNS}, not {self.pattern!r}")
+
+    @property
+    def integer(self) -> bool:
+        """Whether the layer computes in integers: weights and activations both at 8 bits or fewer."""
+        return self.weight_bits <= 8 and self.activation_bits <= 8
+
+
+@dataclass(frozen=True)
+class Policy(Mapping[str, LayerPolicy]):
+    """Layer name -> LayerPolicy, frozen. Equal policies have equal hashes: they are one trial."""
+
+    items_: tuple[tuple[str, LayerPolicy], ...]
+
+    @staticmethod
+    def of(layers: Mapping[str, LayerPolicy]) -> "Policy":
+        """A policy from a mapping."""
+        return Policy(tuple(layers.items()))
+
+    @staticmethod
+    def uniform(network: Network, layer_policy: LayerPolicy) -> "Policy":
+        """The same for every layer; layers whose channels cannot be cut keep them all."""
+        return Policy.of(
+            {
+                layer.name: LayerPolicy(
+                    sparsity=layer_policy.sparsity if layer.group is not None else 0.0,
+                    weight_bits=layer_policy.weight_bits,
+                    activation_bits=layer_policy.activation_bits,
+                    pattern=layer_policy.pattern,
+                )
+                for layer in network.layers
+            }
+        )
+
+    @staticmethod
+    def from_json(text: str) -> "Policy":
+        """Read what ``to_json`` wrote.
+
+        Raises:
+            PolicyError: not JSON, not an object of objects, an unknown field, or a value out of range.
+        """
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise PolicyError(f"a policy is JSON, but line {error.lineno} is not: {error.msg}") from error
+        return Policy.from_dict(raw)
+
+    @staticmethod
+    def from_dict(raw: Any) -> "Policy":
+        """Read what ``to_dict`` gave; raises PolicyError as ``from_json`` does."""
+        if not isinstance(raw, dict) or not all(isinstance(value, dict) for value in raw.values()):
+            raise PolicyError('a policy is an object {"layer": {"sparsity": .., "weight_bits": ..}, ..}')
+        known = set(LayerPolicy.__dataclass_fields__)
+        for name, fields in raw.items():
+            if unknown := set(fields) - known:
+                raise PolicyError(
+                    f"layer {name!r} of the policy has an unknown field {sorted(unknown)[0]!r};"
+                    f" there are {', '.join(sorted(known))}"
+                )
+        try:
+            return Policy.of({name: LayerPolicy(**fields) for name, fields in raw.items()})
+        except TypeError as error:
+            raise PolicyError(f"a field of the policy has the wrong type: {error}") from error
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain dictionaries, for JSON."""
+        return {name: asdict(layer_policy) for name, layer_policy in self.items_}
+
+    def to_json(self) -> str:
+        """Readable JSON that ``from_json`` reads back."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    @cached_property
+    def digest(self) -> str:
+        """Canonical hash: does not depend on the order of the layers."""
+        canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @cached_property
+    def _by_name(self) -> dict[str, LayerPolicy]:
+        return dict(self.items_)
+
+    def __getitem__(self, name: str) -> LayerPolicy:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self.items_)
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Policy) and self.digest == other.digest
+
+    def channels(self, network: Network, multiple: int = 1) -> dict[str, int]:
+        """Group name -> channels that stay, snapped to the nearest ``multiple`` (at least one of them).
+
+        Raises:
+            PolicyError: a layer is missing or unknown, a layer is cut that cannot be, or the layers of one
+                group disagree.
+        """
+        self.check(network)
+        kept: dict[str, int] = {}
+        for group, layers in network.groups.items():
+            size = network.group_size(group)
+            wanted = size * (1.0 - self[layers[0].name].sparsity)
+            snapped = int(wanted / multiple + 0.5) * multiple
+            kept[group] = min(size, max(snapped, min(multiple, size)))
+        return kept
+
+    def check(self, network: Network) -> None:
+        """Raise PolicyError unless this policy fits the network (see ``channels``), and layers that read
+        the same tensor agree on its bits."""
+        names = {layer.name for layer in network.layers}
+        if missing := names - set(self):
+            raise PolicyError(f"the policy says nothing about layer {sorted(missing)[0]!r}")
+        if unknown := set(self) - names:
+            raise PolicyError(f"the policy names a layer {sorted(unknown)[0]!r} that the network has not")
+        for layer in network.layers:
+            if layer.group is None and self[layer.name].sparsity > 0:
+                raise PolicyError(
+                    f"layer {layer.name!r} cannot be cut (its channels are fixed by what reads them),"
+                    f" but the policy gives it sparsity {self[layer.name].sparsity}"
+                )
+        for group, layers in network.groups.items():
+            shares = {self[layer.name].sparsity for layer in layers}
+            if len(shares) > 1:
+                raise PolicyError(
+                    f"the layers of group {group!r} are cut together, but the policy gives them"
+                    f" sparsities {sorted(shares)}"
+                )
+        readers: dict[str, tuple[str, int]] = {}
+        for node in network.nodes:
+            if node.layer is None:
+                continue
+            bits = self[node.layer].activation_bits
+            first, first_bits = readers.setdefault(node.inputs[0], (node.layer, bits))
+            if bits != first_bits:
+                raise PolicyError(
+                    f"layers {first!r} and {node.layer!r} read the same tensor, but the policy gives it"
+                    f" {first_bits} and {bits} bits"
+                )

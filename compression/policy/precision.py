@@ -1,0 +1,71 @@
+"""Which tensors a policy holds in integers: one rule, shared by training, export and the cost models."""
+
+from collections.abc import Mapping
+
+from compression.policy.kernels import Kernel
+from compression.policy.network import LAYER_OPS
+from compression.policy.policy import LayerPolicy
+
+SAME_RANGE_OPS = ("maxpool", "flatten", "reshape", "transpose", "slice", "pad", "identity")
+"""Operations that move values and compute none: their output keeps the quantizer of their input."""
+
+INTEGER_OPS = ("add", "concat", "avgpool", "global_avgpool", *SAME_RANGE_OPS)
+"""Operations besides layers that an engine runs on integers, when all that goes in is held in integers."""
+
+
+def integer_kernels(kernels: tuple[Kernel, ...], policy: Mapping[str, LayerPolicy]) -> frozenset[str]:
+    """Names of the kernels that compute in integers under a policy.
+
+    A layer does when its policy says so. Another operation of INTEGER_OPS does when every tensor that it
+    reads is held in integers: it costs a conversion otherwise.
+    """
+    bits = tensor_bits(kernels, policy)
+    return frozenset(kernel.name for kernel in kernels if _integer(kernel, policy, bits))
+
+
+def tensor_bits(kernels: tuple[Kernel, ...], policy: Mapping[str, LayerPolicy]) -> dict[str, int]:
+    """Bits at which each kernel's output tensor is held; 32: float.
+
+    A tensor is quantized when an integer layer reads it (at that layer's activation bits), or when an
+    integer kernel makes it: engines fuse an integer kernel only when its output is quantized, too. The one
+    exception is a linear layer with no integer reader, whose kernel puts out floats.
+    """
+    readers: dict[str, list[Kernel]] = {kernel.name: [] for kernel in kernels}
+    for kernel in kernels:
+        for source in kernel.inputs:
+            readers[source].append(kernel)
+
+    wish: dict[str, int] = {}  # the bits that integer layers want, seen through ops that only move values
+    for kernel in reversed(kernels):
+        wanted = 32
+        for reader in readers[kernel.name]:
+            if reader.layer is not None:
+                layer_policy = policy[reader.layer.name]
+                if layer_policy.integer:
+                    wanted = min(wanted, layer_policy.activation_bits)
+            elif reader.op in SAME_RANGE_OPS:
+                wanted = min(wanted, wish[reader.name])
+        wish[kernel.name] = wanted
+
+    bits: dict[str, int] = {}
+    for kernel in kernels:
+        made_integer = _integer(kernel, policy, bits)
+        if wish[kernel.name] < 32:
+            bits[kernel.name] = wish[kernel.name]
+        elif made_integer and kernel.op in SAME_RANGE_OPS:
+            bits[kernel.name] = bits[kernel.inputs[0]]
+        elif made_integer and kernel.op != "linear":
+            bits[kernel.name] = 8
+        else:
+            bits[kernel.name] = 32
+    return bits
+
+
+def _integer(kernel: Kernel, policy: Mapping[str, LayerPolicy], bits: Mapping[str, int]) -> bool:
+    if kernel.op in LAYER_OPS and kernel.layer is not None:
+        return policy[kernel.layer.name].integer
+    return (
+        kernel.op in INTEGER_OPS
+        and bool(kernel.inputs)
+        and all(bits.get(source, 32) <= 8 for source in kernel.inputs)
+    )

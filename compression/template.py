@@ -1,0 +1,87 @@
+"""The float ONNX graph of a model, exported once; every policy's file is made from it without torch.
+
+The graph shows each node of the traced model as a named output, so layers and tensors are found in it by
+name, whatever the exporter called them. Weights are not kept: they come with each export.
+"""
+
+import copy
+import io
+import logging
+import warnings
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+
+import onnx
+import torch
+from torch import fx
+from torch.fx.passes.shape_prop import TensorMetadata
+
+from compression.policy import Network
+from compression.trace import Traced
+
+OPSET = 21  # the first with 4-bit integers; onnxruntime 1.20 and later read it
+IR_VERSION = 10
+TENSOR = "tensor:"
+"""Prefix that marks a value of the graph as the output of the traced node of the same name."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """Serialized float graph whose values ``tensor:<node>`` are the outputs of the network's nodes."""
+
+    graph: bytes
+    network: Network
+    input_shape: tuple[int, ...]
+
+    def model(self) -> onnx.ModelProto:
+        """The graph, to be changed freely."""
+        return onnx.load_model_from_string(self.graph)
+
+
+class ExportError(RuntimeError):
+    """torch could not write the model as ONNX."""
+
+
+def template(traced: Traced) -> Template:
+    """Export a traced model once with torch.onnx (seconds: never call this in a loop).
+
+    Raises:
+        ExportError: the exporter does not know an operation; its message is passed on.
+    """
+    shown = copy.deepcopy(traced.module)
+    with torch.no_grad():  # equal initializers are merged by the exporter: make each one its own
+        generator = torch.Generator().manual_seed(0)
+        for tensor in (*shown.parameters(), *shown.buffers()):
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    names = _show_every_tensor(shown, traced.network)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                shown, (traced.example_input,), dynamo=True, opset_version=OPSET, verbose=False,
+                input_names=["input"], output_names=[TENSOR + name for name in names],
+            )  # fmt: skip
+    except Exception as error:
+        raise ExportError(f"torch.onnx cannot export the model: {error}") from error
+    assert program is not None
+    model = program.model_proto
+    del model.graph.output[:]
+    del model.graph.value_info[:]
+    return Template(model.SerializeToString(), traced.network, tuple(traced.example_input.shape))
+
+
+def _show_every_tensor(module: fx.GraphModule, network: Network) -> list[str]:
+    """Make every tensor of the network an output; returns their names in order."""
+    shown = [
+        node
+        for node in module.graph.nodes
+        if node.op not in ("placeholder", "output", "get_attr")
+        and isinstance(node.meta.get("tensor_meta"), TensorMetadata)
+        and node.name in network.node
+    ]
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    output.args = (tuple(shown),)
+    module.recompile()
+    return [node.name for node in shown]

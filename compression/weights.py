@@ -1,0 +1,127 @@
+"""What an exported layer holds: its weights with the batch norm folded in, as floats or integer codes."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+
+from compression.compress import Compressed
+from compression.policy import LayerPolicy, LayerShape, Network, Policy, kernels
+from compression.quantize import (
+    ActivationGrid,
+    WeightQuantizer,
+    channel_scales,
+    highest_code,
+    quantizers,
+    weight_codes,
+)
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """Weights in torch's layout; ``bias`` (out_channels,) float32.
+
+    Either ``weight`` (float32) or ``codes`` (int8) with ``scales`` (out_channels,) float32 is set:
+    weight = codes * scales.
+    """
+
+    bias: NDArray[np.float32]
+    weight: NDArray[np.float32] | None = None
+    codes: NDArray[np.int8] | None = None
+    scales: NDArray[np.float32] | None = None
+
+
+def layer_weights(compressed: Compressed) -> dict[str, LayerWeights]:
+    """Layer name -> its exported weights, batch norms folded with their running statistics."""
+    found = {}
+    for kernel in kernels(compressed.network):
+        if kernel.layer is None:
+            continue
+        module = compressed.module.get_submodule(kernel.layer.name)
+        norms = [
+            compressed.module.get_submodule(str(node.target))
+            for node in compressed.module.graph.nodes
+            if node.op == "call_module" and node.name in {n.name for n in kernel.nodes[1:]}
+        ]
+        found[kernel.layer.name] = _folded(module, [n for n in norms if isinstance(n, _BatchNorm)])
+    return found
+
+
+@torch.no_grad()
+def _folded(module: nn.Module, norms: list[_BatchNorm]) -> LayerWeights:
+    transposed = isinstance(module, nn.ConvTranspose2d)
+    quantizer = None
+    if parametrize.is_parametrized(module, "weight"):
+        (quantizer,) = module.parametrizations["weight"]  # type: ignore[index]
+        weight = module.parametrizations["weight"].original  # type: ignore[index,union-attr]
+    else:
+        weight = module.weight
+    assert isinstance(weight, Tensor)
+    axis = 1 if transposed else 0
+    factor = torch.ones(weight.shape[axis], dtype=torch.float64)
+    bias = torch.zeros_like(factor)
+    own_bias = getattr(module, "bias", None)
+    if isinstance(own_bias, Tensor):
+        bias = own_bias.double()
+    for norm in norms:
+        assert norm.running_var is not None
+        assert norm.running_mean is not None
+        gain = 1.0 / torch.sqrt(norm.running_var.double() + norm.eps)
+        shift = -norm.running_mean.double() * gain
+        if norm.affine:
+            gain, shift = gain * norm.weight.double(), shift * norm.weight.double() + norm.bias.double()
+        factor, bias = factor * gain, bias * gain + shift
+    bias_array = bias.numpy().astype(np.float32)
+    shape = [1] * weight.dim()
+    shape[axis] = -1
+    if not isinstance(quantizer, WeightQuantizer):
+        folded = (weight.double() * factor.view(shape)).numpy().astype(np.float32)
+        return LayerWeights(bias_array, weight=folded)
+    scales = channel_scales(weight, quantizer.bits, quantizer.clip, axis)
+    codes = weight_codes(weight, scales, quantizer.bits, axis) * factor.sign().float().view(shape)
+    return LayerWeights(
+        bias_array,
+        codes=codes.numpy().astype(np.int8),
+        scales=(scales.double() * factor.abs()).clamp(min=1e-30).numpy().astype(np.float32),
+    )
+
+
+def random_weights(network: Network, policy: Policy, seed: int = 0) -> dict[str, LayerWeights]:
+    """Weights of the right shapes and kinds, for timing: latency does not depend on their values."""
+    generator = np.random.default_rng(seed)
+    return {layer.name: _random_layer(layer.shape, policy[layer.name], generator) for layer in network.layers}
+
+
+def weight_shape(shape: LayerShape) -> tuple[int, ...]:
+    """Shape of a layer's weight in torch's layout."""
+    if shape.op == "linear":
+        return (shape.out_channels, shape.in_channels)
+    if shape.op == "conv_transpose2d":
+        return (shape.in_channels, shape.out_channels // shape.groups, *shape.kernel)
+    return (shape.out_channels, shape.in_channels // shape.groups, *shape.kernel)
+
+
+def _random_layer(
+    shape: LayerShape, layer_policy: LayerPolicy, generator: np.random.Generator
+) -> LayerWeights:
+    size = weight_shape(shape)
+    bias = generator.standard_normal(shape.out_channels, dtype=np.float32) * np.float32(0.01)
+    spread = math.sqrt(2.0 / max(math.prod(size[1:]), 1))
+    if layer_policy.weight_bits > 8:
+        weight = generator.standard_normal(size, dtype=np.float32) * np.float32(spread)
+        return LayerWeights(bias, weight=weight)
+    top = highest_code(layer_policy.weight_bits)
+    codes = generator.integers(-top, top + 1, size, dtype=np.int8)
+    scales = (generator.uniform(0.9, 1.1, shape.out_channels) * spread / top).astype(np.float32)
+    return LayerWeights(bias, codes=codes, scales=scales)
+
+
+def activation_grids(compressed: Compressed) -> Mapping[str, ActivationGrid]:
+    """Tensor (kernel) name -> the grid of its quantizer."""
+    return {name: quantizer.grid() for name, quantizer in quantizers(compressed.module).items()}
