@@ -72,7 +72,7 @@ class _Writer:
 
     def name(self) -> str:
         self.count += 1
-        return f"{self.count:x}"
+        return f".{self.count:x}"  # no layer is named so
 
     def constant(self, value: NDArray[Any] | np.generic) -> str:
         """A constant; equal ones are stored once."""

@@ -17,6 +17,7 @@ from compression.finetune import Batch, Diverged, FineTune, fine_tune
 from compression.policy import Policy
 from compression.quantize import calibrate
 from compression.trace import Traced
+from hw_profiles import load_profile
 from search.config import SearchConfig
 from search.task import Data, Task, TaskError, as_data, class_count
 
@@ -72,7 +73,7 @@ class Scorer:
         self.traced = traced
         self.task = task
         self.config = config
-        self.multiple = 1
+        self.multiple = load_profile(config.hardware.profile).channel_multiple
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.train = as_data(task.train)
         self.search = as_data(task.search)

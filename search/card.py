@@ -1,0 +1,63 @@
+"""The card of an exported network: what it is, what was measured, and where each figure is from."""
+
+from typing import Any
+
+from compression.policy import Network, Policy
+from search.front import quantity
+from search.verify import Verification
+
+
+def card(
+    verification: Verification, policy: Policy, network: Network, profile: str, task: str, made: str
+) -> str:
+    """Markdown. ``network`` is the one after the cut."""
+    test, latency, size = verification.test, verification.latency, verification.size
+    low, high = test["accuracy_ci"]
+    rows = [
+        ("accuracy (test split, read once)", f"{test['baseline_accuracy']:.4f}", f"{test['accuracy']:.4f}"),
+        ("95 % confidence interval", "", f"{low:.4f} .. {high:.4f}"),
+        ("drop", "", f"{100 * (test['baseline_accuracy'] - test['accuracy']):.2f} points"),
+    ]
+    if latency:
+        rows += [
+            (
+                "latency, measured",
+                quantity("latency_ms", latency["baseline_ms"]),
+                f"{quantity('latency_ms', latency['measured_ms'])} ({latency['ratio']:.3f}x)",
+            ),
+            ("latency, predicted", "", quantity("latency_ms", latency["predicted_ms"])),
+        ]
+    rows += [
+        (
+            "model file",
+            quantity("size_bytes", size["baseline_bytes"]),
+            f"{quantity('size_bytes', size['bytes'])} (1/{size['baseline_bytes'] / size['bytes']:.1f})",
+        ),
+        ("multiply-accumulates", "", f"{network.macs / 1e6:.1f} M"),
+        ("file against torch network: same answer", "", f"{test['agreement']:.2%}"),
+    ]
+    verdict = "Verified." if verification.passed else "NOT as promised: " + "; ".join(verification.failures)
+    lines = [
+        f"# Trial {verification.trial}",
+        "",
+        f"{verdict} Task `{task}`, profile `{profile}`, {made}.",
+        "",
+        "| | uncompressed | this network |",
+        "|---|---|---|",
+        *(f"| {name} | {base} | {value} |" for name, base, value in rows),
+        "",
+        "| layer | shape | channels cut | weight bits | activation bits | runs as integers |",
+        "|---|---|---|---|---|---|",
+        *(_layer_row(name, policy, network, verification.kernels) for name in policy),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _layer_row(name: str, policy: Policy, network: Network, kernels: dict[str, Any]) -> str:
+    layer = policy[name]
+    integer = "yes" if name in kernels["integer"] else "no"
+    return (
+        f"| {name} | {network.layer[name].shape} | {100 * layer.sparsity:.0f} % | {layer.weight_bits} |"
+        f" {layer.activation_bits} | {integer} |"
+    )

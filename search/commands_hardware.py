@@ -1,0 +1,313 @@
+"""The commands about hardware: ``leanfront profile ...`` and ``leanfront cost``. No torch."""
+
+import json
+import os
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from compression.policy import LayerPolicy, Network, Policy, PolicyError
+from hw_profiles import (
+    HardwareProfile,
+    ProfileError,
+    load_profile,
+    profile_paths,
+    read_profile,
+    to_toml,
+    user_folder,
+)
+
+if TYPE_CHECKING:
+    from latency_models.cost import Cost, CostModel, LayerCost
+
+profile_app = typer.Typer(no_args_is_help=True, help="Hardware profiles: list, show, check, new.")
+
+
+class Format(StrEnum):
+    """How to print."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="A table to read, or JSON for programs.")]
+
+
+@profile_app.command("list")
+def list_profiles(format_: FormatOption = Format.TABLE) -> None:
+    """List the hardware profiles: built-in ones and those in your own folder."""
+    rows: list[dict[str, Any]] = []
+    for name, path in profile_paths().items():
+        try:
+            profile = read_profile(path)
+            rows.append({"name": name, "kind": profile.kind, "model": profile.model,
+                         "estimated": profile.estimated, "description": profile.description,
+                         "file": str(path)})  # fmt: skip
+        except ProfileError as error:  # one broken file does not hide the others
+            rows.append({"name": name, "kind": None, "model": None, "estimated": None,
+                         "description": f"not valid: {error}", "file": str(path)})  # fmt: skip
+    if format_ is Format.JSON:
+        _print_json(rows)
+        return
+    table = Table("name", "kind", "model", "numbers", "description")
+    for row in rows:
+        numbers = {True: "some assumed", False: "all sourced", None: "-"}[row["estimated"]]
+        table.add_row(row["name"], row["kind"] or "-", row["model"] or "-", numbers, row["description"])
+    _console().print(table)
+
+
+@profile_app.command("show")
+def show_profile(
+    name: Annotated[str, typer.Argument(help="Name of a profile, or its file.", metavar="PROFILE")],
+    format_: FormatOption = Format.TABLE,
+) -> None:
+    """Show a profile: every number with its source."""
+    profile = load_profile(name)
+    sources = {path: profile.source(path) for path in profile.numbers}
+    if format_ is Format.JSON:
+        fields = profile.model_dump(mode="json", by_alias=True)
+        fields["sources"] = {p: s.model_dump(by_alias=True) for p, s in sources.items() if s is not None}
+        _print_json({**fields, "estimated": profile.estimated, "digest": profile.digest})
+        return
+    console = _console()
+    console.print(f"{profile.name}: {profile.description}", markup=False)
+    console.print(f"kind {profile.kind}, latency model {profile.model}, pattern that pays {profile.pattern}")
+    table = Table("field", "value", "status", "from")
+    for path, value in profile.numbers.items():
+        source = sources[path]
+        shown = profile.supported_sentence if path == "supported" else f"{value:,}"
+        table.add_row(path, shown, source.status if source else "", source.from_ if source else "")
+    console.print(table)
+
+
+@profile_app.command("check")
+def check_profile(
+    file: Annotated[str, typer.Argument(help="A profile's TOML file, or its name.", metavar="FILE")],
+) -> None:
+    """Check a profile; the first thing that is wrong is named."""
+    profile = load_profile(file)
+    assumed = [p for p in profile.numbers if (s := profile.source(p)) and s.status == "assumed"]
+    note = f"; assumed: {', '.join(assumed)}" if assumed else "; no number is assumed"
+    typer.echo(f"{profile.name} is valid: {len(profile.numbers)} numbers with their sources{note}")
+
+
+@profile_app.command("new")
+def new_profile(
+    name: Annotated[str, typer.Argument(help="Name of the new profile: small letters, digits, . _ -")],
+    like: Annotated[str, typer.Option("--like", help="The profile to start from.", metavar="PROFILE")],
+) -> None:
+    """Start a profile of your own from another one; edit the file that it writes."""
+    like_profile = load_profile(like)
+    fields = like_profile.model_dump(by_alias=True)
+    fields |= {"name": name, "description": f"Copy of {like_profile.name}: replace the numbers and sources"}
+    # what is measured or published for one part is only an assumption about another
+    fields["sources"] = {
+        path: {"status": "assumed", "from": f"copied from {like_profile.name} ({s.status}: {s.from_})"}
+        for path, s in like_profile.sources.items()
+    }
+    profile = HardwareProfile.of(fields, where=f"profile {name!r}")
+    target = user_folder() / f"{name}.toml"
+    if name in profile_paths():
+        raise ProfileError(f"there is a profile {name!r} already, {profile_paths()[name]}; take another name")
+    _write(target, to_toml(profile))
+    typer.echo(f"wrote {target}; every source in it is now 'assumed' until you replace it")
+
+
+def cost(
+    network: Annotated[Path, typer.Argument(help="An .onnx file, or a layer table (.csv).")],
+    profile: Annotated[str, typer.Option("--profile", help="Name of a hardware profile, or its file.")],
+    policy: Annotated[
+        Path | None, typer.Option("--policy", help="Policy of each layer, a JSON file.", metavar="FILE")
+    ] = None,
+    weight_bits: Annotated[
+        int | None, typer.Option("--weight-bits", help="Bits of all weights (default: as in the file).")
+    ] = None,
+    activation_bits: Annotated[
+        int | None, typer.Option("--activation-bits", help="Bits of all layer inputs (default: the same).")
+    ] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option("--sparsity", help="Share of the channels to cut, 0 .. 1, wherever they can be."),
+    ] = None,
+    format_: FormatOption = Format.TABLE,
+) -> None:
+    """What a network costs on a part: latency, energy, size, memory; per layer and in all.
+
+    Without bits, those of the file count (32 in a layer table). Where the part has half precision, it is
+    16 for both.
+    """
+    hardware = load_profile(profile)
+    original, own = read_network(network)
+    if policy is not None:
+        if (weight_bits, activation_bits, sparsity) != (None, None, None):
+            raise PolicyError(
+                "give either --policy, which says everything for each layer, or --weight-bits,"
+                " --activation-bits and --sparsity; not both"
+            )
+        wanted = _read_policy(policy)
+        wanted.check(original)
+    else:
+        wanted = _uniform(original, own, weight_bits, activation_bits, sparsity)
+    _check_supported(hardware, wanted)
+    resized = original
+    if any(layer_policy.sparsity for layer_policy in wanted.values()):
+        resized = original.resized(wanted.channels(original, hardware.channel_multiple))
+    model = _cost_model(resized, wanted, hardware)
+    total, rows = model.cost(resized, wanted), model.layers(resized, wanted)
+    if format_ is Format.JSON:
+        _print_json(_as_json(total, rows))
+    else:
+        _print_costs(network, hardware, resized, wanted, total, rows)
+
+
+def read_network(path: Path) -> tuple[Network, Policy]:
+    """A network file by its suffix, and the policy that it already follows (float32 for a layer table).
+
+    Raises:
+        PolicyError: neither .onnx nor .csv. OnnxError, TableError: the file is not good.
+    """
+    if path.suffix.lower() == ".onnx":
+        from compression.onnx_network import read_onnx
+
+        read = read_onnx(path)
+        return read.network, read.policy
+    if path.suffix.lower() == ".csv":
+        from latency_models.layer_table import read_layer_table
+
+        network = read_layer_table(path)
+        return network, Policy.uniform(network, LayerPolicy())
+    raise PolicyError(f"a network is an .onnx file or a layer table (.csv), not {path.name!r}")
+
+
+def _read_policy(path: Path) -> Policy:
+    try:
+        return Policy.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PolicyError(f"cannot read the policy {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise PolicyError(f"a policy is JSON, {path} is not even text") from error
+    except PolicyError as error:
+        raise PolicyError(f"{path}: {error}") from error
+
+
+def _uniform(
+    network: Network,
+    own: Policy,
+    weight_bits: int | None,
+    activation_bits: int | None,
+    sparsity: float | None,
+) -> Policy:
+    """The file's own policy, with what the options say put over it."""
+    if sparsity and not network.groups:
+        raise PolicyError(
+            "--sparsity cannot be applied: the channels of this network are not followed (an .onnx file, or a"
+            " layer table with branches or concats); export or list the network that is cut already"
+        )
+    layers = {}
+    for layer in network.layers:
+        before = own[layer.name]
+        layers[layer.name] = replace(
+            before,
+            weight_bits=before.weight_bits if weight_bits is None else weight_bits,
+            activation_bits=before.activation_bits if activation_bits is None else activation_bits,
+            sparsity=sparsity or 0.0 if layer.group is not None else 0.0,
+        )
+    return Policy.of(layers)
+
+
+def _check_supported(profile: HardwareProfile, policy: Policy) -> None:
+    for name, layer in policy.items():
+        if not profile.supports(layer.weight_bits, layer.activation_bits):
+            raise ProfileError(
+                f"profile {profile.name!r} cannot run weights of {layer.weight_bits} with activations of"
+                f" {layer.activation_bits} bits (layer {name!r}); it can: {profile.supported_sentence}"
+            )
+
+
+def _cost_model(network: Network, policy: Policy, profile: HardwareProfile) -> "CostModel":
+    if profile.model == "roofline":
+        from latency_models.roofline import RooflineModel
+
+        return RooflineModel(profile)
+    from search.latency import file_cost_model
+
+    return file_cost_model(network, policy, profile)
+
+
+def _as_json(total: "Cost", rows: "tuple[LayerCost, ...]") -> dict[str, Any]:
+    return {
+        "latency_ms": total.latency_ms,
+        "energy_mj": total.energy_mj,
+        "size_bytes": total.size_bytes,
+        "peak_memory_bytes": total.peak_memory_bytes,
+        "fits": total.fits,
+        "resources": dict(total.resources),
+        "kind": total.kind,
+        "estimated": total.estimated,
+        "layers": [
+            {"name": r.name, "latency_ms": r.latency_ms, "energy_mj": r.energy_mj, "source": r.source}
+            for r in rows
+        ],
+    }
+
+
+def _print_costs(
+    path: Path,
+    profile: HardwareProfile,
+    network: Network,
+    policy: Policy,
+    total: "Cost",
+    rows: "tuple[LayerCost, ...]",
+) -> None:
+    table = Table("layer", "shape", "bits w/a")
+    for heading in ("MACs", "latency_ms", "energy_mj"):
+        table.add_column(heading, justify="right")
+    table.add_column("source")
+    for row in rows:
+        layer = network.layer.get(row.name)
+        other = network.node.get(row.name)
+        shape = str(layer.shape) if layer else other.op if other else "-"
+        bits = f"{policy[row.name].weight_bits}/{policy[row.name].activation_bits}" if layer else "-"
+        macs = f"{layer.shape.macs:,}" if layer else "-"
+        latency, energy = f"{row.latency_ms:.4f}", f"{row.energy_mj:.4f}"
+        table.add_row(row.name, shape, bits, macs, latency, energy, row.source)
+    console = _console()
+    console.print(table)
+    console.print(
+        f"{path.name} on {profile.name}: {total.latency_ms:.4f} ms, {total.energy_mj:.4f} mJ,"
+        f" {total.size_bytes:,} bytes of file, {total.peak_memory_bytes:,} bytes of live tensors,"
+        f" {network.macs:,} MACs; {total.kind}",
+        markup=False,
+    )
+    if not total.fits:
+        console.print(f"It does not fit: {profile.name} has {profile.memory_bytes or 0:,} bytes of memory.")
+    if total.estimated:
+        assumed = ", ".join(p for p in profile.numbers if (s := profile.source(p)) and s.status == "assumed")
+        console.print(f"An estimate: these numbers of the profile are assumed: {assumed}.")
+
+
+def _console() -> Console:
+    """Wide when piped: rich would cut columns at 80 there."""
+    console = Console(highlight=False, soft_wrap=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _write(target: Path, text: str) -> None:
+    """Write beside and rename: no half file, whatever happens."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(target)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise ProfileError(f"cannot write {target}: {error.strerror}") from error

@@ -1,0 +1,291 @@
+"""The search.toml file: what is searched, on which hardware, with how much training."""
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
+
+Sampler = Literal["tpe", "nsga2", "random"]
+Objective = Literal["accuracy", "latency_ms", "size_bytes", "energy_mj"]
+WeightBits = Literal[2, 3, 4, 5, 6, 7, 8, 16, 32]
+ActivationBits = Literal[4, 8, 16, 32]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+_WANTED = {
+    "model_type": "a section",
+    "dict_type": "a section",
+    "tuple_type": "a list",
+    "path_type": "a path in quotes",
+    "string_type": "text in quotes",
+}
+
+OBJECTIVES: tuple[str, ...] = get_args(Objective)
+
+
+class ConfigError(ValueError):
+    """A search configuration that cannot be used: the rule, what was found, what to do."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TaskSection(_Section):
+    """The user's Python file, and the options that its ``load`` function is called with."""
+
+    file: Annotated[Path, Strict(False)]
+    options: dict[str, Any] = {}
+
+
+class HardwareSection(_Section):
+    """The part that the network will run on. ``threads``: of the inference engine, where it is measured."""
+
+    profile: str = "this-machine"
+    threads: int = Field(default=1, ge=1, le=1024)
+
+
+class SearchSection(_Section):
+    """How long, how wide and towards what."""
+
+    sampler: Sampler = "tpe"
+    objectives: Annotated[tuple[Objective, ...], Strict(False)] = ("accuracy", "latency_ms")
+    trials: int | None = Field(default=None, ge=1)
+    hours: float | None = Field(default=None, gt=0.0)
+    workers: int = Field(default=1, ge=1, le=1024)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+
+    @field_validator("objectives")
+    @classmethod
+    def _accuracy_first(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(value) < 2 or value[0] != "accuracy" or len(set(value)) < len(value):
+            others = ", ".join(name for name in OBJECTIVES if name != "accuracy")
+            raise ValueError(
+                f"must start with accuracy and name one or more of {others}, each once, not {list(value)}"
+            )
+        return value
+
+
+class LimitsSection(_Section):
+    """What a network must not exceed; checked before it is trained, ``max_drop`` (a fraction) after."""
+
+    latency_ms: float | None = Field(default=None, gt=0.0)
+    size_bytes: float | None = Field(default=None, gt=0.0)
+    energy_mj: float | None = Field(default=None, gt=0.0)
+    peak_memory_bytes: float | None = Field(default=None, gt=0.0)
+    max_drop: float | None = Field(default=None, ge=0.0, le=1.0)
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """The limits that are known from the cost alone: name of the field of Cost -> most."""
+        return {
+            name: float(value)
+            for name in ("latency_ms", "size_bytes", "energy_mj", "peak_memory_bytes")
+            if (value := getattr(self, name)) is not None
+        }
+
+
+class SpaceSection(_Section):
+    """What may be proposed. Sparsity: share of a group's channels that is cut. 32 bits: float."""
+
+    sparsity: Annotated[tuple[Share, ...], Strict(False)] = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
+    weight_bits: Annotated[tuple[WeightBits, ...], Strict(False)] = (4, 8, 32)
+    activation_bits: Annotated[tuple[ActivationBits, ...], Strict(False)] = (8, 32)
+
+    @field_validator("sparsity", "weight_bits", "activation_bits")
+    @classmethod
+    def _not_empty(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value:
+            raise ValueError("must name at least one value, not []")
+        return tuple(sorted(set(value)))
+
+
+class FinetuneSection(_Section):
+    """The short training inside the search: images seen, not epochs."""
+
+    images: int = Field(default=8192, ge=0)
+    batch: int = Field(default=128, ge=1)
+    learning_rate: float = Field(default=0.02, gt=0.0)
+    temperature: float = Field(default=4.0, gt=0.0)
+    distillation_weight: float = Field(default=0.9, ge=0.0, le=1.0)
+    calibration_images: int = Field(default=512, ge=1)
+
+
+class PickSection(_Section):
+    """The long training of the network that is picked."""
+
+    epochs: float = Field(default=8, ge=0)
+    learning_rate: float = Field(default=0.02, gt=0.0)
+
+
+class SearchConfig(_Section):
+    """A whole search.toml. ``task.file`` is absolute once it was read by ``load_config``."""
+
+    task: TaskSection
+    hardware: HardwareSection = HardwareSection()
+    search: SearchSection = SearchSection()
+    limits: LimitsSection = LimitsSection()
+    space: SpaceSection = SpaceSection()
+    finetune: FinetuneSection = FinetuneSection()
+    pick: PickSection = PickSection()
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """What all calls that work on one run folder must have in common, as flat "section.key" -> value.
+
+        Not in it: how long (hours, trials), how many workers, the seed, the sampler, and the long training
+        of a pick. Of the task file the name counts, not its folder: folders may be moved.
+        """
+        raw = self.model_dump(mode="json", exclude={"pick": True})
+        raw["task"]["file"] = self.task.file.name
+        raw["search"] = {"objectives": raw["search"]["objectives"]}
+        options = raw["task"].pop("options")
+        flat = {f"{section}.{key}": value for section, keys in raw.items() for key, value in keys.items()}
+        return flat | {f"task.options.{key}": value for key, value in options.items()}
+
+    @property
+    def digest(self) -> str:
+        """Hash of ``shared``."""
+        text = json.dumps(self.shared, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_toml(self) -> str:
+        """TOML that ``load_config`` reads back as an equal configuration."""
+        raw = self.model_dump(mode="python", exclude_none=True)
+        raw["task"]["file"] = str(self.task.file)
+        return "".join(_table(name, section) for name, section in raw.items())
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> SearchConfig:
+    """Read a search.toml. ``overrides``: "section.key=value" texts, values written as in TOML (a bare word
+    is a string).
+
+    A relative ``task.file`` is relative to the folder of the configuration, and comes back absolute.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, a key is unknown (the nearest is named), a value is
+            not allowed, an override cannot be read, or the task file does not exist.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "search.toml"
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration {str(path)!r}; give the path of a search.toml") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    for override in overrides:
+        _override(raw, override)
+    config = parse_config(raw, str(path))
+    task_file = config.task.file.expanduser()
+    task_file = (path.parent / task_file).resolve()
+    if not task_file.is_file():
+        raise ConfigError(f"{path}: task.file is {str(config.task.file)!r}, but there is no file {task_file}")
+    return config.model_copy(update={"task": config.task.model_copy(update={"file": task_file})})
+
+
+def parse_config(raw: Mapping[str, Any], source: str = "the configuration") -> SearchConfig:
+    """Validate plain dictionaries as they come out of TOML; ``source`` names them in errors.
+
+    Raises:
+        ConfigError: as ``load_config``.
+    """
+    try:
+        return SearchConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_sentence(error)}") from error
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or len(parts) < 2 or not all(parts):
+        raise ConfigError(f"--set takes section.key=value (such as search.seed=1), not {override!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    table = raw
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"--set {override!r}: {part!r} is a value, not a section")
+    table[parts[-1]] = value
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first thing that is wrong, an unknown key before all others, in one sentence."""
+    errors = error.errors(include_url=False)
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        everywhere = [name for name in _all_keys() if name.split(".")[-1] == location[-1]]
+        if near:
+            hint = f"did you mean {near[0]!r}? "
+        elif everywhere:
+            hint = f"did you mean {everywhere[0]!r}? "
+        else:
+            hint = ""
+        where = f"[{'.'.join(location[:-1])}]" if location[:-1] else "the file"
+        return f"unknown key {location[-1]!r} in {where}; {hint}There are {', '.join(known)}"
+    if first["type"] == "missing":
+        return f'{key} is missing; a search needs at least [task] file = "task.py"'
+    if first["type"] == "value_error":
+        return f"{key} {first['msg'].removeprefix('Value error, ')}"
+    wanted = _WANTED.get(first["type"]) or first["msg"].removeprefix("Input should be ")
+    return f"{key} must be {wanted}, not {first['input']!r}"
+
+
+def _known_keys(section: Sequence[str]) -> list[str]:
+    model: type[BaseModel] = SearchConfig
+    for part in section:
+        annotation = model.model_fields[part].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        model = annotation
+    return list(model.model_fields)
+
+
+def _all_keys() -> list[str]:
+    return [f"{section}.{key}" for section in SearchConfig.model_fields for key in _known_keys([section])]
+
+
+def _table(name: str, values: Mapping[str, Any]) -> str:
+    lines = [f"[{name}]"]
+    lines += [
+        f"{_key(key)} = {_value(value)}" for key, value in values.items() if not isinstance(value, dict)
+    ]
+    tables = [
+        _table(f"{name}.{_key(key)}", value) for key, value in values.items() if isinstance(value, dict)
+    ]
+    return "\n".join(lines) + "\n\n" + "".join(tables)
+
+
+def _key(key: str) -> str:
+    bare = key.isascii() and key.replace("_", "").replace("-", "").isalnum()
+    return key if bare else _value(key)
+
+
+def _value(value: Any) -> str:
+    """One TOML value. JSON's strings are TOML's, but for DEL, which TOML wants escaped."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_value(item) for item in value)}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, float):
+        return repr(value)  # repr says inf and nan as TOML does
+    return str(value)  # integers, and TOML's dates and times, whose str is their TOML form

@@ -1,0 +1,173 @@
+"""The search loop of one worker: ask, price, train, tell, until the budget is used up."""
+
+import json
+import signal
+import statistics
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from compression.policy import Policy
+from search.ledger import Ledger, row_of
+from search.progress import trial_line
+from search.run_folder import RunFolder, TrialRow
+from search.study import digests, enqueue, finished, recover, tell
+from search.trial import Problem, Result, priced, scored
+
+_GIVE_UP_AFTER = 500
+"""So many proposals in a row without one that is new and allowed: the space is used up."""
+_FAILURES_IN_A_ROW = 10
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a search goes on. ``trials``: in all, earlier ones included; ``deadline``: of time.time()."""
+
+    trials: int | None = None
+    deadline: float | None = None
+
+    def used_up(self, trials: Sequence[FrozenTrial]) -> str:
+        """Why no new trial should start; empty while one should.
+
+        A trial of median length must still fit before the deadline.
+        """
+        if self.trials is not None:
+            running = sum(trial.state == TrialState.RUNNING for trial in trials)
+            if finished(trials) + running >= self.trials:
+                return f"{self.trials} trials are done"
+        if self.deadline is not None:
+            left = self.deadline - time.time()
+            typical = seconds_per_trial(trials)
+            if left <= 0:
+                return "the time is up"
+            if typical is not None and left < typical:
+                return f"the {left:.0f} s that are left do not fit a trial of {typical:.0f} s"
+        return ""
+
+
+def seconds_per_trial(trials: Sequence[FrozenTrial]) -> float | None:
+    """Median seconds of the trained trials; None before the first."""
+    seconds = [
+        result["seconds"]
+        for trial in trials
+        if "seconds_training" in (result := trial.user_attrs.get("result") or {})
+    ]
+    return statistics.median(seconds) if seconds else None
+
+
+class Interrupt:
+    """Ctrl-C (or SIGTERM) once sets ``requested``; twice raises KeyboardInterrupt. Use it in a with block."""
+
+    def __init__(self, on_request: Callable[[], None] = lambda: None) -> None:
+        self.requested = False
+        self._on_request = on_request
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interrupt":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._received)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _received(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self._on_request()
+
+
+def search_loop(
+    problem: Problem,
+    study: optuna.Study,
+    run: RunFolder,
+    budget: Budget,
+    worker: str,
+    stop: Callable[[], bool] = lambda: False,
+    on_trial: Callable[[TrialRow], None] = lambda row: None,
+) -> str:
+    """Run trials until the budget is used up or ``stop`` says so; why it ended.
+
+    Any number of workers may do this on one study. ``on_trial`` gets the line of each finished trial.
+
+    Raises:
+        TableError: the cost model does not know the cost of a policy.
+        RuntimeError: ten trials in a row failed.
+    """
+    rng = np.random.default_rng(zlib.crc32(worker.encode()))
+    ledger = Ledger(run, study)
+    ledger.write(force=True)
+    fruitless = failures = 0
+    while True:
+        recover(study, run)
+        trials = study.get_trials(deepcopy=False)
+        if stop():
+            ended = "stopped"
+            break
+        if ended := budget.used_up(trials):
+            break
+        if fruitless >= _GIVE_UP_AFTER:
+            ended = f"{fruitless} proposals in a row were known already or over a limit"
+            break
+        trial = study.ask()
+        trial.set_user_attr("worker", worker)
+        policy = problem.space.suggest(trial)
+        result = _attempt(problem, study, run, trial, policy, rng, ledger)
+        row = row_of(tell(study, trial, result))
+        ledger.write()
+        trained = result.state in ("complete", "failed") or "accuracy" in result.values
+        fruitless = 0 if trained else fruitless + 1
+        failures = failures + 1 if result.state == "failed" else 0 if trained else failures
+        run.log(trial_line(row))
+        on_trial(row)
+        if failures >= _FAILURES_IN_A_ROW:
+            ledger.write(force=True)
+            raise RuntimeError(f"the last {failures} trials failed, the last one because: {result.reason}")
+    ledger.write(force=True)
+    return ended
+
+
+def _attempt(
+    problem: Problem,
+    study: optuna.Study,
+    run: RunFolder,
+    trial: optuna.Trial,
+    policy: Policy,
+    rng: np.random.Generator,
+    ledger: Ledger,
+) -> Result:
+    known = digests(study.get_trials(deepcopy=False), without=trial.number)
+    if policy.digest in known:
+        first = known[policy.digest]
+        if instead := _unseen(problem, policy, known, rng):
+            enqueue(study, problem.space, instead, f"instead of a duplicate of trial {first}")
+        return Result("pruned", f"duplicate of trial {first}")
+    trial.set_user_attr("policy", json.dumps(policy.to_dict(), separators=(",", ":")))
+    trial.set_user_attr("digest", policy.digest)
+    price = priced(problem, policy)
+    if price.state == "infeasible":
+        return price
+    ledger.write()
+    return scored(problem, policy, price, run.checkpoint(trial.number))
+
+
+def _unseen(
+    problem: Problem, policy: Policy, known: dict[str, int], rng: np.random.Generator
+) -> Policy | None:
+    """A policy near another that was not tried and breaks no limit, if a few attempts find one."""
+    for attempt in range(20):
+        near = problem.space.mutated(policy, rng, changes=1 + attempt // 4)
+        if near.digest not in known and priced(problem, near).state == "running":
+            return near
+    return None

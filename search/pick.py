@@ -1,0 +1,213 @@
+"""Pick a point of the front: train it long, test it once, export it, verify it in onnxruntime."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from compression.compress import Compressed, compress
+from compression.export import exported
+from compression.policy import LayerPolicy, Policy
+from compression.template import template
+from compression.trace import Traced
+from search.card import card
+from search.choose import Wish, choose
+from search.front import front_of, quantity
+from search.prepare import Loaded, load, threads_per_worker
+from search.run_folder import RunError, RunFolder, TrialRow, now, replace_file, writable
+from search.score import Score, Scorer, save_weights
+from search.task import as_data
+from search.verify import Verification, kernel_report, measured_latency, test_once, verification
+
+Log = Callable[[str], None]
+
+
+def trial_row(run: RunFolder, trial: int) -> TrialRow:
+    """A complete trial of a run by its number.
+
+    Raises:
+        RunError: there is none, or it is not complete.
+    """
+    row = next((row for row in run.trials() if row.trial == trial), None)
+    if row is None:
+        raise RunError(f"{run.path} has no trial {trial}; leanfront front {run.path} lists the best")
+    if row.state != "complete":
+        raise RunError(f"trial {trial} is not complete but {row.state}; pick one that leanfront front lists")
+    return row
+
+
+def pick(
+    run: RunFolder,
+    *,
+    max_drop: float | None = None,
+    max_latency_ms: float | None = None,
+    max_size_bytes: float | None = None,
+    max_energy_mj: float | None = None,
+    prefer: str | None = None,
+    trial: int | None = None,
+    out: Path | None = None,
+    epochs: float | None = None,
+    log: Log = print,
+) -> dict[str, Any]:
+    """Choose (or take ``trial``), fine-tune long, test once, export to ``out`` and verify in onnxruntime.
+
+    Writes model.onnx, baseline.onnx, weights.safetensors, policy.json, verification.json and card.md to
+    ``out`` (exported/<trial> of the run by default); returns what verification.json holds, and "folder".
+
+    Raises:
+        RunError: nothing on the front meets the limits, or the folder cannot be written.
+    """
+    wish = Wish(max_drop, max_latency_ms, max_size_bytes, max_energy_mj, prefer)
+    baseline_accuracy = run.environment().get("baseline", {}).get("accuracy")
+    if baseline_accuracy is None:
+        raise RunError(f"{run.path} has no scored baseline yet; search first: leanfront search")
+    row = trial_row(run, trial) if trial is not None else choose(front_of(run), baseline_accuracy, wish)
+    loaded, scorer = _opened(run)
+    policy = Policy.from_json(row.policy)
+    options = loaded.config.pick
+    epochs = options.epochs if epochs is None else epochs
+    log(f"trial {row.trial}: fine-tuning for {epochs:g} epochs with distillation")
+    checkpoint = run.checkpoint(row.trial)
+    compressed, score = scorer.refine(policy, checkpoint, epochs, options.learning_rate)
+    if row.accuracy is not None and score.accuracy < row.accuracy and checkpoint.exists():
+        # chosen on the search split, as everything before the test
+        log(f"the long fine-tune scored {score.accuracy:.4f}, the short one {row.accuracy:.4f}: that is kept")
+        compressed, score = scorer.refine(policy, checkpoint, 0, options.learning_rate)
+    log(f"search split: {score.accuracy:.4f} (uncompressed {baseline_accuracy:.4f}); exporting")
+    folder = out or run.exported / str(row.trial)
+    found = export_and_verify(loaded, compressed, score, row, folder, log)
+    return {**asdict(found), "passed": found.passed, "folder": str(folder)}
+
+
+def export_trial(run: RunFolder, *, trial: int, to: str = "onnx", out: Path | None = None) -> Path:
+    """Export one trial with the weights of its short fine-tune; the folder that model.onnx is in.
+
+    Raises:
+        RunError: the trial is not complete, its weights were not kept, or the format is not known.
+    """
+    if to != "onnx":
+        raise RunError(f"a network is exported to onnx, not to {to!r}")
+    row = trial_row(run, trial)
+    checkpoint = run.checkpoint(trial)
+    if not checkpoint.exists():
+        raise RunError(
+            f"the weights of trial {trial} were not kept (only those of the front are);"
+            f" train it again with: leanfront pick {run.path} --trial {trial}"
+        )
+    loaded, scorer = _opened(run)
+    policy = Policy.from_json(row.policy)
+    compressed, _ = scorer.refine(policy, checkpoint, 0, loaded.config.pick.learning_rate)
+    compressed.module.cpu()
+    folder = out or run.exported / str(trial)
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_bytes(folder / "model.onnx", exported_bytes(loaded.traced, compressed))
+        replace_file(folder / "policy.json", policy.to_json() + "\n")
+    return folder
+
+
+def gains(answer: dict[str, Any]) -> list[dict[str, str]]:
+    """What was gained, as the rows of a table: uncompressed beside picked."""
+    test, latency, size = answer["test"], answer["latency"], answer["size"]
+    low, high = test["accuracy_ci"]
+    rows = [
+        _gain(
+            "accuracy (test, read once)",
+            f"{test['baseline_accuracy']:.4f}",
+            f"{test['accuracy']:.4f}",
+            f"{100 * (test['accuracy'] - test['baseline_accuracy']):+.2f} points",
+        ),
+        _gain("  its 95 % interval", "", f"{low:.4f}..{high:.4f}", ""),
+    ]
+    if latency:
+        rows.append(
+            _gain(
+                "latency, measured",
+                quantity("latency_ms", latency["baseline_ms"]),
+                quantity("latency_ms", latency["measured_ms"]),
+                f"{latency['ratio']:.3f}x",
+            )
+        )
+        predicted = quantity("latency_ms", latency["predicted_ms"])
+        rows.append(_gain("  as the search predicted", "", predicted, f"{100 * latency['error']:+.1f} %"))
+    rows.append(
+        _gain(
+            "model file",
+            quantity("size_bytes", size["baseline_bytes"]),
+            quantity("size_bytes", size["bytes"]),
+            f"1/{size['baseline_bytes'] / size['bytes']:.1f}",
+        )
+    )
+    rows.append(_gain("file agrees with torch", "", f"{test['agreement']:.2%}", ""))
+    return rows
+
+
+def _gain(what: str, uncompressed: str, picked: str, gained: str) -> dict[str, str]:
+    return {"": what, "uncompressed": uncompressed, "picked": picked, "gain": gained}
+
+
+def _opened(run: RunFolder) -> tuple[Loaded, Scorer]:
+    import torch
+
+    torch.set_num_threads(threads_per_worker(1))
+    loaded = load(run.config())
+    return loaded, Scorer(loaded.traced, loaded.task, loaded.config)
+
+
+def export_and_verify(
+    loaded: Loaded,
+    compressed: Compressed,
+    score: Score,
+    row: TrialRow,
+    folder: Path,
+    log: Log,
+) -> Verification:
+    """Export a trained network beside the uncompressed one and hold it against what its trial promised."""
+    task, threads = loaded.task, loaded.config.hardware.threads
+    compressed.module.cpu()
+    model = exported_bytes(loaded.traced, compressed)
+    uncompressed = compress(loaded.traced, Policy.uniform(loaded.traced.network, LayerPolicy()))
+    baseline = exported_bytes(loaded.traced, uncompressed)
+    log("testing: file, torch network and uncompressed network on the test split")
+    test = test_once(model, compressed.module, loaded.traced.module, task, as_data(task.test), threads)
+    latency: dict[str, Any] = {}
+    if loaded.profile.model == "measured":
+        log("measuring the latency of both files")
+        latency = measured_latency(model, baseline, threads)
+    assert row.latency_ms is not None
+    assert row.size_bytes is not None
+    found = verification(
+        row.trial,
+        {"latency_ms": row.latency_ms, "size_bytes": row.size_bytes},
+        {"accuracy": score.accuracy, "accuracy_ci": list(score.accuracy_ci), "short_accuracy": row.accuracy},
+        test,
+        latency,
+        {"bytes": len(model), "baseline_bytes": len(baseline)},
+        kernel_report(model, compressed.policy, threads),
+    )
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_bytes(folder / "model.onnx", model)
+        replace_bytes(folder / "baseline.onnx", baseline)
+        save_weights(compressed.module, folder / "weights.safetensors")
+        replace_file(folder / "policy.json", compressed.policy.to_json() + "\n")
+        replace_file(folder / "verification.json", json.dumps(asdict(found), indent=1) + "\n")
+        text = card(
+            found, compressed.policy, compressed.network, loaded.profile.name,
+            str(loaded.config.task.file), now(),
+        )  # fmt: skip
+        replace_file(folder / "card.md", text)
+    return found
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file beside, then rename it."""
+    beside = path.with_suffix(".partial")
+    beside.write_bytes(content)
+    beside.replace(path)
+
+
+def exported_bytes(traced: Traced, compressed: Compressed) -> bytes:
+    """The ONNX file of a compressed network."""
+    return bytes(exported(template(traced), compressed).SerializeToString())

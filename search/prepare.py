@@ -1,0 +1,207 @@
+"""Before the first trial: load, trace, score the baseline, price the space. What cannot work stops here."""
+
+import hashlib
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compression.policy import LayerPolicy, Policy
+from hw_profiles import HardwareProfile, load_profile
+from search.config import ConfigError, SearchConfig
+from search.run_folder import RunFolder, now
+from search.space import Space
+from search.trial import COSTS, Problem, priced
+
+if TYPE_CHECKING:
+    from compression.trace import Traced
+    from search.task import Task
+
+Log = Callable[[str], None]
+_PACKAGES = ("leanfront", "torch", "torch-pruning", "optuna", "onnx", "onnxruntime", "numpy", "pandas")
+_SAMPLES = 200
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a configuration names, loaded."""
+
+    config: SearchConfig
+    profile: HardwareProfile
+    task: "Task"
+    traced: "Traced"
+    space: Space
+
+
+def load(config: SearchConfig) -> Loaded:
+    """Load the profile, the task, the network and the space, in this order; trains and measures nothing.
+
+    Raises:
+        ProfileError, TaskError, TraceError, ConfigError: what is wrong with them, in one sentence.
+    """
+    profile = load_profile(config.hardware.profile)
+    from compression.trace import trace
+    from search.task import load_task
+
+    task = load_task(config.task.file, config.task.options)
+    traced = trace(task.model, task.example_input)
+    spaces = config.space
+    space = Space(traced.network, profile, spaces.sparsity, spaces.weight_bits, spaces.activation_bits)
+    return Loaded(config, profile, task, traced, space)
+
+
+def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True) -> Problem:
+    """Score the baseline and price the space, or take both from an earlier call; write environment.json.
+
+    Without a run folder nothing is remembered; without ``write`` it is only read.
+
+    Raises:
+        TaskError: the network scores no better than chance.
+        ConfigError: no policy meets the limits; the nearest is named.
+        TableError: a cost is not known.
+    """
+    from search.latency import cost_model
+    from search.score import Scorer
+
+    config = loaded.config
+    scorer = Scorer(loaded.traced, loaded.task, config)
+    hashes = _hashes(loaded)
+    environment = run.environment() if run is not None else {}
+    baseline: dict[str, Any] = environment.get("baseline") or {}
+    if not baseline or environment.get("hashes") != hashes:
+        log("scoring the uncompressed network on the search split")
+        score = scorer.baseline()
+        baseline = {"accuracy": float(score.accuracy), "accuracy_ci": [float(x) for x in score.accuracy_ci]}
+    costs = cost_model(loaded.traced, loaded.space, loaded.profile, config.hardware.threads, log)
+    network = loaded.traced.network
+    cost = costs.cost(network, _uncompressed(loaded))
+    baseline |= {name: getattr(cost, name) for name in COSTS}
+    problem = Problem(
+        space=loaded.space,
+        cost_model=costs,
+        scorer=scorer,
+        objectives=config.search.objectives,
+        limits=config.limits,
+        baseline_accuracy=baseline["accuracy"],
+    )
+    check_limits(problem)
+    if run is None or not write:
+        return problem
+    validation: Any = getattr(costs, "validation", None)
+    run.update_environment(
+        profile=loaded.profile.name,
+        estimated=cost.estimated,
+        baseline=baseline,
+        objectives=list(config.search.objectives),
+        layers=[
+            {"name": layer.name, "shape": str(layer.shape), "group": layer.group} for layer in network.layers
+        ],
+        space_size=str(loaded.space.size),
+        latency_validation=asdict(validation) if is_dataclass(validation) else validation,
+        hashes=hashes,
+        seeds={"search": config.search.seed},
+        versions=_versions(),
+        machine=_machine(),
+        git=_git(config.task.file.parent),
+        made=environment.get("made", now()),
+    )
+    return problem
+
+
+def check_limits(problem: Problem) -> None:
+    """Raise ConfigError when no policy of a sample meets the limits on costs; the nearest is named."""
+    if not problem.limits.costs:
+        return
+    space = problem.space
+    most = max((level for levels in space.levels.values() for level in levels), default=0.0)
+    rng = np.random.default_rng(0)
+    sample = [space.uniform(most, pair) for pair in space.pairs] + space.seeds()
+    sample += [space.random(rng) for _ in range(_SAMPLES)]
+    nearest: dict[str, float] = {}
+    least_excess = float("inf")
+    for policy in sample:
+        price = priced(problem, policy)
+        if price.state == "running":
+            return
+        excess = max(price.constraints.values())
+        if excess < least_excess:
+            least_excess = excess
+            nearest = {name: price.values[name] for name in problem.limits.costs}
+    wanted = ", ".join(f"{name} = {value:.4g}" for name, value in problem.limits.costs.items())
+    found = ", ".join(f"{name} {value:.4g}" for name, value in nearest.items())
+    raise ConfigError(
+        f"no policy of {len(sample)} tried meets the limits {wanted}; the nearest has {found};"
+        " raise the limits or widen the space"
+    )
+
+
+def threads_per_worker(workers: int) -> int:
+    """Threads of torch for each worker, so that together they use every core that this process may."""
+    return max(1, len(os.sched_getaffinity(0)) // workers)
+
+
+def _uncompressed(loaded: Loaded) -> Policy:
+    """Float everywhere; on a part without floats, its widest bits."""
+    pairs: Sequence[tuple[int, int]] = loaded.profile.supported
+    weights, activations = (32, 32) if (32, 32) in pairs else max(pairs)
+    return Policy.uniform(
+        loaded.traced.network, LayerPolicy(weight_bits=weights, activation_bits=activations)
+    )
+
+
+def _hashes(loaded: Loaded) -> dict[str, str]:
+    """What the baseline's accuracy depends on."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(loaded.traced.module.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return {
+        "config": loaded.config.digest,
+        "task": hashlib.sha256(loaded.config.task.file.read_bytes()).hexdigest()[:16],
+        "model": weights.hexdigest()[:16],
+        "profile": loaded.profile.digest,
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "node": platform.node(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _git(folder: Path) -> str | None:
+    """The commit that the task file's folder is at, with "-dirty" if it was changed since; None: no git."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None if answer.returncode == 0 else None

@@ -1,0 +1,69 @@
+"""The value every reader returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search.readers.error import TaskError
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Decoded images of one split, all of one size.
+
+    images: uint8 (N, C, H, W), perhaps a read-only memory map; labels: int64 (N,), an index into classes;
+    names: the file each image came from, or None where the format has no names; skipped: the corrupt files
+    that were left out on request.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    names: tuple[str, ...] | None = None
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: NDArray[np.int64]) -> Images:
+        """The chosen images, in the order of the indices (N,), as a copy."""
+        names = None if self.names is None else tuple(self.names[i] for i in indices)
+        return Images(np.asarray(self.images)[indices], np.asarray(self.labels)[indices], self.classes, names)
+
+
+def split_each_class(images: Images, count: int) -> tuple[Images, Images]:
+    """Two halves: the first `count` images of each class in their stored order, and all the others.
+
+    Raises TaskError when a class has no image left for the second half.
+    """
+    first = np.zeros(len(images), dtype=bool)
+    for label, name in enumerate(images.classes):
+        of_class = np.flatnonzero(images.labels == label)
+        if len(of_class) <= count:
+            raise TaskError(
+                f"The split takes {count} images of each class and leaves the rest, but class {name!r} has "
+                f"only {len(of_class)}; add images or take fewer"
+            )
+        first[of_class[:count]] = True
+    return images.take(np.flatnonzero(first)), images.take(np.flatnonzero(~first))
+
+
+def check_labels(labels: NDArray[np.int64], classes: Sequence[str], source: object) -> None:
+    """Raises TaskError, naming the source, when a label names no class or a class has no label."""
+    counts = np.bincount(labels[(labels >= 0) & (labels < len(classes))], minlength=len(classes))
+    if counts.sum() != len(labels):
+        wrong = int(np.flatnonzero((labels < 0) | (labels >= len(classes)))[0])
+        raise TaskError(
+            f"Labels must be 0 to {len(classes) - 1} for {len(classes)} classes, but example {wrong} of "
+            f"{source} has {labels[wrong]}; give all the classes or correct the label"
+        )
+    if not counts.all():
+        empty = classes[int(np.flatnonzero(counts == 0)[0])]
+        raise TaskError(
+            f"Each class needs at least one example, but class {empty!r} of {source} has none; add some or "
+            "remove it"
+        )

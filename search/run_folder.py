@@ -1,0 +1,326 @@
+"""A run folder: everything that one search reads and leaves, in files that are never half-written."""
+
+import csv
+import errno
+import io
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from search.config import ConfigError, SearchConfig, parse_config
+from search.lock import is_held, locked, try_lock
+
+STATES = ("complete", "infeasible", "failed", "pruned", "running")
+
+
+class RunError(ValueError):
+    """A run folder that is none, belongs to another search, or cannot be written."""
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One line of trials.csv. None: not known (yet). ``policy`` is JSON; times are ISO 8601, local."""
+
+    trial: int
+    state: str
+    reason: str = ""
+    accuracy: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    latency_ms: float | None = None
+    energy_mj: float | None = None
+    size_bytes: float | None = None
+    peak_memory_bytes: float | None = None
+    seconds: float | None = None
+    seconds_training: float | None = None
+    seconds_scoring: float | None = None
+    started: str = ""
+    finished: str = ""
+    worker: str = ""
+    policy: str = ""
+
+
+COLUMNS = tuple(field.name for field in fields(TrialRow))
+_TEXT = ("state", "reason", "started", "finished", "worker", "policy")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one search, by name."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The configuration as it was used, with absolute task file and all overrides."""
+        return self.path / "config.toml"
+
+    @property
+    def environment_file(self) -> Path:
+        """Versions, machine, hashes, baseline."""
+        return self.path / "environment.json"
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's journal: the truth about trials; trials.csv and front.csv are made from it."""
+        return self.path / "study.journal"
+
+    @property
+    def trials_file(self) -> Path:
+        """One line a trial."""
+        return self.path / "trials.csv"
+
+    @property
+    def front_file(self) -> Path:
+        """The lines of trials.csv that are on the front."""
+        return self.path / "front.csv"
+
+    @property
+    def log_file(self) -> Path:
+        """One line an event."""
+        return self.path / "log.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Weights of trials."""
+        return self.path / "checkpoints"
+
+    @property
+    def exported(self) -> Path:
+        """One folder for each exported trial."""
+        return self.path / "exported"
+
+    @property
+    def locks(self) -> Path:
+        """Lock files: held as long as their process lives."""
+        return self.path / "locks"
+
+    def checkpoint(self, trial: int) -> Path:
+        """The weights of one trial."""
+        return self.checkpoints / f"{trial}.safetensors"
+
+    def config(self) -> SearchConfig:
+        """The configuration that the folder was made with.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        import tomllib
+
+        try:
+            return parse_config(tomllib.loads(self.config_file.read_text(encoding="utf-8")))
+        except (OSError, ConfigError, tomllib.TOMLDecodeError) as error:
+            raise RunError(f"{self.config_file} cannot be used: {error}") from error
+
+    def environment(self) -> dict[str, Any]:
+        """What environment.json holds; empty before it is written.
+
+        Raises:
+            RunError: it is not JSON.
+        """
+        try:
+            raw = json.loads(self.environment_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.environment_file} cannot be read: {error}") from error
+        return raw if isinstance(raw, dict) else {}
+
+    def update_environment(self, **values: Any) -> None:
+        """Add or replace keys of environment.json."""
+        with writable(self.environment_file):
+            self.locks.mkdir(exist_ok=True)
+        with writable(self.environment_file), locked(self.locks / "environment"):
+            text = json.dumps(self.environment() | values, indent=1, default=str)
+            replace_file(self.environment_file, text + "\n")
+
+    def log(self, line: str) -> None:
+        """Append one line with the time to log.txt. A log that cannot be written stops nothing."""
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        try:
+            with self.log_file.open("a", encoding="utf-8") as file:
+                file.write(f"{stamp} {line.rstrip()}\n")
+        except OSError:
+            pass
+
+    def trials(self) -> list[TrialRow]:
+        """The lines of trials.csv; none before the first trial.
+
+        Raises:
+            RunError: the file is not what ``write_trials`` writes.
+        """
+        csv.field_size_limit(1 << 30)  # a policy of a thousand layers is longer than the default allows
+        try:
+            with self.trials_file.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+                    raise RunError(f"{self.trials_file} has no column {missing[0]!r}")
+                return [_row(line) for line in reader]
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
+            raise RunError(f"{self.trials_file} cannot be read: {error}") from error
+
+    def write_trials(self, rows: Iterable[TrialRow], name: str = "trials.csv") -> None:
+        """Write trials.csv (or front.csv) beside, then rename."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in rows:
+            values = (getattr(row, column) for column in COLUMNS)
+            writer.writerow(["" if value is None else value for value in values])
+        with writable(self.path / name):
+            replace_file(self.path / name, text.getvalue())
+
+    def is_live(self, worker: str) -> bool:
+        """Whether a worker's process lives."""
+        return is_held(self.locks / worker)
+
+    def live_workers(self) -> set[str]:
+        """Names of the workers whose process lives."""
+        return {path.name for path in self.locks.glob("worker-*") if is_held(path)}
+
+
+def default_run(config_path: Path, config: SearchConfig) -> Path:
+    """Where a search goes that names no run folder: runs/<folder of the configuration>-<profile>."""
+    folder = config_path.resolve().parent if not config_path.is_dir() else config_path.resolve()
+    return Path("runs") / f"{folder.name}-{Path(config.hardware.profile).stem}"
+
+
+def make_run(path: Path, config: SearchConfig) -> RunFolder:
+    """Make a run folder for a configuration, or open the one that is there.
+
+    Raises:
+        RunError: it cannot be written, is no run folder but full of something else, or was made by another
+            configuration (the keys that differ are named).
+    """
+    run = RunFolder(path.absolute())
+    if run.config_file.exists():
+        _check_same(run, config)
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError(f"{path} exists and is no run folder; name another with --run")
+    with writable(path):
+        for folder in (run.path, run.checkpoints, run.exported, run.locks):
+            folder.mkdir(parents=True, exist_ok=True)
+        replace_file(run.config_file, config.to_toml())
+    return run
+
+
+def open_run(path: Path | str) -> RunFolder:
+    """The run folder that a search made.
+
+    Raises:
+        RunError: there is none.
+    """
+    run = RunFolder(Path(path).absolute())
+    if not run.path.is_dir():
+        raise RunError(f"no run folder {str(path)!r}; give the folder that leanfront search made")
+    if not run.config_file.is_file():
+        raise RunError(f"{path} is not a run folder: it has no config.toml")
+    return run
+
+
+@contextmanager
+def owned(run: RunFolder) -> Iterator[None]:
+    """Be the one search of a run folder for the length of a with block.
+
+    Raises:
+        RunError: another living search is.
+    """
+    path = run.locks / "search"
+    with writable(path):
+        descriptor = try_lock(path)
+    if descriptor is None:
+        owner = path.read_text(errors="replace").strip() or "unknown"
+        raise RunError(
+            f"a search already works on {run.path} (process {owner}); wait for it, or add a worker to it"
+            f" with: leanfront worker {run.path}"
+        )
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def registered(run: RunFolder) -> Iterator[str]:
+    """A worker's name, alive for the length of a with block, however that ends."""
+    name = f"worker-{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+    path = run.locks / name
+    descriptor = None
+    with writable(path):
+        # whoever looks for living workers may hold or remove the file for a moment before it is locked
+        while descriptor is None or not path.exists():
+            descriptor = try_lock(path)
+    try:
+        yield name
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file beside, then rename it: a reader sees the old content or the new, whole."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Turn the reasons why nothing can be written into a RunError of one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            what = "the disk is full; make space, then give the same command again"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            what = f"{error.strerror}; name a folder that you may write to with --run"
+        else:
+            what = str(error.strerror or error)
+        raise RunError(f"cannot write {path}: {what}") from error
+
+
+def now() -> str:
+    """Local time, ISO 8601 to the second."""
+    return datetime.now().isoformat(timespec="seconds")
+
+
+def _check_same(run: RunFolder, config: SearchConfig) -> None:
+    before = run.config()
+    if before.digest == config.digest:
+        return
+    old, new = before.shared, config.shared
+    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    first = keys[0]
+    others = f" (and {', '.join(keys[1:])})" if keys[1:] else ""
+    raise RunError(
+        f"{run.path} was made by another configuration: {first}{others} was {old.get(first)!r} and is now"
+        f" {new.get(first)!r}; name another folder with --run, or take the old values"
+    )
+
+
+def _row(line: dict[str, str]) -> TrialRow:
+    numbers = {
+        name: float(line[name]) if line[name] else None
+        for name in COLUMNS
+        if name not in _TEXT and name != "trial"
+    }
+    texts = {name: line[name] for name in _TEXT}
+    return TrialRow(trial=int(line["trial"]), **texts, **numbers)  # type: ignore[arg-type]

@@ -1,0 +1,238 @@
+"""The space of policies: one sparsity per channel group, one pair of bit widths per layer."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compression.policy import LayerPolicy, Network, Policy
+from hw_profiles import HardwareProfile
+from search.config import ConfigError
+
+if TYPE_CHECKING:
+    import optuna
+
+Pair = tuple[int, int]
+"""(weight_bits, activation_bits)"""
+
+
+class Space:
+    """Every policy that a search may propose for one network on one profile.
+
+    Decisions: ``levels[group]`` are the sparsities of a group of channels that are cut together, snapped to
+    the profile's channel multiple (levels that keep the same number of channels are one), ascending;
+    ``pairs`` are the bit widths that a layer may have. Layers that read the same tensor share its
+    activation bits.
+
+    As parameters of a study: "sparsity/<group>" is an index into ``levels[group]`` (an integer, so that
+    samplers know that levels are ordered), "bits/<layer>" a category such as "w4a8".
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        profile: HardwareProfile,
+        sparsity: Iterable[float],
+        weight_bits: Iterable[int],
+        activation_bits: Iterable[int],
+    ) -> None:
+        """Raises ConfigError when the profile can run none of the bit widths, or one of them with nothing."""
+        self.network = network
+        self.multiple = profile.channel_multiple
+        self.pairs = _pairs(profile, tuple(weight_bits), tuple(activation_bits))
+        self.levels: Mapping[str, tuple[float, ...]] = {
+            group: _levels(network.group_size(group), self.multiple, sparsity) for group in network.groups
+        }
+        self._text = {
+            f"w{weights}a{activations}": (weights, activations) for weights, activations in self.pairs
+        }
+
+    @cached_property
+    def first_readers(self) -> Mapping[str, str]:
+        """Layer -> the first layer that reads the same tensor, which sets the activation bits of both."""
+        first: dict[str, str] = {}
+        readers: dict[str, str] = {}
+        for node in self.network.nodes:
+            if node.layer is not None:
+                first[node.layer] = readers.setdefault(node.inputs[0], node.layer)
+        return first
+
+    @cached_property
+    def size(self) -> int:
+        """Number of policies."""
+        sparsities = math.prod(len(levels) for levels in self.levels.values())
+        sharing: dict[str, int] = {}
+        for first in self.first_readers.values():
+            sharing[first] = sharing.get(first, 0) + 1
+        weights_at: dict[int, int] = {}
+        for _, activations in self.pairs:
+            weights_at[activations] = weights_at.get(activations, 0) + 1
+        bits = math.prod(sum(n**layers for n in weights_at.values()) for layers in sharing.values())
+        return int(sparsities * bits)
+
+    def channels(self, policy: Policy) -> dict[str, int]:
+        """Group -> channels that a policy keeps."""
+        return policy.channels(self.network, self.multiple)
+
+    def resized(self, policy: Policy) -> Network:
+        """The network as a policy cuts it: what a cost model wants beside the policy.
+
+        Raises:
+            PolicyError: the policy does not fit the network.
+        """
+        return self.network.resized(self.channels(policy))
+
+    def policy(self, sparsity: Mapping[str, float], bits: Mapping[str, Pair]) -> Policy:
+        """Group -> sparsity and layer -> pair, as a policy of this space.
+
+        A layer that reads a tensor together with an earlier one takes that one's activation bits, and of
+        the weight bits that go with them the nearest to its own.
+        """
+        layers = {}
+        for layer in self.network.layers:
+            weights, _ = bits[layer.name]
+            activations = bits[self.first_readers.get(layer.name, layer.name)][1]
+            fitting = [w for w, a in self.pairs if a == activations]
+            layers[layer.name] = LayerPolicy(
+                sparsity=sparsity[layer.group] if layer.group is not None else 0.0,
+                weight_bits=min(fitting, key=lambda w: abs(math.log2(w / weights))),
+                activation_bits=activations,
+            )
+        return Policy.of(layers)
+
+    def suggest(self, trial: "optuna.Trial") -> Policy:
+        """Ask a study's sampler for a policy."""
+        sparsity = {
+            group: levels[trial.suggest_int(f"sparsity/{group}", 0, len(levels) - 1)]
+            if len(levels) > 1
+            else levels[0]
+            for group, levels in self.levels.items()
+        }
+        texts = list(self._text)
+        bits = {
+            layer.name: self._text[trial.suggest_categorical(f"bits/{layer.name}", texts)]
+            if len(texts) > 1
+            else self.pairs[0]
+            for layer in self.network.layers
+        }
+        return self.policy(sparsity, bits)
+
+    def params_of(self, policy: Policy) -> dict[str, Any]:
+        """The parameters that make ``suggest`` return this policy, for ``study.enqueue_trial``.
+
+        Raises:
+            ValueError: the policy is not in this space.
+        """
+        kept = self.channels(policy)
+        params: dict[str, Any] = {}
+        for group, levels in self.levels.items():
+            counts = [_kept(self.network.group_size(group), level, self.multiple) for level in levels]
+            if kept[group] not in counts:
+                raise ValueError(f"group {group!r} cannot keep {kept[group]} channels here, but {counts}")
+            if len(levels) > 1:
+                params[f"sparsity/{group}"] = counts.index(kept[group])
+        for layer in self.network.layers:
+            pair = (policy[layer.name].weight_bits, policy[layer.name].activation_bits)
+            if pair not in self.pairs:
+                raise ValueError(f"layer {layer.name!r} cannot have bits {pair} here, but {list(self.pairs)}")
+            if len(self.pairs) > 1:
+                params[f"bits/{layer.name}"] = f"w{pair[0]}a{pair[1]}"
+        return params
+
+    def random(self, rng: np.random.Generator) -> Policy:
+        """A policy, each decision drawn uniformly."""
+        sparsity = {group: levels[rng.integers(len(levels))] for group, levels in self.levels.items()}
+        bits = {layer.name: self.pairs[rng.integers(len(self.pairs))] for layer in self.network.layers}
+        return self.policy(sparsity, bits)
+
+    def mutated(self, policy: Policy, rng: np.random.Generator, changes: int = 2) -> Policy:
+        """A policy that differs from ``policy`` in about ``changes`` decisions: levels move by one."""
+        sparsity = {group: policy[layers[0].name].sparsity for group, layers in self.network.groups.items()}
+        bits = {name: (p.weight_bits, p.activation_bits) for name, p in policy.items()}
+        movable = [group for group, levels in self.levels.items() if len(levels) > 1]
+        layers = list(bits) if len(self.pairs) > 1 else []
+        for _ in range(changes):
+            choice = int(rng.integers(max(1, len(movable) + len(layers))))
+            if choice < len(movable):
+                group = movable[choice]
+                levels = self.levels[group]
+                here = int(np.argmin([abs(level - sparsity[group]) for level in levels]))
+                there = min(len(levels) - 1, max(0, here + int(rng.choice([-1, 1]))))
+                sparsity[group] = levels[there]
+            elif layers:
+                bits[layers[choice - len(movable)]] = self.pairs[rng.integers(len(self.pairs))]
+        return self.policy(sparsity, bits)
+
+    def uniform(self, sparsity: float, pair: Pair) -> Policy:
+        """Every group at its level nearest to ``sparsity``, every layer at ``pair``."""
+        nearest = {
+            group: min(levels, key=lambda level: abs(level - sparsity))
+            for group, levels in self.levels.items()
+        }
+        return self.policy(nearest, {layer.name: pair for layer in self.network.layers})
+
+    def seeds(self) -> list[Policy]:
+        """Policies that every study starts from, the most useful first, each once.
+
+        The uncompressed network, then uniform policies at sparsities from 0 up: 8-bit integers, lower weight
+        bits, floats; of each only what the space contains.
+        """
+        levels = sorted({level for levels in self.levels.values() for level in levels} | {0.0})
+        levels = [0.0, *_spread(levels[1:], 4)]
+        kinds = [
+            [pair for pair in self.pairs if pair == (8, 8)],
+            [pair for pair in self.pairs if pair[0] < 8 and pair[1] == 8],
+            [pair for pair in self.pairs if pair[0] == 16],
+            [pair for pair in self.pairs if pair == (32, 32)],
+            [pair for pair in self.pairs if pair[0] < 8 and pair[1] == 32],
+        ]
+        # of each kind one pair: 4 bits of weights before fewer or more
+        pairs = [min(kind, key=lambda pair: abs(pair[0] - 4)) for kind in kinds if kind] or [max(self.pairs)]
+        compressed = [pair for pair in pairs if pair[1] <= 8] or pairs
+        wanted = [(0.0, max(self.pairs))]
+        wanted += [(level, pair) for level in levels for pair in compressed]
+        wanted += [(level, pair) for level in levels for pair in pairs if pair not in compressed]
+        return list(dict.fromkeys(self.uniform(level, pair) for level, pair in wanted))
+
+
+def _pairs(
+    profile: HardwareProfile, weight_bits: Sequence[int], activation_bits: Sequence[int]
+) -> tuple[Pair, ...]:
+    pairs = tuple(
+        (weights, activations)
+        for weights in weight_bits
+        for activations in activation_bits
+        if profile.supports(weights, activations)
+    )
+    for name, wanted, able in (
+        ("weight_bits", weight_bits, {weights for weights, _ in pairs}),
+        ("activation_bits", activation_bits, {activations for _, activations in pairs}),
+    ):
+        if refused := [bits for bits in wanted if bits not in able]:
+            raise ConfigError(
+                f"space.{name} has {refused[0]}, which profile {profile.name!r} cannot run with anything else"
+                f" that the space allows; it can run {profile.supported_sentence}"
+            )
+    return pairs
+
+
+def _kept(size: int, sparsity: float, multiple: int) -> int:
+    """Channels that stay: the rule of ``Policy.channels``."""
+    snapped = int(size * (1.0 - sparsity) / multiple + 0.5) * multiple
+    return min(size, max(snapped, min(multiple, size)))
+
+
+def _levels(size: int, multiple: int, sparsity: Iterable[float]) -> tuple[float, ...]:
+    """The share that is really cut at each level, ascending, each number of kept channels once."""
+    counts = {_kept(size, level, multiple) for level in sparsity}
+    return tuple(round(1.0 - count / size, 6) for count in sorted(counts, reverse=True))
+
+
+def _spread(levels: Sequence[float], count: int) -> list[float]:
+    """At most ``count`` of the levels, evenly spread, the outermost included."""
+    if len(levels) <= count:
+        return list(levels)
+    picks = {round(i * (len(levels) - 1) / (count - 1)) for i in range(count)}
+    return [levels[i] for i in sorted(picks)]

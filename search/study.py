@@ -1,0 +1,166 @@
+"""The Optuna study of a run: its samplers, its seeds, and trials whose worker died."""
+
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from compression.policy import Policy
+from search.config import SearchSection
+from search.journal import open_journal
+from search.lock import locked
+from search.run_folder import RunFolder
+from search.space import Space
+from search.trial import Result
+
+NAME = "leanfront"
+INTERRUPTED = "its worker was stopped; run again"
+_OPTUNA_STATES = {
+    "complete": TrialState.COMPLETE,
+    "infeasible": TrialState.PRUNED,  # with constraint values: samplers learn from it, no front shows it
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+
+
+def open_study(run: RunFolder, settings: SearchSection, worker_seed: int = 0) -> optuna.Study:
+    """Make or load the study in a run's journal; ``worker_seed`` makes workers draw different policies."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    directions = [
+        StudyDirection.MAXIMIZE if name == "accuracy" else StudyDirection.MINIMIZE
+        for name in settings.objectives
+    ]
+    study = optuna.create_study(
+        study_name=NAME,
+        storage=open_journal(run.journal),
+        sampler=sampler(settings, worker_seed),
+        directions=directions,
+        load_if_exists=True,
+    )
+    if study.metric_names != list(settings.objectives):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            study.set_metric_names(list(settings.objectives))
+    return study
+
+
+def sampler(settings: SearchSection, worker_seed: int = 0) -> BaseSampler:
+    """The sampler of the configuration."""
+    seed = (settings.seed + 7919 * worker_seed) % 2**32
+    if settings.sampler == "random":
+        return RandomSampler(seed=seed)
+    if settings.sampler == "nsga2":
+        return NSGAIISampler(population_size=20, seed=seed)
+    return TPESampler(multivariate=True, group=False, constant_liar=True, n_startup_trials=10, seed=seed)
+
+
+def enqueue(study: optuna.Study, space: Space, policy: Policy, origin: str) -> None:
+    """Have a policy tried next; ``origin`` says in the journal where it comes from."""
+    study.enqueue_trial(space.params_of(policy), user_attrs={"origin": origin, "seed": policy.digest})
+
+
+def enqueue_seeds(study: optuna.Study, space: Space) -> int:
+    """Enqueue the seeds of a space that the study has not; their number. Safe to call again."""
+    if study.user_attrs.get("seeded"):
+        return 0
+    there = {trial.user_attrs.get("seed") for trial in study.get_trials(deepcopy=False)}
+    seeds = [policy for policy in space.seeds() if policy.digest not in there]
+    for policy in seeds:
+        enqueue(study, space, policy, "seed")
+    study.set_user_attr("seeded", True)
+    return len(seeds)
+
+
+def tell(study: optuna.Study, trial: optuna.Trial, result: Result) -> FrozenTrial:
+    """Finish a trial: constraints, then the result as one attribute, then the state.
+
+    A worker killed in between loses nothing: ``recover`` finishes a trial that has its result.
+    """
+    for name, violation in result.constraints.items():
+        trial.set_constraint(name, violation)
+    trial.set_user_attr("result", result.to_dict())
+    return _finish(study, trial.number, result.state, result.to_dict())
+
+
+def _finish(study: optuna.Study, number: int, state: str, values: Mapping[str, Any]) -> FrozenTrial:
+    objectives = study.metric_names or []
+    measured = state == "complete" or (state == "infeasible" and "accuracy" in values)
+    if measured:  # a trained network over max_drop is COMPLETE with a violated constraint
+        return study.tell(number, values=[float(values[name]) for name in objectives])
+    return study.tell(number, state=_OPTUNA_STATES[state])
+
+
+def recover(study: optuna.Study, run: RunFolder) -> list[int]:
+    """Take back the trials of workers that are dead; their numbers.
+
+    A trial that had its result is finished with it. Any other is enqueued again, once: a policy that loses
+    its second worker, too, is set aside as failed.
+    """
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    if not any(_abandoned(trial, run) for trial in running):
+        return []
+    run.locks.mkdir(exist_ok=True)
+    taken = []
+    with locked(run.locks / "recover"):
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if _abandoned(trial, run):
+                _take_back(study, trial)
+                taken.append(trial.number)
+    return taken
+
+
+def _abandoned(trial: FrozenTrial, run: RunFolder) -> bool:
+    worker = trial.user_attrs.get("worker")
+    if worker is None:  # died, or not yet said: between being asked for and its first attribute
+        return not run.live_workers()
+    return not run.is_live(str(worker))
+
+
+def _take_back(study: optuna.Study, trial: FrozenTrial) -> None:
+    attributes = trial.user_attrs
+    handle = optuna.Trial(study, trial._trial_id)
+    if "result" in attributes:
+        _finish(study, trial.number, attributes["result"]["state"], attributes["result"])
+    elif attributes.get("again") is not None:
+        reason = f"killed its worker twice, here and as trial {attributes['again']}"
+        tell(study, handle, Result("failed", reason))
+    else:
+        if params := _all_params(trial):
+            study.enqueue_trial(params, user_attrs={"again": trial.number, "origin": "interrupted"})
+        handle.set_user_attr("result", Result("pruned", INTERRUPTED).to_dict())
+        study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _all_params(trial: FrozenTrial) -> dict[str, object]:
+    """The parameters so far, and those that were enqueued but not yet asked for."""
+    fixed = trial.system_attrs.get("fixed_params") or {}
+    return {**fixed, **trial.params}
+
+
+def finished(trials: Iterable[FrozenTrial]) -> int:
+    """Trials that count towards --trials: trained ones, complete or failed or over max_drop.
+
+    Policies that were refused for their cost, or that were there before, cost nothing and do not count.
+    """
+    return sum(trial.state.is_finished() and _trained(trial) for trial in trials)
+
+
+def _trained(trial: FrozenTrial) -> bool:
+    result = trial.user_attrs.get("result") or {}
+    return result.get("state") in ("complete", "failed") or "accuracy" in result
+
+
+def digests(trials: Iterable[FrozenTrial], without: int) -> dict[str, int]:
+    """Digest of each policy that was tried or is being tried -> its trial, but for trial ``without``."""
+    return {
+        trial.user_attrs["digest"]: trial.number
+        for trial in trials
+        if "digest" in trial.user_attrs
+        and trial.number != without
+        and (trial.user_attrs.get("result") or {}).get("reason") != INTERRUPTED
+    }

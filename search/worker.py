@@ -1,0 +1,39 @@
+"""A worker process, as ``leanfront search --workers N`` starts it: ``python -m search.worker RUN``."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from search.errors import exit_code
+from search.loop import Budget
+from search.run_folder import open_run
+from search.run_search import work
+
+
+def main() -> int:
+    """Run trials until the budget is used up, a signal comes or the parent dies; the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m search.worker")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--index", type=int, default=0, help="makes workers draw different policies")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--trials", type=int)
+    parser.add_argument("--deadline", type=float, help="seconds since 1970")
+    parser.add_argument("--parent", type=int, help="end with this process")
+    given = parser.parse_args()
+
+    def parent_lives() -> bool:
+        return given.parent is None or os.getppid() == given.parent
+
+    try:
+        run = open_run(given.run)
+        work(run, Budget(given.trials, given.deadline), given.index, given.threads, parent_lives)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return exit_code(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
