@@ -135,10 +135,10 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("batches", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape; the identity while calibrating."""
+        """Same shape; the identity while calibrating, and before any range was seen."""
         if self.calibrating or self.training:
             self._observe(x)
-        if self.calibrating:
+        if self.calibrating or not self.batches:
             return x
         grid = self.grid()
         low, high = -grid.zero_point * grid.scale, (2**self.bits - 1 - grid.zero_point) * grid.scale

@@ -143,6 +143,8 @@ class Reference:
         self._candidate = _Candidate(opened, random_feed(opened))
         self._history: list[float] = []
         self._known_ms = undisturbed_ms
+        self._looked = 0.0
+        self._seen_ms, self._stale = 0.0, 0
         self._candidate.block(20)
         for _ in range(60):  # 60 looks, spread over 0.2 s
             self.look()
@@ -150,26 +152,32 @@ class Reference:
 
     def look(self) -> float:
         """The reference's time now, ms."""
-        now_ms = float(np.median(self._candidate.block(5)))
+        now_ms = float(np.median(self._candidate.block(3)))
         self._history.append(now_ms)
+        self._looked = time.perf_counter()
         return now_ms
 
     @property
     def undisturbed_ms(self) -> float:
         """The reference's time when nothing disturbs it: a low quantile of all looks so far."""
-        seen = float(np.quantile(self._history[-4000:], 0.05))
+        if self._stale <= 0:
+            self._seen_ms, self._stale = float(np.quantile(self._history[-4000:], 0.05)), 50
+        self._stale -= 1
+        seen = self._seen_ms
         if self._known_ms is not None and abs(self._known_ms / seen - 1.0) < 0.15:
             return min(seen, self._known_ms)
         return seen
 
-    def quiet(self) -> bool:
-        """Whether the machine is undisturbed now."""
-        return self.look() <= QUIET * self.undisturbed_ms
+    def quiet(self, fresh_s: float = 0.0) -> bool:
+        """Whether the machine is undisturbed now; a look not older than ``fresh_s`` will do."""
+        if time.perf_counter() - self._looked > fresh_s:
+            self.look()
+        return self._history[-1] <= QUIET * self.undisturbed_ms
 
     def wait(self, seconds: float) -> bool:
         """Wait until the machine is undisturbed, at most ``seconds``."""
         deadline = time.perf_counter() + seconds
-        while not self.quiet():
+        while not self.quiet(fresh_s=0.0003):
             if time.perf_counter() > deadline:
                 return False
             time.sleep(0.002)

@@ -10,7 +10,6 @@ from compression.compress import Compressed, compress
 from compression.export import exported
 from compression.policy import LayerPolicy, Policy
 from compression.template import template
-from compression.trace import Traced
 from search.card import card
 from search.choose import Wish, choose
 from search.front import front_of, quantity
@@ -39,26 +38,21 @@ def trial_row(run: RunFolder, trial: int) -> TrialRow:
 
 def pick(
     run: RunFolder,
+    wish: Wish,
     *,
-    max_drop: float | None = None,
-    max_latency_ms: float | None = None,
-    max_size_bytes: float | None = None,
-    max_energy_mj: float | None = None,
-    prefer: str | None = None,
     trial: int | None = None,
     out: Path | None = None,
     epochs: float | None = None,
     log: Log = print,
-) -> dict[str, Any]:
-    """Choose (or take ``trial``), fine-tune long, test once, export to ``out`` and verify in onnxruntime.
+) -> tuple[Path, Verification]:
+    """Choose by ``wish`` (or take ``trial``), fine-tune long, test once, export and verify in onnxruntime.
 
     Writes model.onnx, baseline.onnx, weights.safetensors, policy.json, verification.json and card.md to
-    ``out`` (exported/<trial> of the run by default); returns what verification.json holds, and "folder".
+    ``out`` (exported/<trial> of the run by default); returns that folder and the verification.
 
     Raises:
         RunError: nothing on the front meets the limits, or the folder cannot be written.
     """
-    wish = Wish(max_drop, max_latency_ms, max_size_bytes, max_energy_mj, prefer)
     baseline_accuracy = run.environment().get("baseline", {}).get("accuracy")
     if baseline_accuracy is None:
         raise RunError(f"{run.path} has no scored baseline yet; search first: leanfront search")
@@ -76,8 +70,7 @@ def pick(
         compressed, score = scorer.refine(policy, checkpoint, 0, options.learning_rate)
     log(f"search split: {score.accuracy:.4f} (uncompressed {baseline_accuracy:.4f}); exporting")
     folder = out or run.exported / str(row.trial)
-    found = export_and_verify(loaded, compressed, score, row, folder, log)
-    return {**asdict(found), "passed": found.passed, "folder": str(folder)}
+    return folder, export_and_verify(loaded, compressed, score, row, folder, log)
 
 
 def export_trial(run: RunFolder, *, trial: int, to: str = "onnx", out: Path | None = None) -> Path:
@@ -102,14 +95,15 @@ def export_trial(run: RunFolder, *, trial: int, to: str = "onnx", out: Path | No
     folder = out or run.exported / str(trial)
     with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        replace_bytes(folder / "model.onnx", exported_bytes(loaded.traced, compressed))
+        model = exported(template(loaded.traced), compressed)
+        replace_bytes(folder / "model.onnx", model.SerializeToString())
         replace_file(folder / "policy.json", policy.to_json() + "\n")
     return folder
 
 
-def gains(answer: dict[str, Any]) -> list[dict[str, str]]:
+def gains(found: Verification) -> list[dict[str, str]]:
     """What was gained, as the rows of a table: uncompressed beside picked."""
-    test, latency, size = answer["test"], answer["latency"], answer["size"]
+    test, latency, size = found.test, found.latency, found.size
     low, high = test["accuracy_ci"]
     rows = [
         _gain(
@@ -166,9 +160,10 @@ def export_and_verify(
     """Export a trained network beside the uncompressed one and hold it against what its trial promised."""
     task, threads = loaded.task, loaded.config.hardware.threads
     compressed.module.cpu()
-    model = exported_bytes(loaded.traced, compressed)
+    graph = template(loaded.traced)
+    model = exported(graph, compressed).SerializeToString()
     uncompressed = compress(loaded.traced, Policy.uniform(loaded.traced.network, LayerPolicy()))
-    baseline = exported_bytes(loaded.traced, uncompressed)
+    baseline = exported(graph, uncompressed).SerializeToString()
     log("testing: file, torch network and uncompressed network on the test split")
     test = test_once(model, compressed.module, loaded.traced.module, task, as_data(task.test), threads)
     latency: dict[str, Any] = {}
@@ -206,8 +201,3 @@ def replace_bytes(path: Path, content: bytes) -> None:
     beside = path.with_suffix(".partial")
     beside.write_bytes(content)
     beside.replace(path)
-
-
-def exported_bytes(traced: Traced, compressed: Compressed) -> bytes:
-    """The ONNX file of a compressed network."""
-    return bytes(exported(template(traced), compressed).SerializeToString())

@@ -1,0 +1,178 @@
+"""What a report shows, read from a run folder: trials, front, environment, verified exports."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from search.front import COSTS, non_dominated
+from search.run_folder import RunError, open_run
+
+NUMBERS = (
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    *COSTS,
+    "seconds",
+    "seconds_training",
+    "seconds_scoring",
+)
+TEXTS = ("trial", "state", "reason", "started", "finished", "worker", "policy")
+DEFAULT_DROP = 0.01
+HYPERVOLUME_DROP = 0.10
+PAUSE_HOURS = 1 / 6
+"""A longer stretch without any trial at work is a pause (stopped, resumed later), not search time."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run as the report sees it.
+
+    ``trials`` has the columns of trials.csv; its numbers are floats, NaN where the file has none.
+    ``complete`` are the trials with an accuracy and every objective, ``front`` the non-dominated ones
+    among them, fastest first. ``max_drop`` (a fraction) is what the result is told for: the run's own limit
+    where it has one, else one point. ``verifications``: (folder name, verification.json) of each export.
+    """
+
+    path: Path
+    trials: pd.DataFrame
+    complete: pd.DataFrame
+    front: pd.DataFrame
+    objectives: tuple[str, ...]
+    max_drop: float
+    environment: Mapping[str, Any]
+    config: str
+    verifications: tuple[tuple[str, Mapping[str, Any]], ...]
+
+    @property
+    def baseline(self) -> Mapping[str, Any]:
+        """Accuracy and costs of the uncompressed network; empty if they were never measured."""
+        baseline: Mapping[str, Any] = self.environment.get("baseline") or {}
+        return baseline
+
+
+def read_run(run: Path) -> RunData:
+    """Read a run folder; it may have been moved, have no trial yet, or be at work.
+
+    Raises:
+        RunError: not a run folder, or a file of it cannot be understood.
+    """
+    folder = open_run(run)
+    config = folder.config()
+    objectives = config.search.objectives
+    trials = _trials(folder.trials_file)
+    complete = trials[trials.state == "complete"].dropna(subset=["latency_ms", "accuracy", *objectives])
+    values = complete[list(objectives)].to_numpy(dtype=float)
+    values = np.where(np.array(objectives) == "accuracy", -values, values)
+    member = non_dominated(values) if len(values) else np.zeros(0, dtype=bool)
+    front = complete[member].sort_values(["latency_ms", "accuracy"], ascending=[True, False])
+    verified = sorted(folder.exported.glob("*/verification.json"))
+    return RunData(
+        path=run,
+        trials=trials,
+        complete=complete,
+        front=front,
+        objectives=objectives,
+        max_drop=DEFAULT_DROP if config.limits.max_drop is None else config.limits.max_drop,
+        environment=folder.environment(),
+        config=folder.config_file.read_text(encoding="utf-8"),
+        verifications=tuple((file.parent.name, _object(file)) for file in verified),
+    )
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{path} is not JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise RunError(f"{path} must hold a JSON object, not {type(raw).__name__}")
+    return raw
+
+
+def _trials(path: Path) -> pd.DataFrame:
+    """All rows; every text stays the text it is (a reason may read "nan"), numbers become floats."""
+    if not path.is_file():  # the search stopped before its first trial
+        table = pd.DataFrame({name: pd.Series(dtype=str) for name in (*TEXTS, *NUMBERS)})
+    else:
+        try:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        except ValueError as error:  # pandas' parser errors are ValueErrors
+            raise RunError(f"{path} is not a table of trials: {error}") from error
+    if missing := [name for name in (*TEXTS, *NUMBERS) if name not in table.columns]:
+        raise RunError(f"{path} has no column {missing[0]!r}; it has {', '.join(table.columns)}")
+    if not table.trial.str.fullmatch(r"\d+").all():
+        raise RunError(f"{path} must have a number in the column trial of every line")
+    for name in NUMBERS:
+        table[name] = pd.to_numeric(table[name], errors="coerce")
+    table["hours"] = _hours(table)
+    return table
+
+
+def _hours(table: pd.DataFrame) -> pd.Series:
+    """Hours of search until each trial finished, pauses left out; NaN for trials without both times."""
+    start = pd.to_datetime(table.started, utc=True, errors="coerce", format="ISO8601")
+    end = pd.to_datetime(table.finished, utc=True, errors="coerce", format="ISO8601")
+    times = pd.DataFrame({"start": start, "end": end}).dropna().sort_values("start")
+    if times.empty:
+        return pd.Series(np.nan, index=table.index)
+    begin = ((times.start - times.start.iloc[0]).dt.total_seconds() / 3600).to_numpy()
+    finish = ((times.end - times.start.iloc[0]).dt.total_seconds() / 3600).to_numpy()
+    idle = begin - np.concatenate([[0.0], np.maximum.accumulate(finish)[:-1]])
+    paused = np.cumsum(np.where(idle > PAUSE_HOURS, idle, 0.0))
+    return pd.Series(finish - paused, index=times.index).reindex(table.index)
+
+
+def policies(rows: pd.DataFrame) -> list[dict[str, dict[str, Any]]]:
+    """The policies of these trials, layer name -> fields, in the order of the rows.
+
+    Raises:
+        RunError: a policy is not JSON.
+    """
+    result = []
+    for trial, text in zip(rows.trial, rows.policy, strict=True):
+        try:
+            result.append(json.loads(text))
+        except ValueError as error:
+            raise RunError(f"the policy of trial {trial} in trials.csv is not JSON: {error}") from error
+    return result
+
+
+def hypervolume_share(data: RunData) -> pd.Series:
+    """Share of the last hypervolume reached after each complete trial, in the order they finished, 0..1.
+
+    The area that the front dominates in accuracy and the first cost objective, within the baseline's cost and
+    HYPERVOLUME_DROP below its accuracy (without a baseline: within the worst complete trial). All zero
+    where no trial is within.
+    """
+    cost = next(name for name in data.objectives if name in COSTS)
+    rows = data.complete.sort_values("hours", na_position="last", kind="stable")
+    if rows.empty:
+        return pd.Series(dtype=float)
+    accuracy, costs = rows.accuracy.to_numpy(), rows[cost].to_numpy()
+    known = data.baseline.get("accuracy")
+    floor = accuracy.min() if known is None else known - HYPERVOLUME_DROP
+    ceiling = data.baseline.get(cost) or costs.max()
+    steps: list[tuple[float, float]] = []  # (cost, accuracy) of the front so far, both rising
+    area, areas = 0.0, []
+    for x, y in zip(costs, accuracy, strict=True):
+        inside = x < ceiling and y > floor
+        if inside and not any(a <= x and b >= y for a, b in steps):
+            steps = sorted([step for step in steps if not (step[0] >= x and step[1] <= y)] + [(x, y)])
+            ends = [step[0] for step in steps[1:]] + [ceiling]
+            area = sum((end - a) * (b - floor) for (a, b), end in zip(steps, ends, strict=True))
+        areas.append(area)
+    return pd.Series(areas, index=rows.index) / (area or 1.0)
+
+
+def best_speed_up(data: RunData, max_drop: float) -> pd.Series:
+    """Best latency ratio so far at no more than this drop (fraction), after each complete trial in the order
+    they finished; NaN before the first."""
+    rows = data.complete.sort_values("hours", na_position="last", kind="stable")
+    within = rows.accuracy >= data.baseline["accuracy"] - max_drop - 1e-9
+    best: pd.Series = (data.baseline["latency_ms"] / rows.latency_ms).where(within).cummax().ffill()
+    return best
