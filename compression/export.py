@@ -24,8 +24,10 @@ from compression.template import IR_VERSION, OPSET, TENSOR, Template
 from compression.weights import (
     LayerWeights,
     activation_grids,
+    finer_steps,
     layer_weights,
     random_weights,
+    with_bias_in_reach,
 )
 
 
@@ -178,11 +180,12 @@ def _written(
         inputs = []
         for name in node.input:
             original = _resolved(name, alias)
-            if original not in value and original:
-                constant = constants[original]
+            if original in constants:
                 array = parameters.get(original)
-                value[original] = out.constant(numpy_helper.to_array(constant) if array is None else array)
-            inputs.append(value.get(original, ""))
+                array = numpy_helper.to_array(constants[original]) if array is None else array
+                inputs.append(out.constant(_cut_sizes(node, array, network)))
+            else:
+                inputs.append(value.get(original, ""))
         copied = onnx.NodeProto()
         copied.CopyFrom(node)
         outputs = [out.name() for _ in node.output]
@@ -209,6 +212,20 @@ def _resolved(
         if node is not None and node.op == "input":
             return graph_input
     return name
+
+
+def _cut_sizes(
+    node: onnx.NodeProto, array: NDArray[np.generic], network: Network
+) -> NDArray[np.generic]:
+    """A constant of the template; sizes in it that count the channels of the uncut network are corrected."""
+    made = network.node.get(node.output[0].removeprefix(TENSOR))
+    if made is None or array.dtype != np.int64:
+        return array
+    if node.op_type == "Reshape" and made.op == "flatten":
+        return np.array([1, made.width], dtype=np.int64)
+    if node.op_type == "Resize" and array.shape == (4,):
+        return np.array([1, made.width, *made.spatial], dtype=np.int64)
+    return array
 
 
 def _needed(
@@ -257,17 +274,22 @@ def _layer(
     assert kernel.layer is not None
     layer = kernel.layer
     held = weights[layer.name]
+    named = "" if layer.name.startswith(("input", "output")) else layer.name  # the file's own are called so
     linear = layer.shape.op == "linear"
     per_position = linear and bool(kernel.output.spatial)
     axis = 1 if layer.shape.op == "conv_transpose2d" or per_position else 0
     if per_position:
         held = _transposed(held)
-    weight = _weight(out, held, layer_policy, axis, zero_points=linear)
+    finer = 1
+    if layer_policy.integer and grid is not None:
+        finer = finer_steps(layer_policy.weight_bits)
+        held = with_bias_in_reach(held, grid.scale / finer, axis)
+    weight = _weight(out, held, layer_policy, axis, finer, zero_points=linear)
     if layer_policy.integer and held.scales is not None and grid is not None:
         # accumulators count in steps of weight scale times activation scale; so must the bias
-        steps = held.scales.astype(np.float64) * np.float64(np.float32(grid.scale))
+        steps = held.scales.astype(np.float64) * np.float64(np.float32(grid.scale)) / finer
         scales = steps.astype(np.float32)
-        codes = np.clip(np.round(held.bias / steps), -(2**31), 2**31 - 1).astype(np.int32)
+        codes = np.round(held.bias / steps).astype(np.int32)
         stored = [out.constant(codes), out.constant(scales)]
         if linear:
             stored.append(out.constant(np.zeros_like(codes)))
@@ -277,14 +299,14 @@ def _layer(
     if per_position:
         return out.add("Add", [out.add("MatMul", [read, weight], name=layer.name), bias])
     if linear:
-        return out.add("Gemm", [read, weight, bias], name=layer.name, output=layer.name, transB=1)
+        return out.add("Gemm", [read, weight, bias], name=layer.name, output=named, transB=1)
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     attributes = {name: attribute for name, attribute in attributes.items() if name != "auto_pad"}
     if attributes.get("group") == 1:
         del attributes["group"]
     elif layer.shape.groups > 1:
         attributes["group"] = layer.shape.groups  # a depthwise layer has as many as it has channels left
-    return out.add(node.op_type, [read, weight, bias], name=layer.name, output=layer.name, **attributes)
+    return out.add(node.op_type, [read, weight, bias], name=layer.name, output=named, **attributes)
 
 
 def _transposed(held: LayerWeights) -> LayerWeights:
@@ -295,21 +317,26 @@ def _transposed(held: LayerWeights) -> LayerWeights:
     return replace(held, weight=np.ascontiguousarray(held.weight.T))
 
 
-def _weight(out: _Writer, held: LayerWeights, layer_policy: LayerPolicy, axis: int, zero_points: bool) -> str:
+def _weight(
+    out: _Writer, held: LayerWeights, layer_policy: LayerPolicy, axis: int, finer: int, zero_points: bool
+) -> str:
     if held.codes is None or held.scales is None:
         assert held.weight is not None
         return out.constant(held.weight)
-    name = out.packed(held.codes, layer_policy.weight_bits)
     packed = storage_bits(layer_policy.weight_bits) < 8
     if layer_policy.integer:
-        if packed:
+        if packed:  # decoded once, when the file is loaded
+            name = out.packed(held.codes, layer_policy.weight_bits)
+            name = out.add("Cast", [name], to=TensorProto.FLOAT)
+            name = out.add("Mul", [name, out.constant(np.float32(finer))])
             name = out.add("Cast", [name], to=TensorProto.INT8)
-        stored = [name, out.constant(held.scales)]
-        if (
-            zero_points
-        ):  # onnxruntime fuses an integer Gemm only when they are there, a Conv without them, too
+        else:
+            name = out.packed(held.codes * np.int8(finer), 8)
+        stored = [name, out.constant(held.scales / np.float32(finer))]
+        if zero_points:  # onnxruntime fuses an integer Gemm only when they are there, a Conv without, too
             stored.append(out.constant(np.zeros(held.scales.shape, dtype=np.int8)))
         return out.add("DequantizeLinear", stored, axis=axis)
+    name = out.packed(held.codes, layer_policy.weight_bits)
     # float kernel, small file: decoded once, when the file is loaded
     decoded = out.add("Cast", [name], to=TensorProto.FLOAT)
     shape = [1] * held.codes.ndim

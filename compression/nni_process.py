@@ -30,16 +30,12 @@ def replaced_modules(module: fx.GraphModule, masks: Masks, example_input: Tensor
     logging.getLogger("nni").setLevel(logging.ERROR)
     torch.manual_seed(0)  # nni follows the channels by what random values turn into
     before = dict(module.named_modules())
-    # A tracer of nni's own fails on current torch: hand it the graph. A shared graph and model would be
-    # randomized and restored at once, so it gets a copy.
+    # nni's own tracer does not run on current torch: give it the graph. It gets a copy of the weights, too,
+    # because it fills them with random values on the way.
     quiet = logging.getLogger("nni.leanfront")
     speedup = ModelSpeedup(module, example_input, masks, graph_module=copy.deepcopy(module), logger=quiet)
     speedup.speedup_model()
-    return {
-        name: new.eval()  # nni's new modules are in training mode
-        for name, new in module.named_modules()
-        if name and new is not before[name]
-    }
+    return {name: new for name, new in module.named_modules() if name and new is not before[name]}
 
 
 def main(source: str, target: str) -> None:

@@ -1,10 +1,9 @@
 """The cut once more, by nni's ModelSpeedup: a second implementation to hold torch-pruning against.
 
-nni was archived by its authors in 2024 (last release 3.0, September 2023), so leanfront does not depend on it.
+nni was archived by its authors (last release 3.0, in 2023), so nothing else in leanfront depends on it.
 """
 
 import copy
-import os
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,10 @@ def cut_with_nni(traced: Traced, channels: Mapping[str, int]) -> fx.GraphModule:
     The same channels go as in ``compression.prune.cut``; only the surgery is another. nni runs in a process
     of its own (a few seconds), because importing it changes torch.
 
+    nni cannot do a graph with a batch size written into it (it runs batches of 8), a layer that is called
+    with keyword arguments, or modules and functions of the user's own that pickle cannot bring to the other
+    process. Those raise CutError.
+
     Raises:
         MissingNniError: nni is not installed.
         CutError: nni failed on this network, or a layer came out with another shape than ``Network.resized``
@@ -51,14 +54,14 @@ def cut_with_nni(traced: Traced, channels: Mapping[str, int]) -> fx.GraphModule:
         for name, new in _replaced_modules(module, _masks(traced, removed), traced.example_input).items():
             module.set_submodule(name, new)
     check_shapes(module, traced.network.resized(channels))
-    return module
+    return module.eval()  # nni's new modules are in training mode
 
 
 def _masks(traced: Traced, removed: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Tensor]]:
     """nni's masks: ones, and zeros for the weights and biases that write a removed channel.
 
-    All layers of a group get the same channels masked. That is what nni calls a dependency group; it does
-    not look for them itself here.
+    All layers of a group get the same channels masked: the groups come from the traced network, nni is not
+    left to find the residual streams.
     """
     return {
         layer.name: _layer_masks(layer, traced.module.get_submodule(layer.name), removed[group])
@@ -84,7 +87,6 @@ def _replaced_modules(
         torch.save((module, masks, example_input), source)
         done = subprocess.run(
             [sys.executable, "-P", str(PROGRAM), str(source), str(target)],
-            env={**os.environ, "HOME": folder},
             capture_output=True,
             text=True,
             check=False,

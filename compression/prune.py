@@ -44,15 +44,13 @@ def check_shapes(module: nn.Module, network: Network) -> None:
         _check(layer, module.get_submodule(layer.name))
 
 
-def _cut(
-    traced: Traced, channels: Mapping[str, int]
-) -> tuple[fx.GraphModule, dict[str, tuple[int, ...]]]:
+def _cut(traced: Traced, channels: Mapping[str, int]) -> tuple[fx.GraphModule, dict[str, tuple[int, ...]]]:
     module = copy.deepcopy(traced.module)
     removed: dict[str, tuple[int, ...]] = {}
     expected = traced.network.resized(channels)
     if expected != traced.network:
         module.requires_grad_(True)  # torch-pruning follows the autograd graph
-        dependency = tp.DependencyGraph().build_dependency(module, example_inputs=traced.example_input)
+        dependency = tp.DependencyGraph().build_dependency(module, example_inputs=(traced.example_input,))
         importance = tp.importance.GroupMagnitudeImportance(p=2, normalizer="mean")
         for group, count in channels.items():
             root = traced.network.groups[group][0]

@@ -285,6 +285,8 @@ def _channels(
             return tuple(segment for i in inputs for segment in i.channels)
     if op == "flatten":
         repeat = math.prod(inputs[0].spatial)
+        if repeat > 1 and len(first) > 1:  # torch-pruning does not follow a concat into a flatten
+            groups.freeze(first)
         return tuple(replace(segment, repeat=segment.repeat * repeat) for segment in first)
     if op == "slice" and _keeps_all_channels(node, len(shape)) and inputs[0].width == size:
         return first

@@ -92,6 +92,32 @@ def _folded(module: nn.Module, norms: list[_BatchNorm]) -> LayerWeights:
     )
 
 
+def finer_steps(weight_bits: int) -> int:
+    """How many steps of an integer kernel make one weight code: 8 for 4 bits, 1 for 7 and 8.
+
+    The kernel adds the bias in steps of weight scale times activation scale, which are coarse where the
+    weights have few levels; codes times this factor on steps as much finer are the same weights, and the bias
+    is as exact as with 7 bits. (7 and not 8: AVX2 kernels without VNNI saturate above.)
+    """
+    return int(2 ** max(0, 7 - weight_bits))
+
+
+def with_bias_in_reach(held: LayerWeights, activation_scale: float, axis: int) -> LayerWeights:
+    """The same weights; channels that are next to nothing beside their bias become 0.
+
+    A batch norm with a gain near 0 leaves such channels: their bias, in steps of the product of the scales,
+    would not fit 32 bits. Channels of zeros, whose scale says nothing, get fine steps, too.
+    """
+    assert held.codes is not None
+    assert held.scales is not None
+    others = tuple(d for d in range(held.codes.ndim) if d != axis)
+    reach = np.abs(held.bias.astype(np.float64)) / activation_scale
+    empty = ~held.codes.any(axis=others) | (held.scales < reach / 2**30)
+    scales = np.where(empty, np.maximum(reach / 2**20, 1e-12), held.scales).astype(np.float32)
+    codes = held.codes * np.expand_dims(~empty, others)
+    return LayerWeights(held.bias, codes=codes, scales=scales)
+
+
 def random_weights(network: Network, policy: Policy, seed: int = 0) -> dict[str, LayerWeights]:
     """Weights of the right shapes and kinds, for timing: latency does not depend on their values."""
     generator = np.random.default_rng(seed)

@@ -1,23 +1,24 @@
 """Measure what a latency table lacks."""
 
 import fcntl
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from onnx import TensorProto
+from onnx import NodeProto, TensorProto
 
 from latency_models.cost import TableError
-from latency_models.fused_graph import FusedNode
+from latency_models.fused_graph import FusedNode, Operand
+from latency_models.kernel_keys import constant_bytes_of
 from latency_models.measure import Reference, Timing, noise, time_models
 from latency_models.micrographs import copies, micrograph
-from latency_models.table import REFERENCE, Entry, LatencyTable, cache_folder, load_table
+from latency_models.table import CALL, Entry, LatencyTable, cache_folder, load_table
 
 BATCH = 24
 """Nodes that are timed against each other; their sessions are open at the same time."""
+ROUNDS = 3
 SAVE_EVERY = 5
 LEAST_MS = 1e-5  # a node that the clock cannot tell from none
 
@@ -44,11 +45,6 @@ def measuring() -> Iterator[None]:
         os.close(descriptor)
 
 
-def known_reference(table: LatencyTable) -> float | None:
-    """The undisturbed time of the reference model when the table was begun, ms."""
-    return table[REFERENCE].median_ms if REFERENCE in table else None
-
-
 def fill(
     table: LatencyTable,
     nodes: Mapping[str, FusedNode],
@@ -58,29 +54,45 @@ def fill(
 ) -> LatencyTable:
     """Time those of ``nodes`` (by key) that the table lacks; the table with them, saved to ``path``.
 
+    Entries that were measured while the machine was slower than it is known to be now are measured again.
     Progress is saved on the way: an interrupted run goes on where it was.
 
     Raises:
         TableError: onnxruntime refuses a node, or the table cannot be written.
     """
-    lacking = table.missing(nodes)
-    if not lacking:
-        return table
     timings: dict[str, Timing] = {}
-    for start in range(0, len(lacking), BATCH):
-        batch = {key: nodes[key] for key in lacking[start : start + BATCH]}
-        entries = _measured(batch, table, reference, timings)
-        entries[REFERENCE] = _reference_entry(reference, table)
-        table = table.with_entries(entries)
-        done = min(start + BATCH, len(lacking))
-        if path is not None and (done == len(lacking) or (start // BATCH) % SAVE_EVERY == SAVE_EVERY - 1):
-            on_disk = load_table(path, table.device, table.profile)
-            table = on_disk.with_entries(table)
-            table.save(path)
-        log(f"latency table: {done} of {len(lacking)} kernels measured")
+    for again in range(ROUNDS):
+        table = measure_call(table, reference)
+        lacking = table.missing(nodes) if not again else [key for key in table.stale() if key in nodes]
+        for start in range(0, len(lacking), BATCH):
+            batch = {key: nodes[key] for key in lacking[start : start + BATCH]}
+            table = table.with_entries(_measured(batch, table, reference, timings))
+            done = min(start + BATCH, len(lacking))
+            if path is not None and (done == len(lacking) or (start // BATCH) % SAVE_EVERY == SAVE_EVERY - 1):
+                table = load_table(path, table.device, table.profile).with_entries(table)
+                table.save(path)
+            log(f"latency table: {done} of {len(lacking)} kernels measured{' again' if again else ''}")
     if warning := noise(timings):
         log(f"warning: {warning}")
     return table
+
+
+def measure_call(table: LatencyTable, reference: Reference) -> LatencyTable:
+    """Add what a call of a model costs by itself, unless the table has it."""
+    if CALL in table and CALL not in table.stale():
+        return table
+    tick = FusedNode(CALL, "", NodeProto(op_type="Identity", input=["x"], output=["y"]), (
+        Operand(TensorProto.FLOAT, (1, 8), constant=False),
+    ))  # fmt: skip
+    timing = time_models(
+        {CALL: micrograph(tick, 0)}, table.device.threads, 9, table.device.provider, reference=reference
+    )[CALL]
+    today = datetime.now(UTC).date().isoformat()
+    return table.with_entries(
+        {CALL: Entry(
+            timing.median_ms, timing.spread, timing.runs, timing.quiet, timing.reference_ms, 0, today,
+        )}
+    )
 
 
 def _measured(
@@ -94,7 +106,14 @@ def _measured(
         bare.setdefault(_tensors(node), key)
     models |= {f"bare {count}": micrograph(batch[key], 0) for count, key in bare.items()}
     taken = time_models(
-        models, device.threads, 5, device.provider, optimise=False, min_runs=10, block_ms=0.8, reference=reference
+        models,
+        device.threads,
+        5,
+        device.provider,
+        optimise=False,
+        min_runs=10,
+        block_ms=0.8,
+        reference=reference,
     )
     timings |= {key: taken[key] for key in batch}
     today = datetime.now(UTC).date().isoformat()
@@ -107,7 +126,8 @@ def _measured(
             spread=timing.spread,
             runs=timing.runs,
             quiet=timing.quiet,
-            resident_bytes=number[key] * constant_bytes(node),
+            reference_ms=timing.reference_ms,
+            resident_bytes=number[key] * constant_bytes_of(key),
             date=today,
         )
     return entries
@@ -115,22 +135,3 @@ def _measured(
 
 def _tensors(node: FusedNode) -> int:
     return sum(not operand.constant for operand in node.operands)
-
-
-def _reference_entry(reference: Reference, table: LatencyTable) -> Entry:
-    known = known_reference(table)
-    now = reference.undisturbed_ms
-    today = datetime.now(UTC).date().isoformat()
-    return Entry(min(known, now) if known else now, 0.0, 0, 1.0, 0, today)
-
-
-_SIZES = {TensorProto.FLOAT: 4, TensorProto.INT32: 4, TensorProto.INT64: 8, TensorProto.DOUBLE: 8, TensorProto.FLOAT16: 2}
-
-
-def constant_bytes(node: FusedNode) -> int:
-    """Bytes of a node's weights and other constants."""
-    return sum(
-        math.prod(operand.shape) * _SIZES.get(operand.element_type, 1)
-        for operand in node.operands
-        if operand.constant and operand.element_type
-    )

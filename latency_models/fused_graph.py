@@ -5,6 +5,7 @@ transposes where layouts change. Two nodes with equal keys take equally long: th
 attributes, element types and shapes, and the values of small integer constants (axes, pads), but no weights.
 """
 
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def fused_nodes(
     constants = {tensor.name: tensor for tensor in optimised.graph.initializer}
     nodes = []
     for node in optimised.graph.node:
-        owner = _owner(node, owner_of)
+        owner = _owner(node, owner_of, owners)
         for output in node.output:
             owner_of.setdefault(output, owner)
         operands = tuple(_operand(name, values, constants) for name in node.input)
@@ -77,7 +78,9 @@ def fused_nodes(
     return tuple(nodes)
 
 
-def _values(optimised: onnx.ModelProto, feed: Feed, threads: int, provider: str) -> Mapping[str, NDArray[Any]]:
+def _values(
+    optimised: onnx.ModelProto, feed: Feed, threads: int, provider: str
+) -> Mapping[str, NDArray[Any]]:
     """Every tensor of the optimised graph. onnx's shape inference does not know onnxruntime's own
     operations, so the graph is run once with all tensors as outputs."""
     shown = onnx.ModelProto()
@@ -99,14 +102,17 @@ def _tensor_owners(model: onnx.ModelProto, owners: Mapping[str, str]) -> dict[st
     return found
 
 
-def _owner(node: NodeProto, owner_of: Mapping[str, str]) -> str:
-    made = [node.output[0], node.name.removesuffix("_nchwc")]
-    return next((owner_of[name] for name in (*made, *node.input) if name in owner_of), "")
+def _owner(node: NodeProto, owner_of: Mapping[str, str], owners: Mapping[str, str]) -> str:
+    """By what it makes, else by the node or tensor that onnxruntime named it after, else by what it reads."""
+    if node.output[0] in owner_of:
+        return owner_of[node.output[0]]
+    named_after = re.sub(r"(_nchwc|_token_\d+|_transformed|_quant)+$", "", node.name)
+    if named_after in owners:
+        return owners[named_after]
+    return next((owner_of[name] for name in (named_after, *node.input) if name in owner_of), "")
 
 
-def _operand(
-    name: str, values: Mapping[str, NDArray[Any]], constants: Mapping[str, TensorProto]
-) -> Operand:
+def _operand(name: str, values: Mapping[str, NDArray[Any]], constants: Mapping[str, TensorProto]) -> Operand:
     if not name:
         return Operand(0, (), constant=True)
     if name in constants:

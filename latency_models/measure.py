@@ -18,10 +18,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from latency_models.cost import TableError
+from latency_models.table import STALE
 
 CPU = "CPUExecutionProvider"
 QUIET = 1.08
 """The reference may take this much longer than undisturbed while a block counts."""
+FRESH_S = 0.0003
+"""A look at the reference that is not older than this is one of now."""
+DISTURBED = 0.4
+"""With a smaller share of undisturbed blocks a timing is not to be believed."""
 
 _TYPES: Mapping[str, Any] = {
     "tensor(float)": np.float32,
@@ -42,8 +47,10 @@ Block = NDArray[np.float64]
 class Timing:
     """How long one call takes.
 
-    spread: interquartile range of the block medians, as a share of the median. quiet: share of the calls
-    during which the machine was undisturbed; the figure rests on these.
+    spread: interquartile range of the block medians, as a share of the median. quiet: undisturbed blocks
+    found, as a share of those wanted; the figure rests on them where there are at least three.
+    reference_ms: what was taken as the undisturbed time of the reference model; when that turns out to have
+    been too slow, the machine was disturbed all along and the timing is stale.
     """
 
     median_ms: float
@@ -51,6 +58,16 @@ class Timing:
     runs: int
     blocks: int
     quiet: float
+    reference_ms: float
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether too little of it was undisturbed to be believed."""
+        return self.quiet < DISTURBED
+
+    def stale(self, undisturbed_ms: float) -> bool:
+        """Whether the machine has been seen much faster since."""
+        return self.reference_ms > STALE * undisturbed_ms
 
 
 def session(
@@ -113,8 +130,11 @@ class _Candidate:
     opened: onnxruntime.InferenceSession
     feed: Feed
     runs: int = 0
-    good: list[Block] = field(default_factory=list)
-    other: list[Block] = field(default_factory=list)
+    blocks: list[tuple[Block, float]] = field(default_factory=list)  # with the reference beside it, ms
+
+    def good(self, undisturbed_ms: float) -> list[Block]:
+        """The blocks beside which the reference was at its undisturbed speed."""
+        return [block for block, beside_ms in self.blocks if beside_ms <= QUIET * undisturbed_ms]
 
     def prepare(self, min_runs: int, block_ms: float) -> None:
         """Warm up, and find how many calls make a block."""
@@ -143,45 +163,39 @@ class Reference:
         self._candidate = _Candidate(opened, random_feed(opened))
         self._history: list[float] = []
         self._known_ms = undisturbed_ms
-        self._looked = 0.0
-        self._seen_ms, self._stale = 0.0, 0
+        self._looked = self._now_ms = self._seen_ms = 0.0
         self._candidate.block(20)
-        for _ in range(60):  # 60 looks, spread over 0.2 s
+        for _ in range(100):  # spread over half a second
             self.look()
-            time.sleep(0.003)
+            time.sleep(0.005)
 
     def look(self) -> float:
         """The reference's time now, ms."""
-        now_ms = float(np.median(self._candidate.block(3)))
-        self._history.append(now_ms)
+        self._now_ms = float(np.median(self._candidate.block(3)))
         self._looked = time.perf_counter()
-        return now_ms
+        self._history.append(self._now_ms)
+        if len(self._history) % 64 == 0 or len(self._history) < 64:
+            self._seen_ms = float(np.quantile(self._history[-4096:], 0.05))
+        return self._now_ms
 
     @property
     def undisturbed_ms(self) -> float:
         """The reference's time when nothing disturbs it: a low quantile of all looks so far."""
-        if self._stale <= 0:
-            self._seen_ms, self._stale = float(np.quantile(self._history[-4000:], 0.05)), 50
-        self._stale -= 1
-        seen = self._seen_ms
-        if self._known_ms is not None and abs(self._known_ms / seen - 1.0) < 0.15:
-            return min(seen, self._known_ms)
-        return seen
+        if self._known_ms is not None and self._known_ms > 0.85 * self._seen_ms:
+            return min(self._seen_ms, self._known_ms)
+        return self._seen_ms
 
-    def quiet(self, fresh_s: float = 0.0) -> bool:
-        """Whether the machine is undisturbed now; a look not older than ``fresh_s`` will do."""
-        if time.perf_counter() - self._looked > fresh_s:
+    def wait(self, seconds: float) -> float:
+        """Wait until the machine is undisturbed, at most ``seconds``; the reference's time then, ms."""
+        start = time.perf_counter()
+        if start - self._looked > FRESH_S:
             self.look()
-        return self._history[-1] <= QUIET * self.undisturbed_ms
-
-    def wait(self, seconds: float) -> bool:
-        """Wait until the machine is undisturbed, at most ``seconds``."""
-        deadline = time.perf_counter() + seconds
-        while not self.quiet(fresh_s=0.0003):
-            if time.perf_counter() > deadline:
-                return False
+        while self._now_ms > QUIET * self.undisturbed_ms:
+            if time.perf_counter() - start > seconds:
+                break
             time.sleep(0.002)
-        return True
+            self.look()
+        return self._now_ms
 
 
 def _reference_model() -> bytes:
@@ -229,39 +243,40 @@ def time_models(
     for candidate in candidates.values():
         candidate.prepare(min_runs, block_ms)
     started = time.perf_counter()
-    deadline = None
-    while pending := [c for c in candidates.values() if len(c.good) < blocks]:
+    deadline, patience = None, 0.0
+    while pending := [c for c in candidates.values() if len(c.good(reference.undisturbed_ms)) < blocks]:
         for candidate in pending:
-            undisturbed = reference.wait(0.1)
+            before_ms = reference.wait(0.1)
             block = candidate.block(candidate.runs)
-            undisturbed = reference.quiet() and undisturbed
-            (candidate.good if undisturbed else candidate.other).append(block)
+            candidate.blocks.append((block, max(before_ms, reference.look())))
         if deadline is None:  # the first round says how long the work is
-            needed_s = blocks * sum(float(np.sum(b)) for c in candidates.values() for b in c.good + c.other) / 1e3
+            needed_s = blocks * sum(float(b.sum()) for c in candidates.values() for b, _ in c.blocks) / 1e3
             patience = max(2.0, 3.0 * needed_s) if patience_s is None else patience_s
             deadline = started + needed_s * 1.5 + patience
-        least = min(len(c.good) + len(c.other) for c in candidates.values())
-        if time.perf_counter() > deadline and least >= blocks:
+        late = time.perf_counter() - deadline
+        found = min(len(c.good(reference.undisturbed_ms)) for c in candidates.values())
+        least = min(len(c.blocks) for c in candidates.values())
+        if least >= blocks and (late > 2.0 * patience or (late > 0.0 and found >= DISTURBED * blocks)):
             break
-    return {name: _timing(candidate, blocks) for name, candidate in candidates.items()}
+    return {name: _timing(candidate, blocks, reference.undisturbed_ms) for name, candidate in candidates.items()}
 
 
-def _timing(candidate: _Candidate, blocks: int) -> Timing:
-    good = candidate.good
-    by_speed = sorted(candidate.other, key=lambda block: float(np.median(block)))
-    used = good if len(good) >= min(3, blocks) else good + by_speed[: blocks - len(good)]
+def _timing(candidate: _Candidate, blocks: int, undisturbed_ms: float) -> Timing:
+    good = candidate.good(undisturbed_ms)
+    by_speed = sorted((block for block, _ in candidate.blocks), key=lambda block: float(np.median(block)))
+    used = good if len(good) >= min(3, blocks) else by_speed[:blocks]
     # a disturbance that begins and ends within a block is not seen by the reference: calls that took longer
     # than the fastest by the factor that a busy sibling costs at least are left out
     limit = QUIET * float(np.quantile(np.concatenate(used), 0.05))
     medians = [float(np.median(kept)) for block in used if (kept := block[block <= limit]).size]
     low, median_ms, high = np.quantile(medians, [0.25, 0.5, 0.75])
-    calm = float(np.mean(np.concatenate(good + candidate.other) <= limit))
     return Timing(
         median_ms=float(median_ms),
         spread=float((high - low) / median_ms),
         runs=sum(block.size for block in used),
         blocks=len(used),
-        quiet=calm,
+        quiet=min(1.0, len(good) / blocks),
+        reference_ms=undisturbed_ms,
     )
 
 
@@ -270,10 +285,11 @@ def noise(timings: Mapping[str, Timing], limit: float = 0.05) -> str | None:
     if not timings:
         return None
     spread = float(np.median([timing.spread for timing in timings.values()]))
-    if spread <= limit:
+    disturbed = sum(timing.disturbed for timing in timings.values())
+    if spread <= limit and disturbed <= 0.2 * len(timings):
         return None
-    quiet = float(np.mean([timing.quiet for timing in timings.values()]))
     return (
         f"this machine is too noisy to tell {limit:.0%}: blocks of the same model differ by {spread:.0%}"
-        f" (only {quiet:.0%} of them ran undisturbed); stop what else runs on it and measure again"
+        f" ({disturbed} of {len(timings)} timings were disturbed all the time); stop what else runs on it and"
+        " measure again"
     )

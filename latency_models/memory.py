@@ -18,7 +18,9 @@ def peak_memory_bytes(network: Network, policy: Policy) -> int:
     """
     fused = kernels(network)
     bits = tensor_bits(fused, policy)
-    return peak_of(fused, {kernel.name: tensor_bytes(kernel, bits[kernel.name]) for kernel in fused}, network.outputs)
+    return peak_of(
+        fused, {kernel.name: tensor_bytes(kernel, bits[kernel.name]) for kernel in fused}, network.outputs
+    )
 
 
 def tensor_bytes(kernel: Kernel, bits: int) -> int:

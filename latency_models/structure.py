@@ -47,7 +47,7 @@ class Structure:
         """``network``: uncut. ``build`` is called with its resized forms."""
         self.kernels = kernels(network)
         self.nodes: dict[str, FusedNode] = {}
-        self._build, self._threads, self._provider = build, threads, provider
+        self.build, self.threads, self.provider = build, threads, provider
         self._owners = {node.name: k.name for k in self.kernels for node in k.nodes}
         self._owners |= {k.layer.name: k.name for k in self.kernels if k.layer is not None}
         self._layers = tuple(k.layer.name if k.layer else None for k in self.kernels)
@@ -61,7 +61,8 @@ class Structure:
     def bits_of(self, policy: Mapping[str, LayerPolicy]) -> tuple[int, ...]:
         """What of a policy decides its kernels' precision, in order of the layers: 32, or activation bits."""
         return tuple(
-            32 if name is None or not (p := policy[name]).integer else p.activation_bits for name in self._layers
+            32 if name is None or not (p := policy[name]).integer else p.activation_bits
+            for name in self._layers
         )
 
     def _flags(self, bits: tuple[int, ...]) -> tuple[tuple[bool, int], ...]:
@@ -101,6 +102,15 @@ class Structure:
         """Keys of the optimised nodes of a kernel in a context, if it was seen."""
         return self._parts.get(context)
 
+    def keys(self) -> set[str]:
+        """Keys of all optimised nodes seen so far."""
+        return {key for part in self._parts.values() for key in part}
+
+    def forget(self) -> None:
+        """Start anew, as if nothing had been seen."""
+        self._parts.clear()
+        self.nodes.clear()
+
     def observe(self, network: Network, policy: Policy) -> list[tuple[str, ...]]:
         """Build the network, optimise it, and note what each kernel became; the same as ``parts``.
 
@@ -108,7 +118,7 @@ class Structure:
             TableError: onnxruntime cannot load the network.
         """
         found = fused_nodes(
-            self._build(network, canonical(policy)), self._owners, self._threads, self._provider
+            self.build(network, canonical(policy)), self._owners, self.threads, self.provider
         )
         keys: dict[str, list[str]] = {kernel.name: [] for kernel in self.kernels}
         first = self.kernels[0].name
@@ -157,5 +167,3 @@ def _neighbourhoods(inputs: tuple[tuple[int, ...], ...], radius: int) -> tuple[t
             near |= {other for member in near for other in beside[member]}
         found.append((index, *sorted(near - {index})))
     return tuple(found)
-
-

@@ -17,11 +17,14 @@ from pathlib import Path
 
 from latency_models.cost import TableError
 
-REFERENCE = "reference"
-"""Key of the entry that holds the undisturbed time of the reference model (latency_models.measure)."""
+STALE = 1.05
+"""How much slower the reference model may have been when an entry was measured than it ever was."""
+
+CALL = "call"
+"""Key of the entry that holds what a call of a model costs by itself."""
 
 COLUMNS = (
-    "key", "median_ms", "spread", "runs", "quiet", "resident_bytes", "date", "device", "versions", "source",
+    "key", "median_ms", "spread", "runs", "quiet", "reference_ms", "resident_bytes", "date", "device", "versions", "source",
 )  # fmt: skip
 
 
@@ -74,19 +77,22 @@ def _cpu_model() -> str:
                 break  # the first core is enough
     except OSError:
         pass
-    shown = [f for f in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm") if f in flags]
+    shown = [
+        f for f in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm") if f in flags
+    ]
     return " ".join([name + family, *shown])
 
 
 @dataclass(frozen=True)
 class Entry:
     """What one kernel takes. ``resident_bytes``: constants that its micrograph cycled through, which decides
-    whether its weights came from a near cache. ``spread`` and ``quiet`` as in latency_models.measure."""
+    whether its weights came from a near cache. The others as in latency_models.measure.Timing."""
 
     median_ms: float
     spread: float
     runs: int
     quiet: float
+    reference_ms: float
     resident_bytes: int
     date: str
     source: str = "measured"
@@ -123,6 +129,16 @@ class LatencyTable(Mapping[str, Entry]):
         """Those of ``keys`` that have no entry, each once, in order."""
         return [key for key in dict.fromkeys(keys) if key not in self._entries]
 
+    @property
+    def reference_ms(self) -> float | None:
+        """The fastest undisturbed time of the reference model that any measuring session has seen."""
+        return min((entry.reference_ms for entry in self._entries.values()), default=None)
+
+    def stale(self) -> list[str]:
+        """Keys that were measured while the machine was slower than it is known to be, undisturbed."""
+        fastest = self.reference_ms
+        return [key for key, entry in self._entries.items() if fastest and entry.reference_ms > STALE * fastest]
+
     def with_entries(self, entries: Mapping[str, Entry]) -> "LatencyTable":
         """This table with more entries, the new ones first in doubt."""
         return LatencyTable(self.device, {**self._entries, **entries}, self.profile)
@@ -142,7 +158,7 @@ class LatencyTable(Mapping[str, Entry]):
                 for key, entry in self._entries.items():
                     writer.writerow([
                         key, f"{entry.median_ms:.7g}", f"{entry.spread:.4f}", entry.runs, f"{entry.quiet:.3f}",
-                        entry.resident_bytes, entry.date, str(self.device), self.device.versions, entry.source,
+                        f"{entry.reference_ms:.7g}", entry.resident_bytes, entry.date, str(self.device), self.device.versions, entry.source,
                     ])  # fmt: skip
             beside.replace(path)
         except OSError as error:
@@ -190,6 +206,7 @@ def _entry(row: Mapping[str, str | None], where: str) -> Entry:
             spread=float(values["spread"]),
             runs=int(values["runs"]),
             quiet=float(values["quiet"]),
+            reference_ms=float(values["reference_ms"]),
             resident_bytes=int(values["resident_bytes"]),
             date=values["date"],
             source=values["source"],
@@ -221,5 +238,3 @@ def cache_folder() -> Path:
 def table_path(device: Device) -> Path:
     """The device's table in the cache folder."""
     return cache_folder() / "tables" / f"{device.digest}.csv"
-
-

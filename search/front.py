@@ -96,19 +96,21 @@ def _cells(name: str, entry: Mapping[str, Any], baseline: Mapping[str, Any]) -> 
     half = None if None in interval else (interval[1] - interval[0]) / 2
     return {
         "trial": name,
-        "accuracy": "?" if accuracy is None else f"{accuracy:.4f}" + (f" ±{half:.4f}" if half else ""),
-        "latency": _with_ratio("latency_ms", entry, baseline),
-        "size": _with_ratio("size_bytes", entry, baseline),
+        "accuracy": "?" if accuracy is None else f"{accuracy:.4f}",
+        "±": f"{half:.4f}" if half else "",
+        "latency": quantity("latency_ms", entry.get("latency_ms")),
+        "x": _ratio("latency_ms", entry, baseline),
+        "size": quantity("size_bytes", entry.get("size_bytes")),
+        "x ": _ratio("size_bytes", entry, baseline),
         "energy": quantity("energy_mj", entry.get("energy_mj")),
         "bits": _span([layer["weight_bits"] for layer in policy.values()]),
         "cut": _mean_percent([layer["sparsity"] for layer in policy.values()]),
     }
 
 
-def _with_ratio(name: str, entry: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
+def _ratio(name: str, entry: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
     value, base = entry.get(name), baseline.get(name)
-    text = quantity(name, value)
-    return f"{text} {value / base:.2f}x" if value and base else text
+    return f"{value / base:.2f}" if value and base else ""
 
 
 def quantity(name: str, value: float | None) -> str:

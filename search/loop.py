@@ -6,6 +6,7 @@ import statistics
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
@@ -18,7 +19,7 @@ from compression.policy import Policy
 from search.ledger import Ledger, row_of
 from search.progress import trial_line
 from search.run_folder import RunFolder, TrialRow
-from search.study import digests, enqueue, finished, recover, tell
+from search.study import digests, enqueue, finished, hand_back, recover, tell
 from search.trial import Problem, Result, priced, scored
 
 _GIVE_UP_AFTER = 500
@@ -123,7 +124,13 @@ def search_loop(
         trial = study.ask()
         trial.set_user_attr("worker", worker)
         policy = problem.space.suggest(trial)
-        result = _attempt(problem, study, run, trial, policy, rng, ledger)
+        try:
+            result = _attempt(problem, study, run, trial, policy, rng, ledger)
+        except BaseException:  # told to stop at once, a full disk: the policy is not to blame
+            with suppress(Exception):
+                hand_back(study, trial)
+                ledger.write(force=True)
+            raise
         row = row_of(tell(study, trial, result))
         ledger.write()
         trained = result.state in ("complete", "failed") or "accuracy" in result.values

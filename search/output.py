@@ -23,19 +23,26 @@ def print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def print_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
     """A table with the keys of the first row as its header; on a pipe it is as wide as it needs to be."""
+    from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title) if title else None, title_justify="left")
+    table = Table(
+        title=escape(title) if title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for name in rows[0] if rows else ():
         table.add_column(name, justify="left" if name in ("what", "layer", "shape", "group") else "right")
     for row in rows:
         table.add_row(*(escape(_text(value)) for value in row.values()))
-    console = Console()
+    console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(width=max(80, console.measure(table).maximum))
-    console.print(table, soft_wrap=False)
+        console = Console(width=max(80, console.measure(table).maximum), highlight=False)
+    console.print(table)
 
 
 def _text(value: Any) -> str:
@@ -43,4 +50,6 @@ def _text(value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return " .. ".join(_text(item) for item in value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import numpy as np
 from compression.policy import LayerPolicy, Policy
 from hw_profiles import HardwareProfile, load_profile
 from search.config import ConfigError, SearchConfig
+from search.front import quantity
 from search.run_folder import RunFolder, now
 from search.space import Space
 from search.trial import COSTS, Problem, priced
@@ -93,6 +94,11 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
     check_limits(problem)
     if run is None or not write:
         return problem
+    shown = ", ".join(
+        f"{name.partition('_')[0]} {quantity(name, baseline[name])}"
+        for name in ("accuracy", "latency_ms", "size_bytes")
+    )
+    log(f"uncompressed: {shown}")
     validation: Any = getattr(costs, "validation", None)
     run.update_environment(
         profile=loaded.profile.name,
@@ -103,7 +109,7 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
             {"name": layer.name, "shape": str(layer.shape), "group": layer.group} for layer in network.layers
         ],
         space_size=str(loaded.space.size),
-        latency_validation=asdict(validation) if is_dataclass(validation) else validation,
+        latency_validation=vars(validation) if hasattr(validation, "__dict__") else validation,
         hashes=hashes,
         seeds={"search": config.search.seed},
         versions=_versions(),

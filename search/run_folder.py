@@ -203,7 +203,8 @@ def make_run(path: Path, config: SearchConfig) -> RunFolder:
     """
     run = RunFolder(path.absolute())
     if run.config_file.exists():
-        _check_same(run, config)
+        if run.journal.exists():  # before the first trial there is nothing to lose
+            _check_same(run, config)
     elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"{path} exists and is no run folder; name another with --run")
     with writable(path):

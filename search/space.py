@@ -14,6 +14,9 @@ from search.config import ConfigError
 if TYPE_CHECKING:
     import optuna
 
+_MOST_UNIFORM = 0.51
+"""The most that a seed cuts from every group alike."""
+
 Pair = tuple[int, int]
 """(weight_bits, activation_bits)"""
 
@@ -176,11 +179,13 @@ class Space:
     def seeds(self) -> list[Policy]:
         """Policies that every study starts from, the most useful first, each once.
 
-        The uncompressed network, then uniform policies at sparsities from 0 up: 8-bit integers, lower weight
-        bits, floats; of each only what the space contains.
+        The uncompressed network, then uniform policies at sparsities from 0 to about a half (beyond, uniform
+        cuts lose too much to be near any front): 8-bit integers, lower weight bits, floats; of each only what
+        the space contains.
         """
-        levels = sorted({level for levels in self.levels.values() for level in levels} | {0.0})
-        levels = [0.0, *_spread(levels[1:], 4)]
+        cuts = sorted({level for levels in self.levels.values() for level in levels} - {0.0})
+        moderate = [level for level in cuts if level <= _MOST_UNIFORM] or cuts[:1]
+        levels = [0.0, *_spread(moderate, 3)]
         kinds = [
             [pair for pair in self.pairs if pair == (8, 8)],
             [pair for pair in self.pairs if pair[0] < 8 and pair[1] == 8],

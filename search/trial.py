@@ -1,6 +1,8 @@
 """One trial: what a policy costs, whether that is allowed, and how accurate the network then is."""
 
+import errno
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -98,13 +100,15 @@ def priced(problem: Problem, policy: Policy) -> Result:
 def scored(problem: Problem, policy: Policy, price: Result, checkpoint: Path | None) -> Result:
     """Train and score a policy whose price is known. What goes wrong becomes a "failed" result.
 
-    Only KeyboardInterrupt and the like (no Exception) come out of it: a trial that fails must not end the
-    search.
+    A trial that fails must not end the search; only KeyboardInterrupt and the like come out of it, and a
+    full disk, which is no fault of the policy (OSError).
     """
     started = time.perf_counter()
     try:
         score = problem.scorer.score(policy, checkpoint)
     except Exception as error:
+        if "no space left" in str(error).lower():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         return Result("failed", _why(error), {**price.values, **_seconds(started)}, price.constraints)
     values = {**price.values, **_seconds(started)}
     values["seconds_training"] = float(score.seconds_training)

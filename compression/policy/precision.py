@@ -28,7 +28,7 @@ def tensor_bits(kernels: tuple[Kernel, ...], policy: Mapping[str, LayerPolicy]) 
 
     A tensor is quantized when an integer layer reads it (at that layer's activation bits), or when an
     integer kernel makes it: engines fuse an integer kernel only when its output is quantized, too. The one
-    exception is a linear layer with no integer reader, whose kernel puts out floats.
+    exception is a linear layer without activation and integer reader, whose kernel puts out floats.
     """
     readers: dict[str, list[Kernel]] = {kernel.name: [] for kernel in kernels}
     for kernel in kernels:
@@ -54,7 +54,7 @@ def tensor_bits(kernels: tuple[Kernel, ...], policy: Mapping[str, LayerPolicy]) 
             bits[kernel.name] = wish[kernel.name]
         elif made_integer and kernel.op in SAME_RANGE_OPS:
             bits[kernel.name] = bits[kernel.inputs[0]]
-        elif made_integer and kernel.op != "linear":
+        elif made_integer and (kernel.op != "linear" or kernel.activation):
             bits[kernel.name] = 8
         else:
             bits[kernel.name] = 32
