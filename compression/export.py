@@ -24,10 +24,10 @@ from compression.template import IR_VERSION, OPSET, TENSOR, Template
 from compression.weights import (
     LayerWeights,
     activation_grids,
+    bias_codes,
     finer_steps,
     layer_weights,
     random_weights,
-    with_bias_in_reach,
 )
 
 
@@ -135,6 +135,7 @@ def _written(
         for node in kernel.nodes[1:]
         if node.op == "identity" or (node.op == "batchnorm" and kernel.layer is not None)
     }
+    pooled = {TENSOR + k.nodes[0].name: k for k in fused if k.op == "global_avgpool"}
     tensor_of = {_resolved(TENSOR + k.name, alias): k for k in fused}
     constants = {tensor.name: tensor for tensor in source.graph.initializer}
     producer = {output: node for node in source.graph.node for output in node.output}
@@ -186,12 +187,16 @@ def _written(
                 inputs.append(out.constant(_cut_sizes(node, array, network)))
             else:
                 inputs.append(value.get(original, ""))
+        if node.op_type == "ReduceMean" and target in pooled:
+            produced(target, _global_average(out, pooled[target], inputs[0], grids))
+            continue
         copied = onnx.NodeProto()
         copied.CopyFrom(node)
         outputs = [out.name() for _ in node.output]
         copied.ClearField("metadata_props")
         copied.ClearField("doc_string")
-        copied.name = target.removeprefix(TENSOR)
+        name = target.removeprefix(TENSOR)
+        copied.name = "" if name in network.layer else name
         del copied.input[:], copied.output[:]
         copied.input.extend(inputs)
         copied.output.extend(outputs)
@@ -214,9 +219,7 @@ def _resolved(
     return name
 
 
-def _cut_sizes(
-    node: onnx.NodeProto, array: NDArray[np.generic], network: Network
-) -> NDArray[np.generic]:
+def _cut_sizes(node: onnx.NodeProto, array: NDArray[np.generic], network: Network) -> NDArray[np.generic]:
     """A constant of the template; sizes in it that count the channels of the uncut network are corrected."""
     made = network.node.get(node.output[0].removeprefix(TENSOR))
     if made is None or array.dtype != np.int64:
@@ -250,6 +253,16 @@ def _needed(
     return needed
 
 
+def _global_average(out: _Writer, kernel: Kernel, read: str, grids: Mapping[str, ActivationGrid]) -> str:
+    """A mean over height and width as GlobalAveragePool: onnxruntime has no integer kernel for ReduceMean."""
+    pooled = out.add("GlobalAveragePool", [read], name=kernel.nodes[0].name)
+    if kernel.output.spatial:
+        return pooled
+    if kernel.name in grids:  # the pooling is fused only when its own output is quantized
+        pooled = _quantized(out, pooled, grids[kernel.name])
+    return out.add("Reshape", [pooled, out.constant(np.array([1, -1], dtype=np.int64))])
+
+
 def _quantized(out: _Writer, name: str, grid: ActivationGrid) -> str:
     """QuantizeLinear and DequantizeLinear behind a tensor; the name of the dequantized one."""
     scale = out.constant(np.float32(grid.scale))
@@ -280,16 +293,9 @@ def _layer(
     axis = 1 if layer.shape.op == "conv_transpose2d" or per_position else 0
     if per_position:
         held = _transposed(held)
-    finer = 1
-    if layer_policy.integer and grid is not None:
-        finer = finer_steps(layer_policy.weight_bits)
-        held = with_bias_in_reach(held, grid.scale / finer, axis)
-    weight = _weight(out, held, layer_policy, axis, finer, zero_points=linear)
+    weight = _weight(out, held, layer_policy, axis, zero_points=linear)
     if layer_policy.integer and held.scales is not None and grid is not None:
-        # accumulators count in steps of weight scale times activation scale; so must the bias
-        steps = held.scales.astype(np.float64) * np.float64(np.float32(grid.scale)) / finer
-        scales = steps.astype(np.float32)
-        codes = np.round(held.bias / steps).astype(np.int32)
+        codes, scales = bias_codes(held, layer_policy.weight_bits, grid.scale)
         stored = [out.constant(codes), out.constant(scales)]
         if linear:
             stored.append(out.constant(np.zeros_like(codes)))
@@ -317,14 +323,13 @@ def _transposed(held: LayerWeights) -> LayerWeights:
     return replace(held, weight=np.ascontiguousarray(held.weight.T))
 
 
-def _weight(
-    out: _Writer, held: LayerWeights, layer_policy: LayerPolicy, axis: int, finer: int, zero_points: bool
-) -> str:
+def _weight(out: _Writer, held: LayerWeights, layer_policy: LayerPolicy, axis: int, zero_points: bool) -> str:
     if held.codes is None or held.scales is None:
         assert held.weight is not None
         return out.constant(held.weight)
     packed = storage_bits(layer_policy.weight_bits) < 8
     if layer_policy.integer:
+        finer = finer_steps(layer_policy.weight_bits)
         if packed:  # decoded once, when the file is loaded
             name = out.packed(held.codes, layer_policy.weight_bits)
             name = out.add("Cast", [name], to=TensorProto.FLOAT)

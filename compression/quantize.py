@@ -135,11 +135,11 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("batches", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape; the identity while calibrating, and before any range was seen."""
+        """Same shape; the identity while calibrating, and where no range is known."""
         if self.calibrating or self.training:
             self._observe(x)
-        if self.calibrating or not self.batches:
-            return x
+        if self.calibrating or not self.batches or bool(torch.isnan(self.high - self.low)):
+            return x  # of numbers that are none there is no grid: the loss will say so
         grid = self.grid()
         low, high = -grid.zero_point * grid.scale, (2**self.bits - 1 - grid.zero_point) * grid.scale
         rounded: Tensor = _RoundToGrid.apply(x, low, high, grid.scale)  # type: ignore[no-untyped-call]

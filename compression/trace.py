@@ -251,6 +251,8 @@ def _layer(
 
 def _refined(op: str, node: fx.Node, inputs: tuple[Node, ...], shape: tuple[int, ...]) -> str:
     """Tell apart what one torch call can mean."""
+    if op == "batchnorm" and len(shape) == 3:
+        return "other"  # its channels are our positions
     if op == "mean":
         dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
         wanted = {d % 4 for d in dims} if isinstance(dims, list | tuple) else None

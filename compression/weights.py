@@ -1,5 +1,6 @@
 """What an exported layer holds: its weights with the batch norm folded in, as floats or integer codes."""
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from compression.compress import Compressed
 from compression.policy import LayerPolicy, LayerShape, Network, Policy, kernels
+from compression.policy.precision import source_of_range
 from compression.quantize import (
     ActivationGrid,
     WeightQuantizer,
@@ -36,20 +38,52 @@ class LayerWeights:
     codes: NDArray[np.int8] | None = None
     scales: NDArray[np.float32] | None = None
 
+    def floats(self, axis: int = 0) -> NDArray[np.float32]:
+        """The weight as floats; ``axis``: that of the output channels."""
+        if self.codes is None or self.scales is None:
+            assert self.weight is not None
+            return self.weight
+        shape = [1] * self.codes.ndim
+        shape[axis] = -1
+        return self.codes * self.scales.reshape(shape)
+
+
+def bias_codes(
+    held: LayerWeights, weight_bits: int, activation_scale: float
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The bias of an integer layer as int32 codes and their scales, both (out_channels,).
+
+    Accumulators count in steps of weight scale times the scale of the tensor that the layer reads, divided by
+    ``finer_steps``; so must the bias.
+    """
+    assert held.scales is not None
+    steps = held.scales.astype(np.float64) * np.float64(np.float32(activation_scale))
+    steps /= finer_steps(weight_bits)
+    return np.round(held.bias / steps).astype(np.int32), steps.astype(np.float32)
+
 
 def layer_weights(compressed: Compressed) -> dict[str, LayerWeights]:
     """Layer name -> its exported weights, batch norms folded with their running statistics."""
     found = {}
-    for kernel in kernels(compressed.network):
+    fused = kernels(compressed.network)
+    grids = activation_grids(compressed)
+    on_cpu = copy.deepcopy(compressed.module).cpu()
+    for kernel in fused:
         if kernel.layer is None:
             continue
-        module = compressed.module.get_submodule(kernel.layer.name)
+        module = on_cpu.get_submodule(kernel.layer.name)
         norms = [
-            compressed.module.get_submodule(str(node.target))
+            on_cpu.get_submodule(str(node.target))
             for node in compressed.module.graph.nodes
             if node.op == "call_module" and node.name in {n.name for n in kernel.nodes[1:]}
         ]
-        found[kernel.layer.name] = _folded(module, [n for n in norms if isinstance(n, _BatchNorm)])
+        held = _folded(module, [n for n in norms if isinstance(n, _BatchNorm)])
+        layer_policy = compressed.policy[kernel.layer.name]
+        if layer_policy.integer:
+            read = grids[source_of_range(kernel.inputs[0], fused)]
+            step = read.scale / finer_steps(layer_policy.weight_bits)
+            held = _with_bias_in_reach(held, step, 1 if isinstance(module, nn.ConvTranspose2d) else 0)
+        found[kernel.layer.name] = held
     return found
 
 
@@ -102,7 +136,7 @@ def finer_steps(weight_bits: int) -> int:
     return int(2 ** max(0, 7 - weight_bits))
 
 
-def with_bias_in_reach(held: LayerWeights, activation_scale: float, axis: int) -> LayerWeights:
+def _with_bias_in_reach(held: LayerWeights, activation_scale: float, axis: int) -> LayerWeights:
     """The same weights; channels that are next to nothing beside their bias become 0.
 
     A batch norm with a gain near 0 leaves such channels: their bias, in steps of the product of the scales,

@@ -15,15 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latency_models.cost import TableError
+from latency_models.kernel_keys import KINDS
 
-PRIOR: Mapping[str, float] = {"call": 1.0, "integer_ms": 1.0, "float_ms": 1.0, "other_ms": 1.0}
+PRIOR: Mapping[str, float] = {"call": 1.0, **dict.fromkeys((*KINDS, "other_ms"), 1.0)}
 """Weights before any sample: the plain sum. Other features start at 0."""
 
-FREEDOM: Mapping[str, float] = {
-    "call": 1.0, "integer_ms": 1.0, "float_ms": 1.0, "other_ms": 1.0, "nodes": 0.3, "far_bytes": 1.0,
-    "kernel": 0.15,
-}  # fmt: skip
-"""How far a weight may move (times a share of the latency) at the same price; "kernel": features of one kernel."""
+FREEDOM: Mapping[str, float] = {"call": 0.1, "nodes": 0.3, "constant_bytes": 0.15}
+"""How far a weight may move, as a share of the latency, at the same price; 1 for other features."""
 
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 FOLDS = 5
@@ -128,7 +126,7 @@ def fit(samples: Sequence[Sample]) -> Correction:
     rows = np.array([[s.features.get(name, 0.0) for name in names] for s in samples]) / measured[:, None]
     prior = np.array([PRIOR.get(name, 0.0) for name in names])
     size = np.sqrt((rows**2).mean(axis=0)) + 1e-12
-    freedom = np.array([FREEDOM.get(name, FREEDOM["kernel"]) for name in names]) / size
+    freedom = np.array([FREEDOM.get(name, 1.0) for name in names]) / size
     order = np.random.default_rng(0).permutation(len(samples))
     folds = np.array_split(order, FOLDS)
     left_out = {}

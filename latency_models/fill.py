@@ -62,18 +62,26 @@ def fill(
     """
     timings: dict[str, Timing] = {}
     for again in range(ROUNDS):
-        table = measure_call(table, reference)
+        before, table = table, measure_call(table, reference)
+        if path is not None and table is not before:
+            table = _saved(table, path)
         lacking = table.missing(nodes) if not again else [key for key in table.stale() if key in nodes]
         for start in range(0, len(lacking), BATCH):
             batch = {key: nodes[key] for key in lacking[start : start + BATCH]}
             table = table.with_entries(_measured(batch, table, reference, timings))
             done = min(start + BATCH, len(lacking))
             if path is not None and (done == len(lacking) or (start // BATCH) % SAVE_EVERY == SAVE_EVERY - 1):
-                table = load_table(path, table.device, table.profile).with_entries(table)
-                table.save(path)
+                table = _saved(table, path)
             log(f"latency table: {done} of {len(lacking)} kernels measured{' again' if again else ''}")
     if warning := noise(timings):
         log(f"warning: {warning}")
+    return table
+
+
+def _saved(table: LatencyTable, path: Path) -> LatencyTable:
+    """Write a table over what is on the disk, which may hold entries of other networks; both together."""
+    table = load_table(path, table.device, table.profile).with_entries(table)
+    table.save(path)
     return table
 
 
@@ -87,12 +95,7 @@ def measure_call(table: LatencyTable, reference: Reference) -> LatencyTable:
     timing = time_models(
         {CALL: micrograph(tick, 0)}, table.device.threads, 9, table.device.provider, reference=reference
     )[CALL]
-    today = datetime.now(UTC).date().isoformat()
-    return table.with_entries(
-        {CALL: Entry(
-            timing.median_ms, timing.spread, timing.runs, timing.quiet, timing.reference_ms, 0, today,
-        )}
-    )
+    return table.with_entries({CALL: _entry(timing.median_ms, timing, 0)})
 
 
 def _measured(
@@ -116,22 +119,27 @@ def _measured(
         reference=reference,
     )
     timings |= {key: taken[key] for key in batch}
-    today = datetime.now(UTC).date().isoformat()
     entries = {}
     for key, node in batch.items():
         timing = taken[key]
         net_ms = (timing.median_ms - taken[f"bare {_tensors(node)}"].median_ms) / number[key]
-        entries[key] = Entry(
-            median_ms=max(net_ms, LEAST_MS),
-            spread=timing.spread,
-            runs=timing.runs,
-            quiet=timing.quiet,
-            reference_ms=timing.reference_ms,
-            resident_bytes=number[key] * constant_bytes_of(key),
-            date=today,
-        )
+        resident_bytes = number[key] * constant_bytes_of(key)
+        entries[key] = _entry(max(net_ms, LEAST_MS), taken[key], resident_bytes)
     return entries
 
 
 def _tensors(node: FusedNode) -> int:
     return sum(not operand.constant for operand in node.operands)
+
+
+def _entry(median_ms: float, timing: Timing, resident_bytes: int) -> Entry:
+    """Rounded to what a table's file holds, so that a model does not depend on where its table is from."""
+    return Entry(
+        median_ms=float(f"{median_ms:.6g}"),
+        spread=round(timing.spread, 4),
+        runs=timing.runs,
+        quiet=round(timing.quiet, 3),
+        reference_ms=float(f"{timing.reference_ms:.6g}"),
+        resident_bytes=resident_bytes,
+        date=datetime.now(UTC).date().isoformat(),
+    )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from latency_models.cost import TableError
-from latency_models.table import STALE
+from latency_models.table import STALE, load_table, table_path, this_device
 
 CPU = "CPUExecutionProvider"
 QUIET = 1.08
@@ -154,6 +154,15 @@ class _Candidate:
         return np.array(taken) / 1e6
 
 
+def remembered_ms(threads: int, provider: str) -> float | None:
+    """The reference's undisturbed time as the device's latency table has it; None without a good one."""
+    device = this_device(threads, provider)
+    try:
+        return load_table(table_path(device), device).reference_ms
+    except TableError:
+        return None
+
+
 class Reference:
     """A small convolution whose speed shows whether anything disturbs the machine."""
 
@@ -235,7 +244,7 @@ def time_models(
     Raises:
         TableError: onnxruntime cannot load a model, or has not this provider.
     """
-    reference = reference or Reference(threads)
+    reference = reference or Reference(threads, remembered_ms(threads, provider))
     candidates = {}
     for name, model in models.items():
         opened = session(model, threads, provider, optimise)
@@ -258,7 +267,9 @@ def time_models(
         least = min(len(c.blocks) for c in candidates.values())
         if least >= blocks and (late > 2.0 * patience or (late > 0.0 and found >= DISTURBED * blocks)):
             break
-    return {name: _timing(candidate, blocks, reference.undisturbed_ms) for name, candidate in candidates.items()}
+    return {
+        name: _timing(candidate, blocks, reference.undisturbed_ms) for name, candidate in candidates.items()
+    }
 
 
 def _timing(candidate: _Candidate, blocks: int, undisturbed_ms: float) -> Timing:

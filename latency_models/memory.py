@@ -1,9 +1,11 @@
 """Peak memory of the tensors that are alive at the same time."""
 
-from collections.abc import Mapping
+import numpy as np
+from numpy.typing import NDArray
 
-from compression.policy import Network, Policy, kernels, tensor_bits
-from compression.policy.kernels import Kernel
+from compression.policy import Kernel, Network, Policy, kernels, tensor_bits
+
+_SAME_TENSOR = ("flatten", "reshape", "identity")
 
 
 def peak_memory_bytes(network: Network, policy: Policy) -> int:
@@ -18,36 +20,38 @@ def peak_memory_bytes(network: Network, policy: Policy) -> int:
     """
     fused = kernels(network)
     bits = tensor_bits(fused, policy)
-    return peak_of(
-        fused, {kernel.name: tensor_bytes(kernel, bits[kernel.name]) for kernel in fused}, network.outputs
-    )
+    sizes = [tensor_bytes(kernel.output.elements, bits[kernel.name]) for kernel in fused]
+    return peak_bytes(lifetimes(fused, network.outputs), sizes)
 
 
-def tensor_bytes(kernel: Kernel, bits: int) -> int:
-    """Bytes of a kernel's output tensor: integers of 8 bits or fewer take one byte each."""
-    return kernel.output.elements * (1 if bits <= 8 else bits // 8)
+def tensor_bytes(elements: int, bits: int) -> int:
+    """Bytes of a tensor: integers of 8 bits or fewer take one byte each."""
+    return elements * (1 if bits <= 8 else bits // 8)
 
 
-def peak_of(fused: tuple[Kernel, ...], bytes_of: Mapping[str, int], outputs: tuple[str, ...]) -> int:
-    """``peak_memory_bytes`` for tensors of given sizes."""
-    holder: dict[str, str] = {}  # kernel -> the kernel whose tensor it puts out
-    for kernel in fused:
-        moves = kernel.op in ("flatten", "reshape", "identity") and len(kernel.inputs) == 1
-        holder[kernel.name] = holder[kernel.inputs[0]] if moves else kernel.name
-    last_use = {name: index for index, name in enumerate(holder[kernel.name] for kernel in fused)}
-    for index, kernel in enumerate(fused):
-        for source in kernel.inputs:
-            last_use[holder[source]] = index
-    for kernel in fused:
+def lifetimes(fused: tuple[Kernel, ...], outputs: tuple[str, ...]) -> NDArray[np.float64]:
+    """Which tensors are alive while each kernel runs: 1 or 0, (kernels that run, kernels that made a tensor).
+
+    Kernels that hand on the tensor they read make none. Depends on the connections alone, not on widths.
+    """
+    index = {kernel.name: i for i, kernel in enumerate(fused)}
+    holder: list[int] = []  # the kernel that made the tensor that a kernel puts out
+    for i, kernel in enumerate(fused):
+        hands_on = kernel.op in _SAME_TENSOR and len(kernel.inputs) == 1
+        holder.append(holder[index[kernel.inputs[0]]] if hands_on else i)
+    alive = np.zeros((len(fused), len(fused)))
+    last_use = list(range(len(fused)))
+    for i, kernel in enumerate(fused):
+        for source in (*(index[name] for name in kernel.inputs), i):
+            last_use[holder[source]] = i
         if any(node.name in outputs for node in kernel.nodes):
-            last_use[holder[kernel.name]] = len(fused)
-    live = peak = 0
-    alive: dict[str, int] = {}
-    for index, kernel in enumerate(fused):
-        if holder[kernel.name] == kernel.name:
-            alive[kernel.name] = bytes_of[kernel.name]
-            live += bytes_of[kernel.name]
-        peak = max(peak, live)
-        for name in [name for name in alive if last_use[name] <= index]:
-            live -= alive.pop(name)
-    return peak
+            last_use[holder[i]] = len(fused)
+    for i in range(len(fused)):
+        if holder[i] == i:
+            alive[i : last_use[i] + 1, i] = 1.0
+    return alive
+
+
+def peak_bytes(alive: NDArray[np.float64], sizes: list[int]) -> int:
+    """The peak for tensors of given sizes (bytes, in order of the kernels)."""
+    return int((alive @ np.asarray(sizes, dtype=np.float64)).max())

@@ -1,9 +1,10 @@
 """A model that runs one node of an optimised graph many times, so that the node can be timed alone."""
 
 import math
+from typing import Any
 
 import numpy as np
-import onnx
+from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from latency_models.fused_graph import FusedNode, Operand
@@ -15,6 +16,7 @@ DOMAINS = (
     ("com.microsoft.nchwc", 1),
     ("com.ms.internal.nhwc", 21),
 )
+_TILE = 4093
 _MOST_COPIES = 16
 _MOST_BYTES = 8_000_000  # of constants
 
@@ -69,21 +71,26 @@ def micrograph(node: FusedNode, number: int) -> bytes:
     return bytes(model.SerializeToString())
 
 
+def _tiled(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Values repeated to fill a shape: drawing millions of weights takes longer than timing them."""
+    return np.resize(values, shape)
+
+
 def _constant(operand: Operand, name: str) -> TensorProto:
     if operand.value is not None:
-        tensor = TensorProto.FromString(operand.value)
+        tensor: TensorProto = TensorProto.FromString(operand.value)
     else:
         generator = np.random.default_rng(0)
         kind = helper.tensor_dtype_to_np_dtype(operand.element_type)
         if operand.fill is not None:
             values = np.full(operand.shape, operand.fill, dtype=kind)
         elif kind.kind == "f":
-            values = generator.standard_normal(operand.shape).astype(kind)
+            values = _tiled(generator.standard_normal(_TILE).astype(kind), operand.shape)
             if len(operand.shape) <= 1:  # scales must be positive
                 values = np.abs(values) + kind.type(0.01)
         else:
             low, high = (-127, 128) if kind == np.int8 else (0, 100)
-            values = generator.integers(low, high, operand.shape).astype(kind)
+            values = _tiled(generator.integers(low, high, _TILE).astype(kind), operand.shape)
         tensor = numpy_helper.from_array(values, name)
     tensor.name = name
-    return onnx.TensorProto.FromString(tensor.SerializeToString())
+    return tensor

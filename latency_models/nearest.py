@@ -32,8 +32,8 @@ class Nearest:
         known = [(_distance(sizes, other), log_ms) for other, log_ms in self._kinds.get(kind, [])]
         if not known:
             raise TableError(
-                f"the latency table of profile {self._profile!r} has no entry for {key!r} and none of its kind;"
-                " `leanfront check CONFIG` measures what a search needs"
+                f"the latency table of profile {self._profile!r} has no entry for {key!r}, nor for any of its"
+                " kind; `leanfront check CONFIG` measures what a search needs"
             )
         known.sort()
         weights = [1.0 / (distance + 1e-3) ** 2 for distance, _ in known[:_NEIGHBOURS]]

@@ -19,6 +19,7 @@ from compression.policy import LayerPolicy, Network, Policy, integer_kernels, ke
 from latency_models.cost import TableError
 from latency_models.fused_graph import FusedNode, fused_nodes
 from latency_models.measure import CPU
+from latency_models.memory import tensor_bytes
 
 RADIUS = 2
 Build = Callable[[Network, Policy], bytes]
@@ -46,6 +47,7 @@ class Structure:
     def __init__(self, network: Network, build: Build, threads: int = 1, provider: str = CPU) -> None:
         """``network``: uncut. ``build`` is called with its resized forms."""
         self.kernels = kernels(network)
+        self.outputs = network.outputs
         self.nodes: dict[str, FusedNode] = {}
         self.build, self.threads, self.provider = build, threads, provider
         self._owners = {node.name: k.name for k in self.kernels for node in k.nodes}
@@ -75,6 +77,15 @@ class Structure:
         held = tensor_bits(self.kernels, policy)
         integer = integer_kernels(self.kernels, policy)
         return tuple((kernel.name in integer, held[kernel.name]) for kernel in self.kernels)
+
+    def tensor_sizes(self, network: Network, policy: Policy) -> list[int]:
+        """Bytes of each kernel's output tensor."""
+        flags = self.flags(self.bits_of(policy))
+        node = network.node
+        return [
+            tensor_bytes(node[name].elements, held)
+            for name, (_, held) in zip(self._outputs, flags, strict=True)
+        ]
 
     def contexts(self, network: Network, policy: Policy) -> list[Context]:
         """The context of each kernel."""
@@ -117,9 +128,7 @@ class Structure:
         Raises:
             TableError: onnxruntime cannot load the network.
         """
-        found = fused_nodes(
-            self.build(network, canonical(policy)), self._owners, self.threads, self.provider
-        )
+        found = fused_nodes(self.build(network, canonical(policy)), self._owners, self.threads, self.provider)
         keys: dict[str, list[str]] = {kernel.name: [] for kernel in self.kernels}
         first = self.kernels[0].name
         for node in found:

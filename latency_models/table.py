@@ -24,7 +24,8 @@ CALL = "call"
 """Key of the entry that holds what a call of a model costs by itself."""
 
 COLUMNS = (
-    "key", "median_ms", "spread", "runs", "quiet", "reference_ms", "resident_bytes", "date", "device", "versions", "source",
+    "key", "median_ms", "spread", "runs", "quiet", "reference_ms", "resident_bytes", "date", "device",
+    "versions", "source",
 )  # fmt: skip
 
 
@@ -137,7 +138,9 @@ class LatencyTable(Mapping[str, Entry]):
     def stale(self) -> list[str]:
         """Keys that were measured while the machine was slower than it is known to be, undisturbed."""
         fastest = self.reference_ms
-        return [key for key, entry in self._entries.items() if fastest and entry.reference_ms > STALE * fastest]
+        return [
+            key for key, entry in self._entries.items() if fastest and entry.reference_ms > STALE * fastest
+        ]
 
     def with_entries(self, entries: Mapping[str, Entry]) -> "LatencyTable":
         """This table with more entries, the new ones first in doubt."""
@@ -156,14 +159,20 @@ class LatencyTable(Mapping[str, Entry]):
                 writer = csv.writer(file)
                 writer.writerow(COLUMNS)
                 for key, entry in self._entries.items():
-                    writer.writerow([
-                        key, f"{entry.median_ms:.7g}", f"{entry.spread:.4f}", entry.runs, f"{entry.quiet:.3f}",
-                        f"{entry.reference_ms:.7g}", entry.resident_bytes, entry.date, str(self.device), self.device.versions, entry.source,
-                    ])  # fmt: skip
+                    writer.writerow(
+                        [key, *_fields(entry), str(self.device), self.device.versions, entry.source]
+                    )
             beside.replace(path)
         except OSError as error:
             beside.unlink(missing_ok=True)
             raise TableError(f"cannot write the latency table {path}: {error.strerror}") from error
+
+
+def _fields(entry: Entry) -> list[str]:
+    return [
+        f"{entry.median_ms:.7g}", f"{entry.spread:.4f}", str(entry.runs), f"{entry.quiet:.3f}",
+        f"{entry.reference_ms:.7g}", str(entry.resident_bytes), entry.date,
+    ]  # fmt: skip
 
 
 def load_table(path: Path, device: Device, profile: str = "this-machine") -> LatencyTable:

@@ -10,7 +10,7 @@ from hw_profiles import HardwareProfile
 from latency_models.calibrate import Accuracy, Correction
 from latency_models.cost import Cost, Kind, LayerCost
 from latency_models.kernel_keys import constant_bytes_of, kind_of
-from latency_models.memory import peak_memory_bytes
+from latency_models.memory import lifetimes, peak_bytes
 from latency_models.nearest import Nearest
 from latency_models.structure import Context, Structure
 from latency_models.table import CALL, LatencyTable
@@ -23,6 +23,7 @@ class _Part:
 
     features: tuple[tuple[str, float], ...]
     plain_ms: float
+    corrected_ms: float
     constant_bytes: int
     far_alone_bytes: float
     modelled: bool
@@ -46,9 +47,15 @@ class TableModel:
         self.profile = profile
         self.correction = correction or Correction()
         self._nearest: Nearest | None = None
+        self._alive = lifetimes(structure.kernels, structure.outputs)
         self._near_cache_bytes = near_cache_bytes()
         self._parts: dict[Context, _Part] = {}
-        self._corrected: dict[Context, float] = {}
+
+    def scaled_to(self, network: Network, policy: Policy, measured_ms: float) -> "TableModel":
+        """This model with all kernels scaled so that a network that was measured comes out as measured."""
+        factor = measured_ms / self.latency_ms(network, policy)
+        weights = {name: factor * weight for name, weight in self.correction.weights.items()}
+        return TableModel(self.structure, self.table, self.profile, Correction(weights))
 
     @property
     def kind(self) -> Kind:
@@ -67,7 +74,7 @@ class TableModel:
             TableError: a kernel has no entry and nothing of its kind is in the table.
         """
         latency_ms, modelled = self._latency(network, policy)
-        peak = peak_memory_bytes(network, policy)
+        peak = peak_bytes(self._alive, self.structure.tensor_sizes(network, policy))
         limit = self.profile.memory_bytes
         return Cost(
             latency_ms=latency_ms,
@@ -85,13 +92,12 @@ class TableModel:
 
     def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:
         """Each kernel, and the call itself; raises TableError as ``cost`` does."""
-        contexts = self._contexts(network, policy)
-        parts = [self._part(context) for context in contexts]
+        parts = self._kernels(network, policy)
         far_ms = self._far_ms(parts)
         stored = sum(part.constant_bytes for part in parts) or 1
         rows = [self._row("(call)", self._call_ms(), modelled=False)]
-        for kernel, context, part in zip(self.structure.kernels, contexts, parts, strict=True):
-            latency_ms = self._corrected[context] + far_ms * part.constant_bytes / stored
+        for kernel, part in zip(self.structure.kernels, parts, strict=True):
+            latency_ms = part.corrected_ms + far_ms * part.constant_bytes / stored
             if part.plain_ms > 0:
                 name = kernel.layer.name if kernel.layer is not None else kernel.name
                 rows.append(self._row(name, max(latency_ms, 0.0), part.modelled))
@@ -99,7 +105,7 @@ class TableModel:
 
     def features(self, network: Network, policy: Policy) -> dict[str, float]:
         """What a correction is fitted on; raises TableError as ``cost`` does."""
-        parts = [self._part(context) for context in self._contexts(network, policy)]
+        parts = self._kernels(network, policy)
         total: dict[str, float] = {CALL: self.table[CALL].median_ms, "far_bytes": self._far_bytes(parts)}
         for part in parts:
             for name, value in part.features:
@@ -110,25 +116,24 @@ class TableModel:
         kind: Kind = "modelled" if modelled else self.kind
         return LayerCost(name, latency_ms, latency_ms * self.profile.power_w, kind)
 
-    def _contexts(self, network: Network, policy: Policy) -> list[Context]:
+    def _kernels(self, network: Network, policy: Policy) -> list[_Part]:
         contexts = self.structure.contexts(network, policy)
-        if any(context not in self._parts for context in contexts):
+        parts = self._parts
+        try:
+            return [parts[context] for context in contexts]
+        except KeyError:
             for context, keys in zip(contexts, self.structure.parts(network, policy), strict=True):
                 self._note(context, keys)
-        return contexts
+        return [parts[context] for context in contexts]
 
     def _latency(self, network: Network, policy: Policy) -> tuple[float, bool]:
-        contexts = self._contexts(network, policy)
-        parts = [self._parts[context] for context in contexts]
-        latency_ms = self._call_ms() + sum(self._corrected[c] for c in contexts) + self._far_ms(parts)
-        plain_ms = sum(part.plain_ms for part in parts)
+        parts = self._kernels(network, policy)
+        latency_ms = self._call_ms() + sum([part.corrected_ms for part in parts]) + self._far_ms(parts)
+        plain_ms = sum([part.plain_ms for part in parts])
         return max(latency_ms, 0.5 * plain_ms), any(part.modelled for part in parts)
 
     def _call_ms(self) -> float:
         return self.correction.weight(CALL) * self.table[CALL].median_ms
-
-    def _part(self, context: Context) -> _Part:
-        return self._parts[context]
 
     def _far_ms(self, parts: Iterable[_Part]) -> float:
         return self.correction.weight("far_bytes") * self._far_bytes(parts)
@@ -155,9 +160,11 @@ class TableModel:
             stored = constant_bytes_of(key)
             constants += stored
             far_alone += far_share(resident, self._near_cache_bytes) * stored
-        part = _Part(tuple(features.items()), plain_ms, constants, far_alone, modelled)
-        self._parts[context] = part
-        self._corrected[context] = sum(self.correction.weight(name) * value for name, value in part.features)
+        features["constant_bytes"] = float(constants)
+        corrected_ms = sum(self.correction.weight(name) * value for name, value in features.items())
+        self._parts[context] = _Part(
+            tuple(features.items()), plain_ms, corrected_ms, constants, far_alone, modelled
+        )
 
     def _node(self, key: str) -> tuple[float, int, bool]:
         if key in self.table:

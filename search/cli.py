@@ -2,10 +2,9 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -14,9 +13,6 @@ from search.config import load_config
 from search.errors import exit_code
 from search.output import print_csv, print_json, print_table
 from search.run_folder import TrialRow, open_run
-
-if TYPE_CHECKING:
-    from search.choose import Wish
 
 app = typer.Typer(
     name="leanfront",
@@ -64,16 +60,25 @@ TrialsOption = Annotated[
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"leanfront {version('leanfront')}")
+        except PackageNotFoundError:
+            print("leanfront, run from its source folder")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        print(f"leanfront {installed('leanfront')}")
-        raise typer.Exit
+    """Options of every command; ``main`` takes --debug wherever it stands."""
 
 
 def _config(path: Path, overrides: list[str], **options: Any) -> Any:
@@ -234,10 +239,28 @@ def pick(
     format_: FormatOption = Format.TABLE,
 ) -> None:
     """Choose from the front, fine-tune long, test once, export, verify in onnxruntime."""
+    from dataclasses import asdict
+
     from search.choose import Wish
+    from search.pick import gains
+    from search.pick import pick as pick_from
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
 
     wish = Wish(max_drop, max_latency_ms, max_size_bytes, max_energy_mj, prefer.value if prefer else None)
-    _pick(run, wish, trial, out, epochs, format_)
+    folder, found = pick_from(open_run(run), wish, trial=trial, out=out, epochs=epochs, log=say)
+    if format_ is Format.JSON:
+        print_json({"folder": str(folder), "passed": found.passed, **asdict(found)})
+    elif format_ is Format.CSV:
+        print_csv(gains(found))
+    else:
+        print_table(gains(found), title=f"trial {found.trial}")
+        print(f"{_shown(folder)}: model.onnx, card.md, verification.json")
+    for failure in found.failures:
+        say(f"not as promised: {failure}")
+    if not found.passed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -246,52 +269,11 @@ def export(
     trial: Annotated[int, typer.Option("--trial", min=0, help="The trial's number.")],
     to: Annotated[Target, typer.Option("--to", help="The file format.")] = Target.ONNX,
     out: Annotated[Path | None, typer.Option("--out", help="Default: exported/<trial> in the run.")] = None,
-    format_: FormatOption = Format.TABLE,
 ) -> None:
-    """Export one trial with the weights that the search kept, and verify it; no long fine-tune.
+    """Export one trial with the weights of its short fine-tune; the test split is not touched."""
+    from search.pick import export_trial
 
-    Weights are kept for trials on the front; any other trial is fine-tuned first, as pick does.
-    """
-    from search.choose import Wish
-
-    kept = open_run(run).checkpoint(trial).exists()
-    _pick(run, Wish(), trial, out, 0.0 if kept else None, format_)
-
-
-def _pick(
-    run: Path, wish: "Wish", trial: int | None, out: Path | None, epochs: float | None, format_: Format
-) -> None:
-    """Pick, print what was verified; exit 1 when what was promised was not found."""
-    from dataclasses import asdict
-
-    from search.pick import pick as pick_from
-
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
-
-    folder, found = pick_from(open_run(run), wish, trial=trial, out=out, epochs=epochs, log=say)
-    answer = {"folder": str(folder), "passed": found.passed, **asdict(found)}
-    if format_ is Format.JSON:
-        print_json(answer)
-    else:
-        rows = list(_flat(answer))
-        if format_ is Format.CSV:
-            print_csv(rows)
-        else:
-            print_table(rows, title=f"{_shown(folder)}/card.md")
-    for failure in found.failures:
-        say(f"not as promised: {failure}")
-    if not found.passed:
-        raise typer.Exit(1)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[dict[str, Any]]:
-    """Nested objects as rows of "a.b" and a value; lists of more than two entries are left to JSON."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif not isinstance(value, list) or len(value) == 2:
-            yield {"what": f"{prefix}{name}", "value": value}
+    print(_shown(export_trial(open_run(run), trial=trial, out=out)))
 
 
 def _say(row: TrialRow) -> None:

@@ -1,6 +1,7 @@
 """Optuna's journal storage on one file that survives kill -9, power cuts and full disks."""
 
 import json
+import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,6 @@ from optuna.storages.journal import JournalFileBackend
 
 from search.lock import locked
 
-_LONGEST_LINE_BYTES = 1 << 20
 _STATE_CHANGES = (0, 4, 6)  # JournalOperation: study created, trial created, trial finished
 
 
@@ -65,27 +65,20 @@ def cut_back(path: Path) -> int:
 
     A whole line that is no JSON (a power cut can leave zeros) goes as well.
     """
-    if not path.exists():
-        path.touch()
+    path.touch()
+    size = path.stat().st_size
+    if size == 0:
         return 0
-    with path.open("r+b") as file:
-        size = end = file.seek(0, os.SEEK_END)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        end = content.rfind(b"\n") + 1
         while end > 0:
-            start = max(0, end - _LONGEST_LINE_BYTES)
-            file.seek(start)
-            tail = file.read(end - start)
-            last = tail.rfind(b"\n")
-            if last < 0:  # no newline at all in the tail: nothing of it is a whole line
-                end = start
-                continue
-            line_start = tail.rfind(b"\n", 0, last) + 1
-            whole = last == len(tail) - 1
-            if whole and (line_start > 0 or start == 0) and _is_json(tail[line_start:last]):
+            start = content.rfind(b"\n", 0, end - 1) + 1
+            if _is_json(content[start : end - 1]):
                 break
-            end = start + (line_start if whole else last + 1)
-        if end < size:
-            file.truncate(end)
-        return size - end
+            end = start
+    if end < size:
+        os.truncate(path, end)
+    return size - end
 
 
 def _is_json(line: bytes) -> bool:

@@ -88,8 +88,8 @@ def cost_model(
         accuracy = correction.accuracy
         if accuracy is not None:
             log(
-                f"latency table ready after {time.perf_counter() - started:.0f} s: networks that the fit had not"
-                f" seen are predicted within {accuracy.mape:.1%} on average,"
+                f"latency table ready after {time.perf_counter() - started:.0f} s: networks that the fit had"
+                f" not seen are predicted within {accuracy.mape:.1%} on average,"
                 f" {accuracy.within_10_percent:.0%} of them within 10 %"
             )
         return _model(structure, table, profile, correction)
@@ -112,11 +112,12 @@ class _Kept:
 
     @staticmethod
     def of(network: Network, space: "Space", device: "Device") -> "_Kept":
+        from latency_models.calibrate import PRIOR
         from latency_models.table import cache_folder
 
         which = hashlib.sha256(f"{network!r} {_exporter_digest()}".encode()).hexdigest()[:12]
         integer_pairs = sorted({max(pair) <= 8 for pair in space.pairs})
-        offered = json.dumps([dict(space.levels), integer_pairs, SAMPLES, DRAWS], sort_keys=True)
+        offered = json.dumps([dict(space.levels), integer_pairs, SAMPLES, DRAWS, *PRIOR], sort_keys=True)
         digest = hashlib.sha256(offered.encode()).hexdigest()[:12]
         return _Kept(cache_folder() / "networks" / f"{which}-{device.digest}", digest)
 
@@ -192,7 +193,9 @@ def _cover(structure: "Structure", space: "Space", log: Log) -> list[Policy]:
     return drawn
 
 
-def _filled(table: "LatencyTable", structure: "Structure", reference: "Reference", log: Log) -> "LatencyTable":
+def _filled(
+    table: "LatencyTable", structure: "Structure", reference: "Reference", log: Log
+) -> "LatencyTable":
     from latency_models.fill import fill
     from latency_models.table import table_path
 
@@ -227,7 +230,11 @@ def _calibrated(
 
 
 def measure_policies(
-    structure: "Structure", space: "Space", policies: Sequence[Policy], reference: "Reference", blocks: int = 5
+    structure: "Structure",
+    space: "Space",
+    policies: Sequence[Policy],
+    reference: "Reference",
+    blocks: int = 5,
 ) -> Mapping[str, "Timing"]:
     """Time the networks of policies against each other; index (as text) -> timing."""
     from latency_models.measure import time_models
@@ -245,6 +252,39 @@ def measure_policies(
         now = reference.undisturbed_ms
         waiting = [i for i in waiting if timings[str(i)].disturbed or timings[str(i)].stale(now)]
     return timings
+
+
+def file_cost_model(network: Network, policy: Policy, profile: HardwareProfile) -> "CostModel":
+    """What prices one network of a file under one policy on this machine.
+
+    It is built from its shapes, with random weights, and timed, as a whole and kernel by kernel. Kernels
+    that the cache has are not timed again.
+
+    Args:
+        network: already resized to the policy.
+        policy: bits of each layer.
+        profile: of model "measured".
+
+    Raises:
+        TableError: an operation that cannot be built from its shape, or the machine cannot measure.
+    """
+    from latency_models.fill import fill, measuring
+    from latency_models.measure import Reference, time_models
+    from latency_models.network_model import network_model
+    from latency_models.structure import Structure, canonical
+    from latency_models.table import load_table, table_path, this_device
+    from latency_models.table_model import TableModel
+
+    device = this_device()
+    structure = Structure(network, network_model)
+    structure.observe(network, policy)
+    with measuring():
+        table = load_table(table_path(device), device, profile.name)
+        reference = Reference(device.threads, table.reference_ms)
+        table = fill(table, structure.nodes, table_path(device), reference)
+        model = network_model(network, canonical(policy))
+        whole_ms = time_models({"network": model}, device.threads, reference=reference)["network"].median_ms
+    return TableModel(structure, table, profile).scaled_to(network, policy, whole_ms)
 
 
 def _write(path: Path, text: str) -> None:

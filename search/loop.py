@@ -118,6 +118,9 @@ def search_loop(
             break
         if ended := budget.used_up(trials):
             break
+        if len(digests(trials)) >= problem.space.size:
+            ended = f"all {problem.space.size} policies of the space were tried"
+            break
         if fruitless >= _GIVE_UP_AFTER:
             ended = f"{fruitless} proposals in a row were known already or over a limit"
             break

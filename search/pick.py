@@ -8,6 +8,7 @@ from typing import Any
 
 from compression.compress import Compressed, compress
 from compression.export import exported
+from compression.fold import fold
 from compression.policy import LayerPolicy, Policy
 from compression.template import template
 from search.card import card
@@ -73,14 +74,12 @@ def pick(
     return folder, export_and_verify(loaded, compressed, score, row, folder, log)
 
 
-def export_trial(run: RunFolder, *, trial: int, to: str = "onnx", out: Path | None = None) -> Path:
+def export_trial(run: RunFolder, *, trial: int, out: Path | None = None) -> Path:
     """Export one trial with the weights of its short fine-tune; the folder that model.onnx is in.
 
     Raises:
-        RunError: the trial is not complete, its weights were not kept, or the format is not known.
+        RunError: the trial is not complete, its weights were not kept, or the folder cannot be written.
     """
-    if to != "onnx":
-        raise RunError(f"a network is exported to onnx, not to {to!r}")
     row = trial_row(run, trial)
     checkpoint = run.checkpoint(trial)
     if not checkpoint.exists():
@@ -138,7 +137,7 @@ def gains(found: Verification) -> list[dict[str, str]]:
 
 
 def _gain(what: str, uncompressed: str, picked: str, gained: str) -> dict[str, str]:
-    return {"": what, "uncompressed": uncompressed, "picked": picked, "gain": gained}
+    return {"what": what, "uncompressed": uncompressed, "picked": picked, "gain": gained}
 
 
 def _opened(run: RunFolder) -> tuple[Loaded, Scorer]:
@@ -165,7 +164,7 @@ def export_and_verify(
     uncompressed = compress(loaded.traced, Policy.uniform(loaded.traced.network, LayerPolicy()))
     baseline = exported(graph, uncompressed).SerializeToString()
     log("testing: file, torch network and uncompressed network on the test split")
-    test = test_once(model, compressed.module, loaded.traced.module, task, as_data(task.test), threads)
+    test = test_once(model, fold(compressed).module, loaded.traced.module, task, as_data(task.test), threads)
     latency: dict[str, Any] = {}
     if loaded.profile.model == "measured":
         log("measuring the latency of both files")

@@ -117,7 +117,9 @@ class Cover:
 
     def _everything(self) -> Iterator[Combination]:
         for layer in self._space.network.layers:
-            groups = tuple(dict.fromkeys([*self._sources[layer.name], *([layer.group] if layer.group else [])]))
+            groups = tuple(
+                dict.fromkeys([*self._sources[layer.name], *([layer.group] if layer.group else [])])
+            )
             if math.prod(len(self._space.levels[group]) for group in groups) > MOST_COMBINATIONS:
                 groups = groups[-1:]
             for levels in self._levels(groups):
@@ -133,7 +135,9 @@ class Cover:
         at = {group: policy[layers[0].name].sparsity for group, layers in self._space.network.groups.items()}
         for layer in self._space.network.layers:
             integer = policy[layer.name].integer
-            groups = tuple(dict.fromkeys([*self._sources[layer.name], *([layer.group] if layer.group else [])]))
+            groups = tuple(
+                dict.fromkeys([*self._sources[layer.name], *([layer.group] if layer.group else [])])
+            )
             yield (layer.name, integer, None, None, tuple((group, at[group]) for group in groups))
             yield (layer.name, integer, None, None, tuple((group, at[group]) for group in groups[-1:]))
             out = ((layer.group, at[layer.group]),) if layer.group else ()

@@ -28,7 +28,7 @@ def trial_line(row: TrialRow) -> str:
 
 
 class Progress:
-    """Shows a search. Use it in a with block; ``note`` a stage, ``trial`` each finished trial."""
+    """Shows a search: ``note`` a stage, ``trial`` each finished trial; in a with block as a live table."""
 
     def __init__(self, objectives: tuple[str, ...], deadline: float | None, trials: int | None) -> None:
         self._objectives = objectives
@@ -37,6 +37,7 @@ class Progress:
         self._rows: list[TrialRow] = []
         self._note = ""
         self._live = None
+        self._shown = False
         if sys.stdout.isatty():
             from rich.live import Live
 
@@ -45,6 +46,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self._live is not None:
             self._live.start()
+            self._shown = True
         return self
 
     def __exit__(
@@ -52,11 +54,12 @@ class Progress:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+            self._shown = False
 
     def note(self, text: str) -> None:
         """Say what is being done."""
         self._note = text
-        if self._live is None:
+        if not self._shown:
             print(text, flush=True)
 
     def earlier(self, rows: list[TrialRow]) -> None:
@@ -72,6 +75,7 @@ class Progress:
             self._note = trial_line(row)
 
     def _display(self) -> "RenderableType":
+        from rich import box
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -86,7 +90,8 @@ class Progress:
         if self._deadline is not None:
             left = max(0, round(self._deadline - time.time()))
             parts.append(f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
-        table = Table("trial", *self._objectives, title="front so far", title_justify="left")
+        columns = ("trial", *self._objectives)
+        table = Table(*columns, title="front so far", title_justify="left", box=box.SIMPLE_HEAD)
         front = front_rows(self._rows, self._objectives)
         for row in front[:_SHOWN]:
             table.add_row(str(row.trial), *(quantity(name, getattr(row, name)) for name in self._objectives))

@@ -8,7 +8,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -182,6 +182,16 @@ class RunFolder:
     def is_live(self, worker: str) -> bool:
         """Whether a worker's process lives."""
         return is_held(self.locks / worker)
+
+    def live_since(self) -> list[float]:
+        """When each worker that lives began, in seconds since 1970."""
+        begun = []
+        for path in self.locks.glob("worker-*"):
+            with suppress(FileNotFoundError):  # it ended just now
+                since = path.stat().st_mtime
+                if is_held(path):
+                    begun.append(since)
+        return begun
 
     def live_workers(self) -> set[str]:
         """Names of the workers whose process lives."""

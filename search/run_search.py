@@ -41,7 +41,8 @@ def run_search(config: SearchConfig, config_path: Path, folder: Path | None = No
     use_threads(threads)
     loaded = load(config)
     run = make_run(folder or default_run(config_path, config), config)
-    with owned(run), Progress(settings.objectives, deadline, settings.trials) as progress:
+    progress = Progress(settings.objectives, deadline, settings.trials)
+    with owned(run):
 
         def note(text: str) -> None:
             run.log(text)
@@ -59,6 +60,7 @@ def run_search(config: SearchConfig, config_path: Path, folder: Path | None = No
         progress.earlier([row for row in rows if row.state != "running"])
         with (
             writable(run.path),
+            progress,
             Interrupt(lambda: note("finishing the running trial; Ctrl-C again stops at once")) as asked,
         ):
             if settings.workers == 1:

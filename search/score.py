@@ -1,5 +1,6 @@
 """The score of a policy: cut, calibrate, fine-tune with distillation, measure on the search split."""
 
+import copy
 import math
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from compression.batchnorm import re_estimate
 from compression.compress import Compressed, compress
 from compression.finetune import Batch, Diverged, FineTune, fine_tune
+from compression.fold import fold
 from compression.policy import Policy
 from compression.quantize import calibrate
 from compression.trace import Traced
@@ -77,7 +79,7 @@ class Scorer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.train = as_data(task.train)
         self.search = as_data(task.search)
-        self.teacher = _placed(traced.module, self.device).eval()
+        self.teacher = _placed(copy.deepcopy(traced.module), self.device).eval()
 
     def baseline(self) -> Score:
         """The uncompressed model on the search split.
@@ -114,7 +116,7 @@ class Scorer:
                 )  # fmt: skip
                 self.re_estimate(compressed)
             trained = time.perf_counter()
-            score = self._scored(compressed.module, trained - started, trained)
+            score = self._scored(fold(compressed).module, trained - started, trained)
         except Diverged as error:
             raise TrialFailed(str(error)) from error
         except MemoryError as error:
@@ -144,10 +146,10 @@ class Scorer:
             fine_tune(compressed.module, batches, steps, self.task.loss, self._fine_tune(learning_rate))
             self.re_estimate(compressed)
         trained = time.perf_counter()
-        return compressed, self._scored(compressed.module, trained - started, trained)
+        return compressed, self._scored(fold(compressed).module, trained - started, trained)
 
     def prepared(self, policy: Policy) -> Compressed:
-        """Cut and quantized, batch norms and ranges estimated not yet trained."""
+        """Cut and quantized, batch norms and ranges estimated, not yet trained."""
         compressed = compress(self.traced, policy, self.multiple)
         _placed(compressed.module, self.device)
         self.re_estimate(compressed)

@@ -1,12 +1,12 @@
 """The Optuna study of a run: its samplers, its seeds, and trials whose worker died."""
 
+import time
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -15,11 +15,13 @@ from search.config import SearchSection
 from search.journal import open_journal
 from search.lock import locked
 from search.run_folder import RunFolder
+from search.sampler import sampler
 from search.space import Space
 from search.trial import Result
 
 NAME = "leanfront"
 INTERRUPTED = "its worker was stopped; run again"
+_SECONDS_TO_SAY_WHO = 60.0
 _OPTUNA_STATES = {
     "complete": TrialState.COMPLETE,
     "infeasible": TrialState.PRUNED,  # with constraint values: samplers learn from it, no front shows it
@@ -42,24 +44,12 @@ def open_study(run: RunFolder, settings: SearchSection, worker_seed: int = 0) ->
         load_if_exists=True,
     )
     # a resumed search must not draw what it drew before: its seed depends on how far it got
-    study.sampler = sampler(settings, worker_seed + 104_729 * len(study.get_trials(deepcopy=False)))
+    study.sampler = sampler(settings, 7919 * worker_seed + 104_729 * len(study.get_trials(deepcopy=False)))
     if study.metric_names != list(settings.objectives):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names(list(settings.objectives))
     return study
-
-
-def sampler(settings: SearchSection, worker_seed: int = 0) -> BaseSampler:
-    """The sampler of the configuration."""
-    seed = (settings.seed + 7919 * worker_seed) % 2**32
-    if settings.sampler == "random":
-        return RandomSampler(seed=seed)
-    if settings.sampler == "nsga2":
-        return NSGAIISampler(population_size=20, seed=seed)
-    # One density for each decision: a joint one learns nothing of 20 to 40 decisions in 100 trials. Share of
-    # a box dominated after 100 trials of two made-up networks: random .55 .50, joint .64 .50, this .71 .57.
-    return TPESampler(multivariate=False, constant_liar=True, n_startup_trials=10, seed=seed)
 
 
 def enqueue(study: optuna.Study, space: Space, policy: Policy, origin: str) -> None:
@@ -119,9 +109,13 @@ def recover(study: optuna.Study, run: RunFolder) -> list[int]:
 
 def _abandoned(trial: FrozenTrial, run: RunFolder) -> bool:
     worker = trial.user_attrs.get("worker")
-    if worker is None:  # died, or not yet said: between being asked for and its first attribute
-        return not run.live_workers()
-    return not run.is_live(str(worker))
+    if worker is not None:
+        return not run.is_live(str(worker))
+    # Killed, or alive, in the milliseconds between asking for a trial and saying who works on it: some
+    # worker that lives may have asked only if it was there by then, and not long ago.
+    started = trial.datetime_start.timestamp() if trial.datetime_start is not None else 0.0
+    long_ago = time.time() - started > _SECONDS_TO_SAY_WHO
+    return long_ago or all(since > started for since in run.live_since())
 
 
 def _take_back(study: optuna.Study, trial: FrozenTrial) -> None:
@@ -174,7 +168,7 @@ def _trained(trial: FrozenTrial) -> bool:
     return result.get("state") in ("complete", "failed") or "accuracy" in result
 
 
-def digests(trials: Iterable[FrozenTrial], without: int) -> dict[str, int]:
+def digests(trials: Iterable[FrozenTrial], without: int | None = None) -> dict[str, int]:
     """Digest of each policy that was tried or is being tried -> its trial, but for trial ``without``."""
     return {
         trial.user_attrs["digest"]: trial.number

@@ -41,6 +41,10 @@ class LayerPolicy:
             raise PolicyError(f"activation_bits must be one of {ACTIVATION_BITS}, not {self.activation_bits}")
         if self.pattern not in PATTERNS:
             raise PolicyError(f"pattern must be one of {PATTERNS}, not {self.pattern!r}")
+        # a file may say 0 or 8.0: equal policies are written, and so hashed, alike
+        object.__setattr__(self, "sparsity", float(self.sparsity) + 0.0)
+        object.__setattr__(self, "weight_bits", int(self.weight_bits))
+        object.__setattr__(self, "activation_bits", int(self.activation_bits))
 
     @property
     def integer(self) -> bool:

@@ -61,6 +61,14 @@ def tensor_bits(kernels: tuple[Kernel, ...], policy: Mapping[str, LayerPolicy]) 
     return bits
 
 
+def source_of_range(name: str, kernels: tuple[Kernel, ...]) -> str:
+    """The kernel whose quantizer a tensor has: its own, or that of the tensor which was only moved."""
+    by_name = {kernel.name: kernel for kernel in kernels}
+    while by_name[name].op in SAME_RANGE_OPS:
+        name = by_name[name].inputs[0]
+    return name
+
+
 def _integer(kernel: Kernel, policy: Mapping[str, LayerPolicy], bits: Mapping[str, int]) -> bool:
     if kernel.op in LAYER_OPS and kernel.layer is not None:
         return policy[kernel.layer.name].integer

@@ -1,15 +1,25 @@
 """Size of the file that an export writes, without writing it."""
 
 from compression.policy.kernels import kernels
-from compression.policy.network import Network
-from compression.policy.policy import Policy
+from compression.policy.network import Layer, Network
+from compression.policy.policy import LayerPolicy, Policy
 from compression.policy.precision import SAME_RANGE_OPS, tensor_bits
 
-# Measured on exported files: what one node and one stored tensor take besides their values.
+# Fitted to exported files of a dozen kinds of network: bytes besides the values of weights and biases.
 FILE_BYTES = 180
-NODE_BYTES = 36
-TENSOR_BYTES = 18
-ATTRIBUTE_BYTES = 100  # kernel, strides, pads, dilations of a convolution
+NAME_COPIES = 3  # a layer's name stands at its node, at its output and where that is read
+CONVOLUTION_BYTES = 150  # with its attributes: kernel, strides, pads, dilations
+LINEAR_BYTES = 90
+CODED_WEIGHT_BYTES = 57  # the node that decodes it, and the stored scales
+INTEGER_BIAS_BYTES = 52
+ZERO_POINTS_BYTES = 46  # those of an integer linear layer
+UNPACKING_BYTES = 89
+BATCHNORM_BYTES = 228
+ACTIVATION_BYTES = 22
+OTHER_BYTES = 40
+QUANTIZER_BYTES = 90
+MOVED_QUANTIZER_BYTES = 78  # behind an operation that keeps the range, whose grid is stored already
+CLIP_BYTES = 33
 
 
 def storage_bits(weight_bits: int) -> int:
@@ -28,25 +38,29 @@ def size_bytes(network: Network, policy: Policy) -> int:
     total = FILE_BYTES
     for kernel in fused:
         if kernel.layer is not None:
-            layer_policy = policy[kernel.layer.name]
-            shape = kernel.layer.shape
-            stored = storage_bits(layer_policy.weight_bits)
-            total += -(-shape.weight_count * stored // 8)
-            named = NODE_BYTES + 2 * len(kernel.layer.name)
-            total += named + (ATTRIBUTE_BYTES if shape.op != "linear" else 0) + 2 * TENSOR_BYTES
-            total += 4 * shape.out_channels  # the bias
-            if stored < 32:
-                total += 4 * shape.out_channels + TENSOR_BYTES + NODE_BYTES
-                total += NODE_BYTES if stored < 8 or not layer_policy.integer else 0
-            if layer_policy.integer:  # the scales of the bias, and its node
-                total += 4 * shape.out_channels + TENSOR_BYTES + NODE_BYTES
-                if shape.op == "linear":
-                    total += 5 * shape.out_channels + 2 * TENSOR_BYTES
+            total += _layer_bytes(kernel.layer, policy[kernel.layer.name])
         elif kernel.op == "batchnorm":
-            total += NODE_BYTES + 4 * (4 * kernel.output.width + TENSOR_BYTES)
+            total += BATCHNORM_BYTES + 16 * kernel.output.width
         elif kernel.op != "input":
-            total += NODE_BYTES + 20
-        total += NODE_BYTES if kernel.activation else 0
+            total += OTHER_BYTES
+        total += ACTIVATION_BYTES if kernel.activation else 0
         if bits[kernel.name] <= 8:
-            total += 2 * NODE_BYTES + (0 if kernel.op in SAME_RANGE_OPS else 2 * TENSOR_BYTES)
+            total += MOVED_QUANTIZER_BYTES if kernel.op in SAME_RANGE_OPS else QUANTIZER_BYTES
+            total += CLIP_BYTES if bits[kernel.name] < 8 else 0
+    return total
+
+
+def _layer_bytes(layer: Layer, layer_policy: LayerPolicy) -> int:
+    shape = layer.shape
+    linear = shape.op == "linear"
+    stored = storage_bits(layer_policy.weight_bits)
+    total = (LINEAR_BYTES if linear else CONVOLUTION_BYTES) + NAME_COPIES * len(layer.name)
+    total += -(-shape.weight_count * stored // 8)
+    total += 4 * shape.out_channels  # the bias
+    if stored < 32:
+        total += CODED_WEIGHT_BYTES + 4 * shape.out_channels
+    if layer_policy.integer:
+        total += INTEGER_BIAS_BYTES + 4 * shape.out_channels  # the scales of the bias
+        total += ZERO_POINTS_BYTES + 5 * shape.out_channels if linear else 0
+        total += UNPACKING_BYTES if stored < 8 else 0
     return total

@@ -28,21 +28,24 @@ SEED = 0
 class DigitsNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.conv2 = nn.Conv2d(16, 16, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(16)
-        self.conv3 = nn.Conv2d(16, 16, 3, padding=1, bias=False)
-        self.bn3 = nn.BatchNorm2d(16)
-        self.conv4 = nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False)
-        self.bn4 = nn.BatchNorm2d(32)
-        self.linear = nn.Linear(32, CLASSES)
+        self.conv1 = nn.Conv2d(1, 32, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(32)
+        self.conv2 = nn.Conv2d(32, 32, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(32)
+        self.conv3 = nn.Conv2d(32, 32, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(32)
+        self.conv4 = nn.Conv2d(32, 64, 3, stride=2, padding=1, bias=False)
+        self.bn4 = nn.BatchNorm2d(64)
+        self.conv5 = nn.Conv2d(64, 64, 3, padding=1, bias=False)
+        self.bn5 = nn.BatchNorm2d(64)
+        self.linear = nn.Linear(64, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
         inner = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(x)))))
         x = F.relu(x + inner)  # conv1 and conv3 must keep the same channels
         x = F.relu(self.bn4(self.conv4(x)))
+        x = F.relu(self.bn5(self.conv5(x)))
         logits: Tensor = self.linear(x.mean((2, 3)))
         return logits
 

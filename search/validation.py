@@ -1,0 +1,77 @@
+"""How well a search's cost model predicts networks that are really run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from compression.policy import Policy
+from search.policy_draws import draw, spread_evenly
+
+if TYPE_CHECKING:
+    from latency_models.calibrate import Accuracy
+    from latency_models.table_model import TableModel
+    from search.space import Space
+
+DRAWS_PER_POLICY = 6
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One network: predicted and measured latency, and the spread of the measurement."""
+
+    policy: Policy
+    predicted_ms: float
+    measured_ms: float
+    spread: float
+
+    @property
+    def error(self) -> float:
+        """(predicted - measured) / measured."""
+        return self.predicted_ms / self.measured_ms - 1.0
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Networks spread evenly over a space's range of latency. ``noise``: a sentence where the machine was."""
+
+    accuracy: "Accuracy"
+    rows: tuple[Compared, ...]
+    noise: str | None
+
+
+def validate(
+    model: "TableModel",
+    space: "Space",
+    count: int = 40,
+    seed: int = 1,
+    log: Callable[[str], None] = lambda line: None,
+) -> Validation:
+    """Draw policies, build their networks with random weights, time them, and compare.
+
+    ``seed`` must not be 0, with which the calibration drew its own.
+
+    Raises:
+        TableError: onnxruntime refuses a network.
+    """
+    from latency_models.calibrate import accuracy
+    from latency_models.fill import measuring
+    from latency_models.measure import Reference, noise
+    from search.latency import measure_policies
+
+    rng = np.random.default_rng(seed)
+    drawn = list(dict.fromkeys(draw(space, rng) for _ in range(DRAWS_PER_POLICY * count)))
+    expected = [model.latency_ms(space.resized(policy), policy) for policy in drawn]
+    chosen = [drawn[index] for index in spread_evenly(expected, count)]
+    log(f"measuring {len(chosen)} networks")
+    with measuring():
+        reference = Reference(model.table.device.threads, model.table.reference_ms)
+        timings = measure_policies(model.structure, space, chosen, reference)
+    rows = []
+    for index, policy in enumerate(chosen):
+        timing = timings[str(index)]
+        predicted_ms = model.latency_ms(space.resized(policy), policy)
+        rows.append(Compared(policy, predicted_ms, timing.median_ms, timing.spread))
+    compared = accuracy([row.predicted_ms for row in rows], [row.measured_ms for row in rows])
+    return Validation(compared, tuple(rows), noise(timings))

@@ -1,0 +1,149 @@
+import json
+
+import numpy as np
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from search.config import parse_config
+from search.front import front_json, front_rows, front_table, non_dominated, quantity
+from search.run_folder import TrialRow, make_run
+from search.status import hypervolume, status
+
+
+def row(
+    trial: int, accuracy: float | None, latency: float, size: float = 1.0, state: str = "complete"
+) -> TrialRow:
+    return TrialRow(trial, state, accuracy=accuracy, latency_ms=latency, size_bytes=size, energy_mj=1.0)
+
+
+def test_a_front_known_on_paper():
+    values = np.array([[0.0, 3.0], [1.0, 1.0], [3.0, 0.0], [2.0, 2.0], [1.0, 1.0], [3.0, 3.0], [0.0, 4.0]])
+    assert non_dominated(values).tolist() == [True, True, True, False, True, False, False]
+
+
+def test_no_rows_and_one_row():
+    assert non_dominated(np.empty((0, 2))).tolist() == []
+    assert non_dominated(np.array([[1.0, 2.0]])).tolist() == [True]
+
+
+def test_the_front_of_an_analytic_problem():
+    # accuracy = 1 - x^2, latency = (x - 2)^2 over a grid: 0..2 is the front, everything else is dominated
+    x = np.linspace(-1, 3, 41)
+    member = non_dominated(np.stack([x**2, (x - 2) ** 2], axis=1))
+    assert member.tolist() == ((x > -1e-9) & (x < 2 + 1e-9)).tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=25))
+def test_the_same_as_optuna(points):
+    study = optuna.create_study(directions=["maximize", "minimize", "minimize"])
+    for accuracy, latency, size in points:
+        study.add_trial(optuna.trial.create_trial(values=[accuracy, latency, size]))
+    rows = [row(i, *map(float, point)) for i, point in enumerate(points)]
+    found = front_rows(rows, ("accuracy", "latency_ms", "size_bytes"))
+    assert {r.trial for r in found} == {trial.number for trial in study.best_trials}
+
+
+def test_only_complete_trials_are_on_the_front_fastest_first():
+    rows = [
+        row(0, 0.9, 2.0),
+        row(1, 0.8, 1.0),
+        row(2, 0.99, 0.1, state="infeasible"),
+        row(3, None, 0.1, state="failed"),
+        row(4, 0.7, 3.0),
+    ]
+    assert [r.trial for r in front_rows(rows, ("accuracy", "latency_ms"))] == [1, 0]
+
+
+def test_hypervolume_on_paper():
+    # of the unit box (latency 4 is 1) the points dominate 0.5 x 0.75 and 0.8 x 0.5, 0.5 x 0.5 of it twice
+    front = [row(0, 0.5, 1.0), row(1, 0.8, 2.0), row(2, 0.9, 5.0)]
+    expected = 0.5 * 0.75 + 0.8 * 0.5 - 0.5 * 0.5
+    assert hypervolume(front, ("accuracy", "latency_ms"), {"latency_ms": 4.0}) == pytest.approx(expected)
+    assert hypervolume([], ("accuracy", "latency_ms"), {"latency_ms": 4.0}) == 0.0
+    assert hypervolume(front, ("accuracy", "latency_ms"), {}) is None
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = make_run(tmp_path / "run", parse_config({"task": {"file": "task.py"}}))
+    baseline = {
+        "accuracy": 0.9,
+        "accuracy_ci": [0.88, 0.92],
+        "latency_ms": 2.0,
+        "energy_mj": 20.0,
+        "size_bytes": 4000,
+    }
+    run.update_environment(profile="toy", baseline=baseline | {"peak_memory_bytes": 100})
+    policy = json.dumps(
+        {"conv": {"sparsity": 0.5, "weight_bits": 4, "activation_bits": 8, "pattern": "channel"}}
+    )
+    run.write_trials(
+        [
+            TrialRow(
+                0, "complete", "", 0.89, 0.87, 0.91, 1.0, 10.0, 1500, 50, 3.0, 2.0, 1.0, "", "", "w", policy
+            ),
+            TrialRow(1, "failed", "the loss is not a number", latency_ms=1.0),
+            TrialRow(2, "running", worker="w"),
+        ]
+    )
+    return run
+
+
+def test_front_json_is_as_designed(run):
+    answer = front_json(run)
+    assert list(answer) == ["run", "profile", "baseline", "front"]
+    assert answer["baseline"]["latency_ms"] == 2.0
+    assert answer["front"] == [
+        {
+            "trial": 0,
+            "accuracy": 0.89,
+            "accuracy_ci": [0.87, 0.91],
+            "latency_ms": 1.0,
+            "energy_mj": 10.0,
+            "size_bytes": 1500,
+            "peak_memory_bytes": 50,
+            "policy": {
+                "conv": {"sparsity": 0.5, "weight_bits": 4, "activation_bits": 8, "pattern": "channel"}
+            },
+        }
+    ]
+
+
+def test_the_table_says_what_was_gained(run):
+    baseline, point = front_table(run)
+    assert (baseline["trial"], baseline["x"]) == ("-", "1.00")
+    assert point["x"] == "0.50"
+    assert point["bits"] == "4"
+    assert point["cut"] == "50 %"
+
+
+def test_status_json_is_as_designed(run):
+    answer = status(run)
+    counts = {
+        name: answer[name] for name in ("complete", "pruned", "infeasible", "failed", "running", "front_size")
+    }
+    assert counts == {"complete": 1, "pruned": 0, "infeasible": 0, "failed": 1, "running": 0, "front_size": 1}
+    assert answer["hypervolume"] == pytest.approx(0.89 * 0.5)
+    assert answer["seconds_left"] == 0.0  # nobody works on it, and so nothing is running either
+    assert answer["failures"] == [{"trial": 1, "reason": "the loss is not a number"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("latency_ms", 0.0123, "12.3 us"),
+        ("latency_ms", 1.5, "1.50 ms"),
+        ("latency_ms", 123.4, "123 ms"),
+        ("size_bytes", 999, "999 B"),
+        ("size_bytes", 12_345, "12.3 kB"),
+        ("size_bytes", 37_000_000, "37.0 MB"),
+        ("energy_mj", 0.5, "500 uJ"),
+        ("accuracy", 0.91234, "0.9123"),
+        ("accuracy", None, "?"),
+    ],
+)
+def test_quantities_have_their_unit(name, value, text):
+    assert quantity(name, value) == text

@@ -1,0 +1,272 @@
+"""The measured cost model on a tiny network: small real measurements with onnxruntime."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from compression.policy import Layer, LayerPolicy, LayerShape, Network, Node, Policy, Segment
+from hw_profiles import load_profile
+from latency_models import TableError
+from latency_models.calibrate import Correction
+from latency_models.fill import fill
+from latency_models.fused_graph import fused_nodes
+from latency_models.kernel_keys import constant_bytes_of, kind_of
+from latency_models.measure import Reference, Timing, noise, session, time_models
+from latency_models.micrographs import micrograph
+from latency_models.network_model import network_model
+from latency_models.structure import Structure, canonical
+from latency_models.table import Entry, LatencyTable, load_table, table_path, this_device
+from latency_models.table_model import TableModel, far_share
+
+FLOAT = LayerPolicy()
+INTEGER = LayerPolicy(weight_bits=8, activation_bits=8)
+
+
+def residual_network(width: int = 16, size: int = 8) -> Network:
+    """conv - [conv - conv] + skip - mean - linear; the inner channels of the block can be cut."""
+    stream, inner = (Segment(None, width),), (Segment("inner", width),)
+    image = (size, size)
+
+    def conv(cin: int) -> LayerShape:
+        return LayerShape("conv2d", cin, width, (3, 3), out_height=size, out_width=size)
+
+    return Network(
+        nodes=(
+            Node("x", "input", (), (Segment(None, 3),), image),
+            Node("c0", "conv2d", ("x",), stream, image, "stem"),
+            Node("r0", "relu", ("c0",), stream, image),
+            Node("c1", "conv2d", ("r0",), inner, image, "block.a"),
+            Node("r1", "relu", ("c1",), inner, image),
+            Node("c2", "conv2d", ("r1",), stream, image, "block.b"),
+            Node("sum", "add", ("c2", "r0"), stream, image),
+            Node("r2", "relu", ("sum",), stream, image),
+            Node("pool", "global_avgpool", ("r2",), stream, (1, 1), None, image, image),
+            Node("flat", "flatten", ("pool",), stream),
+            Node("y", "linear", ("flat",), (Segment(None, 10),), (), "head"),
+        ),
+        layers=(
+            Layer("stem", conv(3)),
+            Layer("block.a", conv(width), "inner"),
+            Layer("block.b", conv(width)),
+            Layer("head", LayerShape("linear", width, 10)),
+        ),
+        outputs=("y",),
+    )
+
+
+NETWORK = residual_network()
+ALL_FLOAT = Policy.uniform(NETWORK, FLOAT)
+ALL_INTEGER = Policy.uniform(NETWORK, INTEGER)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEANFRONT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return Reference()
+
+
+def fake_model(correction: Correction | None = None) -> TableModel:
+    """Every node takes 1 us, a call 5 us."""
+    structure = Structure(NETWORK, network_model)
+    for policy in (ALL_FLOAT, ALL_INTEGER):
+        structure.observe(NETWORK, policy)
+    one_us = Entry(0.001, 0.0, 1, 1.0, 0.05, 0, "2025-01-01")
+    entries = dict.fromkeys(structure.keys(), one_us) | {"call": Entry(0.005, 0.0, 1, 1.0, 0.05, 0, "")}
+    return TableModel(
+        structure, LatencyTable(this_device(), entries), load_profile("this-machine"), correction
+    )
+
+
+def ops(policy: Policy) -> list[str]:
+    return [node.proto.op_type for node in fused_nodes(network_model(NETWORK, policy), {})]
+
+
+def test_the_optimised_graph_has_the_fused_kernels_of_each_precision() -> None:
+    assert ops(ALL_INTEGER).count("QLinearConv") == 3
+    assert "QGemm" in ops(ALL_INTEGER)
+    assert ops(ALL_FLOAT).count("Conv") == 3
+    assert not any(op.startswith("Q") for op in ops(ALL_FLOAT))
+
+
+def test_mixed_precision_stays_mixed() -> None:
+    mixed = Policy.of(dict(ALL_INTEGER) | {"block.b": FLOAT})
+    assert (ops(mixed).count("QLinearConv"), ops(mixed).count("Conv")) == (2, 1)
+
+
+def test_keys_hold_shapes_but_no_names_and_no_weights() -> None:
+    first = fused_nodes(network_model(NETWORK, ALL_INTEGER), {})
+    renamed = onnx.load_model_from_string(network_model(NETWORK, ALL_INTEGER))
+    for tensor in renamed.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) == 4:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.ones(tensor.dims, np.int8), tensor.name))
+    assert [n.key for n in first] == [n.key for n in fused_nodes(renamed.SerializeToString(), {})]
+    conv = next(n.key for n in first if "QLinearConv" in n.key)
+    assert "u8[1x8x8x3]" in conv
+    assert "=s8[16x3x3x3]" in conv
+    assert kind_of(conv) == "integer_ms"
+
+
+def test_weight_zero_points_are_part_of_the_key() -> None:
+    """onnxruntime has another kernel for weights around zero; timed with the wrong one, sums are 1.5x off."""
+    key = next(n.key for n in fused_nodes(network_model(NETWORK, ALL_INTEGER), {}) if "QLinearConv" in n.key)
+    assert "=s8[16]:0" in key
+
+
+def test_constant_bytes_of_a_key() -> None:
+    assert constant_bytes_of("Conv(f32[1x3x8x8], =f32[16x3x3x3], =f32[16]) group=1") == 4 * (16 * 27 + 16)
+    assert constant_bytes_of("QLinearConv(u8[1x8], =f32[], =u8[], =s8[16x3], =int32[16])") == 4 + 1 + 48 + 64
+    assert constant_bytes_of("Slice(f32[1x8x8x8], =0|0, =4|4, =2|3)") == 0
+
+
+def test_every_node_of_a_network_can_be_timed_alone() -> None:
+    mixed = Policy.of(dict(ALL_INTEGER) | {"block.b": FLOAT})
+    for policy in (ALL_INTEGER, ALL_FLOAT, mixed):
+        for node in fused_nodes(network_model(NETWORK, policy), {}):
+            session(micrograph(node, 3), optimise=False)
+
+
+def test_owners_are_the_kernels_of_the_network() -> None:
+    structure = Structure(NETWORK, network_model)
+    for policy in (ALL_FLOAT, ALL_INTEGER):
+        parts = dict(
+            zip([k.name for k in structure.kernels], structure.observe(NETWORK, policy), strict=True)
+        )
+        for name in ("r0", "r1"):
+            assert sum("Conv(" in key for key in parts[name]) == 1, (name, parts)
+        assert any("Gemm(" in key for key in parts["y"])
+
+
+def test_bits_below_eight_run_as_eight_and_float_activations_as_float() -> None:
+    four = Policy.uniform(NETWORK, LayerPolicy(weight_bits=4, activation_bits=8))
+    decoded = Policy.uniform(NETWORK, LayerPolicy(weight_bits=4, activation_bits=32))
+    assert canonical(four) == ALL_INTEGER
+    assert canonical(decoded) == ALL_FLOAT
+
+
+def test_a_context_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+
+    def build(network: Network, policy: Policy) -> bytes:
+        built.append(policy)
+        return network_model(network, policy)
+
+    structure = Structure(NETWORK, build)
+    first = structure.parts(NETWORK, ALL_INTEGER)
+    assert structure.parts(NETWORK, Policy.uniform(NETWORK, LayerPolicy(0.0, 4, 8))) == first
+    assert len(built) == 1
+    structure.parts(NETWORK.resized({"inner": 12}), ALL_INTEGER)
+    assert len(built) == 2
+
+
+def test_contexts_are_kept_on_disk(tmp_path: Path) -> None:
+    structure = Structure(NETWORK, network_model)
+    parts = structure.parts(NETWORK, ALL_INTEGER)
+    structure.save(tmp_path / "contexts.jsonl")
+
+    def never(network: Network, policy: Policy) -> bytes:
+        raise AssertionError("built again")
+
+    again = Structure(NETWORK, never)
+    again.load(tmp_path / "contexts.jsonl")
+    assert again.parts(NETWORK, ALL_INTEGER) == parts
+    again.load(tmp_path / "not there")
+    (tmp_path / "damaged").write_text('["(0, ", 3')
+    again.load(tmp_path / "damaged")
+
+
+def test_cost_is_the_sum_of_known_kernels() -> None:
+    model = fake_model()
+    nodes = sum(len(part) for part in model.structure.parts(NETWORK, ALL_INTEGER))
+    cost = model.cost(NETWORK, ALL_INTEGER)
+    assert cost.latency_ms == pytest.approx(0.005 + 0.001 * nodes)
+    assert cost.energy_mj == pytest.approx(cost.latency_ms * load_profile("this-machine").power_w)
+    assert (cost.kind, cost.estimated) == ("measured", True)
+    rows = model.layers(NETWORK, ALL_INTEGER)
+    assert sum(row.latency_ms for row in rows) == pytest.approx(cost.latency_ms)
+    assert {"stem", "block.a", "block.b", "head"} <= {row.name for row in rows}
+
+
+def test_a_correction_changes_kind_and_sum() -> None:
+    weights = {"call": 1.0, "integer_ms": 2.0, "float_ms": 1.0, "other_ms": 1.0}
+    plain, corrected = fake_model(), fake_model(Correction(weights, samples=12))
+    more_ms = corrected.latency_ms(NETWORK, ALL_INTEGER) - plain.latency_ms(NETWORK, ALL_INTEGER)
+    assert more_ms == pytest.approx(0.001 * 4)  # three convolutions and the linear layer
+    assert corrected.cost(NETWORK, ALL_INTEGER).kind == "calibrated"
+
+
+def test_a_kernel_that_was_not_measured_is_estimated_and_said_to_be() -> None:
+    model = fake_model()
+    cut = NETWORK.resized({"inner": 7})
+    assert model.cost(cut, ALL_INTEGER).kind == "modelled"
+    empty = TableModel(model.structure, LatencyTable(this_device(), {}), load_profile("this-machine"))
+    with pytest.raises(TableError, match="no entry for"):
+        empty.cost(NETWORK, ALL_INTEGER)
+
+
+def test_far_share_begins_where_the_near_cache_is_half_full() -> None:
+    assert far_share(0.4e6, 1e6) == 0.0
+    assert 0.0 < far_share(0.8e6, 1e6) < 1.0
+    assert far_share(3e6, 1e6) == 1.0
+
+
+def test_fill_measures_what_is_missing_and_keeps_it(reference: Reference) -> None:
+    structure = Structure(NETWORK, network_model)
+    structure.observe(NETWORK, ALL_INTEGER)
+    path = table_path(this_device())
+    lines: list[str] = []
+    table = fill(LatencyTable(this_device(), {}), structure.nodes, path, reference, lines.append)
+    assert not table.missing([*structure.nodes, "call"])
+    assert all(0 < entry.median_ms < 50 for entry in table.values())
+    assert any(f"{len(structure.nodes)} of {len(structure.nodes)} kernels" in line for line in lines)
+    kept = load_table(path, this_device())
+    assert set(kept) == set(table)
+    lines.clear()
+    assert dict(fill(kept, structure.nodes, path, reference, lines.append)) == dict(kept)
+    assert lines == []
+
+
+def test_timings_tell_a_large_network_from_a_small_one(reference: Reference) -> None:
+    models = {
+        str(size): network_model(net, Policy.uniform(net, FLOAT))
+        for size in (8, 48)
+        if (net := residual_network(32, size))
+    }
+    taken = time_models(models, blocks=3, reference=reference)
+    assert taken["48"].median_ms > 5 * taken["8"].median_ms
+    assert all(timing.runs >= 9 and timing.spread >= 0 for timing in taken.values())
+
+
+def test_a_noisy_machine_is_named() -> None:
+    calm = Timing(1.0, 0.01, 100, 5, 1.0, 0.05)
+    wild = Timing(1.0, 0.30, 100, 5, 1.0, 0.05)
+    disturbed = Timing(1.0, 0.01, 100, 5, 0.0, 0.05)
+    assert noise({"a": calm, "b": calm}) is None
+    assert "too noisy to tell 5%" in (noise({"a": wild, "b": wild}) or "")
+    assert "1 of 2" in (noise({"a": calm, "b": disturbed}) or "")
+
+
+def test_what_onnxruntime_cannot_do_is_one_sentence() -> None:
+    with pytest.raises(TableError, match="has no CUDAExecutionProvider; it has"):
+        session(network_model(NETWORK, ALL_FLOAT), provider="CUDAExecutionProvider")
+    with pytest.raises(TableError, match="cannot load the model"):
+        session(b"not a model")
+
+
+def test_an_operation_that_shapes_do_not_describe_is_named() -> None:
+    strange = Network(
+        nodes=(
+            Node("x", "input", (), (Segment(None, 4),)),
+            Node("y", "linear", ("x",), (Segment(None, 4),), (), "y"),
+            Node("z", "other", ("y",), (Segment(None, 4),), detail="MyAttention"),
+        ),
+        layers=(Layer("y", LayerShape("linear", 4, 4)),),
+        outputs=("z",),
+    )
+    with pytest.raises(TableError, match="'MyAttention'"):
+        network_model(strange, Policy.uniform(strange, FLOAT))
