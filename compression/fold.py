@@ -31,9 +31,11 @@ def fold(compressed: Compressed) -> Compressed:
             continue
         layer = module.get_submodule(kernel.layer.name)
         held = held_by[kernel.layer.name]
-        if parametrize.is_parametrized(layer, "weight"):
-            parametrize.remove_parametrizations(layer, "weight")
         device = next(layer.parameters()).device
+        if parametrize.is_parametrized(layer):
+            # not remove_parametrizations: a deep copy shares its class with the original, and would damage it
+            layer.__class__ = type(layer).__bases__[0]
+            del layer._modules["parametrizations"]
         bias = torch.from_numpy(held.bias)
         layer_policy = compressed.policy[kernel.layer.name]
         if layer_policy.integer:

@@ -239,7 +239,8 @@ def time_models(
 
     Each model is called as a user would (``session.run`` with NumPy arrays, so the call's own overhead is in
     the figure). Disturbed blocks are repeated, for at most ``patience_s`` seconds beyond the time that the
-    blocks themselves need (default: three times that, and at least 2).
+    blocks themselves need (default: three times that, and at least 1;
+    three times as many while a model has not been seen undisturbed).
 
     Raises:
         TableError: onnxruntime cannot load a model, or has not this provider.
@@ -260,7 +261,7 @@ def time_models(
             candidate.blocks.append((block, max(before_ms, reference.look())))
         if deadline is None:  # the first round says how long the work is
             needed_s = blocks * sum(float(b.sum()) for c in candidates.values() for b, _ in c.blocks) / 1e3
-            patience = max(2.0, 3.0 * needed_s) if patience_s is None else patience_s
+            patience = max(1.0, 3.0 * needed_s) if patience_s is None else patience_s
             deadline = started + needed_s * 1.5 + patience
         late = time.perf_counter() - deadline
         found = min(len(c.good(reference.undisturbed_ms)) for c in candidates.values())

@@ -107,7 +107,7 @@ class _Kept:
     """Where the cache keeps what belongs to one network, space and device."""
 
     def __init__(self, folder: Path, space_digest: str) -> None:
-        self.contexts = folder / "contexts.jsonl"
+        self.contexts = folder / f"contexts-{space_digest}.jsonl"
         self.correction = folder / f"correction-{space_digest}.json"
 
     @staticmethod

@@ -21,7 +21,7 @@ from compression.quantize import calibrate
 from compression.trace import Traced
 from hw_profiles import load_profile
 from search.config import SearchConfig
-from search.task import Data, Task, TaskError, as_data, class_count
+from search.task import Data, Task, TaskError, as_data, check_labels, class_count
 
 SCORING_BATCH = 250
 BATCHNORM_IMAGES = 1024
@@ -85,11 +85,14 @@ class Scorer:
         """The uncompressed model on the search split.
 
         Raises:
-            TaskError: it scores no better than guessing.
+            TaskError: it scores no better than guessing, gives something else than one tensor, or a label
+                lies outside its classes.
         """
         started = time.perf_counter()
-        score = self._scored(self.teacher, 0.0, started)
         classes = class_count(self.task)
+        for split in ("train", "search", "test"):
+            check_labels(getattr(self.task, split), classes, split)
+        score = self._scored(self.teacher, 0.0, started)
         if score.accuracy_ci[0] <= 1.0 / classes:
             raise TaskError(
                 f"the uncompressed model must beat guessing, but it scores {score.accuracy:.4f} on"

@@ -240,6 +240,21 @@ def class_count(task: Task) -> int:
     return int(output.shape[1])
 
 
+def check_labels(data: object, classes: int, split: str) -> None:
+    """Raises TaskError when an array of labels holds one outside 0 .. classes - 1.
+
+    Data that is not held in arrays is not read for this.
+    """
+    if not isinstance(data, ArrayData) or not len(data.labels):
+        return
+    lowest, highest = int(data.labels.min()), int(data.labels.max())
+    _require(
+        lowest >= 0 and highest < classes,
+        f"Labels are class numbers, 0 to {classes - 1} for this model, but the {split} data holds "
+        f"{lowest if lowest < 0 else highest}; correct the labels or the width of the model's output",
+    )
+
+
 def load_task(path: Path, options: Mapping[str, object]) -> Task:
     """Runs `task(**options)` of the user's Python file; modules beside the file can be imported by it.
 

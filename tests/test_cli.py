@@ -184,9 +184,13 @@ def test_report_and_pick_and_export(searched, leanfront, tmp_path):
     assert {"model.onnx", "policy.json", "verification.json", "card.md"} <= {
         p.name for p in (tmp_path / "x").iterdir()
     }
-    code, out, err = leanfront("export", searched, "--trial", "1", "--out", tmp_path / "y")
+    best = json.loads(leanfront("front", searched, "--format", "json")[1])["front"][0]["trial"]
+    code, out, err = leanfront("export", searched, "--trial", best, "--out", tmp_path / "y")
     assert code == 0, err
     assert (tmp_path / "y" / "model.onnx").is_file()
+    for kept in (searched / "checkpoints").iterdir():
+        kept.unlink()
+    assert "--trial" in wrong(leanfront, "export", searched, "--trial", best)
 
 
 def wrong(leanfront, *arguments: object) -> str:
