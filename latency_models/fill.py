@@ -72,7 +72,8 @@ def fill(
             done = min(start + BATCH, len(lacking))
             if path is not None and (done == len(lacking) or (start // BATCH) % SAVE_EVERY == SAVE_EVERY - 1):
                 table = _saved(table, path)
-            log(f"latency table: {done} of {len(lacking)} kernels measured{' again' if again else ''}")
+            if done == len(lacking) or 10 * done // len(lacking) > 10 * start // len(lacking):
+                log(f"latency table: {done} of {len(lacking)} kernels measured{' again' if again else ''}")
     if warning := noise(timings):
         log(f"warning: {warning}")
     return table

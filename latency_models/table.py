@@ -146,6 +146,11 @@ class LatencyTable(Mapping[str, Entry]):
         """This table with more entries, the new ones first in doubt."""
         return LatencyTable(self.device, {**self._entries, **entries}, self.profile)
 
+    def only(self, keys: Iterable[str]) -> "LatencyTable":
+        """The entries of these keys, in order of key; those that the table lacks are left out."""
+        kept = {key: self._entries[key] for key in sorted(set(keys)) if key in self._entries}
+        return LatencyTable(self.device, kept, self.profile)
+
     def save(self, path: Path) -> None:
         """Write as CSV: beside it first, then renamed, so that no half table is ever seen.
 

@@ -67,6 +67,7 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         ConfigError: no policy meets the limits; the nearest is named.
         TableError: a cost is not known.
     """
+    from latency_models.table_model import TableModel
     from search.latency import cost_model
     from search.score import Scorer
 
@@ -80,6 +81,9 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         score = scorer.baseline()
         baseline = {"accuracy": float(score.accuracy), "accuracy_ci": [float(x) for x in score.accuracy_ci]}
     costs = cost_model(loaded.traced, loaded.space, loaded.profile, config.hardware.threads, log)
+    if run is not None and write and isinstance(costs, TableModel):
+        # what priced this search, beside it: the cache may be measured anew later
+        costs.table.only(costs.structure.keys()).save(run.path / "latency_table.csv")
     network = loaded.traced.network
     cost = costs.cost(network, _uncompressed(loaded))
     baseline |= {name: getattr(cost, name) for name in COSTS}
