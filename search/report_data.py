@@ -34,8 +34,8 @@ class RunData:
 
     ``trials`` has the columns of trials.csv; its numbers are floats, NaN where the file has none.
     ``complete`` are the trials with an accuracy and every objective, ``front`` the non-dominated ones
-    among them, fastest first. ``max_drop`` (a fraction) is what the result is told for: the run's own limit
-    where it has one, else one point. ``verifications``: (folder name, verification.json) of each export.
+    among them, fastest first. ``max_drop`` (a fraction) is what the result is told for: one point,
+    or the run's own limit where that is tighter (a looser one only keeps trials from being thrown away). ``verifications``: (folder name, verification.json) of each export.
     """
 
     path: Path
@@ -77,7 +77,7 @@ def read_run(run: Path) -> RunData:
         complete=complete,
         front=front,
         objectives=objectives,
-        max_drop=DEFAULT_DROP if config.limits.max_drop is None else config.limits.max_drop,
+        max_drop=min(DEFAULT_DROP, config.limits.max_drop or DEFAULT_DROP),
         environment=folder.environment(),
         config=folder.config_file.read_text(encoding="utf-8"),
         verifications=tuple((file.parent.name, _object(file)) for file in verified),

@@ -122,10 +122,11 @@ def test_the_sentence_and_the_next_step(tmp_path: Path) -> None:
     assert next_steps(data)[0][1] == f"leanfront pick {tmp_path / 'run'} --max-drop 0.01"
 
 
-def test_the_runs_own_limit_is_the_drop_that_is_told(tmp_path: Path) -> None:
-    data = read_run(make_run(tmp_path / "run", limits={"max_drop": 0.05}))
-    assert headline(data).startswith("At no more than 5 points of drop: 5.0")
-    assert next_steps(data)[0][1].endswith("--max-drop 0.05")
+def test_a_tighter_limit_of_the_run_is_the_drop_that_is_told(tmp_path: Path) -> None:
+    tight = read_run(make_run(tmp_path / "tight", limits={"max_drop": 0.008}))
+    assert "0.8 points of drop" in headline(tight)
+    loose = read_run(make_run(tmp_path / "loose", limits={"max_drop": 0.05}))
+    assert headline(loose).startswith("At no more than 1 point of drop")
 
 
 def test_nothing_within_the_drop(tmp_path: Path) -> None:
