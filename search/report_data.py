@@ -35,7 +35,8 @@ class RunData:
     ``trials`` has the columns of trials.csv; its numbers are floats, NaN where the file has none.
     ``complete`` are the trials with an accuracy and every objective, ``front`` the non-dominated ones
     among them, fastest first. ``max_drop`` (a fraction) is what the result is told for: one point,
-    or the run's own limit where that is tighter (a looser one only keeps trials from being thrown away). ``verifications``: (folder name, verification.json) of each export.
+    or the run's own limit where that is tighter. ``verifications``: (folder name, verification.json) of each
+    export.
     """
 
     path: Path
