@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
-from latency_models.memory import peak_memory_bytes
 from numpy.typing import ArrayLike, NDArray
 
 from compression.policy import Kernel, LayerPolicy, Network, Policy, kernels, tensor_bits
 from compression.policy.size import size_bytes
 from hw_profiles import HardwareProfile, Roofline
 from latency_models.cost import Cost, LayerCost, TableError
+from latency_models.memory import peak_memory_bytes
 
 FREE_OPS = ("input", "constant", "flatten", "reshape", "identity")
 """No value is computed or moved: another view of a tensor that is there."""
