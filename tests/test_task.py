@@ -376,7 +376,9 @@ def test_the_digits_example_trains_once_and_repeats(tmp_path: Path, monkeypatch:
     pixels = [split.batch(torch.arange(len(split)), None)[0].flatten(1) for split in splits]
     assert len(torch.cat(pixels).unique(dim=0)) == 1797  # no image is in two splits
     for split in splits[1:]:
-        assert 0.95 < accuracy(task, split, len(split)) < 0.995
+        assert (
+            0.95 < accuracy(task, split, len(split)) < 1.0
+        )  # neither untrained nor tested on what it learnt
     assert torch.fx.symbolic_trace(task.model)(task.example_input).shape == (1, 10)
 
 
