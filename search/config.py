@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, fiel
 
 Sampler = Literal["tpe", "nsga2", "random"]
 Objective = Literal["accuracy", "latency_ms", "size_bytes", "energy_mj"]
-WeightBits = Literal[2, 3, 4, 5, 6, 7, 8, 16, 32]
-ActivationBits = Literal[4, 8, 16, 32]
+WeightBits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
+ActivationBits = Literal[4, 8, 32]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 _WANTED = {

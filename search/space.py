@@ -189,7 +189,6 @@ class Space:
         kinds = [
             [pair for pair in self.pairs if pair == (8, 8)],
             [pair for pair in self.pairs if pair[0] < 8 and pair[1] == 8],
-            [pair for pair in self.pairs if pair[0] == 16],
             [pair for pair in self.pairs if pair == (32, 32)],
             [pair for pair in self.pairs if pair[0] < 8 and pair[1] == 32],
         ]
