@@ -71,6 +71,7 @@ class _Writer:
     opset: int = OPSET
     count: int = 0
     shared: dict[tuple[str, bytes], str] = field(default_factory=dict)
+    codes: dict[str, str] = field(default_factory=dict)  # dequantized tensor -> its integer codes
 
     def name(self) -> str:
         self.count += 1
@@ -104,6 +105,12 @@ class _Writer:
         self.initializers.append(
             TensorProto(name=name, data_type=kind, dims=codes.shape, raw_data=packed.tobytes())
         )
+        return name
+
+    def dequantized(self, codes: str, scale: str, zero: str) -> str:
+        """DequantizeLinear behind the codes of a tensor, which are remembered."""
+        name = self.add("DequantizeLinear", [codes, scale, zero])
+        self.codes[name] = codes
         return name
 
     def add(self, op: str, inputs: list[str], name: str = "", output: str = "", **attributes: Any) -> str:
@@ -190,6 +197,11 @@ def _written(
         if node.op_type == "ReduceMean" and target in pooled:
             produced(target, _global_average(out, pooled[target], inputs[0], grids))
             continue
+        if node.op_type == "Pad" and inputs[0] in out.codes and _pads_zeros(node):
+            grid = grids[tensor_of[target].name]
+            value[target] = _padded(out, inputs[0], inputs[1], grid)
+            integer_value.add(value[target])
+            continue
         copied = onnx.NodeProto()
         copied.CopyFrom(node)
         outputs = [out.name() for _ in node.output]
@@ -263,6 +275,18 @@ def _global_average(out: _Writer, kernel: Kernel, read: str, grids: Mapping[str,
     return out.add("Reshape", [pooled, out.constant(np.array([1, -1], dtype=np.int64))])
 
 
+def _pads_zeros(node: onnx.NodeProto) -> bool:
+    modes = [attribute.s for attribute in node.attribute if attribute.name == "mode"]
+    return len(node.input) == 2 and modes in ([], [b"constant"])
+
+
+def _padded(out: _Writer, read: str, pads: str, grid: ActivationGrid) -> str:
+    """Zeros around the codes themselves: onnxruntime would dequantize, pad and quantize again."""
+    scale, zero = out.constant(np.float32(grid.scale)), out.constant(np.uint8(grid.zero_point))
+    codes = out.add("Pad", [out.codes[read], pads, zero])
+    return out.dequantized(codes, scale, zero)
+
+
 def _quantized(out: _Writer, name: str, grid: ActivationGrid) -> str:
     """QuantizeLinear and DequantizeLinear behind a tensor; the name of the dequantized one."""
     scale = out.constant(np.float32(grid.scale))
@@ -271,8 +295,7 @@ def _quantized(out: _Writer, name: str, grid: ActivationGrid) -> str:
         low = np.float32(-grid.zero_point * grid.scale)
         high = np.float32((2**grid.bits - 1 - grid.zero_point) * grid.scale)
         name = out.add("Clip", [name, out.constant(low), out.constant(high)])
-    codes = out.add("QuantizeLinear", [name, scale, zero])
-    return out.add("DequantizeLinear", [codes, scale, zero])
+    return out.dequantized(out.add("QuantizeLinear", [name, scale, zero]), scale, zero)
 
 
 def _layer(
@@ -349,6 +372,16 @@ def _weight(out: _Writer, held: LayerWeights, layer_policy: LayerPolicy, axis: i
     return out.add("Mul", [decoded, out.constant(held.scales.reshape(shape))])
 
 
+def _read(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
+    """The nodes that something reads: a tensor that is only moved as codes needs no float form."""
+    wanted, kept = set(outputs), []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted.update(node.input)
+    return kept[::-1]
+
+
 def _model(out: _Writer, template: Template, network: Network, outputs: list[str]) -> onnx.ModelProto:
     shapes = {name: network.node[name] for name in network.outputs}
     infos = []
@@ -360,7 +393,7 @@ def _model(out: _Writer, template: Template, network: Network, outputs: list[str
         size = [*spatial, *channels] if len(spatial) == 1 else [*channels, *spatial]
         infos.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, *size]))
     graph = helper.make_graph(
-        out.nodes,
+        _read(out.nodes, {info.name for info in infos}),
         "leanfront",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, template.input_shape)],
         infos,
