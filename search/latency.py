@@ -133,18 +133,14 @@ def _exporter_digest() -> str:
 
 
 def _builder(traced: "Traced") -> "Build":
-    """Exports with random weights; the template is made when it is first needed (seconds)."""
+    """Exports with random weights. The template (seconds) is made now, not within a trial."""
+    from compression.export import random_model
+    from compression.template import template
 
-    @lru_cache
-    def graph() -> object:
-        from compression.template import template
-
-        return template(traced)
+    graph = template(traced)
 
     def build(network: Network, policy: Policy) -> bytes:
-        from compression.export import random_model
-
-        return bytes(random_model(graph(), network, policy).SerializeToString())  # type: ignore[arg-type]
+        return bytes(random_model(graph, network, policy).SerializeToString())
 
     return build
 
