@@ -33,12 +33,6 @@ class Format(StrEnum):
     CSV = "csv"
 
 
-class Target(StrEnum):
-    """What a network is exported to."""
-
-    ONNX = "onnx"
-
-
 class Preference(StrEnum):
     """What a pick wants most of."""
 
@@ -267,7 +261,6 @@ def pick(
 def export(
     run: RunArgument,
     trial: Annotated[int, typer.Option("--trial", min=0, help="The trial's number.")],
-    to: Annotated[Target, typer.Option("--to", help="The file format.")] = Target.ONNX,
     out: Annotated[Path | None, typer.Option("--out", help="Default: exported/<trial> in the run.")] = None,
 ) -> None:
     """Export one trial with the weights of its short fine-tune; the test split is not touched."""
