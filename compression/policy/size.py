@@ -1,9 +1,18 @@
 """Size of the file that an export writes, without writing it."""
 
-from compression.policy.kernels import kernels
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from compression.policy.kernels import Kernel, kernels
 from compression.policy.network import Layer, Network
 from compression.policy.policy import LayerPolicy, Policy
 from compression.policy.precision import SAME_RANGE_OPS, tensor_bits
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Count = TypeVar("Count", int, "NDArray[np.int64]")
 
 # Fitted to exported files of a dozen kinds of network: bytes besides the values of weights and biases.
 FILE_BYTES = 180
@@ -35,32 +44,43 @@ def size_bytes(network: Network, policy: Policy) -> int:
     """
     fused = kernels(network)
     bits = tensor_bits(fused, policy)
-    total = FILE_BYTES
-    for kernel in fused:
-        if kernel.layer is not None:
-            total += _layer_bytes(kernel.layer, policy[kernel.layer.name])
-        elif kernel.op == "batchnorm":
-            total += BATCHNORM_BYTES + 16 * kernel.output.width
-        elif kernel.op != "input":
-            total += OTHER_BYTES
-        total += ACTIVATION_BYTES if kernel.activation else 0
-        if bits[kernel.name] <= 8:
-            total += MOVED_QUANTIZER_BYTES if kernel.op in SAME_RANGE_OPS else QUANTIZER_BYTES
-            total += CLIP_BYTES if bits[kernel.name] < 8 else 0
-    return total
+    return FILE_BYTES + sum(kernel_bytes(kernel, policy, bits[kernel.name]) for kernel in fused)
 
 
-def _layer_bytes(layer: Layer, layer_policy: LayerPolicy) -> int:
-    shape = layer.shape
-    linear = shape.op == "linear"
-    stored = storage_bits(layer_policy.weight_bits)
-    total = (LINEAR_BYTES if linear else CONVOLUTION_BYTES) + NAME_COPIES * len(layer.name)
-    total += -(-shape.weight_count * stored // 8)
-    total += 4 * shape.out_channels  # the bias
-    if stored < 32:
-        total += CODED_WEIGHT_BYTES + 4 * shape.out_channels
-    if layer_policy.integer:
-        total += INTEGER_BIAS_BYTES + 4 * shape.out_channels  # the scales of the bias
-        total += ZERO_POINTS_BYTES + 5 * shape.out_channels if linear else 0
-        total += UNPACKING_BYTES if stored < 8 else 0
+def kernel_bytes(kernel: Kernel, policy: Mapping[str, LayerPolicy], tensor_bits: int) -> int:
+    """Bytes of a file that one kernel and its output's quantizer (``tensor_bits`` up to 8) take."""
+    if kernel.layer is not None:
+        layer, own = kernel.layer, policy[kernel.layer.name]
+        stored = storage_bits(own.weight_bits)
+        total = layer_bytes(layer, layer.shape.weight_count, layer.shape.out_channels, stored, own.integer)
+    else:
+        total = operation_bytes(kernel, kernel.output.width)
+    total += ACTIVATION_BYTES if kernel.activation else 0
+    return total + quantizer_bytes(kernel.op in SAME_RANGE_OPS, tensor_bits)
+
+
+def quantizer_bytes(moved: bool, bits: int) -> int:
+    """What quantizes a tensor; ``moved``: behind an operation that keeps the range."""
+    if bits > 8:
+        return 0
+    return (MOVED_QUANTIZER_BYTES if moved else QUANTIZER_BYTES) + (CLIP_BYTES if bits < 8 else 0)
+
+
+def operation_bytes(kernel: Kernel, width: Count) -> Count:
+    """An operation that is no layer; ``width`` as a number or an array of them."""
+    if kernel.op == "batchnorm":
+        return BATCHNORM_BYTES + 16 * width
+    return width * 0 + (0 if kernel.op == "input" else OTHER_BYTES)
+
+
+def layer_bytes(layer: Layer, weights: Count, out_channels: Count, stored: Count, integer: Any) -> Count:
+    """A layer of so many weights and output channels, cut, with weights stored in so many bits each and
+    computing in integers or not; numbers or arrays of them."""
+    linear = layer.shape.op == "linear"
+    named = (LINEAR_BYTES if linear else CONVOLUTION_BYTES) + NAME_COPIES * len(layer.name)
+    values = -(-weights * stored // 8) + 4 * out_channels  # and the bias
+    codes = (stored < 32) * (CODED_WEIGHT_BYTES + 4 * out_channels)
+    zero_points = linear * (ZERO_POINTS_BYTES + 5 * out_channels)
+    in_integers = INTEGER_BIAS_BYTES + 4 * out_channels + zero_points + (stored < 8) * UNPACKING_BYTES
+    total: Count = named + values + codes + integer * in_integers
     return total

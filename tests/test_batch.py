@@ -1,0 +1,60 @@
+"""Policies as arrays say the same as one by one."""
+
+import numpy as np
+import pytest
+
+from compression.policy import LayerPolicy, Network, Policy, integer_kernels, kernels, tensor_bits
+from compression.policy.batch import PolicyBatch
+from compression.policy.size import size_bytes
+from compression.trace import trace
+from tests.networks import ALL, built, example
+
+
+def random_policies(network: Network, count: int, seed: int = 0) -> list[Policy]:
+    """Policies of any sparsity and any bits; layers that read one tensor share its activation bits."""
+    rng = np.random.default_rng(seed)
+    source = {node.layer: node.inputs[0] for node in network.nodes if node.layer is not None}
+    policies = []
+    for _ in range(count):
+        cut = {group: float(rng.choice([0.0, 0.25, 0.5])) for group in network.groups}
+        read = {name: int(rng.choice([4, 8, 8, 32])) for name in dict.fromkeys(source.values())}
+        policies.append(
+            Policy.of(
+                {
+                    layer.name: LayerPolicy(
+                        cut.get(layer.group or "", 0.0),
+                        int(rng.choice([2, 3, 4, 8, 32])),
+                        read[source[layer.name]],
+                    )
+                    for layer in network.layers
+                }
+            )
+        )
+    return policies
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_arrays_agree_with_each_policy(name: str) -> None:
+    network = trace(built(name), example(name)).network
+    policies = random_policies(network, 25)
+    batch = PolicyBatch.of(network, policies)
+    assert batch.count == 25
+    sizes = batch.size_bytes()
+    for column, policy in enumerate(policies):
+        cut = network.resized(policy.channels(network))
+        fused = kernels(cut)
+        bits, integer = tensor_bits(fused, policy), integer_kernels(fused, policy)
+        assert [kernel.output.width for kernel in fused] == batch.widths[:, column].tolist()
+        assert [kernel.output.elements for kernel in fused] == batch.elements[:, column].tolist()
+        assert [bits[kernel.name] for kernel in fused] == batch.bits[:, column].tolist()
+        assert [kernel.name in integer for kernel in fused] == batch.integer[:, column].tolist()
+        assert [layer.shape.macs for layer in cut.layers] == batch.macs[:, column].tolist()
+        assert [layer.shape.weight_count for layer in cut.layers] == batch.weight_counts[:, column].tolist()
+        assert sizes[column] == size_bytes(cut, policy)
+
+
+def test_a_part_holds_the_chosen_columns() -> None:
+    network = trace(built("Chain"), example("Chain")).network
+    batch = PolicyBatch.of(network, random_policies(network, 9))
+    chosen = batch.part(np.array([7, 2]))
+    assert chosen.size_bytes().tolist() == batch.size_bytes()[[7, 2]].tolist()
