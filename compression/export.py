@@ -7,8 +7,7 @@ the file is loaded: the file is small, the kernel is the int8 one.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -16,8 +15,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from compression.compress import Compressed
+from compression.onnx_writer import Writer, nodes_read
 from compression.policy import Kernel, LayerPolicy, Network, Policy, kernels, tensor_bits
-from compression.policy.precision import SAME_RANGE_OPS
+from compression.policy.precision import SAME_RANGE_OPS, computes_in_integers
 from compression.policy.size import storage_bits
 from compression.quantize import ActivationGrid
 from compression.template import IR_VERSION, OPSET, TENSOR, Template
@@ -29,6 +29,12 @@ from compression.weights import (
     layer_weights,
     random_weights,
 )
+
+POSITIVE = ("relu", "relu6", "sigmoid", "hardsigmoid", "softmax")
+"""Operations that put out no negative values."""
+
+POSITIVE_FROM_POSITIVE = ("add", "mul", "concat", "avgpool", "global_avgpool", "upsample", *SAME_RANGE_OPS)
+"""Operations that put out no negative values where none goes in."""
 
 
 def exported(template: Template, compressed: Compressed) -> onnx.ModelProto:
@@ -51,72 +57,33 @@ def random_model(template: Template, network: Network, policy: Policy, seed: int
 
     ``network`` is the one after the cut.
     """
+    return _written(
+        template, network, policy, random_weights(network, policy, seed), _grids(network, policy), {}
+    )
+
+
+def _grids(network: Network, policy: Policy) -> dict[str, ActivationGrid]:
+    """Grids as calibration finds them, as far as onnxruntime's optimiser looks at them.
+
+    A tensor without negative values has zero point 0, else its ReLU would not be fused. No range reaches
+    beyond that of a ReLU6. No two tensors have the same grid: codes would be passed on without a conversion.
+    """
     fused = kernels(network)
     bits = tensor_bits(fused, policy)
-    signed = {kernel.name for kernel in fused if kernel.activation not in ("relu", "relu6")}
-    grids = {
-        name: ActivationGrid(0.05, 2 ** (b - 1) if name in signed else 0, b)
-        for name, b in bits.items()
-        if b <= 8
-    }
-    return _written(template, network, policy, random_weights(network, policy, seed), grids, {})
-
-
-@dataclass
-class _Writer:
-    """The file under construction. Value names are short numbers: names are a fifth of a small file."""
-
-    nodes: list[onnx.NodeProto] = field(default_factory=list)
-    initializers: list[onnx.TensorProto] = field(default_factory=list)
-    opset: int = OPSET
-    count: int = 0
-    shared: dict[tuple[str, bytes], str] = field(default_factory=dict)
-    codes: dict[str, str] = field(default_factory=dict)  # dequantized tensor -> its integer codes
-
-    def name(self) -> str:
-        self.count += 1
-        return f".{self.count:x}"  # no layer is named so
-
-    def constant(self, value: NDArray[Any] | np.generic) -> str:
-        """A constant; equal ones are stored once."""
-        array = np.asarray(value)
-        key = (f"{array.dtype}{array.shape}", array.tobytes())
-        if key not in self.shared:
-            self.shared[key] = self.name()
-            self.initializers.append(numpy_helper.from_array(array, self.shared[key]))
-        return self.shared[key]
-
-    def packed(self, codes: NDArray[np.int8], bits: int) -> str:
-        """Weight codes in the smallest integers that hold them; the name of the stored tensor."""
-        stored = storage_bits(bits)
-        name = self.name()
-        if stored == 8:
-            self.initializers.append(numpy_helper.from_array(codes, name))
-            return name
-        if stored == 2:
-            self.opset = 25  # the first with 2-bit integers
-        lanes = 8 // stored
-        flat = np.zeros(-(-codes.size // lanes) * lanes, dtype=np.uint8)
-        flat[: codes.size] = codes.reshape(-1).astype(np.uint8) & (2**stored - 1)
-        packed = np.zeros(flat.size // lanes, dtype=np.uint8)
-        for lane in range(lanes):
-            packed |= flat[lane::lanes] << np.uint8(lane * stored)
-        kind = TensorProto.INT4 if stored == 4 else TensorProto.INT2
-        self.initializers.append(
-            TensorProto(name=name, data_type=kind, dims=codes.shape, raw_data=packed.tobytes())
-        )
-        return name
-
-    def dequantized(self, codes: str, scale: str, zero: str) -> str:
-        """DequantizeLinear behind the codes of a tensor, which are remembered."""
-        name = self.add("DequantizeLinear", [codes, scale, zero])
-        self.codes[name] = codes
-        return name
-
-    def add(self, op: str, inputs: list[str], name: str = "", output: str = "", **attributes: Any) -> str:
-        output = output or self.name()
-        self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
-        return output
+    unsigned: set[str] = set()
+    grids = {}
+    for index, kernel in enumerate(fused):
+        last = kernel.output.op
+        moved = last in POSITIVE_FROM_POSITIVE and bool(kernel.inputs) and unsigned.issuperset(kernel.inputs)
+        if kernel.activation in POSITIVE or last in POSITIVE or (kernel.layer is None and moved):
+            unsigned.add(kernel.name)
+        if (held := bits[kernel.name]) <= 8:
+            levels = 2**held - 1
+            scale = (5.0 - index / len(fused)) / levels
+            grids[kernel.name] = ActivationGrid(
+                scale, 0 if kernel.name in unsigned else (levels + 1) // 2, held
+            )
+    return grids
 
 
 def _written(
@@ -148,7 +115,7 @@ def _written(
     producer = {output: node for node in source.graph.node for output in node.output}
     needed = _needed(network, producer, layer_of, alias, source.graph.input[0].name)
 
-    out = _Writer()
+    out = Writer()
     value: dict[str, str] = {}  # value of the template -> value of the file
     integer_value: set[str] = set()  # values of the file that come out of a DequantizeLinear
 
@@ -178,7 +145,8 @@ def _written(
             assert kernel.layer is not None
             read = value[_resolved(TENSOR + kernel.inputs[0], alias, network, graph_input)]
             layer_policy = policy[kernel.layer.name]
-            if not layer_policy.integer and read in integer_value and bits[kernel.name] <= 8:
+            integer = computes_in_integers(kernel.layer, layer_policy)
+            if not integer and read in integer_value and bits[kernel.name] <= 8:
                 # onnxruntime would silently turn a float layer between integer tensors into an integer one;
                 # an operation that it does not see through keeps the layer in floats, as the policy says
                 read = out.add("Max", [read, out.constant(np.float32(-3e38))])
@@ -191,7 +159,7 @@ def _written(
             if original in constants:
                 array = parameters.get(original)
                 array = numpy_helper.to_array(constants[original]) if array is None else array
-                inputs.append(out.constant(_cut_sizes(node, array, network)))
+                inputs.append(out.constant(_cut_constant(template, network, node, original, array)))
             else:
                 inputs.append(value.get(original, ""))
         if node.op_type == "ReduceMean" and target in pooled:
@@ -204,6 +172,12 @@ def _written(
             continue
         copied = onnx.NodeProto()
         copied.CopyFrom(node)
+        made = tensor_of.get(target)
+        if node.op_type == "Clip" and made is not None and made.output.op == "relu6" and bits[made.name] < 8:
+            copied.op_type, inputs = (
+                "Relu",
+                inputs[:1],
+            )  # the highest level is 6 or less: codes are clipped there
         outputs = [out.name() for _ in node.output]
         copied.ClearField("metadata_props")
         copied.ClearField("doc_string")
@@ -231,15 +205,28 @@ def _resolved(
     return name
 
 
-def _cut_sizes(node: onnx.NodeProto, array: NDArray[np.generic], network: Network) -> NDArray[np.generic]:
-    """A constant of the template; sizes in it that count the channels of the uncut network are corrected."""
+def _cut_constant(
+    template: Template, network: Network, node: onnx.NodeProto, name: str, array: NDArray[np.generic]
+) -> NDArray[np.generic]:
+    """A constant of the template as the cut network needs it.
+
+    Sizes that count channels are corrected; parameters that are not the cut network's own (those of a model
+    with random weights) lose what is too much.
+    """
+    own = next((n for n in network.nodes if n.op == "constant" and n.detail == name), None)
+    if own is not None:
+        return array.take(range(own.width), axis=template.axes[own.name])
     made = network.node.get(node.output[0].removeprefix(TENSOR))
-    if made is None or array.dtype != np.int64:
+    if made is None:
         return array
-    if node.op_type == "Reshape" and made.op == "flatten":
-        return np.array([1, made.width], dtype=np.int64)
-    if node.op_type == "Resize" and array.shape == (4,):
-        return np.array([1, made.width, *made.spatial], dtype=np.int64)
+    if made.op in ("batchnorm", "layernorm") and array.ndim == 1 and array.dtype == np.float32:
+        return array[: made.width]
+    axis, uncut = template.axes[made.name], template.network.node[made.name].width
+    if array.dtype != np.int64 or array.ndim != 1 or made.width == uncut:
+        return array
+    if node.op_type in ("Reshape", "Expand", "Resize") and len(array) > axis and array[axis] == uncut:
+        array = array.copy()
+        array[axis] = made.width
     return array
 
 
@@ -265,7 +252,7 @@ def _needed(
     return needed
 
 
-def _global_average(out: _Writer, kernel: Kernel, read: str, grids: Mapping[str, ActivationGrid]) -> str:
+def _global_average(out: Writer, kernel: Kernel, read: str, grids: Mapping[str, ActivationGrid]) -> str:
     """A mean over height and width as GlobalAveragePool: onnxruntime has no integer kernel for ReduceMean."""
     pooled = out.add("GlobalAveragePool", [read], name=kernel.nodes[0].name)
     if kernel.output.spatial:
@@ -280,26 +267,26 @@ def _pads_zeros(node: onnx.NodeProto) -> bool:
     return len(node.input) == 2 and modes in ([], [b"constant"])
 
 
-def _padded(out: _Writer, read: str, pads: str, grid: ActivationGrid) -> str:
+def _padded(out: Writer, read: str, pads: str, grid: ActivationGrid) -> str:
     """Zeros around the codes themselves: onnxruntime would dequantize, pad and quantize again."""
     scale, zero = out.constant(np.float32(grid.scale)), out.constant(np.uint8(grid.zero_point))
     codes = out.add("Pad", [out.codes[read], pads, zero])
     return out.dequantized(codes, scale, zero)
 
 
-def _quantized(out: _Writer, name: str, grid: ActivationGrid) -> str:
+def _quantized(out: Writer, name: str, grid: ActivationGrid) -> str:
     """QuantizeLinear and DequantizeLinear behind a tensor; the name of the dequantized one."""
     scale = out.constant(np.float32(grid.scale))
     zero = out.constant(np.uint8(grid.zero_point))
-    if grid.bits < 8:  # fewer levels than the storage type has: saturate before it does
-        low = np.float32(-grid.zero_point * grid.scale)
-        high = np.float32((2**grid.bits - 1 - grid.zero_point) * grid.scale)
-        name = out.add("Clip", [name, out.constant(low), out.constant(high)])
-    return out.dequantized(out.add("QuantizeLinear", [name, scale, zero]), scale, zero)
+    codes = out.add("QuantizeLinear", [name, scale, zero])
+    if grid.bits < 8:  # fewer levels than the storage type has; in floats it would keep kernels from fusing
+        top = out.constant(np.uint8(2**grid.bits - 1))
+        codes = out.add("Clip", [codes, out.constant(np.uint8(0)), top])
+    return out.dequantized(codes, scale, zero)
 
 
 def _layer(
-    out: _Writer,
+    out: Writer,
     kernel: Kernel,
     node: onnx.NodeProto,
     read: str,
@@ -316,8 +303,9 @@ def _layer(
     axis = 1 if layer.shape.op == "conv_transpose2d" or per_position else 0
     if per_position:
         held = _transposed(held)
-    weight = _weight(out, held, layer_policy, axis, zero_points=linear)
-    if layer_policy.integer and held.scales is not None and grid is not None:
+    integer = computes_in_integers(layer, layer_policy)
+    weight = _weight(out, held, layer_policy, axis, integer, zero_points=linear)
+    if integer and held.scales is not None and grid is not None:
         codes, scales = bias_codes(held, layer_policy.weight_bits, grid.scale)
         stored = [out.constant(codes), out.constant(scales)]
         if linear:
@@ -346,12 +334,14 @@ def _transposed(held: LayerWeights) -> LayerWeights:
     return replace(held, weight=np.ascontiguousarray(held.weight.T))
 
 
-def _weight(out: _Writer, held: LayerWeights, layer_policy: LayerPolicy, axis: int, zero_points: bool) -> str:
+def _weight(
+    out: Writer, held: LayerWeights, layer_policy: LayerPolicy, axis: int, integer: bool, zero_points: bool
+) -> str:
     if held.codes is None or held.scales is None:
         assert held.weight is not None
         return out.constant(held.weight)
     packed = storage_bits(layer_policy.weight_bits) < 8
-    if layer_policy.integer:
+    if integer:
         finer = finer_steps(layer_policy.weight_bits)
         if packed:  # decoded once, when the file is loaded
             name = out.packed(held.codes, layer_policy.weight_bits)
@@ -372,28 +362,17 @@ def _weight(out: _Writer, held: LayerWeights, layer_policy: LayerPolicy, axis: i
     return out.add("Mul", [decoded, out.constant(held.scales.reshape(shape))])
 
 
-def _read(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
-    """The nodes that something reads: a tensor that is only moved as codes needs no float form."""
-    wanted, kept = set(outputs), []
-    for node in reversed(nodes):
-        if wanted.intersection(node.output):
-            kept.append(node)
-            wanted.update(node.input)
-    return kept[::-1]
-
-
-def _model(out: _Writer, template: Template, network: Network, outputs: list[str]) -> onnx.ModelProto:
+def _model(out: Writer, template: Template, network: Network, outputs: list[str]) -> onnx.ModelProto:
     shapes = {name: network.node[name] for name in network.outputs}
     infos = []
     for index, (value, node) in enumerate(zip(outputs, shapes.values(), strict=True)):
         name = "output" if index == 0 else f"output{index}"
         out.add("Identity", [value], output=name)
-        channels = [node.width]
-        spatial = list(node.spatial)
-        size = [*spatial, *channels] if len(spatial) == 1 else [*channels, *spatial]
+        size = list(node.spatial)
+        size.insert(template.axes[node.name] - 1, node.width)
         infos.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, *size]))
     graph = helper.make_graph(
-        _read(out.nodes, {info.name for info in infos}),
+        nodes_read(out.nodes, {info.name for info in infos}),
         "leanfront",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, template.input_shape)],
         infos,

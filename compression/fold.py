@@ -9,7 +9,7 @@ from torch.nn.utils import parametrize
 
 from compression.compress import Compressed
 from compression.policy import kernels
-from compression.policy.precision import source_of_range
+from compression.policy.precision import computes_in_integers, source_of_range
 from compression.weights import activation_grids, bias_codes, layer_weights
 
 
@@ -38,7 +38,7 @@ def fold(compressed: Compressed) -> Compressed:
             del layer._modules["parametrizations"]
         bias = torch.from_numpy(held.bias)
         layer_policy = compressed.policy[kernel.layer.name]
-        if layer_policy.integer:
+        if computes_in_integers(kernel.layer, layer_policy):
             grid = grids[source_of_range(kernel.inputs[0], fused)]
             codes, steps = bias_codes(held, layer_policy.weight_bits, grid.scale)
             bias = (torch.from_numpy(codes).double() * torch.from_numpy(steps).double()).float()

@@ -247,14 +247,17 @@ class Graph:
         There is no type of, say, 4 bits for activations that engines compute with: such a tensor is clipped
         to 2^4 steps and quantized into 8 bits.
         """
-        readers = self.readers(node.output[0])
-        if (
-            node.op_type != "Clip"
-            or len(node.input) != 3
-            or [r.op_type for r in readers] != ["QuantizeLinear"]
-        ):
+        if node.op_type != "Clip" or len(node.input) != 3:
             return 0
-        low, high, step = (self.scalar(name) for name in (node.input[1], node.input[2], readers[0].input[1]))
+        low, high = self.scalar(node.input[1]), self.scalar(node.input[2])
+        made_by = self.producer.get(node.input[0])
+        readers = self.readers(node.output[0])
+        if made_by is not None and made_by.op_type == "QuantizeLinear":  # it cuts the codes themselves
+            step: float | None = 1.0
+        elif [r.op_type for r in readers] == ["QuantizeLinear"]:
+            step = self.scalar(readers[0].input[1])
+        else:
+            return 0
         if low is None or high is None or not step:
             return 0
         levels = (high - low) / step + 1

@@ -260,6 +260,8 @@ def _operation(graph: Graph, node: NodeProto, inputs: tuple[str, ...]) -> tuple[
     if node.op_type == "Resize":
         mode = graph.attributes(node).get("mode", b"nearest")
         return ("upsample_nearest" if mode == b"nearest" else "upsample"), detail
+    if node.op_type == "MatMul" and len(inputs) == 2:
+        return "matmul", detail  # two tensors, as in attention
     if node.op_type in LAYERS:
         return "other", f"{detail} that is no layer"
     return SIMPLE_OPS.get(node.op_type, "other"), detail

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
@@ -146,12 +147,17 @@ class ActivationQuantizer(nn.Module):
         return rounded
 
     def grid(self) -> ActivationGrid:
-        """The grid of the range seen so far."""
+        """The grid of the range seen so far; 0 .. 1 where only zeros were seen."""
         low, high = float(self.low), float(self.high)
+        if low == high:
+            high = 1.0
         levels = 2**self.bits - 1
         # float32, as the exported file holds it: training and export then round alike
-        scale = float(torch.tensor((high - low) / levels, dtype=torch.float32)) or 1.0
-        return ActivationGrid(scale, round(-low / scale), self.bits)
+        scale = np.float32((high - low) / levels)
+        if low == 0.0 and scale * np.float32(levels) > high:
+            # the highest level may not lie above the range: onnxruntime keeps the Clip of a ReLU6 then
+            scale = np.nextafter(scale, np.float32(0.0))
+        return ActivationGrid(float(scale), round(-low / float(scale)), self.bits)
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:

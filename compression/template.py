@@ -8,6 +8,7 @@ import copy
 import io
 import logging
 import warnings
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 
@@ -27,11 +28,15 @@ TENSOR = "tensor:"
 
 @dataclass(frozen=True)
 class Template:
-    """Serialized float graph whose values ``tensor:<node>`` are the outputs of the network's nodes."""
+    """Serialized float graph whose values ``tensor:<node>`` are the outputs of the network's nodes.
+
+    ``axes``: node name -> the dimension of its channels.
+    """
 
     graph: bytes
     network: Network
     input_shape: tuple[int, ...]
+    axes: Mapping[str, int]
 
     def model(self) -> onnx.ModelProto:
         """The graph, to be changed freely."""
@@ -49,27 +54,30 @@ def template(traced: Traced) -> Template:
         ExportError: the exporter does not know an operation; its message is passed on.
     """
     shown = copy.deepcopy(traced.module)
-    with torch.no_grad():  # equal initializers are merged by the exporter: make each one its own
-        generator = torch.Generator().manual_seed(0)
-        for tensor in (*shown.parameters(), *shown.buffers()):
-            if tensor.is_floating_point():
-                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
     names = _show_every_tensor(shown, traced.network)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for chatty in ("torch.onnx", "onnx_ir", "onnxscript"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 shown, (traced.example_input,), dynamo=True, opset_version=OPSET, verbose=False,
-                input_names=["input"], output_names=[TENSOR + name for name in names],
+                optimize=False, input_names=["input"], output_names=[TENSOR + name for name in names],
             )  # fmt: skip
     except Exception as error:
         raise ExportError(f"torch.onnx cannot export the model: {error}") from error
     assert program is not None
+    graph = program.model.graph
+    inputs = list(graph.inputs)
+    # torch's optimiser would compute with the weights of what is copied as it is, and so freeze them at the
+    # values they have now; inputs it leaves alone
+    graph.inputs.extend(graph.initializers.values())
+    program.optimize()
+    del graph.inputs[len(inputs) :]
     model = program.model_proto
     del model.graph.output[:]
     del model.graph.value_info[:]
-    return Template(model.SerializeToString(), traced.network, tuple(traced.example_input.shape))
+    return Template(model.SerializeToString(), traced.network, tuple(traced.example_input.shape), traced.axes)
 
 
 def _show_every_tensor(module: fx.GraphModule, network: Network) -> list[str]:

@@ -3,17 +3,29 @@
 import copy
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
-from compression.channels import ChannelGroups
+from compression.attention import AttentionTracer, write_out_products
+from compression.channels import (
+    BINARY,
+    ChannelGroups,
+    Flow,
+    followed,
+    parameter_axis,
+    reduced_dimensions,
+    spatial,
+)
+from compression.operations import kept_notes, operation
 from compression.policy import Layer, LayerShape, Network, Node, Segment
+from compression.policy.network import LAYER_OPS
 
 
 class TraceError(ValueError):
@@ -22,90 +34,17 @@ class TraceError(ValueError):
 
 @dataclass(frozen=True)
 class Traced:
-    """A model as a graph of its modules, and the same as a Network. Node names are the graph's."""
+    """A model as a graph of its modules, and the same as a Network. Node names are the graph's.
+
+    ``axes``: node name -> the dimension of its channels. ``notes``: a line for each thing with weight
+    matrices that is kept as it is, and why.
+    """
 
     module: fx.GraphModule
     network: Network
     example_input: Tensor
-
-
-MODULE_OPS: Mapping[type[nn.Module], str] = {
-    nn.Conv2d: "conv2d",
-    nn.ConvTranspose2d: "conv_transpose2d",
-    nn.Linear: "linear",
-    nn.BatchNorm1d: "batchnorm",
-    nn.BatchNorm2d: "batchnorm",
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.Hardswish: "hardswish",
-    nn.Hardsigmoid: "hardsigmoid",
-    nn.SiLU: "silu",
-    nn.GELU: "gelu",
-    nn.Sigmoid: "sigmoid",
-    nn.Tanh: "tanh",
-    nn.LeakyReLU: "leaky_relu",
-    nn.MaxPool2d: "maxpool",
-    nn.AvgPool2d: "avgpool",
-    nn.AdaptiveAvgPool2d: "avgpool",
-    nn.Flatten: "reshape",
-    nn.Dropout: "identity",
-    nn.Dropout2d: "identity",
-    nn.Identity: "identity",
-    nn.Softmax: "softmax",
-    nn.LayerNorm: "layernorm",
-    nn.Upsample: "upsample",
-}
-
-FUNCTION_OPS: Mapping[Callable[..., Any], str] = {
-    F.relu: "relu",
-    torch.relu: "relu",
-    F.relu6: "relu6",
-    F.hardswish: "hardswish",
-    F.hardsigmoid: "hardsigmoid",
-    F.silu: "silu",
-    F.gelu: "gelu",
-    torch.sigmoid: "sigmoid",
-    torch.tanh: "tanh",
-    F.leaky_relu: "leaky_relu",
-    operator.add: "add",
-    operator.iadd: "add",
-    torch.add: "add",
-    operator.mul: "mul",
-    torch.mul: "mul",
-    torch.cat: "concat",
-    torch.concat: "concat",
-    F.max_pool2d: "maxpool",
-    F.avg_pool2d: "avgpool",
-    F.adaptive_avg_pool2d: "avgpool",
-    torch.mean: "mean",
-    torch.flatten: "reshape",
-    torch.reshape: "reshape",
-    F.dropout: "identity",
-    F.softmax: "softmax",
-    torch.softmax: "softmax",
-    F.pad: "pad",
-    operator.getitem: "slice",
-    F.interpolate: "upsample",
-}
-
-METHOD_OPS: Mapping[str, str] = {
-    "relu": "relu",
-    "add": "add",
-    "mul": "mul",
-    "mean": "mean",
-    "flatten": "reshape",
-    "view": "reshape",
-    "reshape": "reshape",
-    "contiguous": "identity",
-    "softmax": "softmax",
-    "sigmoid": "sigmoid",
-    "tanh": "tanh",
-}
-
-KEEPS_CHANNELS = (
-    "batchnorm", "relu", "relu6", "hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "tanh",
-    "leaky_relu", "maxpool", "avgpool", "global_avgpool", "identity", "upsample",
-)  # fmt: skip
+    axes: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def trace(model: nn.Module, example_input: Tensor) -> Traced:
@@ -126,20 +65,25 @@ def trace(model: nn.Module, example_input: Tensor) -> Traced:
         if getattr(submodule, "inplace", False):  # an in-place ReLU would overwrite what other nodes show
             setattr(submodule, "inplace", False)  # noqa: B010 (not an attribute of every Module)
     try:
-        graph = fx.symbolic_trace(copied)
+        graph = fx.GraphModule(copied, AttentionTracer().trace(copied), type(model).__name__)
     except Exception as error:  # torch.fx raises many kinds; all mean the same for the user
         raise TraceError(
             f"torch.fx cannot trace {type(model).__name__}: {_where(error)}; rewrite that line without"
             " control flow on tensor values, or wrap it in a module of its own"
         ) from error
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
     try:
         with torch.no_grad():
             ShapeProp(graph).propagate(example_input)
+            if write_out_products(graph):
+                ShapeProp(graph).propagate(example_input)
     except Exception as error:
         raise TraceError(
             f"the model does not run on its example input of shape {tuple(example_input.shape)}: {error}"
         ) from error
-    return Traced(graph, _network(graph), example_input)
+    network, axes = _network(graph)
+    return Traced(graph, network, example_input, axes, kept_notes(graph))
 
 
 def _where(error: Exception) -> str:
@@ -153,165 +97,152 @@ def _where(error: Exception) -> str:
     return f"{str(error).splitlines()[0] if str(error) else type(error).__name__}{place}"
 
 
-def _network(graph: fx.GraphModule) -> Network:
+def _network(graph: fx.GraphModule) -> tuple[Network, dict[str, int]]:
     groups = ChannelGroups()
-    nodes: dict[str, Node] = {}
+    flows: dict[str, Flow] = {}
     layers: dict[str, Layer] = {}
+    several: dict[str, tuple[str, tuple[Flow, ...]]] = {}  # nodes that put out several tensors
     outputs: tuple[str, ...] = ()
     for fx_node in graph.graph.nodes:
         if fx_node.op == "output":
-            outputs = tuple(source.name for source in fx_node.all_input_nodes if source.name in nodes)
+            outputs = tuple(source.name for source in fx_node.all_input_nodes if source.name in flows)
             continue
         meta = fx_node.meta.get("tensor_meta")
+        op, detail = operation(graph, fx_node)
+        inputs = tuple(flows[source.name] for source in fx_node.all_input_nodes if source.name in flows)
+        for source in fx_node.all_input_nodes:
+            if source.name in several:  # one of several tensors: what made them all
+                op, inputs = several[source.name]
+        if isinstance(meta, tuple) and any(isinstance(part, TensorMetadata) for part in meta):
+            for flow in inputs:
+                groups.freeze(flow.channels)
+            several[fx_node.name] = ("slice" if detail in ("chunk", "split", "unbind") else "other", inputs)
+            continue
         if not isinstance(meta, TensorMetadata):
+            _settle_channel_count(fx_node, flows)
             continue  # sizes and the like: numbers, not tensors
-        inputs = tuple(nodes[source.name] for source in fx_node.all_input_nodes if source.name in nodes)
-        op, detail = _operation(graph, fx_node)
         shape = tuple(meta.shape)
-        if op in ("conv2d", "conv_transpose2d", "linear"):
+        if op in LAYER_OPS:
             name = str(fx_node.target)
             if name in layers:
                 raise TraceError(f"layer {name!r} is called twice; each layer must be called once")
-            layer, channels = _layer(name, graph.get_submodule(name), op, inputs[0], shape, groups)
-            layers[name] = layer
-            node = Node(fx_node.name, op, (inputs[0].name,), channels, _spatial(shape), layer=name)
+            axis = len(shape) - 1 if op == "linear" else 1
+            layers[name], channels = _layer(name, graph.get_submodule(name), op, inputs[0], shape, groups)
+            node = Node(fx_node.name, op, (inputs[0].node.name,), channels, spatial(shape, axis), layer=name)
         else:
             op = _refined(op, fx_node, inputs, shape)
-            channels = _channels(op, fx_node, inputs, shape, groups)
+            if op == "constant" and meta.dtype.is_floating_point and shape:
+                axis = parameter_axis(shape)
+                channels = (Segment(groups.new(fx_node.name, layer=False), shape[axis]),)
+            else:
+                channels, axis = followed(graph, op, fx_node, inputs, shape, groups)
             kernel, stride = _window(graph, fx_node, op, inputs, shape)
             node = Node(
-                fx_node.name, op, tuple(i.name for i in inputs), channels, _spatial(shape),
+                fx_node.name, op, tuple(flow.node.name for flow in inputs), channels, spatial(shape, axis),
                 kernel=kernel, stride=stride, detail=detail,
             )  # fmt: skip
-        nodes[node.name] = node
+        flows[node.name] = Flow(node, shape, axis)
     if not layers:
         raise TraceError("the model has no Conv2d, ConvTranspose2d or Linear layer: nothing to compress")
     for name in outputs:
-        groups.freeze(nodes[name].channels)
+        groups.freeze(flows[name].channels)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
     named = groups.names()
-    return Network(
+    nodes = (flow.node for flow in flows.values())
+    network = Network(
         nodes=tuple(
             replace(node, channels=tuple(replace(s, group=named.get(s.group or "")) for s in node.channels))
-            for node in nodes.values()
+            for node in nodes
         ),
         layers=tuple(replace(layer, group=named.get(layer.group or "")) for layer in layers.values()),
         outputs=outputs,
     )
+    return network, {name: flow.axis for name, flow in flows.items()}
 
 
-def _operation(graph: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
-    """The network's op and the name of the original operation."""
-    if node.op == "placeholder":
-        return "input", ""
-    if node.op == "get_attr":
-        return "constant", str(node.target)
-    if node.op == "call_module":
-        module = graph.get_submodule(str(node.target))
-        return MODULE_OPS.get(type(module), "other"), type(module).__name__
-    if node.op == "call_function":
-        name = getattr(node.target, "__name__", str(node.target))
-        return (FUNCTION_OPS.get(node.target, "other") if callable(node.target) else "other"), name
-    return METHOD_OPS.get(str(node.target), "other"), str(node.target)
+def _settle_channel_count(node: fx.Node, flows: Mapping[str, Flow]) -> None:
+    """Where the code asks for a tensor's number of channels, write down that of the uncut network.
 
-
-def _channel_size(shape: tuple[int, ...]) -> int:
-    """Images (N, C, H, W) and vectors (N, C) have channels second, sequences (N, T, C) last."""
-    return shape[1] if len(shape) in (2, 4) else shape[-1] if shape else 1
-
-
-def _spatial(shape: tuple[int, ...]) -> tuple[int, ...]:
-    if len(shape) == 3:
-        return (shape[1],)
-    return shape[2:]
+    What is computed with it shapes tensors whose channels stay (all others are followed by other means):
+    heads of an attention, say, whose input may be cut.
+    """
+    dim: Any = None
+    source: Any = None
+    if node.op == "call_method" and node.target == "size" and len(node.args) > 1:
+        source, dim = node.args[0], node.args[1]
+    elif node.op == "call_function" and node.target is operator.getitem:
+        sizes, dim = node.args
+        whole = isinstance(sizes, fx.Node) and (
+            (sizes.op == "call_method" and sizes.target == "size" and len(sizes.args) == 1)
+            or (sizes.target is getattr and sizes.args[1] == "shape")
+        )
+        source = sizes.args[0] if whole and isinstance(sizes, fx.Node) else None
+    if not isinstance(source, fx.Node) or source.name not in flows or not isinstance(dim, int):
+        return
+    flow = flows[source.name]
+    if dim % len(flow.shape) != flow.axis:
+        return
+    count = flow.shape[flow.axis]
+    for user in tuple(node.users):
+        user.args = map_aggregate(user.args, lambda value: count if value is node else value)
+        user.kwargs = map_aggregate(user.kwargs, lambda value: count if value is node else value)
 
 
 def _layer(
-    name: str, module: nn.Module, op: str, source: Node, shape: tuple[int, ...], groups: ChannelGroups
+    name: str, module: nn.Module, op: str, source: Flow, shape: tuple[int, ...], groups: ChannelGroups
 ) -> tuple[Layer, tuple[Segment, ...]]:
     bias = getattr(module, "bias", None) is not None
     if isinstance(module, nn.Linear):
-        if len(shape) == 4:  # channels last: not followed
+        if source.from_end != -1:  # it mixes positions, not channels
             groups.freeze(source.channels)
-        positions = math.prod(shape[1:-1])
+        positions = math.prod(shape[:-1])
         layer_shape = LayerShape(op, module.in_features, module.out_features, out_height=positions)
     else:
         assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
         kernel, stride = module.kernel_size, module.stride
+        if source.axis != 1:
+            groups.freeze(source.channels)
         layer_shape = LayerShape(
             op, module.in_channels, module.out_channels, (kernel[0], kernel[1]), (stride[0], stride[1]),
             module.groups, shape[2], shape[3],
         )  # fmt: skip
     segment = Segment(groups.new(name), layer_shape.out_channels)
-    if layer_shape.depthwise and len(source.channels) == 1:
+    if layer_shape.depthwise and len(source.channels) == 1 and source.axis == 1:
         groups.join(source.channels, (segment,))
     elif layer_shape.groups > 1:
         groups.freeze((*source.channels, segment))
     return Layer(name, layer_shape, segment.group, bias), (segment,)
 
 
-def _refined(op: str, node: fx.Node, inputs: tuple[Node, ...], shape: tuple[int, ...]) -> str:
+def _refined(op: str, node: fx.Node, inputs: tuple[Flow, ...], shape: tuple[int, ...]) -> str:
     """Tell apart what one torch call can mean."""
-    if op == "batchnorm" and len(shape) == 3:
+    if op == "batchnorm" and inputs[0].axis != 1:
         return "other"  # its channels are our positions
     if op == "mean":
-        dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-        wanted = {d % 4 for d in dims} if isinstance(dims, list | tuple) else None
-        return "global_avgpool" if wanted == {2, 3} and len(inputs[0].spatial) == 2 else "other"
+        over_image = len(inputs[0].shape) == 4 and inputs[0].axis == 1
+        return "global_avgpool" if over_image and reduced_dimensions(node, 4) == {2, 3} else "mean"
     if op == "avgpool" and shape[2:] == (1, 1):
         return "global_avgpool"
     if op == "reshape":
-        (source,) = inputs[:1]
-        return "flatten" if len(shape) == 2 and shape[1] == source.elements else "reshape"
-    if op in ("add", "mul") and len(inputs) == 1:
+        return "flatten" if len(shape) == 2 and shape[1] == math.prod(inputs[0].shape) else "reshape"
+    if op == "expand":  # at a batch of one often nothing changes
+        return "expand" if math.prod(shape) == math.prod(inputs[0].shape) else "elementwise"
+    if op in BINARY and len(inputs) == 1:
         return "identity_arithmetic"  # with a plain number
     return op
 
 
-def _channels(
-    op: str, node: fx.Node, inputs: tuple[Node, ...], shape: tuple[int, ...], groups: ChannelGroups
-) -> tuple[Segment, ...]:
-    """Segments of an operation's output; joins or freezes the groups that it couples."""
-    size = _channel_size(shape)
-    if op in ("input", "constant"):
-        return (Segment(None, size),)
-    first = inputs[0].channels
-    if (op in KEEPS_CHANNELS or op == "identity_arithmetic") and inputs[0].width == size:
-        return first
-    if op in ("add", "mul") and all(i.width == size for i in inputs):
-        for other in inputs[1:]:
-            groups.join(first, other.channels)
-        return first
-    if op == "concat":
-        dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-        if dim in (1, -3) and len(shape) == 4:
-            return tuple(segment for i in inputs for segment in i.channels)
-    if op == "flatten":
-        repeat = math.prod(inputs[0].spatial)
-        if repeat > 1 and len(first) > 1:  # torch-pruning does not follow a concat into a flatten
-            groups.freeze(first)
-        return tuple(replace(segment, repeat=segment.repeat * repeat) for segment in first)
-    if op == "slice" and _keeps_all_channels(node, len(shape)) and inputs[0].width == size:
-        return first
-    for source in inputs:
-        groups.freeze(source.channels)
-    return (Segment(None, size),)
-
-
-def _keeps_all_channels(node: fx.Node, rank: int) -> bool:
-    index = node.args[1]
-    return isinstance(index, tuple) and rank == 4 and len(index) > 1 and index[1] == slice(None)
-
-
 def _window(
-    graph: fx.GraphModule, node: fx.Node, op: str, inputs: tuple[Node, ...], shape: tuple[int, ...]
+    graph: fx.GraphModule, node: fx.Node, op: str, inputs: tuple[Flow, ...], shape: tuple[int, ...]
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """Kernel and stride of a pooling, (1, 1) for anything else; a global pooling spans its input."""
     if op == "global_avgpool":
-        height, width = inputs[0].spatial
+        height, width = inputs[0].node.spatial
         return (height, width), (height, width)
     if op not in ("maxpool", "avgpool"):
         return (1, 1), (1, 1)
-    height, width = inputs[0].spatial
+    height, width = inputs[0].node.spatial
     fallback = (height // shape[2], width // shape[3])
     if node.op == "call_module":
         module = graph.get_submodule(str(node.target))

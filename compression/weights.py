@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from compression.compress import Compressed
 from compression.policy import LayerPolicy, LayerShape, Network, Policy, kernels
-from compression.policy.precision import source_of_range
+from compression.policy.precision import computes_in_integers, source_of_range
 from compression.quantize import (
     ActivationGrid,
     WeightQuantizer,
@@ -79,7 +80,7 @@ def layer_weights(compressed: Compressed) -> dict[str, LayerWeights]:
         ]
         held = _folded(module, [n for n in norms if isinstance(n, _BatchNorm)])
         layer_policy = compressed.policy[kernel.layer.name]
-        if layer_policy.integer:
+        if computes_in_integers(kernel.layer, layer_policy):
             read = grids[source_of_range(kernel.inputs[0], fused)]
             step = read.scale / finer_steps(layer_policy.weight_bits)
             held = _with_bias_in_reach(held, step, 1 if isinstance(module, nn.ConvTranspose2d) else 0)
@@ -153,9 +154,16 @@ def _with_bias_in_reach(held: LayerWeights, activation_scale: float, axis: int) 
 
 
 def random_weights(network: Network, policy: Policy, seed: int = 0) -> dict[str, LayerWeights]:
-    """Weights of the right shapes and kinds, for timing: latency does not depend on their values."""
+    """Weights of the right shapes and kinds, for timing: latency does not depend on their values.
+
+    They are cut from tiles of random numbers that are drawn once; no two layers get the same.
+    """
     generator = np.random.default_rng(seed)
-    return {layer.name: _random_layer(layer.shape, policy[layer.name], generator) for layer in network.layers}
+    starts = generator.integers(0, _TILE // 2, len(network.layers)).tolist()
+    return {
+        layer.name: _random_layer(layer.shape, policy[layer.name], seed, start)
+        for layer, start in zip(network.layers, starts, strict=True)
+    }
 
 
 def weight_shape(shape: LayerShape) -> tuple[int, ...]:
@@ -167,19 +175,30 @@ def weight_shape(shape: LayerShape) -> tuple[int, ...]:
     return (shape.out_channels, shape.in_channels // shape.groups, *shape.kernel)
 
 
-def _random_layer(
-    shape: LayerShape, layer_policy: LayerPolicy, generator: np.random.Generator
-) -> LayerWeights:
+_TILE = 2**16
+
+
+@cache
+def _normal_tile(seed: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(_TILE, dtype=np.float32)
+
+
+@cache
+def _code_tile(seed: int, top: int) -> NDArray[np.int8]:
+    return np.random.default_rng(seed).integers(-top, top + 1, _TILE, dtype=np.int8)
+
+
+def _random_layer(shape: LayerShape, layer_policy: LayerPolicy, seed: int, start: int) -> LayerWeights:
     size = weight_shape(shape)
-    bias = generator.standard_normal(shape.out_channels, dtype=np.float32) * np.float32(0.01)
+    normal = _normal_tile(seed)[start:]
+    bias = np.resize(normal, shape.out_channels) * np.float32(0.01)
     spread = math.sqrt(2.0 / max(math.prod(size[1:]), 1))
     if layer_policy.weight_bits > 8:
-        weight = generator.standard_normal(size, dtype=np.float32) * np.float32(spread)
-        return LayerWeights(bias, weight=weight)
+        return LayerWeights(bias, weight=np.resize(normal, size) * np.float32(spread))
     top = highest_code(layer_policy.weight_bits)
-    codes = generator.integers(-top, top + 1, size, dtype=np.int8)
-    scales = (generator.uniform(0.9, 1.1, shape.out_channels) * spread / top).astype(np.float32)
-    return LayerWeights(bias, codes=codes, scales=scales)
+    codes = np.resize(_code_tile(seed, top)[start:], size)
+    scales = (1.0 + np.resize(normal, shape.out_channels) / 50) * np.float32(spread / top)
+    return LayerWeights(bias, codes=codes, scales=scales.astype(np.float32))
 
 
 def activation_grids(compressed: Compressed) -> Mapping[str, ActivationGrid]:

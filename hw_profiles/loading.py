@@ -89,7 +89,7 @@ def _table(fields: Mapping[str, Any], path: str) -> list[str]:
     lines = [f"\n[{path}]"] if path else []
     lines += [f"{_key(k)} = {_value(v)}" for k, v in fields.items() if not isinstance(v, Mapping)]
     for key, value in fields.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             lines += _table(value, f"{path}.{key}" if path else key)
     return lines
 
@@ -97,6 +97,8 @@ def _table(fields: Mapping[str, Any], path: str) -> list[str]:
 def _value(value: Any) -> str:
     if isinstance(value, str):
         return _text(value)
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_value, value))}]"
     return repr(value)

@@ -7,6 +7,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from hw_profiles.fpga import (
+    SECTIONS,
+    Dataflow,
+    Overlay,
+    Power,
+    Resources,
+    Space,
+    check_sections,
+    section_fields,
+)
+from hw_profiles.roofline import Roofline as Roofline
+from hw_profiles.units import UNITS, unit_of
+
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 ACTIVATION_BITS = (4, 8, 16, 32)
 
@@ -15,6 +28,7 @@ Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 Bits = Annotated[int, Field(strict=True)]
+SpecName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 
 
 class ProfileError(ValueError):
@@ -32,45 +46,29 @@ class Source(_Frozen):
     from_: str = Field(alias="from", min_length=1)
 
 
-class Roofline(_Frozen):
-    """The numbers of the roofline model (latency_models.roofline).
-
-    macs_per_ms: multiply-accumulates per millisecond, by the bits of the wider operand.
-    bandwidth_bytes_per_ms: memory traffic per millisecond.
-    overhead_ms: what each kernel costs before it computes anything.
-    """
-
-    macs_per_ms: Mapping[str, Positive] = Field(min_length=1)
-    bandwidth_bytes_per_ms: Positive
-    overhead_ms: NotNegative
-
-    @field_validator("macs_per_ms")
-    @classmethod
-    def _known_bits(cls, rates: Mapping[str, float]) -> Mapping[str, float]:
-        for bits in rates:
-            if bits not in map(str, WEIGHT_BITS):
-                raise ValueError(f"the bits must be among {WEIGHT_BITS}, not {bits!r}")
-        return rates
-
-    def rate(self, bits: int) -> float | None:
-        """Multiply-accumulates per ms in the narrowest unit that is wide enough for ``bits``, or None."""
-        wide_enough = [width for width in map(int, self.macs_per_ms) if width >= bits]
-        return self.macs_per_ms[str(min(wide_enough))] if wide_enough else None
-
-
 class HardwareProfile(_Frozen):
-    """One part, as the TOML file of the same name describes it. hw_profiles/README.md lists the fields."""
+    """One part, as the TOML file of the same name describes it. hw_profiles/README.md lists the fields.
+
+    ``specs`` are facts of the part that no model reads (clocks, counts of units): what the other numbers were
+    derived from.
+    """
 
     name: Name
     description: str = Field(min_length=1)
     kind: Literal["cpu", "gpu", "fpga"]
-    model: Literal["measured", "roofline"]
+    model: Literal["measured", "roofline", "overlay", "dataflow"]
     supported: tuple[tuple[Bits, Bits], ...] = Field(min_length=1)
     pattern: Literal["channel", "2:4", "block", "unstructured"] = "channel"
     channel_multiple: Count
     power_w: Positive
     memory_bytes: Count | None = None
+    specs: Mapping[SpecName, Positive] = Field(default_factory=dict)
     roofline: Roofline | None = None
+    resources: Resources | None = None
+    overlay: Overlay | None = None
+    dataflow: Dataflow | None = None
+    power: Power | None = None
+    space: Space | None = None
     sources: Mapping[str, Source]
 
     @field_validator("supported")
@@ -97,8 +95,18 @@ class HardwareProfile(_Frozen):
                         f" {activation_bits} bits, but roofline.macs_per_ms ends at"
                         f" {max(map(int, self.roofline.macs_per_ms))} bits"
                     )
+        check_sections(self.model, self.supported, self.resources, self.overlay, self.dataflow, self.space)
+        self._check_units()
         self._check_sources()
         return self
+
+    def _check_units(self) -> None:
+        for path in self.numbers:
+            if unit_of(path) is None:
+                raise ValueError(
+                    f"{path} has no unit: the end of a number's name says it, such as clock_mhz; there are"
+                    f" {', '.join(UNITS)}, and _count for what is counted"
+                )
 
     def _check_sources(self) -> None:
         numbers = self.numbers
@@ -194,6 +202,8 @@ def _sentence(error: ValidationError) -> str:
 def _field_names(location: tuple[int | str, ...]) -> list[str]:
     if location[:1] == ("roofline",):
         return list(Roofline.model_fields)
+    if location[:1] and location[0] in SECTIONS:
+        return section_fields(location)
     if location[:1] == ("sources",):
         return ["status", "from"]
     return list(HardwareProfile.model_fields)

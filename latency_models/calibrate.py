@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latency_models.cost import TableError
+from latency_models.errors import TableError
 from latency_models.kernel_keys import KINDS
 
-PRIOR: Mapping[str, float] = {"call": 1.0, **dict.fromkeys((*KINDS, "other_ms"), 1.0)}
+PRIOR: Mapping[str, float] = {"call": 1.0, **dict.fromkeys(KINDS, 1.0)}
 """Weights before any sample: the plain sum. Other features start at 0."""
 
 FREEDOM: Mapping[str, float] = {"call": 0.1, "nodes": 0.3, "constant_bytes": 0.15}

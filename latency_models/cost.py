@@ -2,18 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from compression.policy import Network, Policy
+from latency_models.errors import TableError as TableError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from compression.policy.batch import PolicyBatch
 
 Kind = Literal["measured", "calibrated", "modelled"]
 """Where a cost is from, the surest first."""
 
 _SUREST_FIRST: tuple[Kind, ...] = ("measured", "calibrated", "modelled")
-
-
-class TableError(ValueError):
-    """A cost that is not known, or a table that cannot be read. An unknown cost is never 0."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,19 @@ class Cost:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class CostArrays:
+    """Costs of n policies: arrays (n,) of what ``Cost`` has of each. ``modelled``: a part of the latency is
+    not from a measurement of its own."""
+
+    latency_ms: "NDArray[np.float64]"
+    energy_mj: "NDArray[np.float64]"
+    size_bytes: "NDArray[np.float64]"
+    peak_memory_bytes: "NDArray[np.float64]"
+    fits: "NDArray[np.bool_]"
+    modelled: "NDArray[np.bool_]"
+
+
 @dataclass(frozen=True)
 class LayerCost:
     """Cost of one kernel: a layer with what is fused into it, or another operation."""
@@ -64,6 +80,16 @@ class CostModel(Protocol):
         """The whole network; raises TableError where a cost is not known."""
         ...
 
+    def costs(self, batch: "PolicyBatch") -> CostArrays:
+        """Many policies at once, up to rounding the same numbers as ``cost`` gives for each."""
+        ...
+
     def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:
         """Each kernel, in order of execution; raises TableError where a cost is not known."""
         ...
+
+
+def measured_on(model: CostModel) -> str | None:
+    """The device, with its software, that a cost model's times are from; None where they are computed."""
+    device = getattr(getattr(model, "table", None), "device", None)
+    return None if device is None else f"{device} ({device.versions})"

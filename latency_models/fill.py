@@ -1,48 +1,21 @@
 """Measure what a latency table lacks."""
 
-import fcntl
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from onnx import NodeProto, TensorProto
-
-from latency_models.cost import TableError
 from latency_models.fused_graph import FusedNode, Operand
 from latency_models.kernel_keys import constant_bytes_of
-from latency_models.measure import Reference, Timing, noise, time_models
+from latency_models.measure import DISTURBED, Reference, Timing, noise, time_models
 from latency_models.micrographs import copies, micrograph
-from latency_models.table import CALL, Entry, LatencyTable, cache_folder, load_table
+from latency_models.table import CALL, Entry, LatencyTable, load_table
+from latency_models.wire import FLOAT, Node
 
 BATCH = 24
 """Nodes that are timed against each other; their sessions are open at the same time."""
 ROUNDS = 3
 SAVE_EVERY = 5
 LEAST_MS = 1e-5  # a node that the clock cannot tell from none
-
-
-@contextmanager
-def measuring() -> Iterator[None]:
-    """Hold the lock that keeps two processes of leanfront from measuring at the same time.
-
-    Raises:
-        TableError: the cache folder cannot be written.
-    """
-    path = cache_folder() / "measuring.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise TableError(
-            f"cannot write the cache folder {path.parent}: {error.strerror}; set LEANFRONT_CACHE to another"
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def fill(
@@ -54,7 +27,8 @@ def fill(
 ) -> LatencyTable:
     """Time those of ``nodes`` (by key) that the table lacks; the table with them, saved to ``path``.
 
-    Entries that were measured while the machine was slower than it is known to be now are measured again.
+    Entries that were measured while the machine was slower than it is known to be now are measured again, and
+    so are those that were disturbed all the time (``doubtful``), of earlier sessions, too.
     Progress is saved on the way: an interrupted run goes on where it was.
 
     Raises:
@@ -65,10 +39,12 @@ def fill(
         before, table = table, measure_call(table, reference)
         if path is not None and table is not before:
             table = _saved(table, path)
-        lacking = table.missing(nodes) if not again else [key for key in table.stale() if key in nodes]
+        stale = table.stale() if again else table.missing(nodes)
+        lacking = [key for key in dict.fromkeys([*stale, *doubtful(table, nodes)]) if key in nodes]
         for start in range(0, len(lacking), BATCH):
             batch = {key: nodes[key] for key in lacking[start : start + BATCH]}
-            table = table.with_entries(_measured(batch, table, reference, timings))
+            found = _measured(batch, table, reference, timings)
+            table = table.with_entries({key: _better(table, key, entry) for key, entry in found.items()})
             done = min(start + BATCH, len(lacking))
             if path is not None and (done == len(lacking) or (start // BATCH) % SAVE_EVERY == SAVE_EVERY - 1):
                 table = _saved(table, path)
@@ -77,6 +53,18 @@ def fill(
     if warning := noise(timings):
         log(f"warning: {warning}")
     return table
+
+
+def doubtful(table: LatencyTable, keys: Iterable[str]) -> list[str]:
+    """Those of ``keys`` whose entry was disturbed for nearly all of the time that it was measured."""
+    return [key for key in keys if key in table and table[key].quiet < DISTURBED]
+
+
+def _better(table: LatencyTable, key: str, entry: Entry) -> Entry:
+    """The new entry, unless it was disturbed more than the one that it would replace."""
+    if key not in table or key in table.stale() or entry.quiet >= min(DISTURBED, table[key].quiet):
+        return entry
+    return table[key]
 
 
 def _saved(table: LatencyTable, path: Path) -> LatencyTable:
@@ -90,8 +78,8 @@ def measure_call(table: LatencyTable, reference: Reference) -> LatencyTable:
     """Add what a call of a model costs by itself, unless the table has it."""
     if CALL in table and CALL not in table.stale():
         return table
-    tick = FusedNode(CALL, "", NodeProto(op_type="Identity", input=["x"], output=["y"]), (
-        Operand(TensorProto.FLOAT, (1, 8), constant=False),
+    tick = FusedNode(CALL, "", Node("Identity", ("x",), ("y",)), (
+        Operand(FLOAT, (1, 8), constant=False),
     ))  # fmt: skip
     timing = time_models(
         {CALL: micrograph(tick, 0)}, table.device.threads, 9, table.device.provider, reference=reference
@@ -142,5 +130,5 @@ def _entry(median_ms: float, timing: Timing, resident_bytes: int) -> Entry:
         quiet=round(timing.quiet, 3),
         reference_ms=float(f"{timing.reference_ms:.6g}"),
         resident_bytes=resident_bytes,
-        date=datetime.now(UTC).date().isoformat(),
+        date=time.strftime("%Y-%m-%d", time.gmtime()),
     )

@@ -5,19 +5,20 @@ transposes where layouts change. Two nodes with equal keys take equally long: th
 attributes, element types and shapes, and the values of small integer constants (axes, pads), but no weights.
 """
 
+import hashlib
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from latency_models.cost import TableError
+from latency_models import wire
+from latency_models.errors import TableError
 from latency_models.measure import CPU, Feed, random_feed, session
+from latency_models.wire import Node, Tensor
 
 _SHORT = {"float32": "f32", "float16": "f16", "float64": "f64", "uint8": "u8", "int8": "s8"}
 _SMALL = 16  # constants with so many values or fewer are kept as they are
@@ -27,10 +28,10 @@ _SMALL = 16  # constants with so many values or fewer are kept as they are
 class Operand:
     """One input of a node: a tensor, a constant, or nothing (an optional input left out)."""
 
-    element_type: int  # of onnx.TensorProto; 0: nothing
+    element_type: int  # of TensorProto; 0: nothing
     shape: tuple[int, ...]
     constant: bool
-    value: bytes | None = None  # a small constant, serialized
+    value: bytes | None = None  # a small constant, as its TensorProto
     fill: int | None = None  # the one value that an 8-bit constant (a zero point) holds throughout
 
 
@@ -40,12 +41,16 @@ class FusedNode:
 
     key: str
     owner: str
-    proto: NodeProto
+    proto: Node
     operands: tuple[Operand, ...]
 
 
 def fused_nodes(
-    model: bytes, owners: Mapping[str, str], threads: int = 1, provider: str = CPU
+    model: bytes,
+    owners: Mapping[str, str],
+    threads: int = 1,
+    provider: str = CPU,
+    disabled: Sequence[str] = (),
 ) -> tuple[FusedNode, ...]:
     """The nodes that onnxruntime runs for a model, in order.
 
@@ -55,54 +60,62 @@ def fused_nodes(
             to the kernel that made what they read.
         threads: of the session; the optimiser does not depend on it, the memory of it does.
         provider: execution provider.
+        disabled: optimisers of onnxruntime that are left out.
 
     Raises:
         TableError: onnxruntime cannot load the model.
     """
     with tempfile.TemporaryDirectory(prefix="leanfront-") as folder:
         saved = Path(folder) / "optimised.onnx"
-        opened = session(model, threads, provider, save=str(saved))
+        opened = session(model, threads, provider, save=str(saved), disabled=disabled)
         feed = random_feed(opened)
         del opened
-        optimised = onnx.load_model(str(saved))
-    values = _values(optimised, feed, threads, provider)
-    owner_of = _tensor_owners(onnx.load_model_from_string(model), owners)
-    constants = {tensor.name: tensor for tensor in optimised.graph.initializer}
-    nodes = []
-    for node in optimised.graph.node:
-        owner = _owner(node, owner_of, owners)
+        optimised = saved.read_bytes()
+    graph = wire.graph_of(optimised)
+    found = [Node.read(message) for message in wire.messages(graph, wire.GRAPH_NODES)]
+    values = _values(optimised, found, feed, threads, provider)
+    owner_of = _tensor_owners(wire.graph_of(model), owners)
+    constants = {c.name: c for c in map(Tensor.read, wire.messages(graph, wire.GRAPH_CONSTANTS))}
+    owner_of_node = []
+    for node in found:
+        owner_of_node.append(_owner(node, owner_of, owners))
         for output in node.output:
-            owner_of.setdefault(output, owner)
+            owner_of.setdefault(output, owner_of_node[-1])
+    for index in reversed(range(len(found))):  # what is computed from constants alone belongs to its reader
+        reads = (i for i in range(index + 1, len(found)) if set(found[i].input) & set(found[index].output))
+        owner_of_node[index] = owner_of_node[index] or next((owner_of_node[i] for i in reads), "")
+    nodes = []
+    for index, node in enumerate(found):  # python 3.9, as on devices, knows no zip(strict=)
         operands = tuple(_operand(name, values, constants) for name in node.input)
-        nodes.append(FusedNode(_key(node, operands), owner, node, operands))
+        nodes.append(FusedNode(_key(node, operands), owner_of_node[index], node, operands))
     return tuple(nodes)
 
 
 def _values(
-    optimised: onnx.ModelProto, feed: Feed, threads: int, provider: str
+    optimised: bytes, nodes: list[Node], feed: Feed, threads: int, provider: str
 ) -> Mapping[str, NDArray[Any]]:
-    """Every tensor of the optimised graph. onnx's shape inference does not know onnxruntime's own
-    operations, so the graph is run once with all tensors as outputs."""
-    shown = onnx.ModelProto()
-    shown.CopyFrom(optimised)
-    del shown.graph.output[:]
-    names = [name for node in shown.graph.node for name in node.output if name]
-    shown.graph.output.extend(ValueInfoProto(name=name) for name in names)
-    opened = session(shown.SerializeToString(), threads, provider, optimise=False)
-    return {**feed, **dict(zip(names, opened.run(names, feed), strict=True))}
+    """Every tensor of the optimised graph. Shape inference does not know onnxruntime's own operations, so
+    the graph is run once with all tensors as outputs."""
+    names = [name for node in nodes for name in node.output if name]
+    outputs = [wire.field(1, name) for name in names]
+    graph = wire.replaced(wire.graph_of(optimised), wire.GRAPH_OUTPUTS, outputs)
+    opened = session(wire.with_graph(optimised, graph), threads, provider, optimise=False)
+    found = opened.run(names, feed)
+    return {**feed, **{name: found[index] for index, name in enumerate(names)}}
 
 
-def _tensor_owners(model: onnx.ModelProto, owners: Mapping[str, str]) -> dict[str, str]:
-    """Tensor of the model before optimisation -> kernel."""
-    found = {value.name: owners.get(value.name, "") for value in model.graph.input}
-    for node in model.graph.node:
+def _tensor_owners(graph: bytes, owners: Mapping[str, str]) -> dict[str, str]:
+    """Tensor of the graph before optimisation -> kernel."""
+    inputs = [name for value in wire.messages(graph, wire.GRAPH_INPUTS) for name in wire.texts(value, 1)]
+    found = {name: owners.get(name, "") for name in inputs}
+    for node in map(Node.read, wire.messages(graph, wire.GRAPH_NODES)):
         owner = owners.get(node.name) or next((found[name] for name in node.input if name in found), None)
         if owner is not None:  # None: computed from constants alone
             found.update(dict.fromkeys(node.output, owner))
     return found
 
 
-def _owner(node: NodeProto, owner_of: Mapping[str, str], owners: Mapping[str, str]) -> str:
+def _owner(node: Node, owner_of: Mapping[str, str], owners: Mapping[str, str]) -> str:
     """By what it makes, else by the node or tensor that onnxruntime named it after, else by what it reads."""
     if node.output[0] in owner_of:
         return owner_of[node.output[0]]
@@ -112,33 +125,30 @@ def _owner(node: NodeProto, owner_of: Mapping[str, str], owners: Mapping[str, st
     return next((owner_of[name] for name in (named_after, *node.input) if name in owner_of), "")
 
 
-def _operand(name: str, values: Mapping[str, NDArray[Any]], constants: Mapping[str, TensorProto]) -> Operand:
+def _operand(name: str, values: Mapping[str, NDArray[Any]], constants: Mapping[str, Tensor]) -> Operand:
     if not name:
         return Operand(0, (), constant=True)
     if name in constants:
         tensor = constants[name]
-        size = 1
-        for dimension in tensor.dims:
-            size *= dimension
-        value = tensor.SerializeToString() if size <= _SMALL else None
-        return Operand(tensor.data_type, tuple(tensor.dims), True, value, _fill(tensor))
+        value = tensor.raw if tensor.size <= _SMALL else None
+        return Operand(tensor.element_type, tensor.shape, True, value, _fill(tensor))
     if name not in values:
         raise TableError(f"the optimised graph reads {name!r}, which nothing in it makes")
     array = values[name]
-    return Operand(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, constant=False)
+    return Operand(wire.element_type_of(array), array.shape, constant=False)
 
 
-def _fill(tensor: TensorProto) -> int | None:
+def _fill(tensor: Tensor) -> int | None:
     """Zero points decide which kernel runs: onnxruntime has one of its own for weights around zero."""
-    if len(tensor.dims) != 1 or tensor.data_type not in (TensorProto.INT8, TensorProto.UINT8):
+    if len(tensor.shape) != 1 or tensor.element_type not in (wire.INT8, wire.UINT8):
         return None
-    values = numpy_helper.to_array(tensor)
+    values = tensor.values
     return int(values[0]) if values.size and (values == values[0]).all() else None
 
 
-def _key(node: NodeProto, operands: tuple[Operand, ...]) -> str:
+def _key(node: Node, operands: tuple[Operand, ...]) -> str:
     operation = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
-    attributes = sorted(f"{a.name}={_attribute(a)}" for a in node.attribute)
+    attributes = sorted(f"{a.name}={_attribute(a.value)}" for a in node.attribute)
     # a fused ReLU is a comparison while the result is in a register, and comes and goes with the quantizers
     attributes = [attribute for attribute in attributes if attribute != "activation=Relu"]
     shown = ", ".join(map(_operand_text, operands))
@@ -148,22 +158,23 @@ def _key(node: NodeProto, operands: tuple[Operand, ...]) -> str:
 def _operand_text(operand: Operand) -> str:
     if operand.element_type == 0:
         return "-"
-    kind = helper.tensor_dtype_to_np_dtype(operand.element_type).name
+    kind = wire.ELEMENT_NAMES[operand.element_type]
     kind = _SHORT.get(kind, kind)
     shape = "x".join(map(str, operand.shape))
     if not operand.constant:
         return f"{kind}[{shape}]"
     if kind == "int64" and operand.value is not None:
-        values = numpy_helper.to_array(TensorProto.FromString(operand.value)).reshape(-1)
+        values = Tensor.read(operand.value).values.reshape(-1)
         return f"={'|'.join(map(str, values))}"
     zero_point = "" if operand.fill is None else f":{operand.fill}"
     return f"={kind}[{shape}]{zero_point}"
 
 
-def _attribute(attribute: onnx.AttributeProto) -> str:
-    value = helper.get_attribute_value(attribute)
+def _attribute(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode(errors="replace")
-    if isinstance(value, list | tuple):
+    if isinstance(value, Tensor):  # what it holds may decide what is computed
+        return hashlib.sha256(value.renamed("")).hexdigest()[:12]
+    if isinstance(value, list):
         return "|".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value)
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -8,16 +8,16 @@ take it out again). What is reported is the median of the block medians, disturb
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 
-from latency_models.cost import TableError
+from latency_models import wire
+from latency_models.errors import TableError
 from latency_models.table import STALE, load_table, table_path, this_device
 
 CPU = "CPUExecutionProvider"
@@ -71,9 +71,14 @@ class Timing:
 
 
 def session(
-    model: bytes, threads: int = 1, provider: str = CPU, optimise: bool = True, save: str | None = None
+    model: bytes,
+    threads: int = 1,
+    provider: str = CPU,
+    optimise: bool = True,
+    save: str | None = None,
+    disabled: Sequence[str] = (),
 ) -> onnxruntime.InferenceSession:
-    """An onnxruntime session as a user would open it.
+    """An onnxruntime session as a user would open it, without the optimisers in ``disabled``.
 
     Raises:
         TableError: the provider is not in this onnxruntime, or it refuses the model.
@@ -91,7 +96,9 @@ def session(
     if save is not None:
         options.optimized_model_filepath = save
     try:
-        return onnxruntime.InferenceSession(model, options, providers=[provider])
+        return onnxruntime.InferenceSession(
+            model, options, providers=[provider], disabled_optimizers=list(disabled)
+        )
     except Exception as error:  # onnxruntime raises classes of its own that have no common base
         raise TableError(f"onnxruntime cannot load the model: {str(error).splitlines()[0]}") from error
 
@@ -208,19 +215,20 @@ class Reference:
 
 
 def _reference_model() -> bytes:
-    weight = numpy_helper.from_array(
-        np.random.default_rng(0).standard_normal((32, 32, 3, 3)).astype(np.float32), "weight"
+    weight = np.random.default_rng(0).standard_normal((32, 32, 3, 3)).astype(np.float32)
+    pads = wire.Attribute.read(
+        wire.field(1, "pads") + b"".join(wire.field(8, 1) for _ in range(4)) + wire.field(20, 7)
     )
-    shape = [1, 32, 16, 16]
-    graph = helper.make_graph(
-        [helper.make_node("Conv", ["x", "weight"], ["y"], pads=[1, 1, 1, 1])],
+    image = (1, 32, 16, 16)
+    return wire.model(
+        [wire.Node("Conv", ("x", "weight"), ("y",), attribute=(pads,))],
+        [wire.value_info("x", wire.FLOAT, image)],
+        [wire.value_info("y", wire.FLOAT, image)],
+        [wire.tensor(weight, "weight")],
+        [("", 17)],
         "reference",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
-        [weight],
+        ir_version=8,
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return bytes(model.SerializeToString())
 
 
 def time_models(

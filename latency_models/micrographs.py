@@ -1,12 +1,11 @@
 """A model that runs one node of an optimised graph many times, so that the node can be timed alone."""
 
 import math
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from latency_models import wire
 from latency_models.fused_graph import FusedNode, Operand
 
 DOMAINS = (
@@ -41,56 +40,49 @@ def micrograph(node: FusedNode, number: int) -> bytes:
     nodes, constants = [], []
     tensors = {i: o for i, o in enumerate(node.operands) if not o.constant}
     for copy in range(number):
-        proto = NodeProto()
-        proto.CopyFrom(node.proto)
-        proto.name = f"copy{copy}"
-        del proto.input[:], proto.output[:]
+        names = []
         for index, operand in enumerate(node.operands):
             if operand.element_type == 0:
-                proto.input.append("")
+                names.append("")
             elif index in tensors:
-                proto.input.append(f"in{index}")
+                names.append(f"in{index}")
             else:
-                proto.input.append(f"constant{copy}.{index}")
-                constants.append(_constant(operand, proto.input[index]))
-        proto.output.extend(f"out{copy}.{i}" if name else "" for i, name in enumerate(node.proto.output))
-        nodes.append(proto)
+                names.append(f"constant{copy}.{index}")
+                constants.append(_constant(operand, names[-1]))
+        outputs = tuple(f"out{copy}.{i}" if name else "" for i, name in enumerate(node.proto.output))
+        nodes.append(replace(node.proto, name=f"copy{copy}", input=tuple(names), output=outputs))
     # something tiny is asked for, so that fetching results costs nothing
-    nodes.append(helper.make_node("Identity", ["tick"], ["tock"], name="tick"))
-    one = [1]
-    graph = helper.make_graph(
+    nodes.append(wire.Node("Identity", ("tick",), ("tock",), name="tick"))
+    return wire.model(
         nodes,
-        "micrograph",
-        [helper.make_tensor_value_info(f"in{i}", o.element_type, o.shape) for i, o in tensors.items()]
-        + [helper.make_tensor_value_info("tick", TensorProto.FLOAT, one)],
-        [helper.make_tensor_value_info("tock", TensorProto.FLOAT, one)],
+        [wire.value_info(f"in{i}", o.element_type, o.shape) for i, o in tensors.items()]
+        + [wire.value_info("tick", wire.FLOAT, (1,))],
+        [wire.value_info("tock", wire.FLOAT, (1,))],
         constants,
+        DOMAINS,
+        "micrograph",
+        ir_version=10,
     )
-    opsets = [helper.make_opsetid(domain, version) for domain, version in DOMAINS]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    return bytes(model.SerializeToString())
 
 
-def _tiled(values: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    """Values repeated to fill a shape: drawing millions of weights takes longer than timing them."""
-    return np.resize(values, shape)
-
-
-def _constant(operand: Operand, name: str) -> TensorProto:
+def _constant(operand: Operand, name: str) -> bytes:
+    """A TensorProto: the small constant itself, or values repeated to fill the shape (drawing millions of
+    weights takes longer than timing them)."""
     if operand.value is not None:
-        tensor: TensorProto = TensorProto.FromString(operand.value)
+        return wire.Tensor.read(operand.value).renamed(name)
+    generator = np.random.default_rng(0)
+    if wire.ELEMENT_NAMES.get(operand.element_type) in ("int4", "uint4"):  # two in a byte
+        codes = generator.integers(0, 256, _TILE).astype(np.uint8)
+        packed = np.resize(codes, (math.prod(operand.shape) + 1) // 2)
+        return wire.raw_tensor(operand.element_type, operand.shape, packed.tobytes(), name)
+    kind = wire.numpy_type(operand.element_type)
+    if operand.fill is not None:
+        values = np.full(operand.shape, operand.fill, dtype=kind)
+    elif kind.kind == "f":
+        values = np.resize(generator.standard_normal(_TILE).astype(kind), operand.shape)
+        if len(operand.shape) <= 1:  # scales must be positive
+            values = np.abs(values) + kind.type(0.01)
     else:
-        generator = np.random.default_rng(0)
-        kind = helper.tensor_dtype_to_np_dtype(operand.element_type)
-        if operand.fill is not None:
-            values = np.full(operand.shape, operand.fill, dtype=kind)
-        elif kind.kind == "f":
-            values = _tiled(generator.standard_normal(_TILE).astype(kind), operand.shape)
-            if len(operand.shape) <= 1:  # scales must be positive
-                values = np.abs(values) + kind.type(0.01)
-        else:
-            low, high = (-127, 128) if kind == np.int8 else (0, 100)
-            values = _tiled(generator.integers(low, high, _TILE).astype(kind), operand.shape)
-        tensor = numpy_helper.from_array(values, name)
-    tensor.name = name
-    return tensor
+        low, high = (-127, 128) if kind == np.int8 else (0, 100)
+        values = np.resize(generator.integers(low, high, _TILE).astype(kind), operand.shape)
+    return wire.tensor(values, name)

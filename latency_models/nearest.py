@@ -1,13 +1,14 @@
 """An estimate for a kernel that the table lacks, from measured kernels of the same kind."""
 
 import math
-import re
-from collections.abc import Iterable
+from collections.abc import Mapping
+
+import numpy as np
 
 from latency_models.cost import TableError
-from latency_models.table import CALL, LatencyTable
+from latency_models.kernel_keys import sizes_of, without_sizes
+from latency_models.table import CALL, LatencyTable, how_to_measure
 
-_SHAPE = re.compile(r"\[([\dx]*)\]")
 _NEIGHBOURS = 4
 
 
@@ -16,37 +17,48 @@ class Nearest:
 
     def __init__(self, table: LatencyTable) -> None:
         self._profile = table.profile
-        self._kinds: dict[str, list[tuple[tuple[float, ...], float]]] = {}
+        self._kinds: dict[str, dict[tuple[int, ...], float]] = {}
         for key, entry in table.items():
             if key != CALL:
-                kind, sizes = _taken_apart(key)
-                self._kinds.setdefault(kind, []).append((sizes, math.log(entry.median_ms)))
+                self._kinds.setdefault(without_sizes(key), {})[_sizes(key)] = entry.median_ms
 
     def estimate(self, key: str) -> float:
-        """Latency in ms, interpolated on logarithmic scales between the nearest shapes.
+        """Latency in ms, from all shapes of the kind.
 
         Raises:
             TableError: no kernel of this kind was measured.
         """
-        kind, sizes = _taken_apart(key)
-        known = [(_distance(sizes, other), log_ms) for other, log_ms in self._kinds.get(kind, [])]
+        sizes = _sizes(key)
+        known = self._kinds.get(without_sizes(key), {})
+        known = {other: taken_ms for other, taken_ms in known.items() if len(other) == len(sizes)}
         if not known:
             raise TableError(
                 f"the latency table of profile {self._profile!r} has no entry for {key!r}, nor for any of its"
-                " kind; `leanfront check CONFIG` measures what a search needs"
+                f" kind; {how_to_measure(self._profile)}"
             )
-        known.sort()
-        weights = [1.0 / (distance + 1e-3) ** 2 for distance, _ in known[:_NEIGHBOURS]]
-        mean = sum(w * log_ms for w, (_, log_ms) in zip(weights, known, strict=False)) / sum(weights)
-        return math.exp(mean)
+        return between_widths(known, sizes)
 
 
-def _taken_apart(key: str) -> tuple[str, tuple[float, ...]]:
-    sizes = [math.log(float(n)) for shape in _SHAPE.findall(key) for n in shape.split("x") if n and n != "0"]
-    kind = _SHAPE.sub(lambda match: f"[{match[1].count('x')}]", key)
-    kind = re.sub(r" (channels|group)=\d+", "", kind)
-    return kind, tuple(sizes)
+def _sizes(key: str) -> tuple[int, ...]:
+    return tuple(size for size in sizes_of(key) if size)
 
 
-def _distance(a: Iterable[float], b: Iterable[float]) -> float:
-    return sum(abs(x - y) for x, y in zip(a, b, strict=False))
+def between_widths(values: Mapping[tuple[int, ...], float], widths: tuple[int, ...]) -> float:
+    """A kernel's number at widths that were not seen, from those that were.
+
+    A plane through the logarithms of the widths (least squares, kept flat where little was seen), and of
+    what it misses the mean of the nearest widths, the nearer the heavier. 0 where all values are.
+    """
+    seen = np.log(np.array(list(values), dtype=np.float64).reshape(len(values), -1))
+    found = np.array(list(values.values()))
+    if not (found > 0).all():
+        return float(found.mean())
+    here = np.log(np.array(widths, dtype=np.float64))
+    centre, level = seen.mean(axis=0), float(np.log(found).mean())
+    away, rest = seen - centre, np.log(found) - level
+    slopes = np.linalg.solve(away.T @ away + 0.01 * np.eye(len(here)), away.T @ rest)
+    missed = rest - away @ slopes
+    weights = 1.0 / (np.abs(seen - here).sum(axis=1) + 1e-3) ** 2
+    nearest = np.argsort(-weights)[:_NEIGHBOURS]
+    missing = float(np.average(missed[nearest], weights=weights[nearest]))
+    return math.exp(level + float((here - centre) @ slopes) + missing)

@@ -15,7 +15,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from compression.policy import (
     Kernel,
-    LayerPolicy,
     Network,
     Node,
     Policy,
@@ -32,6 +31,7 @@ _UNARY = {
 _BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "identity_arithmetic": "Mul"}
 _ELEMENTWISE = ("Neg", "Abs", "Exp", "Log", "Sqrt", "Erf", "Reciprocal", "Elu", "Softplus")
 _BESIDE = ("DequantizeLinear", "QuantizeLinear", "Reshape", "Max")
+_STEP = 0.02  # of all activations: a range within that of a ReLU6, which then needs no Clip
 _MOVES = ("reshape", "flatten", "transpose", "slice", "pad")
 
 
@@ -95,15 +95,14 @@ class _Builder:
     def _layer(self, kernel: Kernel) -> tuple[str, tuple[int, ...]]:
         assert kernel.layer is not None
         layer, output = kernel.layer.shape, kernel.output
-        policy = self.policy[kernel.layer.name]
         if layer.op == "linear":
             positions = max(layer.out_height * layer.out_width, 1)
             if positions == 1 and not output.spatial:
                 read = self._read(kernel, 0, (1, layer.in_channels))
-                weight, bias = self._weights((layer.out_channels, layer.in_channels), 0, policy)
+                weight, bias = self._weights((layer.out_channels, layer.in_channels), 0, kernel)
                 return self._node("Gemm", [read, weight, bias], transB=1), (1, layer.out_channels)
             read = self._read(kernel, 0, (1, positions, layer.in_channels))
-            weight, bias = self._weights((layer.in_channels, layer.out_channels), 1, policy)
+            weight, bias = self._weights((layer.in_channels, layer.out_channels), 1, kernel)
             product = self._node("MatMul", [read, weight])
             return self._node("Add", [product, bias]), (1, positions, layer.out_channels)
         source = self.by_name[kernel.inputs[0]].output
@@ -114,9 +113,15 @@ class _Builder:
             weight_shape = (layer.in_channels, layer.out_channels // layer.groups, *layer.kernel)
         else:
             weight_shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel)
-        weight, bias = self._weights(weight_shape, 1 if transposed else 0, policy)
+        weight, bias = self._weights(weight_shape, 1 if transposed else 0, kernel)
         out = (layer.out_height, layer.out_width)
-        window = {"kernel_shape": list(layer.kernel), "strides": list(layer.stride), "group": layer.groups}
+        window: dict[str, Any] = {
+            "kernel_shape": list(layer.kernel),
+            "strides": list(layer.stride),
+            "dilations": [1, 1],
+        }
+        if layer.groups > 1:
+            window["group"] = layer.groups
         if transposed:
             window["output_shape"] = list(out)
         else:
@@ -231,7 +236,7 @@ class _Builder:
         """The tensor that a kernel reads, in the shape it needs; a new input where it does not fit at all."""
         source = kernel.inputs[index]
         name, own = self.value[source]
-        if kernel.layer is not None and not self.policy[kernel.layer.name].integer and self.bits[source] <= 8:
+        if kernel.layer is not None and kernel.name not in self.integer and self.bits[source] <= 8:
             floor = self._constant(np.float32(-3e38))  # keeps onnxruntime from making it an integer layer
             name = self._node("Max", [name, floor]) if self.bits[kernel.name] <= 8 else name
         if own == shape:
@@ -239,23 +244,26 @@ class _Builder:
         return self._reshaped(name, shape) if math.prod(own) == math.prod(shape) else self._input(shape)
 
     def _quantized(self, name: str, signed: bool) -> str:
-        scale = self._constant(np.float32(0.05))
+        scale = self._constant(np.float32(_STEP))
         zero = self._constant(np.uint8(128 if signed else 0))
         codes = self._node("QuantizeLinear", [name, scale, zero])
         return self._node("DequantizeLinear", [codes, scale, zero])
 
-    def _weights(self, shape: tuple[int, ...], axis: int, policy: LayerPolicy) -> tuple[str, str]:
+    def _weights(self, shape: tuple[int, ...], axis: int, kernel: Kernel) -> tuple[str, str]:
         channels = shape[axis]
-        if not policy.integer:
+        if kernel.name not in self.integer:
             weight = self.rng.standard_normal(shape).astype(np.float32) * np.float32(0.05)
             return self._constant(weight), self._constant(np.zeros(channels, np.float32))
         scales = self.rng.uniform(0.9e-3, 1.1e-3, channels).astype(np.float32)
-        zeros = self._constant(np.zeros(channels, np.int8))
         codes = self._constant(self.rng.integers(-127, 128, shape).astype(np.int8))
-        bias = [self._constant(np.zeros(channels, np.int32)), self._constant(scales * np.float32(0.05))]
+        weights = [codes, self._constant(scales)]
+        bias = [self._constant(np.zeros(channels, np.int32)), self._constant(scales * np.float32(_STEP))]
+        if kernel.op == "linear":  # as an export writes them
+            weights.append(self._constant(np.zeros(channels, np.int8)))
+            bias.append(self._constant(np.zeros(channels, np.int32)))
         return (
-            self._node("DequantizeLinear", [codes, self._constant(scales), zeros], axis=axis),
-            self._node("DequantizeLinear", [*bias, self._constant(np.zeros(channels, np.int32))], axis=0),
+            self._node("DequantizeLinear", weights, axis=axis),
+            self._node("DequantizeLinear", bias, axis=0),
         )
 
     def _reshaped(self, name: str, shape: tuple[int, ...]) -> str:

@@ -1,26 +1,22 @@
-"""The roofline model: a kernel takes as long as its arithmetic or its memory traffic, whichever is longer."""
+"""The roofline model: what a kernel takes from its arithmetic, its memory traffic and a fixed overhead."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from compression.policy import Kernel, LayerPolicy, Network, Policy, kernels, tensor_bits
-from compression.policy.size import size_bytes
+from compression.policy import LayerPolicy, Network, Policy
+from compression.policy.batch import PolicyBatch
 from hw_profiles import HardwareProfile, Roofline
-from latency_models.cost import Cost, LayerCost, TableError
-from latency_models.memory import peak_memory_bytes
+from latency_models.cost import Cost, CostArrays, Kind, LayerCost
+from latency_models.errors import TableError
+from latency_models.memory import lifetimes
+from latency_models.roofline_work import FREE_OPS as FREE_OPS
+from latency_models.roofline_work import MEMORY_OPS as MEMORY_OPS
+from latency_models.roofline_work import Array, Work, work_of
 
-FREE_OPS = ("input", "constant", "flatten", "reshape", "identity")
-"""No value is computed or moved: another view of a tensor that is there."""
-
-MEMORY_OPS = (
-    "batchnorm", "relu", "relu6", "hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "tanh", "leaky_relu",
-    "softmax", "layernorm", "groupnorm", "add", "sub", "mul", "div", "identity_arithmetic", "elementwise",
-    "concat", "slice", "pad", "transpose", "maxpool", "avgpool", "global_avgpool", "mean", "upsample",
-    "upsample_nearest",
-)  # fmt: skip
-"""A handful of operations for each value: bound by memory traffic on any part."""
+NS = 1e-6
+"""A nanosecond in ms."""
 
 
 def roofline_ms(
@@ -41,9 +37,78 @@ def roofline_ms(
     return np.asarray(np.add(overhead_ms, np.maximum(compute_ms, memory_ms)), dtype=np.float64)
 
 
+@dataclass(frozen=True, eq=False)
+class Times:
+    """Milliseconds of each kernel under n policies, arrays (kernels, n): arithmetic, and what comes on top
+    of it (traffic that is not hidden behind it, overheads)."""
+
+    compute_ms: Array
+    other_ms: Array
+
+    @property
+    def latency_ms(self) -> Array:
+        """The whole of each kernel."""
+        return np.asarray(self.compute_ms + self.other_ms)
+
+
+def times(work: Work, roofline: Roofline, gains: Array | float = 1.0) -> Times:
+    """How long each kernel takes.
+
+    arithmetic  macs / (macs_per_ms x efficiency, or depthwise_efficiency)
+    traffic     (moved + im2col_passes x windows + gathered_passes x gathered) / (bandwidth x its efficiency)
+                + value_ns x values (those of the windows im2col_passes times)
+    kernel      overhead_ms + the longer of both + (1 - overlap) x the shorter, divided by ``gains``
+    besides     conversion_overhead_ms and the traffic of each change of precision; image_value_ns for each
+                value of the network's input
+
+    With overlap 1 and all efficiencies 1 this is ``roofline_ms``.
+    """
+    dense, depthwise = _rates(roofline)
+    rate = np.where(work.depthwise[:, None], depthwise[work.unit], dense[work.unit])
+    compute = np.divide(work.macs, rate)
+    passes = roofline.im2col_passes or 0.0
+    moved = work.moved_bytes + passes * work.window_bytes
+    moved = moved + (roofline.gathered_passes or 0.0) * work.gathered_bytes
+    bandwidth = roofline.bandwidth_bytes_per_ms * (roofline.bandwidth_efficiency or 1.0)
+    memory = moved / bandwidth + (roofline.value_ns or 0.0) * NS * (work.values + passes * work.window_values)
+    exposed = np.minimum(compute, memory) * (1.0 if roofline.overlap is None else roofline.overlap)
+    other = roofline.overhead_ms * work.launches + (memory - exposed) / gains
+    other = other + (roofline.conversion_overhead_ms or 0.0) * work.conversions
+    other = other + work.converted_bytes / bandwidth
+    if roofline.image_value_ns:
+        image_ns = np.array([roofline.image_value_ns.get(str(bits), 0.0) for bits in range(33)])
+        other = other + image_ns[work.image_bits] * NS * work.image_values[:, None]
+    return Times(compute / gains, other)
+
+
+def _rates(roofline: Roofline) -> tuple[Array, Array]:
+    """Multiply-accumulates per ms that dense and depthwise layers reach, by bits of the unit (33,)."""
+    dense, depthwise = np.ones(33), np.ones(33)
+    for unit, peak in roofline.macs_per_ms.items():
+        efficiency = roofline.efficiency.get(unit, 1.0)
+        dense[int(unit)] = peak * efficiency
+        depthwise[int(unit)] = peak * roofline.depthwise_efficiency.get(unit, efficiency)
+    return dense, depthwise
+
+
+def sparse_gain(layer: LayerPolicy, roofline: Roofline) -> float:
+    """By how much faster a layer runs for the zeros among its weights; below 1: it is slower than dense.
+
+    2:4: the profile's measured gain (of whole networks), never the 2 of the data sheet. Unstructured: time
+    falls linearly with the share of weights that are left, from more than the dense layer's time down to
+    unstructured_floor; at unstructured_break_even both are alike.
+    """
+    if layer.pattern == "2:4" and layer.sparsity >= 0.5:
+        return roofline.two_four_gain or 1.0
+    even, floor = roofline.unstructured_break_even, roofline.unstructured_floor
+    if layer.pattern == "unstructured" and layer.sparsity > 0 and even is not None and floor is not None:
+        return 1.0 / (floor + (1.0 - floor) * (1.0 - layer.sparsity) / (1.0 - even))
+    return 1.0
+
+
 @dataclass(frozen=True)
 class RooflineModel:
-    """Costs from a profile's [roofline] numbers; see ``roofline_ms`` and ``_work`` for what is counted."""
+    """Costs from a profile's [roofline] numbers; implements ``latency_models.cost.CostModel``."""
 
     profile: HardwareProfile
 
@@ -51,49 +116,90 @@ class RooflineModel:
         """Cost of one inference (batch 1) of a network that is already cut to the policy.
 
         latency_ms is the sum over the kernels, which run one after the other; energy_mj is power_w times
-        it. ``fits``: weights and live tensors together stay within the profile's memory_bytes, if given.
+        it, or memory_power_w for what is not arithmetic. ``fits``: weights and live tensors together stay
+        within the profile's memory_bytes, if given.
 
         Raises:
             TableError: an operation or a bit pair whose cost is not known.
         """
-        rows = self.layers(network, policy)
-        weights, tensors = size_bytes(network, policy), peak_memory_bytes(network, policy)
-        limit = self.profile.memory_bytes
+        batch = single(network, policy)
+        found = self._costs(batch, self._times(batch, policy))
         return Cost(
-            latency_ms=sum(row.latency_ms for row in rows),
-            energy_mj=sum(row.energy_mj for row in rows),
-            size_bytes=weights,
-            peak_memory_bytes=tensors,
-            fits=limit is None or weights + tensors <= limit,
+            latency_ms=float(found.latency_ms[0]),
+            energy_mj=float(found.energy_mj[0]),
+            size_bytes=int(found.size_bytes[0]),
+            peak_memory_bytes=int(found.peak_memory_bytes[0]),
+            fits=bool(found.fits[0]),
             resources={},
-            kind="modelled",
+            kind=self.kind,
             estimated=self.profile.estimated,
         )
 
+    def costs(self, batch: PolicyBatch) -> CostArrays:
+        """Many policies at once; sparsity that cuts no channels is not part of a batch.
+
+        Raises:
+            TableError: as ``cost`` does.
+        """
+        return self._costs(batch, self._times(batch))
+
     def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:
         """Cost of each kernel that does something, in order of execution; raises TableError as ``cost``."""
-        roofline = _roofline(self.profile)
-        fused = kernels(network)
-        bits = tensor_bits(fused, policy)
-        elements = {kernel.name: kernel.output.elements for kernel in fused}
-        busy = [kernel for kernel in fused if kernel.op not in FREE_OPS]
-        work = [_work(kernel, policy, bits, elements, self.profile) for kernel in busy]
-        latency_ms = roofline_ms(
-            [macs for macs, _, _ in work],
-            [moved for _, moved, _ in work],
-            [rate for _, _, rate in work],
-            roofline.bandwidth_bytes_per_ms,
-            roofline.overhead_ms,
-        )
+        batch = single(network, policy)
+        work, found = self._times(batch, policy)
+        energy = self._energy_mj(found)
+        latency = found.latency_ms
         return tuple(
-            LayerCost(
-                name=kernel.layer.name if kernel.layer else kernel.name,
-                latency_ms=float(ms),
-                energy_mj=float(ms) * self.profile.power_w,  # W x ms = mJ
-                source="modelled",
-            )
-            for kernel, ms in zip(busy, latency_ms, strict=True)
+            LayerCost(name, float(latency[row, 0]), float(energy[row, 0]), self.kind)
+            for row, name in enumerate(work.names)
+            if work.busy[row] or latency[row, 0] > 0
         )
+
+    @property
+    def kind(self) -> Kind:
+        """ "calibrated" where a number of the model was fitted to measurements and none is assumed."""
+        sources = [self.profile.source(path) for path in self.profile.numbers if path.startswith("roofline.")]
+        statuses = {source.status for source in sources if source is not None}
+        fitted = "calibrated" in statuses and "assumed" not in statuses
+        return "calibrated" if fitted else "modelled"
+
+    def _times(self, batch: PolicyBatch, policy: Policy | None = None) -> tuple[Work, Times]:
+        roofline = _roofline(self.profile)
+        work = work_of(batch, self.profile, roofline)
+        gains: Array | float = 1.0
+        if policy is not None and any(p.pattern in ("2:4", "unstructured") for p in policy.values()):
+            gains = np.ones((len(work.names), 1))
+            for row, name in enumerate(work.layers):
+                if name is not None and not work.depthwise[row]:
+                    gains[row] = sparse_gain(policy[name], roofline)
+        return work, times(work, roofline, gains)
+
+    def _energy_mj(self, found: Times) -> Array:
+        """W x ms = mJ."""
+        busy = self.profile.power_w
+        waiting = _roofline(self.profile).memory_power_w or busy
+        return np.asarray(busy * found.compute_ms + waiting * found.other_ms)
+
+    def _costs(self, batch: PolicyBatch, timed: tuple[Work, Times]) -> CostArrays:
+        work, found = timed
+        weights = batch.size_bytes().astype(np.float64)
+        tensors = (lifetimes(batch.kernels, batch.network.outputs) @ work.tensor_bytes).max(axis=0)
+        limit = self.profile.memory_bytes
+        fits = np.ones(batch.count, dtype=np.bool_) if limit is None else weights + tensors <= limit
+        return CostArrays(
+            latency_ms=found.latency_ms.sum(axis=0),
+            energy_mj=self._energy_mj(found).sum(axis=0),
+            size_bytes=weights,
+            peak_memory_bytes=tensors,
+            fits=fits,
+            modelled=np.ones(batch.count, dtype=np.bool_),
+        )
+
+
+def single(network: Network, policy: Policy) -> PolicyBatch:
+    """One policy as a batch, of a network that is already cut to it."""
+    uncut = Policy.of({layer.name: replace(policy[layer.name], sparsity=0.0) for layer in network.layers})
+    return PolicyBatch.of(network, [uncut])
 
 
 def _roofline(profile: HardwareProfile) -> Roofline:
@@ -103,42 +209,3 @@ def _roofline(profile: HardwareProfile) -> Roofline:
             f" model {profile.model!r}"
         )
     return profile.roofline
-
-
-def _work(
-    kernel: Kernel,
-    policy: Policy,
-    bits: dict[str, int],
-    elements: dict[str, int],
-    profile: HardwareProfile,
-) -> tuple[float, float, float]:
-    """(multiply-accumulates, bytes moved, multiply-accumulates per ms) of one kernel.
-
-    Moved: each input and the output once, at the bits at which the tensor is held, the weights at theirs
-    and a bias at 32. The arithmetic runs in the unit for the wider operand: weights that are narrower than
-    the activations are decoded on the way.
-    """
-    if kernel.layer is None:
-        if kernel.op not in MEMORY_OPS:
-            raise TableError(
-                f"the cost of operation {kernel.output.detail or kernel.op!r} (node {kernel.name!r}) on"
-                f" profile {profile.name!r} is not known; known are layers and {', '.join(MEMORY_OPS)}"
-            )
-        read = sum(elements[source] * bits[source] for source in kernel.inputs)
-        return 0.0, (read + elements[kernel.name] * bits[kernel.name]) / 8, 1.0
-    layer_policy: LayerPolicy = policy[kernel.layer.name]
-    shape = kernel.layer.shape
-    rate = _roofline(profile).rate(max(layer_policy.weight_bits, layer_policy.activation_bits))
-    if rate is None or not profile.supports(layer_policy.weight_bits, layer_policy.activation_bits):
-        raise TableError(
-            f"profile {profile.name!r} cannot run layer {kernel.layer.name!r} with weights of"
-            f" {layer_policy.weight_bits} and activations of {layer_policy.activation_bits} bits;"
-            f" it can: {profile.supported_sentence}"
-        )
-    # tensor_bits knows integers and floats; a half-precision layer reads and writes floats of 16 bits
-    widest = 16 if layer_policy.activation_bits == 16 else 32
-    read = sum(elements[source] * min(bits[source], widest) for source in kernel.inputs)
-    written = elements[kernel.name] * min(bits[kernel.name], widest)
-    weights = shape.weight_count * layer_policy.weight_bits
-    bias = shape.out_channels * 32 if kernel.layer.bias else 0
-    return float(shape.macs), (read + written + weights + bias) / 8, rate

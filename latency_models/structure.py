@@ -1,13 +1,10 @@
 """Which optimised nodes each kernel of a network becomes, under any policy, without asking onnxruntime twice.
 
-What the optimiser makes of a kernel depends on the kernel itself (its widths, integer or float) and on its
-neighbourhood: layouts and fusions follow from what makes its inputs and what reads its output. So the
-optimised nodes are kept per context: kernel, widths, and the flags of all kernels within ``RADIUS`` steps.
-A context that was never seen is answered by building the whole network and optimising it (tens of
-milliseconds); that also notes the contexts of all the other kernels.
+What the optimiser makes of a kernel is seen by building a whole network and optimising it (tens of
+milliseconds). From what was seen follows, for policies that were not: the form that a kernel takes
+(latency_models.forms), and with its widths the very nodes.
 """
 
-import ast
 import json
 import math
 import os
@@ -15,17 +12,31 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from compression.policy import LayerPolicy, Network, Policy, integer_kernels, kernels, tensor_bits
-from latency_models.cost import TableError
-from latency_models.fused_graph import FusedNode, fused_nodes
-from latency_models.measure import CPU
-from latency_models.memory import tensor_bytes
+import numpy as np
+from numpy.typing import NDArray
 
-RADIUS = 2
+from compression.policy import LayerPolicy, Network, Policy, integer_kernels, kernels, tensor_bits
+from compression.policy.batch import PolicyBatch
+from latency_models.cost import TableError
+from latency_models.forms import Rule, learn, tabulate
+from latency_models.fused_graph import FusedNode, fused_nodes
+from latency_models.kernel_keys import without_sizes
+from latency_models.measure import CPU
+from latency_models.resized_parts import resized_part
+
+RADIUS = 4
+"""How far away a neighbour may be that decides a kernel's form."""
+_BLOCKS = (8, 16)  # channels in a block of onnxruntime's blocked layouts
+
 Build = Callable[[Network, Policy], bytes]
 """(network already resized, policy) -> the serialized ONNX model that an export of them has."""
 
-Context = tuple[object, ...]
+State = tuple[int, ...]
+"""For all kernels in order their widths, then whether they compute in integers, then the bits of their
+outputs, then the ``alignment`` of their widths."""
+
+Part = tuple[str, ...]
+"""Keys of the optimised nodes of one kernel, in order."""
 
 
 def canonical(policy: Policy) -> Policy:
@@ -41,6 +52,11 @@ def canonical(policy: Policy) -> Policy:
     )
 
 
+def alignment(width: int) -> int:
+    """What of a width decides about layouts: by what it can be divided, and whether it fills a block."""
+    return math.gcd(width, _BLOCKS[-1]) + 16 * sum(width < block for block in _BLOCKS)
+
+
 class Structure:
     """The kernels of one network and the optimised nodes that they become."""
 
@@ -50,103 +66,190 @@ class Structure:
         self.outputs = network.outputs
         self.nodes: dict[str, FusedNode] = {}
         self.build, self.threads, self.provider = build, threads, provider
-        self._owners = {node.name: k.name for k in self.kernels for node in k.nodes}
-        self._owners |= {k.layer.name: k.name for k in self.kernels if k.layer is not None}
+        self.owners = {node.name: k.name for k in self.kernels for node in k.nodes}
+        self.owners |= {k.layer.name: k.name for k in self.kernels if k.layer is not None}
         self._layers = tuple(k.layer.name if k.layer else None for k in self.kernels)
         index = {kernel.name: i for i, kernel in enumerate(self.kernels)}
-        self._inputs = tuple(tuple(index[name] for name in k.inputs) for k in self.kernels)
-        self._near = _neighbourhoods(self._inputs, RADIUS)
-        self._outputs = tuple(k.output.name for k in self.kernels)
-        self._parts: dict[Context, tuple[str, ...]] = {}
-        self.flags = lru_cache(maxsize=65536)(self._flags)
-
-    def bits_of(self, policy: Mapping[str, LayerPolicy]) -> tuple[int, ...]:
-        """What of a policy decides its kernels' precision, in order of the layers: 32, or activation bits."""
-        return tuple(
-            32 if name is None or not (p := policy[name]).integer else p.activation_bits
-            for name in self._layers
+        inputs = tuple(tuple(index[name] for name in k.inputs) for k in self.kernels)
+        count = len(self.kernels)
+        self.width_columns = tuple((i, *sources) for i, sources in enumerate(inputs))
+        """Per kernel the columns of a state with the widths that decide its shapes."""
+        self._precision_columns = tuple(
+            tuple(dict.fromkeys((i + count, i + 2 * count, *(s + 2 * count for s in inputs[i]))))
+            for i in range(count)
         )
+        self._own = tuple(
+            tuple(dict.fromkeys((*columns, i + 3 * count, *(s + 3 * count for s in inputs[i]))))
+            for i, columns in enumerate(self._precision_columns)
+        )
+        self._near = tuple(
+            tuple(other + field * count for other in near for field in (1, 2, 3))
+            for near in _neighbourhoods(inputs, RADIUS)
+        )
+        self._outputs = tuple(k.output.name for k in self.kernels)
+        self.positions = tuple(math.prod(k.output.spatial) for k in self.kernels)
+        """Per kernel the positions of its output tensor: 1 for a vector, height x width for an image."""
+        self._states: dict[State, list[Part]] = {}  # what was seen
+        self._forms: dict[tuple[str, ...], int] = {}
+        self._parts: list[dict[tuple[int, ...], Part]] = [{} for _ in self.kernels]
+        self._rules: list[Rule | None] = [None] * count
+        self._known_forms: list[dict[tuple[int, ...], int | None]] = [{} for _ in self.kernels]
+        self._columns: list[tuple[int, ...]] = [()] * count  # of rules that were learned before
+        self._alignment = lru_cache(maxsize=None)(alignment)
+        self._flags = lru_cache(maxsize=65536)(self._precision)
 
-    def _flags(self, bits: tuple[int, ...]) -> tuple[tuple[bool, int], ...]:
-        """Per kernel: does it compute in integers, and at how many bits is its output held."""
+    def state(self, network: Network, policy: Policy) -> State:
+        """What of a network and its policy decides the forms of its kernels."""
+        integer, bits = self._flags(
+            tuple(
+                32 if name is None or not (own := policy[name]).integer else own.activation_bits
+                for name in self._layers
+            )
+        )
+        node = network.node
+        widths = tuple([node[name].width for name in self._outputs])
+        return (*widths, *integer, *bits, *[self._alignment(width) for width in widths])
+
+    def states(self, batch: PolicyBatch) -> NDArray[np.int64]:
+        """The states of many policies: (columns of a state, n)."""
+        widths = batch.widths
+        aligned = np.array([alignment(width) for width in range(int(widths.max()) + 1)])[widths]
+        return np.concatenate([widths, batch.integer.astype(np.int64), batch.bits, aligned])
+
+    def _precision(self, layer_bits: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Per kernel: does it compute in integers (0 or 1), and at how many bits is its output held."""
         policy = {
-            name: LayerPolicy(0.0, 8 if b < 32 else 32, b)
-            for name, b in zip(self._layers, bits, strict=True)
+            name: LayerPolicy(0.0, 8 if bits < 32 else 32, bits)
+            for name, bits in zip(self._layers, layer_bits, strict=True)
             if name is not None
         }
         held = tensor_bits(self.kernels, policy)
         integer = integer_kernels(self.kernels, policy)
-        return tuple((kernel.name in integer, held[kernel.name]) for kernel in self.kernels)
+        return (
+            tuple(int(kernel.name in integer) for kernel in self.kernels),
+            tuple(held[kernel.name] for kernel in self.kernels),
+        )
 
-    def tensor_sizes(self, network: Network, policy: Policy) -> list[int]:
-        """Bytes of each kernel's output tensor."""
-        flags = self.flags(self.bits_of(policy))
-        node = network.node
-        return [
-            tensor_bytes(node[name].elements, held)
-            for name, (_, held) in zip(self._outputs, flags, strict=True)
-        ]
-
-    def contexts(self, network: Network, policy: Policy) -> list[Context]:
-        """The context of each kernel."""
-        flags = self.flags(self.bits_of(policy))
-        node = network.node
-        widths = [node[name].width for name in self._outputs]
-        marks = [(flag, math.gcd(width, 16)) for flag, width in zip(flags, widths, strict=True)]
-        return [
-            (index, widths[index], *[widths[source] for source in sources], *[marks[other] for other in near])
-            for index, (sources, near) in enumerate(zip(self._inputs, self._near, strict=True))
-        ]
-
-    def parts(self, network: Network, policy: Policy) -> list[tuple[str, ...]]:
-        """Keys of the optimised nodes of each kernel, in order.
+    def rule(self, index: int) -> Rule:
+        """What decides the form of a kernel.
 
         Raises:
-            TableError: onnxruntime cannot load the network.
+            TableError: nothing was seen yet.
         """
-        contexts = self.contexts(network, policy)
-        if any(context not in self._parts for context in contexts):
-            self.observe(network, policy)
-        return [self._parts[context] for context in contexts]
+        rule = self._rules[index]
+        if rule is None:
+            if not self._states:
+                raise TableError("no optimised graph of this network was seen yet")
+            rule = self._learned(index)
+            self._rules[index] = rule
+            self._known_forms[index] = {}
+        return rule
 
-    def part(self, context: Context) -> tuple[str, ...] | None:
-        """Keys of the optimised nodes of a kernel in a context, if it was seen."""
-        return self._parts.get(context)
+    def form(self, index: int, values: tuple[int, ...]) -> int | None:
+        """The form of a kernel where the columns of its rule have these values; None: never seen."""
+        known = self._known_forms[index]
+        if values not in known:
+            known[values] = self.rule(index).form(values)
+        return known[values]
+
+    def part(self, index: int, widths: tuple[int, ...], form: int) -> Part | None:
+        """The nodes of a kernel of this form at these widths (``width_columns``): as seen, or as they follow
+        from other widths; None where they do not."""
+        known = self._parts[index].get((form, *widths))
+        return known or resized_part(self.parts_of_form(index, form), widths)
+
+    def parts_of_form(self, index: int, form: int) -> Mapping[tuple[int, ...], Part]:
+        """Widths -> nodes of all that were seen of a kernel in this form."""
+        return {seen[1:]: part for seen, part in self._parts[index].items() if seen[0] == form}
 
     def keys(self) -> set[str]:
         """Keys of all optimised nodes seen so far."""
-        return {key for part in self._parts.values() for key in part}
+        return {key for parts in self._states.values() for part in parts for key in part}
 
     def forget(self) -> None:
         """Start anew, as if nothing had been seen."""
-        self._parts.clear()
+        self._states.clear()
+        self._forms.clear()
         self.nodes.clear()
+        for parts in self._parts:
+            parts.clear()
+        self._rules = [None] * len(self.kernels)
 
-    def observe(self, network: Network, policy: Policy) -> list[tuple[str, ...]]:
-        """Build the network, optimise it, and note what each kernel became; the same as ``parts``.
+    def observe(self, network: Network, policy: Policy) -> list[Part]:
+        """Build the network, optimise it, note what each kernel became, and return that.
 
         Raises:
             TableError: onnxruntime cannot load the network.
         """
-        found = fused_nodes(self.build(network, canonical(policy)), self._owners, self.threads, self.provider)
+        found = fused_nodes(self.build(network, canonical(policy)), self.owners, self.threads, self.provider)
         keys: dict[str, list[str]] = {kernel.name: [] for kernel in self.kernels}
         first = self.kernels[0].name
         for node in found:
             self.nodes.setdefault(node.key, node)
             keys[node.owner or first].append(node.key)
         parts = [tuple(keys[kernel.name]) for kernel in self.kernels]
-        for context, part in zip(self.contexts(network, policy), parts, strict=True):
-            self._parts.setdefault(context, part)
+        self.note(self.state(network, policy), parts)
         return parts
 
+    def parts(self, network: Network, policy: Policy) -> list[Part]:
+        """The nodes of each kernel: as seen, or as follows from what was seen; observed where neither.
+
+        Raises:
+            TableError: onnxruntime cannot load the network.
+        """
+        found = self.foretold(network, policy)
+        known = [part for part in found if part is not None]
+        return known if len(known) == len(found) else self.observe(network, policy)
+
+    def foretold(self, network: Network, policy: Policy) -> list[Part | None]:
+        """The nodes of each kernel as far as they follow from what was seen; builds nothing."""
+        state = self.state(network, policy)
+        if state in self._states:
+            return list(self._states[state])
+        parts: list[Part | None] = []
+        for index, columns in enumerate(self.width_columns):
+            form = self.form(index, self.rule(index).pick(state)) if self._states else None
+            widths = tuple(state[column] for column in columns)
+            parts.append(self.part(index, widths, form) if form is not None else None)
+        return parts
+
+    def note(self, state: State, parts: list[Part]) -> None:
+        """Take in what the kernels of a network in ``state`` became."""
+        if state in self._states:
+            return
+        self._states[state] = parts
+        for index, part in enumerate(parts):
+            form = self._form_of(part)
+            self._parts[index].setdefault((form, *(state[c] for c in self.width_columns[index])), part)
+            rule = self._rules[index]
+            if rule is not None and rule.form(rule.pick(state)) != form:
+                self._rules[index] = None  # to be learned again
+
+    def _form_of(self, part: Part) -> int:
+        return self._forms.setdefault(tuple(map(without_sizes, part)), len(self._forms))
+
+    def _learned(self, index: int) -> Rule:
+        states = np.array(list(self._states), dtype=np.int64)
+        forms = np.array([self._form_of(parts[index]) for parts in self._states.values()], dtype=np.int64)
+        least = len(self._precision_columns[index])
+        if columns := self._columns[index]:
+            self._columns[index] = ()
+            return Rule(columns, tabulate(states, forms, columns, least))
+        return learn(states, forms, self._own[index], self._near[index], least)
+
     def save(self, path: Path) -> None:
-        """Write all contexts, beside and renamed."""
+        """Write what was seen, beside and renamed."""
+        keys = {key: number for number, key in enumerate(sorted(self.keys()))}
+        content = {
+            "keys": list(keys),
+            "columns": [self.rule(index).columns for index in range(len(self.kernels))],
+            "states": list(self._states),
+            "parts": [[[keys[key] for key in part] for part in parts] for parts in self._states.values()],
+        }
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with beside.open("w", encoding="utf-8") as file:
-                for context, part in self._parts.items():
-                    file.write(json.dumps([repr(context), part]) + "\n")
+            beside.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
             beside.replace(path)
         except OSError as error:
             beside.unlink(missing_ok=True)
@@ -155,24 +258,36 @@ class Structure:
     def load(self, path: Path) -> None:
         """Take in what ``save`` wrote; a file that is not there or damaged is as if empty."""
         try:
-            with path.open(encoding="utf-8") as file:
-                for line in file:
-                    text, part = json.loads(line)
-                    self._parts.setdefault(ast.literal_eval(text), tuple(part))
-        except (OSError, ValueError, SyntaxError):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            keys = content["keys"]
+            seen = [
+                (tuple(state), [tuple(keys[number] for number in part) for part in parts])
+                for state, parts in zip(content["states"], content["parts"], strict=True)
+            ]
+            columns = [tuple(own) for own in content["columns"]]
+        except (OSError, ValueError, KeyError, TypeError, IndexError):
             return
+        width = 4 * len(self.kernels)
+        if len(columns) != len(self.kernels) or any(
+            len(state) != width or len(parts) != len(self.kernels) for state, parts in seen
+        ):
+            return
+        for state, parts in seen:
+            self.note(state, parts)
+        self._columns = columns
+        self._rules = [None] * len(self.kernels)
 
 
 def _neighbourhoods(inputs: tuple[tuple[int, ...], ...], radius: int) -> tuple[tuple[int, ...], ...]:
-    """For each kernel those within ``radius`` steps up or down, itself first, in a fixed order."""
+    """For each kernel those within ``radius`` steps up or down, nearest first."""
     beside: list[set[int]] = [set(sources) for sources in inputs]
     for index, sources in enumerate(inputs):
         for source in sources:
             beside[source].add(index)
     found = []
     for index in range(len(inputs)):
-        near = {index}
+        near = [index]
         for _ in range(radius):
-            near |= {other for member in near for other in beside[member]}
-        found.append((index, *sorted(near - {index})))
+            near += sorted({other for member in near for other in beside[member]} - set(near))
+        found.append(tuple(near))
     return tuple(found)

@@ -10,12 +10,12 @@ import hashlib
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
-from latency_models.cost import TableError
+from latency_models.errors import TableError
 
 STALE = 1.05
 """How much slower the reference model may have been when an entry was measured than it ever was."""
@@ -102,10 +102,18 @@ class Entry:
 class LatencyTable(Mapping[str, Entry]):
     """Key -> Entry of one device. Nothing in it changes: ``with_entries`` makes a new one."""
 
-    def __init__(self, device: Device, entries: Mapping[str, Entry], profile: str = "this-machine") -> None:
+    def __init__(
+        self,
+        device: Device,
+        entries: Mapping[str, Entry],
+        profile: str = "this-machine",
+        near_cache_bytes: int | None = None,
+    ) -> None:
+        """``near_cache_bytes``: the device's, where it is not the machine that this runs on."""
         self.device = device
         self.profile = profile
         self._entries = dict(entries)
+        self._near_cache_bytes = near_cache_bytes
 
     def __getitem__(self, key: str) -> Entry:
         """Raises TableError where there is none: an unknown cost is never 0."""
@@ -113,9 +121,14 @@ class LatencyTable(Mapping[str, Entry]):
         if entry is None:
             raise TableError(
                 f"the latency table of profile {self.profile!r} has no entry for {key!r};"
-                f" `leanfront check CONFIG` measures what a search needs"
+                f" {how_to_measure(self.profile)}"
             )
         return entry
+
+    @property
+    def near_cache_bytes(self) -> int:
+        """Size of the second-level cache that the device's core has for itself."""
+        return self._near_cache_bytes or near_cache_bytes()
 
     def __contains__(self, key: object) -> bool:
         return key in self._entries
@@ -144,12 +157,13 @@ class LatencyTable(Mapping[str, Entry]):
 
     def with_entries(self, entries: Mapping[str, Entry]) -> "LatencyTable":
         """This table with more entries, the new ones first in doubt."""
-        return LatencyTable(self.device, {**self._entries, **entries}, self.profile)
+        merged = {**self._entries, **entries}
+        return LatencyTable(self.device, merged, self.profile, self._near_cache_bytes)
 
     def only(self, keys: Iterable[str]) -> "LatencyTable":
         """The entries of these keys, in order of key; those that the table lacks are left out."""
         kept = {key: self._entries[key] for key in sorted(set(keys)) if key in self._entries}
-        return LatencyTable(self.device, kept, self.profile)
+        return LatencyTable(self.device, kept, self.profile, self._near_cache_bytes)
 
     def save(self, path: Path) -> None:
         """Write as CSV: beside it first, then renamed, so that no half table is ever seen.
@@ -190,11 +204,7 @@ def load_table(path: Path, device: Device, profile: str = "this-machine") -> Lat
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
             header = tuple(reader.fieldnames or ())
-            if missing := [column for column in COLUMNS if column not in header]:
-                raise TableError(
-                    f"the latency table {path} has no column {missing[0]!r}; it needs {', '.join(COLUMNS)};"
-                    f" delete it and measure again"
-                )
+            check_columns(path, header, COLUMNS, "delete it and measure again")
             entries = {}
             for row in reader:
                 where = f"{path}, line {reader.line_num}"
@@ -227,17 +237,53 @@ def _entry(row: Mapping[str, str | None], where: str) -> Entry:
         )
     except ValueError as error:
         raise TableError(f"{where}: {error}; delete the table and measure again") from error
-    if not (math.isfinite(entry.median_ms) and entry.median_ms > 0):
-        raise TableError(f"{where}: median_ms must be above 0, not {values['median_ms']}; measure again")
+    for column, value in (("median_ms", entry.median_ms), ("reference_ms", entry.reference_ms)):
+        if not (math.isfinite(value) and value > 0):
+            raise TableError(f"{where}: {column} must be above 0, not {values[column]}; measure again")
     return entry
+
+
+def check_columns(path: Path, header: Sequence[str], wanted: Sequence[str], remedy: str) -> None:
+    """Raise TableError for the first column that a file lacks; times in another unit are named."""
+    for column in wanted:
+        if column in header:
+            continue
+        stem, _, unit = column.rpartition("_")
+        other = next((name for name in header if unit == "ms" and name.startswith(f"{stem}_")), None)
+        if other is not None:
+            raise TableError(
+                f"{path} has no column {column!r}, its times are in column {other!r}, but must be in"
+                f" milliseconds; {remedy}"
+            )
+        raise TableError(f"{path} has no column {column!r}; it needs {', '.join(wanted)}; {remedy}")
 
 
 def _check_device(row: Mapping[str, str | None], device: Device, where: str) -> None:
     if (row["device"], row["versions"]) != (str(device), device.versions):
         raise TableError(
             f"{where}: this table is of {row['device']} with {row['versions']}, but this is {device} with"
-            f" {device.versions}; a table of another device says nothing here: measure one on it"
+            f" {device.versions}; a table of another device or version says nothing here: delete it and give"
+            " `leanfront profile measure PROFILE`, or bring the other device's by `leanfront profile kit`"
         )
+
+
+def how_to_measure(profile: str) -> str:
+    """What a user does about a kernel that the table of a profile lacks."""
+    return (
+        f"`leanfront profile measure {profile} --config CONFIG` measures what a search needs on this machine,"
+        f" `leanfront profile kit {profile} --config CONFIG --out DIR` makes a kit that does on another"
+    )
+
+
+def near_cache_bytes() -> int:
+    """Size of the second-level cache of this machine's cores; 1 MiB where the system does not say."""
+    try:
+        text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text(encoding="utf-8").strip()
+    except OSError:
+        return 1 << 20
+    scale = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
+    digits = text.rstrip("KM")
+    return int(digits) * scale if digits.isdigit() else 1 << 20
 
 
 def cache_folder() -> Path:

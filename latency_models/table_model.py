@@ -1,25 +1,31 @@
 """The cost model of a measured part: kernels from its latency table, corrected by whole networks."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from operator import itemgetter
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from compression.policy import Network, Policy
-from compression.policy.size import size_bytes
+from compression.policy.batch import PolicyBatch
+from compression.policy.size import FILE_BYTES, kernel_bytes
 from hw_profiles import HardwareProfile
 from latency_models.calibrate import Accuracy, Correction
-from latency_models.cost import Cost, Kind, LayerCost
+from latency_models.columns import Rows, encoded, gathered
+from latency_models.cost import Cost, CostArrays, Kind, LayerCost
+from latency_models.errors import TableError
 from latency_models.kernel_keys import constant_bytes_of, kind_of
-from latency_models.memory import lifetimes, peak_bytes
-from latency_models.nearest import Nearest
-from latency_models.structure import Context, Structure
+from latency_models.memory import lifetimes
+from latency_models.nearest import Nearest, between_widths
+from latency_models.structure import Part, State, Structure
 from latency_models.table import CALL, LatencyTable
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What one kernel in its context adds up to. ``near_bytes``: the share of its constants that was beyond
-    the near cache already when it was timed alone."""
+class _Entry:
+    """What one kernel in one form and at its widths adds up to. ``far_alone_bytes``: constants that were
+    beyond the near cache already when it was timed alone. ``modelled``: not from its own measurement."""
 
     features: tuple[tuple[str, float], ...]
     plain_ms: float
@@ -27,6 +33,17 @@ class _Part:
     constant_bytes: int
     far_alone_bytes: float
     modelled: bool
+
+    @property
+    def row(self) -> tuple[float, float, float, float, float]:
+        """The numbers that are summed over a network."""
+        return (
+            self.corrected_ms,
+            self.plain_ms,
+            float(self.constant_bytes),
+            self.far_alone_bytes,
+            float(self.modelled),
+        )
 
 
 class TableModel:
@@ -48,8 +65,14 @@ class TableModel:
         self.correction = correction or Correction()
         self._nearest: Nearest | None = None
         self._alive = lifetimes(structure.kernels, structure.outputs)
-        self._near_cache_bytes = near_cache_bytes()
-        self._parts: dict[Context, _Part] = {}
+        self._near_cache_bytes = table.near_cache_bytes
+        self._widths = tuple(
+            itemgetter(*columns, columns[0]) for columns in structure.width_columns
+        )  # one more, so that even a single column makes a tuple
+        self._entries: list[dict[tuple[int, ...], _Entry]] = [{} for _ in structure.kernels]
+        self._stored: list[dict[tuple[object, ...], int]] = [{} for _ in structure.kernels]
+        self._layers = tuple(k.layer.name if k.layer else None for k in structure.kernels)
+        self._positions = np.array(structure.positions)
 
     def scaled_to(self, network: Network, policy: Policy, measured_ms: float) -> "TableModel":
         """This model with all kernels scaled so that a network that was measured comes out as measured."""
@@ -73,42 +96,74 @@ class TableModel:
         Raises:
             TableError: a kernel has no entry and nothing of its kind is in the table.
         """
-        latency_ms, modelled = self._latency(network, policy)
-        peak = peak_bytes(self._alive, self.structure.tensor_sizes(network, policy))
+        state = self.structure.state(network, policy)
+        entries = self._of(state, network, policy)
+        latency_ms = self._latency_ms(entries)
+        count = len(self._positions)
+        elements, bits = np.array(state[:count]) * self._positions, np.array(state[2 * count : 3 * count])
+        peak = int(self._peak_bytes(elements, bits))
         limit = self.profile.memory_bytes
         return Cost(
             latency_ms=latency_ms,
             energy_mj=latency_ms * self.profile.power_w,  # W x ms = mJ
-            size_bytes=size_bytes(network, policy),
+            size_bytes=self._size_bytes(state, policy),
             peak_memory_bytes=peak,
             fits=limit is None or peak <= limit,
-            kind="modelled" if modelled else self.kind,
-            estimated=True,
+            kind="modelled" if any(entry.modelled for entry in entries) else self.kind,
+            estimated=self.profile.estimated,
+        )
+
+    def costs(self, batch: PolicyBatch) -> CostArrays:
+        """Many policies at once, the same numbers as ``cost`` gives for each.
+
+        Raises:
+            TableError: as ``cost`` does.
+        """
+        states = self.structure.states(batch)
+        rows = Rows(states)
+        total = np.zeros((5, batch.count))
+        for index in range(len(self.structure.kernels)):
+            forms = self._forms(index, rows)
+            widths = [rows.encoded(column) for column in self.structure.width_columns[index]]
+            total += gathered([forms, *widths], self._row_of(index))
+        corrected_ms, plain_ms, constants, far_alone, modelled = total
+        far = np.maximum(0.0, far_share(constants, self._near_cache_bytes) * constants - far_alone)
+        latency_ms = self._call_ms() + corrected_ms + self.correction.weight("far_bytes") * far
+        latency_ms = np.maximum(latency_ms, 0.5 * plain_ms)
+        peak = self._peak_bytes(batch.elements, batch.bits)
+        limit = self.profile.memory_bytes
+        return CostArrays(
+            latency_ms=latency_ms,
+            energy_mj=latency_ms * self.profile.power_w,
+            size_bytes=batch.size_bytes().astype(np.float64),
+            peak_memory_bytes=peak,
+            fits=np.asarray(peak <= (np.inf if limit is None else limit)),
+            modelled=modelled > 0,
         )
 
     def latency_ms(self, network: Network, policy: Policy) -> float:
         """The latency alone; raises TableError as ``cost`` does."""
-        return self._latency(network, policy)[0]
+        return self._latency_ms(self._of(self.structure.state(network, policy), network, policy))
 
     def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:
         """Each kernel, and the call itself; raises TableError as ``cost`` does."""
-        parts = self._kernels(network, policy)
-        far_ms = self._far_ms(parts)
-        stored = sum(part.constant_bytes for part in parts) or 1
+        entries = self._of(self.structure.state(network, policy), network, policy)
+        far_ms = self.correction.weight("far_bytes") * self._far_bytes(entries)
+        stored = sum(entry.constant_bytes for entry in entries) or 1
         rows = [self._row("(call)", self._call_ms(), modelled=False)]
-        for kernel, part in zip(self.structure.kernels, parts, strict=True):
-            latency_ms = part.corrected_ms + far_ms * part.constant_bytes / stored
-            if part.plain_ms > 0:
+        for kernel, entry in zip(self.structure.kernels, entries, strict=True):
+            latency_ms = entry.corrected_ms + far_ms * entry.constant_bytes / stored
+            if entry.plain_ms > 0:
                 name = kernel.layer.name if kernel.layer is not None else kernel.name
-                rows.append(self._row(name, max(latency_ms, 0.0), part.modelled))
+                rows.append(self._row(name, max(latency_ms, 0.0), entry.modelled))
         return tuple(rows)
 
     def features(self, network: Network, policy: Policy) -> dict[str, float]:
         """What a correction is fitted on; raises TableError as ``cost`` does."""
-        parts = self._kernels(network, policy)
-        total: dict[str, float] = {CALL: self.table[CALL].median_ms, "far_bytes": self._far_bytes(parts)}
-        for part in parts:
-            for name, value in part.features:
+        entries = self._of(self.structure.state(network, policy), network, policy)
+        total: dict[str, float] = {CALL: self.table[CALL].median_ms, "far_bytes": self._far_bytes(entries)}
+        for entry in entries:
+            for name, value in entry.features:
                 total[name] = total.get(name, 0.0) + value
         return total
 
@@ -116,42 +171,86 @@ class TableModel:
         kind: Kind = "modelled" if modelled else self.kind
         return LayerCost(name, latency_ms, latency_ms * self.profile.power_w, kind)
 
-    def _kernels(self, network: Network, policy: Policy) -> list[_Part]:
-        contexts = self.structure.contexts(network, policy)
-        parts = self._parts
-        try:
-            return [parts[context] for context in contexts]
-        except KeyError:
-            for context, keys in zip(contexts, self.structure.parts(network, policy), strict=True):
-                self._note(context, keys)
-        return [parts[context] for context in contexts]
+    def _of(self, state: State, network: Network, policy: Policy) -> list[_Entry]:
+        """The entry of each kernel. A kernel of a precision that was never seen costs one export."""
+        entries = []
+        for index, widths in enumerate(self._widths):
+            form = self.structure.form(index, self.structure.rule(index).pick(state))
+            if form is None:
+                self.structure.observe(network, policy)
+                return self._of(state, network, policy)
+            here = widths(state)
+            entries.append(self._entries[index].get((form, *here)) or self._entry(index, form, here[:-1]))
+        return entries
 
-    def _latency(self, network: Network, policy: Policy) -> tuple[float, bool]:
-        parts = self._kernels(network, policy)
-        latency_ms = self._call_ms() + sum([part.corrected_ms for part in parts]) + self._far_ms(parts)
-        plain_ms = sum([part.plain_ms for part in parts])
-        return max(latency_ms, 0.5 * plain_ms), any(part.modelled for part in parts)
+    def _forms(self, index: int, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The form of a kernel under many policies, as (number, values that the numbers stand for)."""
+        rule = self.structure.rule(index)
+
+        def form(values: tuple[int, ...]) -> tuple[float]:
+            found = self.structure.form(index, values)
+            if found is None:
+                name = self.structure.kernels[index].name
+                raise TableError(
+                    f"what onnxruntime makes of {name!r} at this precision was never seen; price such a"
+                    " policy alone first"
+                )
+            return (float(found),)
+
+        found = gathered([rows.encoded(column) for column in rule.columns], form)[0].astype(np.int64)
+        return encoded(found)
+
+    def _row_of(self, index: int) -> Callable[[tuple[int, ...]], tuple[float, ...]]:
+        """(form, widths) of a kernel -> the numbers of its entry."""
+        return lambda values: self._entry(index, values[0], values[1:]).row
+
+    def _latency_ms(self, entries: Sequence[_Entry]) -> float:
+        latency_ms = self._call_ms() + sum([entry.corrected_ms for entry in entries])
+        latency_ms += self.correction.weight("far_bytes") * self._far_bytes(entries)
+        return max(latency_ms, 0.5 * sum([entry.plain_ms for entry in entries]))
 
     def _call_ms(self) -> float:
         return self.correction.weight(CALL) * self.table[CALL].median_ms
 
-    def _far_ms(self, parts: Iterable[_Part]) -> float:
-        return self.correction.weight("far_bytes") * self._far_bytes(parts)
-
-    def _far_bytes(self, parts: Iterable[_Part]) -> float:
+    def _far_bytes(self, entries: Sequence[_Entry]) -> float:
         """Constants that come from beyond the near cache here, but did not when kernels were timed alone."""
-        stored, far_alone = 0, 0.0
-        for part in parts:
-            stored += part.constant_bytes
-            far_alone += part.far_alone_bytes
-        return max(0.0, far_share(stored, self._near_cache_bytes) * stored - far_alone)
+        stored = sum([entry.constant_bytes for entry in entries])
+        far_alone = sum([entry.far_alone_bytes for entry in entries])
+        return max(0.0, float(far_share(stored, self._near_cache_bytes)) * stored - far_alone)
 
-    def _note(self, context: Context, keys: tuple[str, ...]) -> None:
-        if context in self._parts:
-            return
-        features: dict[str, float] = {"nodes": float(len(keys))}
+    def _entry(self, index: int, form: int, widths: tuple[int, ...]) -> _Entry:
+        """The entry of a kernel in a form at its widths; between those seen where these were not."""
+        known = self._entries[index].get((form, *widths, widths[0]))
+        if known is not None:
+            return known
+        part = self.structure.part(index, widths, form)
+        made = self._summed(part) if part is not None else self._between(index, form, widths)
+        self._entries[index][(form, *widths, widths[0])] = made
+        return made
+
+    def _between(self, index: int, form: int, widths: tuple[int, ...]) -> _Entry:
+        """From the same kernel in the same form at other widths."""
+        seen = self.structure.parts_of_form(index, form)
+        others = {other: self._summed(part) for other, part in seen.items()}
+        names = dict.fromkeys(name for entry in others.values() for name, _ in entry.features)
+
+        def at_widths(values: Mapping[tuple[int, ...], float]) -> float:
+            return between_widths(values, widths)
+
+        features = {name: at_widths({w: dict(e.features)[name] for w, e in others.items()}) for name in names}
+        return _Entry(
+            tuple(features.items()),
+            at_widths({w: entry.plain_ms for w, entry in others.items()}),
+            sum(self.correction.weight(name) * value for name, value in features.items()),
+            round(at_widths({w: float(entry.constant_bytes) for w, entry in others.items()})),
+            at_widths({w: entry.far_alone_bytes for w, entry in others.items()}),
+            modelled=True,
+        )
+
+    def _summed(self, part: Part) -> _Entry:
+        features: dict[str, float] = {"nodes": float(len(part))}
         plain_ms, constants, far_alone, modelled = 0.0, 0, 0.0, False
-        for key in keys:
+        for key in part:
             taken_ms, resident, known = self._node(key)
             modelled |= not known
             kind = kind_of(key)
@@ -159,12 +258,10 @@ class TableModel:
             plain_ms += taken_ms
             stored = constant_bytes_of(key)
             constants += stored
-            far_alone += far_share(resident, self._near_cache_bytes) * stored
+            far_alone += float(far_share(resident, self._near_cache_bytes)) * stored
         features["constant_bytes"] = float(constants)
         corrected_ms = sum(self.correction.weight(name) * value for name, value in features.items())
-        self._parts[context] = _Part(
-            tuple(features.items()), plain_ms, corrected_ms, constants, far_alone, modelled
-        )
+        return _Entry(tuple(features.items()), plain_ms, corrected_ms, constants, far_alone, modelled)
 
     def _node(self, key: str) -> tuple[float, int, bool]:
         if key in self.table:
@@ -174,8 +271,30 @@ class TableModel:
             self._nearest = Nearest(self.table)
         return self._nearest.estimate(key), constant_bytes_of(key), False
 
+    def _peak_bytes(self, elements: NDArray[np.int64], bits: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The largest sum of live tensors, for (kernels,) or (kernels, n) of them."""
+        sizes = np.where(bits <= 8, 1.0, bits / 8.0) * elements
+        return np.asarray((self._alive @ sizes).max(axis=0))
 
-def far_share(working_bytes: float, near_cache_bytes: float) -> float:
+    def _size_bytes(self, state: State, policy: Policy) -> int:
+        """As ``compression.policy.size.size_bytes``, each kernel's share remembered."""
+        count = len(self.structure.kernels)
+        total = FILE_BYTES
+        for index, widths in enumerate(self._widths):
+            name = self._layers[index]
+            own = policy[name] if name is not None else None
+            held = state[2 * count + index]
+            key = (widths(state), held, own and (own.weight_bits, own.integer))
+            stored = self._stored[index].get(key)
+            if stored is None:
+                kernel = self.structure.kernels[index]
+                stored = kernel_bytes(kernel, widths(state)[:-1], own, held)
+                self._stored[index][key] = stored
+            total += stored
+        return total
+
+
+def far_share(working_bytes: ArrayLike, near_cache_bytes: float) -> NDArray[np.float64]:
     """Share of the constants that a network with so many of them reads from beyond the near cache.
 
     Networks run in the same order again and again, the worst case of a least-recently-used cache: once the
@@ -183,15 +302,4 @@ def far_share(working_bytes: float, near_cache_bytes: float) -> float:
     at half the size.
     """
     begin, end = 0.45 * near_cache_bytes, 1.25 * near_cache_bytes
-    return min(1.0, max(0.0, (working_bytes - begin) / (end - begin)))
-
-
-def near_cache_bytes() -> int:
-    """Size of a core's own second-level cache; 1 MiB where the system does not say."""
-    try:
-        text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text(encoding="utf-8").strip()
-    except OSError:
-        return 1 << 20
-    scale = {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1)
-    digits = text.rstrip("KM")
-    return int(digits) * scale if digits.isdigit() else 1 << 20
+    return np.clip((np.asarray(working_bytes, dtype=np.float64) - begin) / (end - begin), 0.0, 1.0)

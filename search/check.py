@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from latency_models.cost import measured_on
 from search.config import SearchConfig
 from search.output import print_table
 from search.prepare import Loaded, load, prepare, threads_per_worker
@@ -29,11 +30,13 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
         trials = settings.trials if trials is None else min(trials, settings.trials)
     return {
         "profile": loaded.profile.name,
+        "measured_on": measured_on(problem.cost_model),
         "baseline_accuracy": problem.baseline_accuracy,
         "macs": network.macs,
         "weights": network.weight_count,
         "space_size": space.size,
         "bits": [list(pair) for pair in space.pairs],
+        "bits_left_out": space.left_out,
         "seconds_per_trial": seconds,
         "workers": settings.workers,
         "hours": settings.hours,
@@ -51,12 +54,15 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
             {"layer": layer.name, "shape": str(layer.shape), "group": layer.group or ""}
             for layer in network.layers
         ],
+        "kept_as_they_are": list(loaded.traced.notes),
     }
 
 
 def check_table(answer: dict[str, Any]) -> None:
     """Print what ``check_config`` found."""
     print_table(answer["layers"], title="layers")
+    for note in answer["kept_as_they_are"]:
+        print(note)
     groups = [
         {
             "group": entry["group"],
@@ -68,8 +74,12 @@ def check_table(answer: dict[str, Any]) -> None:
     ]
     print_table(groups, title="groups of channels that are cut together")
     print(f"profile            {answer['profile']}")
+    if answer["measured_on"] is not None:
+        print(f"measured on        {answer['measured_on']}")
     print(f"baseline accuracy  {answer['baseline_accuracy']:.4f} on the search split")
     print(f"bits               {' '.join(f'w{weights}a{acts}' for weights, acts in answer['bits'])}")
+    if answer["bits_left_out"]:
+        print(f"left out           {answer['bits_left_out']}")
     print(f"space              {answer['space_size']:.3g} policies")
     print(f"a trial takes      about {answer['seconds_per_trial']:.1f} s")
     if answer["trials"] is not None:

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from search.commands_hardware import cost, profile_app
+from search.commands_kit import import_, kit
+from search.commands_measure import measure, validate
 from search.config import load_config
 from search.errors import exit_code
 from search.output import print_csv, print_json, print_table
@@ -21,6 +23,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Search per-layer sparsity and bit widths of a trained network for your hardware.",
 )
+profile_app.command("measure")(measure)
+profile_app.command("validate")(validate)
+profile_app.command("kit")(kit)
+profile_app.command("import")(import_)
 app.add_typer(profile_app, name="profile")
 app.command()(cost)
 

@@ -77,12 +77,21 @@ def show_profile(
     console = _console()
     console.print(f"{profile.name}: {profile.description}", markup=False)
     console.print(f"kind {profile.kind}, latency model {profile.model}, pattern that pays {profile.pattern}")
+    if profile.model == "measured":
+        from latency_models.device import elsewhere
+
+        console.print(f"measured on {elsewhere(profile.name) or 'this machine'}", markup=False)
     table = Table("field", "value", "status", "from")
     for path, value in profile.numbers.items():
         source = sources[path]
-        shown = profile.supported_sentence if path == "supported" else f"{value:,}"
+        shown = profile.supported_sentence if path == "supported" else _shown(value)
         table.add_row(path, shown, source.status if source else "", source.from_ if source else "")
     console.print(table)
+
+
+def _shown(value: Any) -> str:
+    """A number with its thousands apart; choices and lists as they are."""
+    return f"{value:,}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
 
 
 @profile_app.command("check")
@@ -134,6 +143,13 @@ def cost(
         float | None,
         typer.Option("--sparsity", help="Share of the channels to cut, 0 .. 1, wherever they can be."),
     ] = None,
+    upsets_per_bit_day: Annotated[
+        float | None,
+        typer.Option(
+            "--upsets-per-bit-day",
+            help="Your rate of radiation upsets, from the vendor's report: gives upsets per day (FPGAs).",
+        ),
+    ] = None,
     format_: FormatOption = Format.TABLE,
 ) -> None:
     """What a network costs on a part: latency, energy, size, memory; per layer and in all.
@@ -159,10 +175,32 @@ def cost(
         resized = original.resized(wanted.channels(original, hardware.channel_multiple))
     model = _cost_model(resized, wanted, hardware)
     total, rows = model.cost(resized, wanted), model.layers(resized, wanted)
+    upsets = _upsets_per_day(hardware, total, upsets_per_bit_day)
+    from latency_models.cost import measured_on
+
+    device = measured_on(model)
     if format_ is Format.JSON:
-        _print_json(_as_json(total, rows))
-    else:
-        _print_costs(network, hardware, resized, wanted, total, rows)
+        more = {"upsets_per_day": upsets, "measured_on": device}
+        _print_json(_as_json(total, rows) | {key: value for key, value in more.items() if value is not None})
+        return
+    _print_costs(network, hardware, resized, wanted, total, rows)
+    if device is not None:
+        _console().print(f"Measured on {device}", markup=False)
+    if upsets is not None:
+        typer.echo(f"{upsets:.3g} upsets per day in the memory blocks that it occupies, before correction")
+    if not total.fits:
+        from latency_models.fpga_fit import misfit
+
+        typer.echo(misfit(hardware, original, wanted, total))
+
+
+def _upsets_per_day(profile: HardwareProfile, total: "Cost", rate: float | None) -> float | None:
+    own = profile.space.upsets_per_bit_day if profile.space else None
+    if rate is None and own is None:
+        return None
+    from latency_models.fpga_space import upsets_per_day
+
+    return upsets_per_day(profile, total, rate if rate is not None else own or 0.0)
 
 
 def read_network(path: Path) -> tuple[Network, Policy]:
@@ -230,13 +268,13 @@ def _check_supported(profile: HardwareProfile, policy: Policy) -> None:
 
 
 def _cost_model(network: Network, policy: Policy, profile: HardwareProfile) -> "CostModel":
-    if profile.model == "roofline":
-        from latency_models.roofline import RooflineModel
+    if profile.model != "measured":
+        from latency_models.models import model_of
 
-        return RooflineModel(profile)
+        return model_of(profile)
     from search.latency import file_cost_model
 
-    return file_cost_model(network, policy, profile)
+    return file_cost_model(network, policy, profile, lambda line: typer.echo(line, err=True))
 
 
 def _as_json(total: "Cost", rows: "tuple[LayerCost, ...]") -> dict[str, Any]:
@@ -284,10 +322,11 @@ def _print_costs(
         f" {network.macs:,} MACs; {total.kind}",
         markup=False,
     )
-    if not total.fits:
-        console.print(f"It does not fit: {profile.name} has {profile.memory_bytes or 0:,} bytes of memory.")
+    if total.resources:
+        blocks = ", ".join(f"{count:,.0f} {name}" for name, count in total.resources.items())
+        console.print(f"Resources: {blocks}", markup=False)
     if total.estimated:
-        assumed = ", ".join(p for p in profile.numbers if (s := profile.source(p)) and s.status == "assumed")
+        assumed = ", ".join(path for path, s in profile.sources.items() if s.status == "assumed")
         console.print(f"An estimate: these numbers of the profile are assumed: {assumed}.")
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, fiel
 
 Sampler = Literal["tpe", "nsga2", "random"]
 Objective = Literal["accuracy", "latency_ms", "size_bytes", "energy_mj"]
+Provider = Literal["cpu", "cuda", "tensorrt"]
 WeightBits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
 ActivationBits = Literal[4, 8, 32]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -43,10 +44,12 @@ class TaskSection(_Section):
 
 
 class HardwareSection(_Section):
-    """The part that the network will run on. ``threads``: of the inference engine, where it is measured."""
+    """The part that the network will run on. ``threads`` and ``provider``: of the inference engine
+    (onnxruntime), where latency is measured."""
 
     profile: str = "this-machine"
     threads: int = Field(default=1, ge=1, le=1024)
+    provider: Provider = "cpu"
 
 
 class SearchSection(_Section):

@@ -103,7 +103,7 @@ def _cells(name: str, entry: Mapping[str, Any], baseline: Mapping[str, Any]) -> 
         "size": quantity("size_bytes", entry.get("size_bytes")),
         "x ": _ratio("size_bytes", entry, baseline),
         "energy": quantity("energy_mj", entry.get("energy_mj")),
-        "bits": _span([layer["weight_bits"] for layer in policy.values()]),
+        "bits": _span([layer["weight_bits"] for layer in policy.values()] or [entry.get("weight_bits", 32)]),
         "cut": _mean_percent([layer["sparsity"] for layer in policy.values()]),
     }
 
@@ -133,8 +133,6 @@ def _digits(value: float) -> str:
 
 
 def _span(bits: Sequence[int]) -> str:
-    if not bits:
-        return "32"
     return str(bits[0]) if min(bits) == max(bits) else f"{min(bits)}-{max(bits)}"
 
 

@@ -8,22 +8,20 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from compression.policy import Network, Policy
 from hw_profiles import HardwareProfile
-from search.policy_draws import Cover, draw, spread_evenly
+from search import measure_space
+from search.kit_networks import exporter_digest
+from search.measure_space import calibrated, cover
 
 if TYPE_CHECKING:
     from compression.trace import Traced
     from latency_models.calibrate import Correction
     from latency_models.cost import CostModel
-    from latency_models.measure import Reference, Timing
     from latency_models.structure import Build, Structure
     from latency_models.table import Device, LatencyTable
     from latency_models.table_model import TableModel
@@ -31,59 +29,81 @@ if TYPE_CHECKING:
 
 Log = Callable[[str], None]
 
-SAMPLES = 48
-"""Whole networks that are measured for the correction."""
-DRAWS = 160
-"""Policies from which these are chosen, spread evenly over the range of predicted latency."""
-BATCH = 24
-REPEATS = 3
-"""Networks that are timed against each other, and how often those are timed again that were disturbed."""
-COVER_SECONDS = 40.0
-"""How long to look for kernels that the space can reach; what is found later is estimated from these."""
+METHOD = 2
+"""To be raised when the same measurements would be used in another way."""
+ENERGY_SAMPLES = 8
+"""Whole networks whose energy is measured, where the machine has counters."""
 
 
 def cost_model(
-    traced: "Traced", space: "Space", profile: HardwareProfile, threads: int, log: Log = lambda line: None
+    traced: "Traced",
+    space: "Space",
+    profile: HardwareProfile,
+    threads: int,
+    log: Log = lambda line: None,
+    provider: str = "cpu",
+    again: bool = False,
+    noisy_too: bool = True,
 ) -> "CostModel":
     """What prices the policies of a search.
 
-    A profile of model "roofline" is computed. One of model "measured" is this machine's CPU: the kernels
-    that the space can reach are timed unless the cache has them, then some whole networks, on which a
-    correction is fitted. The result has an attribute ``validation`` (latency_models.calibrate.Accuracy):
-    how well networks were predicted that the correction had not seen.
+    A profile of another model than "measured" is computed. One of model "measured" is this machine's CPU:
+    the kernels that the space can reach are timed unless the cache has them, then some whole networks, on
+    which a correction is fitted. The result has an attribute ``validation``
+    (latency_models.calibrate.Accuracy): how well networks were predicted that the correction had not seen.
+    ``again`` measures all of that anew,
+    whatever the cache has; without ``noisy_too`` what the machine was too noisy for the last time.
 
     Raises:
-        TableError: the machine cannot measure (no onnxruntime, cache not writable, a network that
-            onnxruntime refuses).
+        TableError: the machine cannot measure (no such provider, no onnxruntime, cache not writable, a
+            network that onnxruntime refuses).
     """
-    if profile.model == "roofline":
-        from latency_models.roofline import RooflineModel
+    if profile.model != "measured":
+        from latency_models.models import model_of
 
-        return RooflineModel(profile)
-    from latency_models.fill import measuring
+        return model_of(profile)
+    from search.imported import imported_cost_model
+
+    imported = imported_cost_model(traced.network, lambda: _builder(traced), profile, threads, provider, log)
+    if imported is not None:
+        return imported
+    from latency_models.machine_lock import measuring
+    from latency_models.providers import provider_of
     from latency_models.structure import Structure
     from latency_models.table import load_table, table_path, this_device
 
-    device = this_device(threads)
-    structure = Structure(traced.network, _builder(traced), threads)
+    device = this_device(threads, provider_of(provider))
+    structure = Structure(traced.network, _builder(traced), threads, device.provider)
     kept = _Kept.of(traced.network, space, device)
-    ready = _ready(structure, kept, device, profile)
-    if ready is not None:
+
+    def from_cache() -> "TableModel | None":
+        return None if again else _ready(structure, kept, device, profile, noisy_too)
+
+    if (ready := from_cache()) is not None:
         return ready
-    with measuring():
-        ready = _ready(structure, kept, device, profile)  # another process may have been faster
-        if ready is not None:
+    with measuring(log):
+        if (ready := from_cache()) is not None:  # another process may have been faster
             return ready
+        from latency_models.fill import fill
         from latency_models.measure import Reference
 
         started = time.perf_counter()
         log("building the latency table of this machine (once per network and space)")
         table = load_table(table_path(device), device, profile.name)
         reference = Reference(threads, table.reference_ms)
-        draws = _cover(structure, space, log)
+        draws = cover(structure, space, log)
         structure.save(kept.contexts)
-        table = _filled(table, structure, reference, log)
-        correction = _calibrated(structure, space, profile, table, draws, reference, log)
+        if again:
+            table = table.only(set(table) - structure.keys())
+        table = fill(table, structure.nodes, table_path(device), reference, log)
+        heard, warnings = _overheard(log)
+        plain = _model(structure, table, profile, None)
+        correction = calibrated(plain, space, draws, reference, heard)
+        profile = _with_power(structure, space, profile, draws, kept, log)
+        kept.validation.unlink(missing_ok=True)
+        kept.noise.unlink(missing_ok=True)
+        if warnings:
+            _write(kept.noise, "\n".join(warnings))
         _write(kept.correction, correction.to_json())
         accuracy = correction.accuracy
         if accuracy is not None:
@@ -109,27 +129,23 @@ class _Kept:
     def __init__(self, folder: Path, space_digest: str) -> None:
         self.contexts = folder / f"contexts-{space_digest}.jsonl"
         self.correction = folder / f"correction-{space_digest}.json"
+        self.validation = folder / f"validation-{space_digest}.json"
+        self.energy = folder / f"energy-{space_digest}.json"  # only where the machine has counters
+        self.noise = folder / f"noise-{space_digest}.txt"  # only where the machine was too noisy
 
     @staticmethod
     def of(network: Network, space: "Space", device: "Device") -> "_Kept":
         from latency_models.calibrate import PRIOR
         from latency_models.table import cache_folder
 
-        which = hashlib.sha256(f"{network!r} {_exporter_digest()}".encode()).hexdigest()[:12]
+        which = hashlib.sha256(f"{network!r} {exporter_digest()}".encode()).hexdigest()[:12]
         integer_pairs = sorted({max(pair) <= 8 for pair in space.pairs})
-        offered = json.dumps([dict(space.levels), integer_pairs, SAMPLES, DRAWS, *PRIOR], sort_keys=True)
+        offered = json.dumps(
+            [METHOD, dict(space.levels), integer_pairs, measure_space.SAMPLES, measure_space.DRAWS, *PRIOR],
+            sort_keys=True,
+        )
         digest = hashlib.sha256(offered.encode()).hexdigest()[:12]
         return _Kept(cache_folder() / "networks" / f"{which}-{device.digest}", digest)
-
-
-@lru_cache
-def _exporter_digest() -> str:
-    """Hash of the code that decides what an export looks like: contexts are stale when it changes."""
-    import compression
-
-    folder = Path(compression.__file__).parent
-    files = [folder / "export.py", folder / "template.py", *sorted((folder / "policy").glob("*.py"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 def _builder(traced: "Traced") -> "Build":
@@ -145,15 +161,40 @@ def _builder(traced: "Traced") -> "Build":
     return build
 
 
+def validation_path(network: Network, space: "Space", device: "Device") -> Path:
+    """Where the cache keeps how well a space was predicted; gone when its networks are measured anew."""
+    return _Kept.of(network, space, device).validation
+
+
+def remembered_noise(network: Network, space: "Space", device: "Device") -> str | None:
+    """What was said when the machine was too noisy to measure a space's networks well; None if it was not."""
+    try:
+        return _Kept.of(network, space, device).noise.read_text(encoding="utf-8") or None
+    except OSError:
+        return None
+
+
+def _overheard(log: Log) -> tuple[Log, list[str]]:
+    """A log that also collects its warnings."""
+    warnings: list[str] = []
+
+    def heard(line: str) -> None:
+        if line.startswith("warning: "):
+            warnings.append(line.removeprefix("warning: "))
+        log(line)
+
+    return heard, warnings
+
+
 def _ready(
-    structure: "Structure", kept: _Kept, device: "Device", profile: HardwareProfile
+    structure: "Structure", kept: _Kept, device: "Device", profile: HardwareProfile, noisy_too: bool = True
 ) -> "TableModel | None":
     """The model from what the cache has, or None."""
     from latency_models.calibrate import Correction
     from latency_models.cost import TableError
     from latency_models.table import load_table, table_path
 
-    if not (kept.correction.exists() and kept.contexts.exists()):
+    if not (kept.correction.exists() and kept.contexts.exists()) or (kept.noise.exists() and not noisy_too):
         return None
     try:
         correction = Correction.from_json(kept.correction.read_text(encoding="utf-8"))
@@ -161,96 +202,60 @@ def _ready(
         return None
     table = load_table(table_path(device), device, profile.name)
     structure.load(kept.contexts)
-    if not table or table.missing(structure.keys()):
+    if not table or table.missing(structure.keys()) or (not noisy_too and _doubts(table, structure)):
         structure.forget()
         return None
-    return _model(structure, table, profile, correction)
+    return _model(structure, table, _remembered_power(profile, kept), correction)
 
 
-def _cover(structure: "Structure", space: "Space", log: Log) -> list[Policy]:
-    """See what becomes of every kernel at every width and precision that the space offers.
-
-    Returns policies spread over the space, for the calibration.
-    """
-    rng = np.random.default_rng(0)
-    deadline = time.perf_counter() + COVER_SECONDS
-    cover = Cover(space)
-    draws = [draw(space, rng) for _ in range(DRAWS)]
-    drawn = list(dict.fromkeys([*space.seeds(), *draws]))
-    for policy in drawn:
-        structure.parts(space.resized(policy), policy)
-        cover.note(policy)
-    while not cover.complete and time.perf_counter() < deadline:
-        policy = cover.next(rng)
-        structure.parts(space.resized(policy), policy)
-        cover.note(policy)
-    if not cover.complete:
-        log(f"{cover.left} combinations of widths and bits are left to be estimated from their neighbours")
-    return drawn
-
-
-def _filled(
-    table: "LatencyTable", structure: "Structure", reference: "Reference", log: Log
-) -> "LatencyTable":
-    from latency_models.fill import fill
-    from latency_models.table import table_path
-
-    return fill(table, structure.nodes, table_path(table.device), reference, log)
-
-
-def _calibrated(
+def _with_power(
     structure: "Structure",
     space: "Space",
     profile: HardwareProfile,
-    table: "LatencyTable",
-    draws: Sequence[Policy],
-    reference: "Reference",
-    log: Log,
-) -> "Correction":
-    """Measure some whole networks and fit the correction."""
-    from latency_models.calibrate import Sample, fit
-    from latency_models.measure import noise
-
-    plain = _model(structure, table, profile, None)
-    expected = [plain.latency_ms(space.resized(policy), policy) for policy in draws]
-    chosen = [draws[index] for index in spread_evenly(expected, SAMPLES)]
-    log(f"measuring {len(chosen)} whole networks for the correction")
-    timings = measure_policies(structure, space, chosen, reference)
-    if warning := noise(timings):
-        log(f"warning: {warning}")
-    samples = []
-    for index, policy in enumerate(chosen):
-        features = plain.features(space.resized(policy), policy)
-        samples.append(Sample(features, timings[str(index)].median_ms))
-    return fit(samples)
-
-
-def measure_policies(
-    structure: "Structure",
-    space: "Space",
     policies: Sequence[Policy],
-    reference: "Reference",
-    blocks: int = 5,
-) -> Mapping[str, "Timing"]:
-    """Time the networks of policies against each other; index (as text) -> timing."""
-    from latency_models.measure import time_models
+    kept: _Kept,
+    log: Log,
+) -> HardwareProfile:
+    """The profile with the power that the machine's counters show while some of the networks run."""
+    from latency_models.energy import Meter, fit_power
+    from latency_models.measure import random_feed, session
     from latency_models.structure import canonical
 
-    timings: dict[str, Timing] = {}
-    waiting = [int(index) for index in np.random.default_rng(0).permutation(len(policies))]
-    for _ in range(REPEATS):
-        for start in range(0, len(waiting), BATCH):
-            models = {
-                str(index): structure.build(space.resized(policies[index]), canonical(policies[index]))
-                for index in waiting[start : start + BATCH]
-            }
-            timings |= time_models(models, structure.threads, blocks, reference=reference)
-        now = reference.undisturbed_ms
-        waiting = [i for i in waiting if timings[str(i)].disturbed or timings[str(i)].stale(now)]
-    return timings
+    kept.energy.unlink(missing_ok=True)
+    meter = Meter.find()
+    if isinstance(meter, str):
+        log(f"energy is estimated from the profile's power_w: {meter}")
+        return profile
+    found = []
+    for policy in policies[:ENERGY_SAMPLES]:
+        model = structure.build(space.resized(policy), canonical(policy))
+        opened = session(model, structure.threads, structure.provider)
+        feed = random_feed(opened)
+        found.append(meter.measure(lambda run=opened.run, feed=feed: run(None, feed)))  # type: ignore[misc]
+    energy = fit_power([energy_mj for energy_mj, _ in found], [taken_ms for _, taken_ms in found])
+    _write(kept.energy, energy.to_json())
+    return energy.of(profile)
 
 
-def file_cost_model(network: Network, policy: Policy, profile: HardwareProfile) -> "CostModel":
+def _remembered_power(profile: HardwareProfile, kept: _Kept) -> HardwareProfile:
+    from latency_models.cost import TableError
+    from latency_models.energy import Energy
+
+    try:
+        return Energy.from_json(kept.energy.read_text(encoding="utf-8")).of(profile)
+    except (OSError, TableError):
+        return profile
+
+
+def _doubts(table: "LatencyTable", structure: "Structure") -> bool:
+    from latency_models.fill import doubtful
+
+    return bool(doubtful(table, structure.keys()))
+
+
+def file_cost_model(
+    network: Network, policy: Policy, profile: HardwareProfile, log: Log = lambda line: None
+) -> "CostModel":
     """What prices one network of a file under one policy on this machine.
 
     It is built from its shapes, with random weights, and timed, as a whole and kernel by kernel. Kernels
@@ -264,17 +269,23 @@ def file_cost_model(network: Network, policy: Policy, profile: HardwareProfile) 
     Raises:
         TableError: an operation that cannot be built from its shape, or the machine cannot measure.
     """
-    from latency_models.fill import fill, measuring
+    from latency_models.device import device_of
+    from latency_models.fill import fill
+    from latency_models.machine_lock import measuring
     from latency_models.measure import Reference, time_models
     from latency_models.network_model import network_model
     from latency_models.structure import Structure, canonical
     from latency_models.table import load_table, table_path, this_device
     from latency_models.table_model import TableModel
+    from search.imported import imported_file_model
 
+    placed = device_of(profile)
+    if not placed.is_this_machine:
+        return imported_file_model(network, policy, profile, placed)
     device = this_device()
     structure = Structure(network, network_model)
     structure.observe(network, policy)
-    with measuring():
+    with measuring(log):
         table = load_table(table_path(device), device, profile.name)
         reference = Reference(device.threads, table.reference_ms)
         table = fill(table, structure.nodes, table_path(device), reference)

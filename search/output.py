@@ -41,7 +41,8 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> 
         table.add_row(*(escape(_text(value)) for value in row.values()))
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(width=max(80, console.measure(table).maximum), highlight=False)
+        needed = Console(width=10_000).measure(table).maximum  # a narrow console would measure itself
+        console = Console(width=max(80, needed), highlight=False)
     console.print(table)
 
 

@@ -11,6 +11,7 @@ from compression.export import exported
 from compression.fold import fold
 from compression.policy import LayerPolicy, Policy
 from compression.template import template
+from latency_models.machine_lock import measuring, training
 from search.card import card
 from search.choose import Wish, choose
 from search.front import front_of, quantity
@@ -18,7 +19,7 @@ from search.prepare import Loaded, load, threads_per_worker
 from search.run_folder import RunError, RunFolder, TrialRow, now, replace_file, writable
 from search.score import Score, Scorer, save_weights
 from search.task import as_data
-from search.verify import Verification, kernel_report, measured_latency, test_once, verification
+from search.verify import Verification, at_hand, kernel_report, measured_latency, test_once, verification
 
 Log = Callable[[str], None]
 
@@ -58,7 +59,7 @@ def pick(
     if baseline_accuracy is None:
         raise RunError(f"{run.path} has no scored baseline yet; search first: leanfront search")
     row = trial_row(run, trial) if trial is not None else choose(front_of(run), baseline_accuracy, wish)
-    loaded, scorer = _opened(run)
+    loaded, scorer = _opened(run, log)
     policy = Policy.from_json(row.policy)
     options = loaded.config.pick
     epochs = options.epochs if epochs is None else epochs
@@ -140,12 +141,12 @@ def _gain(what: str, uncompressed: str, picked: str, gained: str) -> dict[str, s
     return {"what": what, "uncompressed": uncompressed, "picked": picked, "gain": gained}
 
 
-def _opened(run: RunFolder) -> tuple[Loaded, Scorer]:
+def _opened(run: RunFolder, log: Log = lambda line: None) -> tuple[Loaded, Scorer]:
     import torch
 
     torch.set_num_threads(threads_per_worker(1))
     loaded = load(run.config())
-    return loaded, Scorer(loaded.traced, loaded.task, loaded.config)
+    return loaded, Scorer(loaded.traced, loaded.task, loaded.config, log)
 
 
 def export_and_verify(
@@ -164,11 +165,15 @@ def export_and_verify(
     uncompressed = compress(loaded.traced, Policy.uniform(loaded.traced.network, LayerPolicy()))
     baseline = exported(graph, uncompressed).SerializeToString()
     log("testing: file, torch network and uncompressed network on the test split")
-    test = test_once(model, fold(compressed).module, loaded.traced.module, task, as_data(task.test), threads)
+    with training(log):
+        test = test_once(
+            model, fold(compressed).module, loaded.traced.module, task, as_data(task.test), threads
+        )
     latency: dict[str, Any] = {}
-    if loaded.profile.model == "measured":
+    if at_hand(loaded.profile, threads, loaded.config.hardware.provider, log):
         log("measuring the latency of both files")
-        latency = measured_latency(model, baseline, threads)
+        with measuring(log):
+            latency = measured_latency(model, baseline, threads, loaded.config.hardware.provider)
     assert row.latency_ms is not None
     assert row.size_bytes is not None
     found = verification(

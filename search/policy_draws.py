@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from compression.policy import Network, Policy
+from latency_models.spread import spread_evenly as spread_evenly
 from search.space import Pair, Space
 
 Combination = tuple[str, bool, str | None, bool | None, tuple[tuple[str, float], ...]]
@@ -47,21 +48,6 @@ def _bits(space: Space, rng: np.random.Generator) -> dict[str, Pair]:
         choice: Sequence[Pair] = integers if integer else floats
         bits[name] = choice[int(rng.integers(len(choice)))]
     return bits
-
-
-def spread_evenly(latencies_ms: Sequence[float], count: int) -> list[int]:
-    """Indices of ``count`` of the latencies that lie evenly over their range (on a logarithmic scale)."""
-    order = [int(i) for i in np.argsort(latencies_ms)]
-    if len(order) <= count:
-        return order
-    logs = np.log([latencies_ms[i] for i in order])
-    chosen: list[int] = []
-    free = list(range(len(order)))
-    for target in np.linspace(logs[0], logs[-1], count):
-        best = min(free, key=lambda i: abs(logs[i] - target))
-        free.remove(best)
-        chosen.append(order[best])
-    return sorted(chosen)
 
 
 class Cover:

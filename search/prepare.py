@@ -22,6 +22,7 @@ from search.trial import COSTS, Problem, priced
 
 if TYPE_CHECKING:
     from compression.trace import Traced
+    from latency_models.cost import Cost, CostModel
     from search.task import Task
 
 Log = Callable[[str], None]
@@ -67,12 +68,14 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         ConfigError: no policy meets the limits; the nearest is named.
         TableError: a cost is not known.
     """
+    from latency_models.cost import measured_on
     from latency_models.table_model import TableModel
+    from search.first_validation import first_validation
     from search.latency import cost_model
     from search.score import Scorer
 
     config = loaded.config
-    scorer = Scorer(loaded.traced, loaded.task, config)
+    scorer = Scorer(loaded.traced, loaded.task, config, log)
     hashes = _hashes(loaded)
     environment = run.environment() if run is not None else {}
     baseline: dict[str, Any] = environment.get("baseline") or {}
@@ -80,13 +83,25 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         log("scoring the uncompressed network on the search split")
         score = scorer.baseline()
         baseline = {"accuracy": float(score.accuracy), "accuracy_ci": [float(x) for x in score.accuracy_ci]}
-    costs = cost_model(loaded.traced, loaded.space, loaded.profile, config.hardware.threads, log)
+    hardware = config.hardware
+    costs = cost_model(loaded.traced, loaded.space, loaded.profile, hardware.threads, log, hardware.provider)
     if run is not None and write and isinstance(costs, TableModel):
         # what priced this search, beside it: the cache may be measured anew later
         costs.table.only(costs.structure.keys()).save(run.path / "latency_table.csv")
     network = loaded.traced.network
-    cost = costs.cost(network, _uncompressed(loaded))
+    reference = _uncompressed(loaded)
+    cost = costs.cost(network, reference)
+    if loaded.space.left_out:
+        log(loaded.space.left_out)
+    if (pair := _pair(reference)) != (32, 32):
+        log(
+            f"{loaded.profile.name} has no floats: the reference point has the accuracy of the float network,"
+            f" and the costs of the uncut network with weights of {pair[0]} and activations of {pair[1]} bits"
+        )
+    if not cost.fits and loaded.profile.model != "measured":
+        _check_fit(loaded, costs, reference, cost, log)
     baseline |= {name: getattr(cost, name) for name in COSTS}
+    baseline |= {"weight_bits": pair[0], "activation_bits": pair[1]}
     problem = Problem(
         space=loaded.space,
         cost_model=costs,
@@ -103,7 +118,9 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         for name in ("accuracy", "latency_ms", "size_bytes")
     )
     log(f"uncompressed: {shown}")
-    validation: Any = getattr(costs, "validation", None)
+    validation = None
+    if isinstance(costs, TableModel):
+        validation = first_validation(costs, network, loaded.space, log)
     run.update_environment(
         profile=loaded.profile.name,
         estimated=cost.estimated,
@@ -113,7 +130,8 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
             {"name": layer.name, "shape": str(layer.shape), "group": layer.group} for layer in network.layers
         ],
         space_size=str(loaded.space.size),
-        latency_validation=vars(validation) if hasattr(validation, "__dict__") else validation,
+        latency_validation=validation,
+        measured_on=measured_on(costs),
         hashes=hashes,
         seeds={"search": config.search.seed},
         versions=_versions(),
@@ -122,6 +140,22 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         made=environment.get("made", now()),
     )
     return problem
+
+
+def _check_fit(loaded: Loaded, costs: "CostModel", reference: Policy, cost: "Cost", log: Log) -> None:
+    """Say that the uncut network does not fit the part; raise ConfigError when no policy of a sample does."""
+    from compression.policy.batch import PolicyBatch
+    from latency_models.fpga_fit import misfit
+
+    space = loaded.space
+    said = misfit(loaded.profile, loaded.traced.network, reference, cost)
+    log(f"uncompressed, {said}")
+    most = max((level for levels in space.levels.values() for level in levels), default=0.0)
+    rng = np.random.default_rng(0)
+    sample = [space.uniform(most, pair) for pair in space.pairs] + space.seeds()
+    sample += [space.random(rng) for _ in range(_SAMPLES)]
+    if not costs.costs(PolicyBatch.of(space.network, sample, space.multiple)).fits.any():
+        raise ConfigError(f"no policy of {len(sample)} tried fits: uncompressed, {said}; or widen the space")
 
 
 def check_limits(problem: Problem) -> None:
@@ -163,6 +197,12 @@ def _uncompressed(loaded: Loaded) -> Policy:
     return Policy.uniform(
         loaded.traced.network, LayerPolicy(weight_bits=weights, activation_bits=activations)
     )
+
+
+def _pair(policy: Policy) -> tuple[int, int]:
+    """The bits of a uniform policy."""
+    first = next(iter(policy.values()))
+    return first.weight_bits, first.activation_bits
 
 
 def _hashes(loaded: Loaded) -> dict[str, str]:

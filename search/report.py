@@ -35,11 +35,16 @@ def report_html(data: "RunData") -> str:
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    from search import report_tables, report_text
+    from search import report_tables, report_text, report_validation
     from search.report_figures import figure_json, progress_figure, strip_rows, strips_figure, strips_key
     from search.report_front import below_the_figure, front_figure
 
-    figures = {"front": front_figure(data), "strips": strips_figure(data), "progress": progress_figure(data)}
+    figures = {
+        "front": front_figure(data),
+        "strips": strips_figure(data),
+        "progress": progress_figure(data),
+        "validation": report_validation.figure(data),
+    }
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
@@ -61,7 +66,9 @@ def report_html(data: "RunData") -> str:
         state_colours=STATE_COLOURS,
         reasons=report_tables.reasons(data),
         time=report_tables.time_shares(data),
-        validation=report_tables.validation(data),
+        warnings=report_validation.warnings(data),
+        validation=report_validation.figures(data),
+        compared=report_validation.table(data),
         exports=report_tables.exports(data),
         provenance=report_tables.provenance(data),
         config=report_text.without_credentials(data.config),

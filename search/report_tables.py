@@ -104,21 +104,6 @@ def time_shares(data: RunData) -> list[tuple[str, str, float]]:
     return [(name, duration(part / 3600), 100 * part / total) for name, part in parts.items()]
 
 
-def validation(data: RunData) -> list[tuple[str, str]]:
-    """How well predicted latencies met measured ones, before the search; empty if that was not tried."""
-    found = data.environment.get("latency_validation")
-    if not isinstance(found, Mapping):
-        return []
-    rows = [("networks measured", f"{found['n']}")] if "n" in found else []
-    if found.get("mape") is not None:
-        rows.append(("mean absolute error", f"{100 * found['mape']:.1f} %"))
-    if found.get("within_10_percent") is not None:
-        rows.append(("within 10 %", f"{100 * found['within_10_percent']:.0f} %"))
-    if found.get("spearman") is not None:
-        rows.append(("rank correlation (Spearman)", f"{found['spearman']:.3f}"))
-    return rows
-
-
 def details(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested values as (path, text), one line each; lists of plain values stay on one line."""
     lines: list[tuple[str, str]] = []

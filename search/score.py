@@ -20,6 +20,7 @@ from compression.policy import Policy
 from compression.quantize import calibrate
 from compression.trace import Traced
 from hw_profiles import load_profile
+from latency_models.machine_lock import Note, training
 from search.config import SearchConfig
 from search.task import Data, Task, TaskError, as_data, check_labels, class_count
 
@@ -69,12 +70,18 @@ def evaluate(module: nn.Module, data: Data, task: Task, device: torch.device) ->
 
 
 class Scorer:
-    """Scores policies of one task. The teacher (the traced model) is read and never changed."""
+    """Scores policies of one task. The teacher (the traced model) is read and never changed.
 
-    def __init__(self, traced: Traced, task: Task, config: SearchConfig) -> None:
+    Whatever keeps the machine busy here waits until nobody measures latencies on it; ``note`` hears of it.
+    """
+
+    def __init__(
+        self, traced: Traced, task: Task, config: SearchConfig, note: Note = lambda line: None
+    ) -> None:
         self.traced = traced
         self.task = task
         self.config = config
+        self.note = note
         self.multiple = load_profile(config.hardware.profile).channel_multiple
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.train = as_data(task.train)
@@ -88,11 +95,11 @@ class Scorer:
             TaskError: it scores no better than guessing, gives something else than one tensor, or a label
                 lies outside its classes.
         """
-        started = time.perf_counter()
         classes = class_count(self.task)
         for split in ("train", "search", "test"):
             check_labels(getattr(self.task, split), classes, split)
-        score = self._scored(self.teacher, 0.0, started)
+        with training(self.note):
+            score = self._scored(self.teacher, 0.0, time.perf_counter())
         if score.accuracy_ci[0] <= 1.0 / classes:
             raise TaskError(
                 f"the uncompressed model must beat guessing, but it scores {score.accuracy:.4f} on"
@@ -107,6 +114,10 @@ class Scorer:
         Raises:
             TrialFailed: the loss became NaN, or memory ran out.
         """
+        with training(self.note):
+            return self._score(policy, checkpoint)
+
+    def _score(self, policy: Policy, checkpoint: Path | None) -> Score:
         started = time.perf_counter()
         options = self.config.finetune
         try:
@@ -138,6 +149,12 @@ class Scorer:
         self, policy: Policy, checkpoint: Path | None, epochs: float, learning_rate: float
     ) -> tuple[Compressed, Score]:
         """The long fine-tune of a picked policy, from the weights of its trial where they were kept."""
+        with training(self.note):
+            return self._refine(policy, checkpoint, epochs, learning_rate)
+
+    def _refine(
+        self, policy: Policy, checkpoint: Path | None, epochs: float, learning_rate: float
+    ) -> tuple[Compressed, Score]:
         started = time.perf_counter()
         compressed = self.prepared(policy)
         if checkpoint is not None and checkpoint.exists():

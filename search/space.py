@@ -13,6 +13,9 @@ from search.config import ConfigError
 
 if TYPE_CHECKING:
     import optuna
+    from numpy.typing import NDArray
+
+    from compression.policy.batch import PolicyBatch
 
 _MOST_UNIFORM = 0.51
 """The most that a seed cuts from every group alike."""
@@ -27,7 +30,7 @@ class Space:
     Decisions: ``levels[group]`` are the sparsities of a group of channels that are cut together, snapped to
     the profile's channel multiple (levels that keep the same number of channels are one), ascending;
     ``pairs`` are the bit widths that a layer may have. Layers that read the same tensor share its
-    activation bits.
+    activation bits. ``left_out`` says which of the wanted bits the part has no units for; "" if none.
 
     As parameters of a study: "sparsity/<group>" is an index into ``levels[group]`` (an integer, so that
     samplers know that levels are ordered), "bits/<layer>" a category such as "w4a8".
@@ -44,7 +47,8 @@ class Space:
         """Raises ConfigError when the profile can run none of the bit widths, or one of them with nothing."""
         self.network = network
         self.multiple = profile.channel_multiple
-        self.pairs = _pairs(profile, tuple(weight_bits), tuple(activation_bits))
+        weight_bits, activation_bits, self.left_out = _run_by(profile, weight_bits, activation_bits)
+        self.pairs = _pairs(profile, weight_bits, activation_bits)
         self.levels: Mapping[str, tuple[float, ...]] = {
             group: _levels(network.group_size(group), self.multiple, sparsity) for group in network.groups
         }
@@ -97,10 +101,9 @@ class Space:
         for layer in self.network.layers:
             weights, _ = bits[layer.name]
             activations = bits[self.first_readers.get(layer.name, layer.name)][1]
-            fitting = [w for w, a in self.pairs if a == activations]
             layers[layer.name] = LayerPolicy(
                 sparsity=sparsity[layer.group] if layer.group is not None else 0.0,
-                weight_bits=min(fitting, key=lambda w: abs(math.log2(w / weights))),
+                weight_bits=self._weight_bits(weights, activations),
                 activation_bits=activations,
             )
         return Policy.of(layers)
@@ -149,6 +152,41 @@ class Space:
         sparsity = {group: levels[rng.integers(len(levels))] for group, levels in self.levels.items()}
         bits = {layer.name: self.pairs[rng.integers(len(self.pairs))] for layer in self.network.layers}
         return self.policy(sparsity, bits)
+
+    def batch(self, levels: "NDArray[np.int64]", pairs: "NDArray[np.int64]") -> "PolicyBatch":
+        """Many policies at once: what ``policy`` makes of each column.
+
+        Args:
+            levels: (groups, n) indices into ``self.levels`` of each group, in order.
+            pairs: (layers, n) indices into ``self.pairs``.
+        """
+        from compression.policy.batch import PolicyBatch
+
+        network = self.network
+        kept = [
+            np.array([_kept(network.group_size(group), level, self.multiple) for level in offered])[row]
+            for (group, offered), row in zip(self.levels.items(), levels, strict=True)
+        ]
+        row_of = {layer.name: row for row, layer in enumerate(network.layers)}
+        first = [row_of[self.first_readers.get(layer.name, layer.name)] for layer in network.layers]
+        activations = np.array([activations for _, activations in self.pairs])[pairs[first]]
+        nearest = np.zeros((len(self.pairs), 33), dtype=np.int64)  # own pair, activation bits -> weight bits
+        for row, (weights, _) in enumerate(self.pairs):
+            for bits in {activations for _, activations in self.pairs}:
+                nearest[row, bits] = self._weight_bits(weights, bits)
+        channels = np.array(kept, dtype=np.int64).reshape(len(kept), pairs.shape[1])
+        return PolicyBatch(network, channels, nearest[pairs, activations], activations)
+
+    def random_batch(self, count: int, rng: np.random.Generator) -> "PolicyBatch":
+        """Policies as ``random`` draws them, many at once."""
+        levels = [rng.integers(len(offered), size=count) for offered in self.levels.values()]
+        pairs = rng.integers(len(self.pairs), size=(len(self.network.layers), count))
+        return self.batch(np.array(levels, dtype=np.int64).reshape(len(levels), count), pairs)
+
+    def _weight_bits(self, wanted: int, activation_bits: int) -> int:
+        """Of the weight bits that go with these activation bits the nearest."""
+        fitting = [weights for weights, activations in self.pairs if activations == activation_bits]
+        return min(fitting, key=lambda weights: abs(math.log2(weights / wanted)))
 
     def mutated(self, policy: Policy, rng: np.random.Generator, changes: int = 2) -> Policy:
         """A policy that differs from ``policy`` in about ``changes`` decisions: levels move by one."""
@@ -199,6 +237,29 @@ class Space:
         wanted += [(level, pair) for level in levels for pair in compressed]
         wanted += [(level, pair) for level in levels for pair in pairs if pair not in compressed]
         return list(dict.fromkeys(self.uniform(level, pair) for level, pair in wanted))
+
+
+def _run_by(
+    profile: HardwareProfile, weight_bits: Iterable[int], activation_bits: Iterable[int]
+) -> tuple[tuple[int, ...], tuple[int, ...], str]:
+    """The weight and activation bits that the part has units for, and a word on those it has none for."""
+    units = [{pair[place] for pair in profile.supported} for place in (0, 1)]
+    wanted = [tuple(weight_bits), tuple(activation_bits)]
+    able = [tuple(b for b in bits if b in there) for bits, there in zip(wanted, units, strict=True)]
+    names = ("weights", "activations")
+    dropped = [
+        f"{name} of {', '.join(map(str, out))} bits"
+        for name, bits, there in zip(names, wanted, units, strict=True)
+        if (out := [b for b in bits if b not in there])
+    ]
+    for name, found in zip(("weight_bits", "activation_bits"), able, strict=True):
+        if not found:
+            raise ConfigError(
+                f"space.{name} has nothing that profile {profile.name!r} can run;"
+                f" it can run {profile.supported_sentence}"
+            )
+    note = f"{profile.name} cannot run {' and '.join(dropped)}: left out of the space" if dropped else ""
+    return able[0], able[1], note
 
 
 def _pairs(

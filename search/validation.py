@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compression.policy import Policy
+from latency_models.errors import TableError
 from search.policy_draws import draw, spread_evenly
 
 if TYPE_CHECKING:
@@ -50,22 +51,26 @@ def validate(
 ) -> Validation:
     """Draw policies, build their networks with random weights, time them, and compare.
 
+    Where the table is another device's, networks that it timed and the fit has not seen are compared.
+
     ``seed`` must not be 0, with which the calibration drew its own.
 
     Raises:
         TableError: onnxruntime refuses a network.
     """
     from latency_models.calibrate import accuracy
-    from latency_models.fill import measuring
+    from latency_models.machine_lock import measuring
     from latency_models.measure import Reference, noise
-    from search.latency import measure_policies
+    from search.measure_space import measure_policies
 
+    if there := _timed_there(model):
+        return there
     rng = np.random.default_rng(seed)
     drawn = list(dict.fromkeys(draw(space, rng) for _ in range(DRAWS_PER_POLICY * count)))
     expected = [model.latency_ms(space.resized(policy), policy) for policy in drawn]
     chosen = [drawn[index] for index in spread_evenly(expected, count)]
     log(f"measuring {len(chosen)} networks")
-    with measuring():
+    with measuring(log):
         reference = Reference(model.table.device.threads, model.table.reference_ms)
         timings = measure_policies(model.structure, space, chosen, reference)
     rows = []
@@ -75,3 +80,25 @@ def validate(
         rows.append(Compared(policy, predicted_ms, timing.median_ms, timing.spread))
     compared = accuracy([row.predicted_ms for row in rows], [row.measured_ms for row in rows])
     return Validation(compared, tuple(rows), noise(timings))
+
+
+def _timed_there(model: "TableModel") -> Validation | None:
+    """The networks that another device timed and the fit has not seen; None where it is this machine."""
+    from latency_models.calibrate import accuracy
+    from latency_models.table import this_device
+    from search.imported import ImportedModel
+
+    device = model.table.device
+    if not isinstance(model, ImportedModel) or device == this_device(device.threads, device.provider):
+        return None
+    if len(model.held_out) < 2:
+        raise TableError(
+            f"profile {model.profile.name!r} was measured on {device}, which timed too few whole networks to"
+            f" validate it; `leanfront profile kit {model.profile.name} --config CONFIG --out DIR` does"
+        )
+    rows = tuple(
+        Compared(one.policy, model.latency_ms(one.cut, one.policy), one.measured_ms, one.spread)
+        for one in model.held_out
+    )
+    compared = accuracy([row.predicted_ms for row in rows], [row.measured_ms for row in rows])
+    return Validation(compared, rows, model.noise)

@@ -1,6 +1,7 @@
 """Prove an exported network: load it in onnxruntime, and compare it with what the search said."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +11,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from compression.policy import Policy
+from hw_profiles import HardwareProfile
+from latency_models.device import device_of
 from latency_models.measure import noise, session, time_models
+from latency_models.providers import PROVIDERS, provider_of
 from search.score import SCORING_BATCH, wilson_interval
 from search.task import Data, Task
 
@@ -137,9 +141,23 @@ def test_once(
     )
 
 
-def measured_latency(model: bytes, baseline: bytes, threads: int) -> dict[str, Any]:
+def at_hand(
+    profile: HardwareProfile, threads: int, provider: str, log: Callable[[str], None] = lambda line: None
+) -> bool:
+    """Whether latencies of a profile can be measured here: whether this machine is its device."""
+    if profile.model != "measured":
+        return False
+    placed = device_of(profile, threads, PROVIDERS[provider])
+    if not placed.is_this_machine:
+        log(f"no latency is measured: {profile.name} is {placed.device}, and this is another machine")
+    return placed.is_this_machine
+
+
+def measured_latency(model: bytes, baseline: bytes, threads: int, provider: str = "cpu") -> dict[str, Any]:
     """Both models timed in one process, blocks rotated; ms, and a sentence where the machine is noisy."""
-    timings = time_models({"model": model, "baseline": baseline}, threads, blocks=15)
+    timings = time_models(
+        {"model": model, "baseline": baseline}, threads, blocks=15, provider=provider_of(provider)
+    )
     ours, theirs = timings["model"], timings["baseline"]
     return {
         "measured_ms": ours.median_ms,

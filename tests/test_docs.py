@@ -1,6 +1,7 @@
 """The documentation against the code: commands, options, keys, defaults and examples are as they are said."""
 
 import inspect
+import json
 import re
 import shlex
 import sys
@@ -17,6 +18,7 @@ import torch
 import typer
 from PIL import Image
 
+import search.measure_space
 import search.readers
 from hw_profiles import read_profile
 from latency_models.layer_table import COLUMNS as LAYER_COLUMNS
@@ -115,7 +117,9 @@ def test_options_of_a_command(name: str) -> None:
         assert (default == "required") == bool(parameter.required), option
         named = choices(command, parameter)
         assert not named or set(named) == set(re.findall(r"`(\w+)`", values)), option
-        if isinstance(parameter.default, StrEnum | int | float):
+        if isinstance(parameter.default, bool):
+            assert (default, values) == ("", ""), option  # a switch: on when it is given
+        elif isinstance(parameter.default, StrEnum | int | float):
             assert default == f"`{parameter.default}`", option
         assert parameter.multiple == ("given again" in documented[option][3]), option
     usage = re.search(rf"^    leanfront {name}\b(.*)$", section, re.M)
@@ -350,6 +354,34 @@ def _train(code: str, folder: Path, images: torch.Tensor, labels: torch.Tensor) 
         torch.nn.functional.cross_entropy(model((images - mean) / std), labels).backward()
         optimizer.step()
     torch.save(model.state_dict(), folder / "weights.pt")
+
+
+def test_this_machine_under_a_name_of_its_own(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.setenv("LEANFRONT_CACHE", str(tmp_path / "cache"))
+    smaller = (("SAMPLES", 12), ("DRAWS", 20), ("COVER_SECONDS", 2.0), ("SURPRISE_SECONDS", 1.0))
+    for name, value in smaller:
+        monkeypatch.setattr(search.measure_space, name, value)
+    # tests share their machine: what follows takes any moment for a quiet one, and waits for none
+    monkeypatch.setattr("latency_models.measure.QUIET", 100.0)
+    monkeypatch.setattr("latency_models.measure.noise", lambda timings: None)
+    monkeypatch.setattr("search.measure_profile.TOLD_APART", 1.0)
+    small = "--set finetune.images=0"
+    printed = {}
+    for line in lines(block("docs/adding-hardware.md", "walk")):
+        hasty = line.replace("--policies 12", "--policies 4").replace("--trials 8", f"--trials 3 {small}")
+        printed[" ".join(shlex.split(line)[1:3])] = run(hasty)
+    assert "is valid" in printed["profile check"]
+    assert "kernels measured" in printed["profile measure"]
+    assert "4 networks that the table had not seen" in printed["profile validate"]
+    assert "3 trials are done" in printed["search examples/digits"]
+    environment = json.loads((tmp_path / "runs" / "first" / "environment.json").read_text())
+    assert environment["profile"] == "my-desk"
+    assert environment["latency_validation"]["n"] == 8
+    page = (tmp_path / "runs" / "first" / "report.html").read_text()
+    assert 'data-figure="validation"' in page
 
 
 def test_adding_hardware(run: Run, tmp_path: Path) -> None:

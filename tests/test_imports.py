@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 OURS = ("hw_profiles", "latency_models", "compression", "search")
-MEASURING = {"measure", "micrographs", "fused_graph", "fill", "structure", "network_model", "table_model"}
+MEASURING = {
+    "measure", "micrographs", "fused_graph", "fill", "structure", "network_model", "table_model", "kit_device"
+}  # fmt: skip
 """Modules of latency_models that make, read or time ONNX models, and the model of measured tables, made of
 their graphs. No other may import onnx, or one of these, at import time."""
 

@@ -14,14 +14,14 @@ def samples(count: int, noise: float = 0.0, seed: int = 0) -> list[Sample]:
     for _ in range(count):
         features = {
             "call": 0.007,
-            "integer_ms": float(rng.uniform(0.02, 0.2)),
-            "float_ms": float(rng.uniform(0.02, 0.3)),
+            "integer_full_ms": float(rng.uniform(0.02, 0.2)),
+            "float_full_ms": float(rng.uniform(0.02, 0.3)),
             "other_ms": float(rng.uniform(0.01, 0.05)),
             "nodes": float(rng.integers(20, 60)),
             "far_bytes": float(rng.choice([0.0, 1e6, 4e6])),
         }
         truth = (
-            0.007 + 0.9 * features["integer_ms"] + 1.2 * features["float_ms"] + features["other_ms"]
+            0.007 + 0.9 * features["integer_full_ms"] + 1.2 * features["float_full_ms"] + features["other_ms"]
             + 3e-8 * features["far_bytes"]
         )  # fmt: skip
         made.append(Sample(features, truth * float(1 + noise * rng.standard_normal())))
@@ -29,7 +29,7 @@ def samples(count: int, noise: float = 0.0, seed: int = 0) -> list[Sample]:
 
 
 def test_without_samples_it_is_the_plain_sum() -> None:
-    features = {"call": 0.01, "integer_ms": 0.2, "float_ms": 0.3, "nodes": 40.0, "far_bytes": 1e6}
+    features = {"call": 0.01, "integer_full_ms": 0.2, "float_full_ms": 0.3, "nodes": 40.0, "far_bytes": 1e6}
     assert Correction().predict(features) == pytest.approx(0.51)
     assert Correction().accuracy is None
 
@@ -39,7 +39,7 @@ def test_it_finds_a_known_truth() -> None:
     unseen = samples(30, seed=1)
     found = accuracy([correction.predict(s.features) for s in unseen], [s.measured_ms for s in unseen])
     assert found.mape < 0.01
-    assert correction.weight("float_ms") == pytest.approx(1.2, abs=0.05)
+    assert correction.weight("float_full_ms") == pytest.approx(1.2, abs=0.05)
 
 
 def test_the_accuracy_that_it_reports_is_that_of_unseen_networks() -> None:

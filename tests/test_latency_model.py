@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from compression.policy import Layer, LayerPolicy, LayerShape, Network, Node, Policy, Segment
+from compression.policy.batch import PolicyBatch
 from hw_profiles import load_profile
 from latency_models import TableError
 from latency_models.calibrate import Correction
@@ -83,6 +84,15 @@ def fake_model(correction: Correction | None = None) -> TableModel:
     )
 
 
+def by_size(structure: Structure) -> dict[str, Entry]:
+    """Entries of all nodes seen, the larger the slower."""
+    entries = {
+        key: Entry(1e-4 * (1 + constant_bytes_of(key)), 0.0, 1, 1.0, 0.05, 0, "")
+        for key in sorted(structure.keys())
+    }
+    return entries | {"call": Entry(0.005, 0.0, 1, 1.0, 0.05, 0, "")}
+
+
 def ops(policy: Policy) -> list[str]:
     return [node.proto.op_type for node in fused_nodes(network_model(NETWORK, policy), {})]
 
@@ -109,13 +119,27 @@ def test_keys_hold_shapes_but_no_names_and_no_weights() -> None:
     conv = next(n.key for n in first if "QLinearConv" in n.key)
     assert "u8[1x8x8x3]" in conv
     assert "=s8[16x3x3x3]" in conv
-    assert kind_of(conv) == "integer_ms"
+    assert kind_of(conv) == "integer_full_ms"
 
 
 def test_weight_zero_points_are_part_of_the_key() -> None:
     """onnxruntime has another kernel for weights around zero; timed with the wrong one, sums are 1.5x off."""
-    key = next(n.key for n in fused_nodes(network_model(NETWORK, ALL_INTEGER), {}) if "QLinearConv" in n.key)
-    assert "=s8[16]:0" in key
+    key = next(n.key for n in fused_nodes(network_model(NETWORK, ALL_INTEGER), {}) if "QGemm" in n.key)
+    assert "=s8[10]:0" in key
+
+
+def test_kinds_tell_windows_and_layouts_apart() -> None:
+    blocked = "com.microsoft.nchwc.Conv(f32[1x16x8x8], =f32[16x16x3x3]) group=1 kernel_shape=3|3"
+    assert kind_of(blocked) == "blocked_full_ms"
+    assert kind_of(blocked.replace("group=1", "group=16")) == "blocked_depthwise_ms"
+    assert kind_of(blocked.replace("3|3", "1|1")) == "blocked_pointwise_ms"
+    assert (
+        kind_of("com.microsoft.FusedConv(f32[1x3x8x8], =f32[4x3x1x1]) kernel_shape=1|1")
+        == "float_pointwise_ms"
+    )
+    assert kind_of("com.microsoft.QGemm(u8[1x64], =s8[10x64]) transB=1") == "integer_product_ms"
+    assert kind_of("Transpose(u8[1x8x8x4]) perm=0|3|1|2") == "layout_ms"
+    assert kind_of("Softmax(f32[1x10]) axis=-1") == "other_ms"
 
 
 def test_constant_bytes_of_a_key() -> None:
@@ -193,7 +217,7 @@ def test_cost_is_the_sum_of_known_kernels() -> None:
 
 
 def test_a_correction_changes_kind_and_sum() -> None:
-    weights = {"call": 1.0, "integer_ms": 2.0, "float_ms": 1.0, "other_ms": 1.0}
+    weights = {"call": 1.0, "integer_full_ms": 2.0, "integer_product_ms": 2.0, "other_ms": 1.0}
     plain, corrected = fake_model(), fake_model(Correction(weights, samples=12))
     more_ms = corrected.latency_ms(NETWORK, ALL_INTEGER) - plain.latency_ms(NETWORK, ALL_INTEGER)
     assert more_ms == pytest.approx(0.001 * 4)  # three convolutions and the linear layer
@@ -270,3 +294,42 @@ def test_an_operation_that_shapes_do_not_describe_is_named() -> None:
     )
     with pytest.raises(TableError, match="'MyAttention'"):
         network_model(strange, Policy.uniform(strange, FLOAT))
+
+
+def test_many_policies_cost_what_each_costs() -> None:
+    """Widths and precisions that were never built among them."""
+    structure = fake_model().structure
+    for policy in (Policy.of(dict(ALL_INTEGER) | {"block.b": FLOAT}), ALL_INTEGER):
+        structure.observe(NETWORK.resized({"inner": 6}), policy)
+    correction = Correction({"call": 1.1, "integer_full_ms": 1.3, "far_bytes": 1e-5}, samples=12)
+    table = LatencyTable(this_device(), by_size(structure))
+    model = TableModel(structure, table, load_profile("this-machine"), correction)
+    policies = [
+        Policy.of({name: LayerPolicy(0.0 if name != "block.a" else cut, bits, bits) for name, bits in kinds})
+        for cut in (0.0, 0.25, 0.5, 0.875)
+        for kinds in (
+            [("stem", 8), ("block.a", 8), ("block.b", 8), ("head", 8)],
+            [("stem", 8), ("block.a", 8), ("block.b", 32), ("head", 32)],
+            [("stem", 32), ("block.a", 32), ("block.b", 32), ("head", 32)],
+        )
+    ]
+    costs = model.costs(PolicyBatch.of(NETWORK, policies))
+    for column, policy in enumerate(policies):
+        one = model.cost(NETWORK.resized(policy.channels(NETWORK)), policy)
+        assert costs.latency_ms[column] == pytest.approx(one.latency_ms)
+        assert costs.energy_mj[column] == pytest.approx(one.energy_mj)
+        assert costs.size_bytes[column] == one.size_bytes
+        assert costs.peak_memory_bytes[column] == one.peak_memory_bytes
+        assert costs.fits[column] == one.fits
+        assert costs.modelled[column] == (one.kind == "modelled")
+
+
+def test_a_width_between_those_measured_lies_between_their_costs() -> None:
+    structure = Structure(NETWORK, network_model)
+    for width in (4, 8, 16):
+        structure.observe(NETWORK.resized({"inner": width}), ALL_FLOAT)
+    table = LatencyTable(this_device(), by_size(structure))
+    model = TableModel(structure, table, load_profile("this-machine"))
+    at = {width: model.cost(NETWORK.resized({"inner": width}), ALL_FLOAT) for width in (8, 12, 16)}
+    assert at[8].latency_ms < at[12].latency_ms < at[16].latency_ms
+    assert (at[8].kind, at[12].kind) == ("measured", "modelled")

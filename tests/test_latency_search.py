@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import search.latency
+import search.measure_space
 from compression.trace import Traced, trace
 from hw_profiles import load_profile
 from search.latency import cost_model, file_cost_model
@@ -42,8 +42,9 @@ def space(traced: Traced) -> Space:
 @pytest.fixture(autouse=True)
 def small_and_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LEANFRONT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(search.latency, "SAMPLES", 16)
-    monkeypatch.setattr(search.latency, "DRAWS", 24)
+    monkeypatch.setattr(search.measure_space, "SAMPLES", 16)
+    monkeypatch.setattr(search.measure_space, "DRAWS", 24)
+    monkeypatch.setattr(search.measure_space, "SURPRISE_SECONDS", 1.0)
 
 
 def test_a_search_space_is_measured_once_and_predicted(traced: Traced, space: Space) -> None:

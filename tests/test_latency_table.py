@@ -65,7 +65,9 @@ def test_a_table_of_another_device_is_refused(tmp_path: Path, other: Device) -> 
         ("0.0123", "nan", "median_ms must be above 0"),
         ("0.0123", "12 us", "could not convert"),
         (",measured\r\n", "", "cut short"),
-        ("median_ms", "median_us", "no column 'median_ms'"),
+        ("median_ms", "median_us", "no column 'median_ms', its times are in column 'median_us'"),
+        ("spread", "scatter", "no column 'spread'"),
+        ("0.05,", "-0.05,", "reference_ms must be above 0"),
     ],
 )
 def test_a_damaged_table_is_named(tmp_path: Path, old: str, new: str, message: str) -> None:

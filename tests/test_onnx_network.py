@@ -192,7 +192,7 @@ def test_matrix_products_of_sequences_and_their_biases() -> None:
         ('y = Resize <mode = "nearest"> (c, , scales)', "upsample_nearest"),
         ('y = Resize <mode = "linear"> (c, , scales)', "upsample"),
         ('y = Einsum <equation = "abcd->abdc"> (c)', "other"),
-        ("y = MatMul (c, c)", "other"),
+        ("y = MatMul (c, c)", "matmul"),
     ],
 )
 def test_operations(line: str, op: str) -> None:

@@ -153,3 +153,29 @@ def test_the_size_moves_by_the_bytes_of_the_weights() -> None:
     assert sizes[32] - sizes[8] == pytest.approx(3 * weights, rel=0.01)
     assert sizes[8] - sizes[4] == pytest.approx(weights / 2, rel=0.01)
     assert sizes[4] - sizes[2] == weights / 4
+
+
+class Upward(nn.Module):
+    """A transposed convolution between two convolutions, joined with what was before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 3, padding=1)
+        self.down = nn.Conv2d(4, 4, 2, 2)
+        self.up = nn.ConvTranspose2d(4, 4, 2, 2)
+        self.b = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(torch.cat([x, self.up(self.down(x))], 1))
+
+
+def test_a_transposed_convolution_computes_in_floats() -> None:
+    """It wants no integers, and puts them out only for an integer concat that an integer layer reads."""
+    upward = trace(Upward(), torch.zeros(1, 3, 4, 4)).network
+    assert bits(upward, up=INT8) == {}
+    assert bits(upward, up=INT8, b=INT8) == {"up": 8, "cat": 8, "b": 8}
+    assert bits(upward, b=INT8) == {"cat": 8, "b": 8}
+    assert bits(upward, a=INT8, up=INT8, b=INT8) == {"x": 8, "a": 8, "up": 8, "cat": 8, "b": 8}
+    integer = integer_kernels(kernels(upward), policy(upward, a=INT8, up=INT8, b=INT8))
+    assert integer == {"a", "cat", "b"}

@@ -336,3 +336,21 @@ def test_neither_torch_nor_optuna_is_loaded(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
     assert pd.read_csv(run / "trials.csv").shape[0] == len(TRIALS)
+
+
+def test_the_validation_is_shown_and_a_bad_one_at_the_top(tmp_path: Path) -> None:
+    rows = [{"predicted_ms": 0.11, "measured_ms": 0.1, "spread": 0.02}]
+    good = {"n": 1, "mape": 0.04, "within_10_percent": 1.0, "spearman": 0.99, "noise": None, "rows": rows}
+    page = own_part(
+        write_report(make_run(tmp_path / "good", environment={"latency_validation": good})).read_text()
+    )
+    assert 'role="alert"' not in page
+    assert "+10.0 %" in page
+    assert 'data-figure="validation"' in page
+    bad = good | {"mape": 0.13, "noise": "it was <noisy>"}
+    page = own_part(
+        write_report(make_run(tmp_path / "bad", environment={"latency_validation": bad})).read_text()
+    )
+    assert "off by 13 % on average" in page
+    assert "it was &lt;noisy&gt;" in page
+    assert page.index('role="alert"') < page.index("<h2>Front</h2>")

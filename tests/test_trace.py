@@ -56,7 +56,7 @@ EXPECTED = {
     "UNet": [["down1.0"], ["down2.0"], ["up"], ["join.0"]],
     "Dense": [["first"], ["second"], ["third"]],
     "Perceptron": [["1"], ["4"]],
-    "Sequence": [],
+    "Sequence": [["a", "b"]],
     "Odd": [["input"], ["relu"]],
 }
 
@@ -94,9 +94,7 @@ def test_segments_of_concat_and_flatten() -> None:
     assert chain.resized({"3": 5}).layer["6"].shape.in_channels == 4 * 5
 
 
-def test_a_concat_that_is_flattened_keeps_its_channels() -> None:
-    """torch-pruning does not follow that one; it must not be offered."""
-
+def test_a_concat_that_is_flattened() -> None:
     class Joined(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -105,7 +103,9 @@ def test_a_concat_that_is_flattened_keeps_its_channels() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.c(torch.cat([self.a(x), self.b(x)], 1).flatten(1))
 
-    assert groups(trace(Joined(), torch.zeros(1, 3, 2, 2)).network) == {}
+    network = trace(Joined(), torch.zeros(1, 3, 2, 2)).network
+    assert groups(network) == {"a": ["a"], "b": ["b"]}
+    assert network.resized({"a": 1, "b": 3}).layer["c"].shape.in_channels == 4 * (1 + 3)
 
 
 class Shared(nn.Module):

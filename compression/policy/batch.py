@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from compression.policy.kernels import Kernel, kernels
 from compression.policy.network import LAYER_OPS, Network
 from compression.policy.policy import Policy
-from compression.policy.precision import INTEGER_OPS, SAME_RANGE_OPS
+from compression.policy.precision import FLOAT_LAYERS, INTEGER_OPS, JOINING_OPS, SAME_RANGE_OPS
 from compression.policy.size import (
     ACTIVATION_BYTES,
     FILE_BYTES,
@@ -138,7 +138,10 @@ class PolicyBatch:
     @cached_property
     def integer_layers(self) -> NDArray[np.bool_]:
         """(layers, n): whether a layer computes in integers."""
-        return np.asarray((self.weight_bits <= 8) & (self.activation_bits <= 8))
+        kernel = np.array(
+            [layer.shape.op not in FLOAT_LAYERS for layer in self.network.layers], dtype=np.bool_
+        )
+        return np.asarray((self.weight_bits <= 8) & (self.activation_bits <= 8) & kernel[:, None])
 
     @cached_property
     def bits(self) -> Counts:
@@ -158,7 +161,7 @@ class PolicyBatch:
         for row in reversed(range(len(fused))):
             for source in fused[row].inputs:
                 target = index[source]
-                wish[target] = np.minimum(wish[target], self._wanted(fused[row], wish[row]))
+                wish[target] = np.minimum(wish[target], self._wanted(fused[target], fused[row], wish[row]))
         bits = np.full_like(wish, 32)
         integer = np.zeros(wish.shape, dtype=np.bool_)
         for row, kernel in enumerate(fused):
@@ -171,11 +174,14 @@ class PolicyBatch:
             bits[row] = np.where(wish[row] < 32, wish[row], made)
         return bits, integer
 
-    def _wanted(self, reader: Kernel, wish: Counts) -> Counts | int:
-        """The bits that a kernel wants its input at."""
+    def _wanted(self, maker: Kernel, reader: Kernel, wish: Counts) -> Counts | int:
+        """The bits that a kernel wants its input at; ``wish``: those that its own output is wanted at."""
         if reader.layer is not None:
             row = self.layer_index[reader.layer.name]
             return np.where(self.integer_layers[row], self.activation_bits[row], 32)
+        if maker.layer is not None and maker.op in FLOAT_LAYERS and reader.op in JOINING_OPS:
+            row = self.layer_index[maker.layer.name]
+            return np.where((self.weight_bits[row] <= 8) & (self.activation_bits[row] <= 8), wish, 32)
         return wish if reader.op in SAME_RANGE_OPS else 32
 
     def _integer(self, kernel: Kernel, bits: Counts) -> NDArray[np.bool_]:

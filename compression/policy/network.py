@@ -4,9 +4,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, cast
 
 LAYER_OPS = ("conv2d", "conv_transpose2d", "linear")
 """Operations that carry weights which a policy may cut and quantize."""
+
+_REMEMBERED_GROUPS = 3  # tensors of more groups come in too many sizes to remember them
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Node:
     stride: tuple[int, int] = (1, 1)
     detail: str = ""
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Channels (features) of the output tensor."""
         return sum(segment.size * segment.repeat for segment in self.channels)
@@ -168,19 +171,53 @@ class Network:
                 size = self.group_size(group)
                 raise ValueError(f"group {group!r} has {size} channels, cannot keep {count}")
 
-        def cut(segment: Segment) -> Segment:
-            return replace(segment, size=channels.get(segment.group or "", segment.size))
-
-        nodes = tuple(replace(node, channels=tuple(map(cut, node.channels))) for node in self.nodes)
+        nodes = tuple(
+            self._cut(node, tuple([(g, channels[g]) for g in groups if g in channels])) if groups else node
+            for node, groups in zip(self.nodes, self._node_groups, strict=True)
+        )
         width = {node.name: node.width for node in nodes}
-        layers = []
-        source = {node.layer: node.inputs[0] for node in nodes if node.layer is not None}
-        for layer in self.layers:
-            shape = layer.shape
-            out_channels = channels.get(layer.group or "", shape.out_channels)
-            groups = out_channels if shape.depthwise else shape.groups
-            shape = replace(
-                shape, in_channels=width[source[layer.name]], out_channels=out_channels, groups=groups
+        layers = tuple(
+            self._resized(layer, width[source], channels.get(layer.group or "", layer.shape.out_channels))
+            for layer, source in zip(self.layers, self._layer_sources, strict=True)
+        )
+        return Network(nodes, layers, self.outputs)
+
+    @cached_property
+    def _node_groups(self) -> tuple[tuple[str, ...], ...]:
+        """For each node the groups whose channels its tensor has."""
+        return tuple(
+            tuple(dict.fromkeys(s.group for s in node.channels if s.group is not None)) for node in self.nodes
+        )
+
+    @cached_property
+    def _layer_sources(self) -> tuple[str, ...]:
+        """For each layer the node that it reads."""
+        source = {node.layer: node.inputs[0] for node in self.nodes if node.layer is not None}
+        return tuple(source[layer.name] for layer in self.layers)
+
+    @cached_property
+    def _made(self) -> dict[object, Any]:
+        """Nodes and layers that were cut before: a search resizes the same ones again and again."""
+        return {}
+
+    def _cut(self, node: Node, kept: tuple[tuple[str, int], ...]) -> Node:
+        made = self._made.get((node.name, kept))
+        if made is None:
+            counts = dict(kept)
+            made = replace(
+                node,
+                channels=tuple(replace(s, size=counts.get(s.group or "", s.size)) for s in node.channels),
             )
-            layers.append(replace(layer, shape=shape))
-        return Network(nodes, tuple(layers), self.outputs)
+            if len(kept) <= _REMEMBERED_GROUPS:
+                self._made[node.name, kept] = made
+        return cast(Node, made)
+
+    def _resized(self, layer: Layer, in_channels: int, out_channels: int) -> Layer:
+        made = self._made.get((layer.name, in_channels, out_channels))
+        if made is None:
+            shape = layer.shape
+            groups = out_channels if shape.depthwise else shape.groups
+            shape = replace(shape, in_channels=in_channels, out_channels=out_channels, groups=groups)
+            made = replace(layer, shape=shape)
+            self._made[layer.name, in_channels, out_channels] = made
+        return cast(Layer, made)

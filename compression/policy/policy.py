@@ -22,7 +22,8 @@ class PolicyError(ValueError):
 class LayerPolicy:
     """How one layer is compressed.
 
-    sparsity: share of the output channels that are cut, 0 .. below 1.
+    sparsity: share of the output channels that are cut (pattern "channel"), 0 .. below 1; with another
+        pattern the share of weights that are 0, and the channels stay.
     weight_bits: 32 is float32, 16 float16, 8 and below integers (symmetric, one scale per output channel).
     activation_bits: the same for the tensor that the layer reads.
     """
@@ -47,6 +48,11 @@ class LayerPolicy:
         object.__setattr__(self, "activation_bits", int(self.activation_bits))
 
     @property
+    def cut(self) -> float:
+        """Share of the output channels that go: only the pattern "channel" takes any."""
+        return self.sparsity if self.pattern == "channel" else 0.0
+
+    @property
     def integer(self) -> bool:
         """Whether the layer computes in integers: weights and activations both at 8 bits or fewer."""
         return self.weight_bits <= 8 and self.activation_bits <= 8
@@ -69,7 +75,7 @@ class Policy(Mapping[str, LayerPolicy]):
         return Policy.of(
             {
                 layer.name: LayerPolicy(
-                    sparsity=layer_policy.sparsity if layer.group is not None else 0.0,
+                    sparsity=0.0 if layer.group is None and layer_policy.cut else layer_policy.sparsity,
                     weight_bits=layer_policy.weight_bits,
                     activation_bits=layer_policy.activation_bits,
                     pattern=layer_policy.pattern,
@@ -152,7 +158,7 @@ class Policy(Mapping[str, LayerPolicy]):
         kept: dict[str, int] = {}
         for group, layers in network.groups.items():
             size = network.group_size(group)
-            wanted = size * (1.0 - self[layers[0].name].sparsity)
+            wanted = size * (1.0 - self[layers[0].name].cut)
             snapped = int(wanted / multiple + 0.5) * multiple
             kept[group] = min(size, max(snapped, min(multiple, size)))
         return kept
@@ -166,13 +172,13 @@ class Policy(Mapping[str, LayerPolicy]):
         if unknown := set(self) - names:
             raise PolicyError(f"the policy names a layer {sorted(unknown)[0]!r} that the network has not")
         for layer in network.layers:
-            if layer.group is None and self[layer.name].sparsity > 0:
+            if layer.group is None and self[layer.name].cut > 0:
                 raise PolicyError(
                     f"layer {layer.name!r} cannot be cut (its channels are fixed by what reads them),"
                     f" but the policy gives it sparsity {self[layer.name].sparsity}"
                 )
         for group, layers in network.groups.items():
-            shares = {self[layer.name].sparsity for layer in layers}
+            shares = {self[layer.name].cut for layer in layers}
             if len(shares) > 1:
                 raise PolicyError(
                     f"the layers of group {group!r} are cut together, but the policy gives them"

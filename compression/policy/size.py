@@ -1,12 +1,13 @@
 """Size of the file that an export writes, without writing it."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from compression.policy.kernels import Kernel, kernels
 from compression.policy.network import Layer, Network
 from compression.policy.policy import LayerPolicy, Policy
-from compression.policy.precision import SAME_RANGE_OPS, tensor_bits
+from compression.policy.precision import SAME_RANGE_OPS, computes_in_integers, tensor_bits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,17 +45,34 @@ def size_bytes(network: Network, policy: Policy) -> int:
     """
     fused = kernels(network)
     bits = tensor_bits(fused, policy)
-    return FILE_BYTES + sum(kernel_bytes(kernel, policy, bits[kernel.name]) for kernel in fused)
+    width = {kernel.name: kernel.output.width for kernel in fused}
+    return FILE_BYTES + sum(
+        kernel_bytes(
+            kernel,
+            [width[name] for name in (kernel.name, *kernel.inputs)],
+            policy.get(kernel.layer.name) if kernel.layer else None,
+            bits[kernel.name],
+        )
+        for kernel in fused
+    )
 
 
-def kernel_bytes(kernel: Kernel, policy: Mapping[str, LayerPolicy], tensor_bits: int) -> int:
-    """Bytes of a file that one kernel and its output's quantizer (``tensor_bits`` up to 8) take."""
-    if kernel.layer is not None:
-        layer, own = kernel.layer, policy[kernel.layer.name]
-        stored = storage_bits(own.weight_bits)
-        total = layer_bytes(layer, layer.shape.weight_count, layer.shape.out_channels, stored, own.integer)
+def kernel_bytes(
+    kernel: Kernel, widths: Sequence[int], layer_policy: LayerPolicy | None, tensor_bits: int
+) -> int:
+    """Bytes of a file that one kernel and its output's quantizer take.
+
+    ``widths``: channels of its output and of its inputs, after the cut. ``tensor_bits``: those of its output.
+    """
+    if kernel.layer is not None and layer_policy is not None:
+        shape, out = kernel.layer.shape, widths[0]
+        weights = widths[1] // (out if shape.depthwise else shape.groups) * out * math.prod(shape.kernel)
+        stored = storage_bits(layer_policy.weight_bits)
+        total = layer_bytes(
+            kernel.layer, weights, out, stored, computes_in_integers(kernel.layer, layer_policy)
+        )
     else:
-        total = operation_bytes(kernel, kernel.output.width)
+        total = operation_bytes(kernel, widths[0])
     total += ACTIVATION_BYTES if kernel.activation else 0
     return total + quantizer_bytes(kernel.op in SAME_RANGE_OPS, tensor_bits)
 

@@ -1,0 +1,108 @@
+"""Which form a kernel takes in onnxruntime's optimised graph, learned from graphs that were seen.
+
+A kernel becomes one or several optimised nodes: with or without a quantizer, in one memory layout or another.
+Which ones depends on its own precision and alignment and on some of its neighbours', and on which of these
+differs from kernel to kernel (the layout of a residual stream may be decided four kernels away). So the
+neighbours that tell forms apart are looked for, the most telling first, until the graphs that were seen are
+explained. A state that was never seen is answered by leaving out the least telling neighbours.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_NEIGHBOURS = 8
+STATES = 64  # values that one column of a state may have: bits up to 32, alignments up to 16
+
+State = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How the form of one kernel follows from the state of a network.
+
+    columns: of the state, first the kernel's own, then neighbours', the most telling first. forms: for each
+    number of columns from all down to the least that must be known, their values -> the form that they mostly
+    had.
+    """
+
+    columns: tuple[int, ...]
+    forms: tuple[Mapping[tuple[int, ...], int], ...]
+
+    def form(self, values: tuple[int, ...]) -> int | None:
+        """The form for the values of ``columns``; None where not even the least were seen."""
+        for forms in self.forms:
+            found = forms.get(values)
+            if found is not None:
+                return found
+            values = values[:-1]
+        return None
+
+    @cached_property
+    def pick(self) -> Callable[[State], tuple[int, ...]]:
+        """State -> the values of ``columns`` in it. There are at least two: precision and bits."""
+        return itemgetter(*self.columns)
+
+
+def learn(
+    states: NDArray[np.int64], forms: NDArray[np.int64], own: Sequence[int], near: Sequence[int], least: int
+) -> Rule:
+    """The rule that explains the forms seen.
+
+    Args:
+        states: (graphs, columns).
+        forms: (graphs,) form of the kernel in each.
+        own: columns that are always looked at.
+        near: columns that may be looked at, too.
+        least: so many of ``own`` must have been seen together for an answer.
+    """
+    columns = list(dict.fromkeys(own))
+    kept = len(columns)
+    groups = np.zeros(len(states), dtype=np.int64)
+    for column in columns:
+        groups = _split(groups, states[:, column])
+    left = _unexplained(groups, forms)
+    candidates = [column for column in near if column not in columns and np.ptp(states[:, column])]
+    while left and candidates and len(columns) < kept + MOST_NEIGHBOURS:
+        trials = [_unexplained(_split(groups, states[:, column]), forms) for column in candidates]
+        best = int(np.argmin(trials))
+        if trials[best] >= left:
+            break
+        left, column = trials[best], candidates.pop(best)
+        groups = _split(groups, states[:, column])
+        columns.append(column)
+    return Rule(tuple(columns), tabulate(states, forms, columns, least))
+
+
+def tabulate(
+    states: NDArray[np.int64], forms: NDArray[np.int64], columns: Sequence[int], least: int
+) -> tuple[Mapping[tuple[int, ...], int], ...]:
+    """The forms of a rule: for each number of columns, the most frequent one."""
+    tables = []
+    for count in range(len(columns), least - 1, -1):
+        seen: dict[tuple[int, ...], dict[int, int]] = {}
+        for values, form in zip(states[:, list(columns[:count])].tolist(), forms.tolist(), strict=True):
+            votes = seen.setdefault(tuple(values), {})
+            votes[form] = votes.get(form, 0) + 1
+        tables.append({values: max(votes, key=lambda f: votes[f]) for values, votes in seen.items()})
+    return tuple(tables)
+
+
+def _split(groups: NDArray[np.int64], column: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Groups told apart by one more column, numbered anew."""
+    found: NDArray[Any] = np.unique(groups * STATES + column, return_inverse=True)[1]
+    return found.astype(np.int64)
+
+
+def _unexplained(groups: NDArray[np.int64], forms: NDArray[np.int64]) -> int:
+    """Graphs whose form is not the most frequent one of their group."""
+    pairs, counts = np.unique(groups * (int(forms.max()) + 1) + forms, return_counts=True)
+    owners = pairs // (int(forms.max()) + 1)
+    most = np.zeros(int(groups.max()) + 1, dtype=np.int64)
+    np.maximum.at(most, owners, counts)
+    return int(len(forms) - most.sum())

@@ -1,0 +1,271 @@
+"""Pipelines on a part of round numbers: 1 MHz, 1000 DSP blocks of one 8-bit product, 1024-byte memories."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compression.policy import Layer, LayerPolicy, LayerShape, Network, Node, Policy, Segment
+from compression.policy.batch import PolicyBatch
+from hw_profiles import load_profile, profile_names
+from latency_models.dataflow import DataflowModel
+from latency_models.errors import TableError
+from latency_models.fpga_fit import misfit
+from latency_models.fpga_folding import folded
+from latency_models.fpga_kernels import batch_of, works
+from latency_models.fpga_pipeline import Stage, first_window, stream
+from latency_models.fpga_resources import blocks, multiplier_luts
+from latency_models.layer_table import COLUMNS, read_layer_table
+from latency_models.models import model_of
+from tests.fpga_parts import BLOCKS, chain, conv, dataflow, uniform
+
+DATAFLOWS = [name for name in profile_names() if load_profile(name).model == "dataflow"]
+
+
+def stage(inputs, cycles, positions, needed=0.0):
+    return Stage(inputs, np.array([float(cycles)]), float(positions), needed)
+
+
+def last(*stages, input_cycles=0.0):
+    return float(stream(list(stages), np.array([input_cycles])).last.max())
+
+
+def test_first_window():
+    assert first_window((1, 1), (0, 0), 8, 64) == 0
+    assert first_window((3, 3), (1, 1), 8, 65) == (8 + 1) / 64  # one row and one position
+    assert first_window((3, 3), (0, 0), 8, 65) == (16 + 2) / 64
+    assert first_window((7, 7), (0, 0), 2, 4) == 1
+
+
+def test_a_pipeline_is_between_its_slowest_stage_and_the_sum():
+    assert last(stage((), 100, 10)) == 100
+    # the second starts when the first position (10 cycles) is there, and keeps pace from then on
+    assert last(stage((), 100, 10), stage((0,), 100, 10)) == 110
+    assert last(stage((), 100, 10), stage((0,), 100, 10, needed=1.0)) == 200  # it waits for everything
+    assert last(stage((), 100, 10), stage((0,), 10, 10)) == 101  # the last position, and one of its own
+    assert last(stage((), 100, 10), stage((0,), 400, 10)) == 410
+    assert last(stage((), 100, 10), input_cycles=300) == 310
+
+
+def test_branches_wait_for_each_other():
+    stages = [stage((), 100, 10), stage((0,), 100, 10, needed=0.5), stage((0, 1), 100, 10)]
+    times = stream(stages, np.zeros(1))
+    # the long branch begins at 10 + 0.5 x 90 = 55 and gives its first position at 65; the short one at 10
+    assert times.first[:, 0].tolist() == [10, 65, 75]
+    assert times.waiting[2, 0] == pytest.approx((65 - 10) / (155 - 10))
+
+
+@pytest.mark.parametrize(
+    ("target", "multipliers", "cycles"),
+    [
+        (2304, 1, 2304),  # 4 positions x 16 outputs x 36 products
+        (1152, 2, 1152),
+        (144, 16, 144),  # 36 cycles for each position: all outputs at a time, their products one by one
+        (4, 576, 4),
+        (1, 576, 4),  # no faster than one cycle per position
+    ],
+)
+def test_folding(target, multipliers, cycles):
+    network = chain(conv(4, 16, 2, kernel=3))
+    work = next(w for w in works(batch_of(network, uniform(network)), dataflow()) if w.layer)
+    found = folded(work, np.array([float(target)]))
+    assert found.engine is not None
+    assert float(found.engine.multipliers[0]) == multipliers
+    assert float(found.cycles[0]) == cycles
+
+
+@given(
+    st.integers(1, 64), st.integers(1, 64), st.integers(1, 16), st.sampled_from([1, 3, 5]),
+    st.floats(0, 20),
+)  # fmt: skip
+def test_an_engine_keeps_its_pace(read, out, side, kernel, step):
+    network = chain(conv(read, out, side, kernel))
+    work = next(w for w in works(batch_of(network, uniform(network)), dataflow()) if w.layer)
+    pace = 2.0**step
+    found = folded(work, np.array([pace]))
+    assert found.engine is not None
+    slowest_needed = max(pace, side * side)  # at least a cycle per position
+    assert float(found.cycles[0]) <= slowest_needed + 1e-9
+    assert float(found.engine.multipliers[0]) * float(found.cycles[0]) >= work.macs[0] - 1e-6
+
+
+def test_memory_blocks():
+    block = load_profile("zynq-7020").resources.memory["BRAM36"]
+    assert float(blocks(block, 512, 36)) == 0.5  # half a block
+    assert float(blocks(block, 513, 36)) == 1
+    assert float(blocks(block, 1024, 18)) == 0.5
+    assert float(blocks(block, 16384, 1)) == 0.5
+    assert float(blocks(block, 0, 8)) == 0
+
+
+def test_multipliers_in_logic_are_those_of_finn():
+    assert float(multiplier_luts(8, 8)) == (2 * 3 - 1) * 16
+    assert float(multiplier_luts(2, 4)) == 6
+    assert float(multiplier_luts(1, 1)) == 2
+
+
+def test_all_multipliers_at_once_where_they_fit():
+    network = chain(conv(4, 4, 8))
+    model = DataflowModel(dataflow())
+    cost = model.cost(network, uniform(network))
+    assert cost.resources["DSP"] == 16
+    assert model.interval_ms(network, uniform(network)) == pytest.approx(64e-3)  # a position per cycle
+    assert cost.latency_ms == pytest.approx(64e-3)
+    assert cost.fits
+
+
+def test_folded_where_they_do_not():
+    few = {**BLOCKS, "multiplier": {"name": "DSP", "count": 4, "macs": {"8": 1.0}},
+           "logic": {"name": "LUT", "count": 1}}  # fmt: skip
+    model = DataflowModel(dataflow(resources=few))
+    network = chain(conv(4, 4, 8))
+    cost = model.cost(network, uniform(network))
+    assert cost.resources["DSP"] <= 4
+    assert model.interval_ms(network, uniform(network)) == pytest.approx(256e-3)
+
+
+def test_multipliers_without_a_dsp_block_are_made_of_logic():
+    few = {**BLOCKS, "multiplier": {"name": "DSP", "count": 4, "macs": {"8": 1.0}}}
+    network = chain(conv(4, 4, 8))
+    cost = DataflowModel(dataflow(resources=few)).cost(network, uniform(network))
+    assert cost.resources["DSP"] == pytest.approx(4)
+    assert cost.resources["LUT"] == pytest.approx(12 * 80)
+
+
+def test_a_transposed_convolution_computes_at_its_inputs():
+    shape = LayerShape("conv_transpose2d", 4, 4, (2, 2), (2, 2), 1, 8, 8)
+    network = chain(conv(4, 4, 4), shape)
+    work = [w for w in works(batch_of(network, uniform(network)), dataflow()) if w.layer][1]
+    assert (work.steps, work.positions) == (16, 64)
+    assert float(work.macs[0]) == shape.macs
+
+
+def test_a_gap_in_a_layer_table_is_no_shortcut(tmp_path):
+    table = tmp_path / "gap.csv"
+    row = "{},conv2d,4,4,1,1,1,1,1,{},{},0\n"
+    table.write_text(f"{','.join(COLUMNS)}\n{row.format('a', 8, 8)}{row.format('b', 4, 4)}")  # a pool between
+    network = read_layer_table(table)
+    ms = DataflowModel(dataflow()).cost(network, uniform(network)).latency_ms
+    assert ms == pytest.approx(65e-3)  # 64 positions, and the last one of the second layer
+
+
+def test_short_operands_share_a_dsp_block_or_take_none():
+    network = chain(conv(4, 4, 8))
+    model = DataflowModel(dataflow())
+    narrow = model.cost(network, Policy.uniform(network, LayerPolicy(0.0, 2, 4)))
+    assert narrow.resources["DSP"] == 0  # 6 bits together: multipliers of logic
+    assert narrow.resources["LUT"] >= 16 * 6
+    four = dataflow(lut_multiplier_bits=0.0)
+    packed = DataflowModel(four).cost(network, Policy.uniform(network, LayerPolicy(0.0, 2, 4)))
+    assert packed.resources["DSP"] == 8  # two 4-bit products in each
+
+
+def test_space():
+    network = chain(conv(4, 4, 8))
+    space = {"triplication": {"DSP": 3.0}, "memory_ecc": 1.5, "clock_derating": 0.5, "scrub_share": 0.2}
+    plain, hard = DataflowModel(dataflow()), DataflowModel(dataflow(space=space))
+    before, after = (m.cost(network, uniform(network)) for m in (plain, hard))
+    assert after.resources["DSP"] == 3 * before.resources["DSP"]
+    assert after.resources["RAM"] == 1.5 * before.resources["RAM"]
+    assert after.latency_ms == pytest.approx(before.latency_ms / 0.5 / 0.8)
+
+
+def test_a_network_that_does_not_fit():
+    network = chain(conv(64, 512, 2, kernel=3), conv(512, 512, 2, kernel=3), conv(512, 8, 2))
+    profile = dataflow()
+    cost = DataflowModel(profile).cost(network, uniform(network))
+    assert not cost.fits
+    weights = 64 * 512 * 9 + 512 * 512 * 9 + 512 * 8
+    assert cost.resources["RAM"] >= weights / 1024
+    said = misfit(profile, network, uniform(network), cost)
+    assert "RAM" in said
+    assert "1,000" in said
+    share = int(said.split("fits with ")[1].split("%")[0]) / 100
+    cut = uniform(network, sparsity=share)
+    model = DataflowModel(profile)
+    assert model.cost(network.resized(cut.channels(network)), cut).fits
+    less = uniform(network, sparsity=share - 0.05)
+    assert not model.cost(network.resized(less.channels(network)), less).fits
+
+
+def test_fewer_bits_that_fit_are_named():
+    network = chain(conv(256, 400, 2, kernel=3), conv(400, 8, 2))
+    small = {**BLOCKS, "memory": {"RAM": {"count": 700, "bits": 8192, "shapes": [[8, 1024], [4, 2048]]}}}
+    profile = dataflow(resources=small)
+    cost = DataflowModel(profile).cost(network, uniform(network))
+    assert not cost.fits
+    assert "weights of 4 and activations of 8 bits" in misfit(profile, network, uniform(network), cost)
+
+
+def test_skips_are_held_on_the_chip():
+    body = [
+        Node("x", "input", (), (Segment(None, 4),), (8, 8)),
+        Node("a", "conv2d", ("x",), (Segment(None, 4),), (8, 8), layer="a"),
+        Node("b", "conv2d", ("a",), (Segment(None, 4),), (8, 8), layer="b"),
+        Node("sum", "add", ("a", "b"), (Segment(None, 4),), (8, 8)),
+    ]
+    layers = (Layer("a", conv(4, 4, 8)), Layer("b", conv(4, 4, 8, kernel=7)))
+    with_skip = Network(tuple(body), layers, ("sum",))
+    without = Network(tuple(body[:3]), layers, ("b",))
+    model = DataflowModel(dataflow())
+    one, other = (model.cost(n, uniform(n)) for n in (with_skip, without))
+    assert one.peak_memory_bytes > other.peak_memory_bytes
+    assert one.resources["RAM"] > other.resources["RAM"]
+
+
+def test_layers_say_what_they_add():
+    network = chain(conv(4, 8, 8, kernel=3), conv(8, 4, 8), LayerShape("linear", 4, 2))
+    model = DataflowModel(dataflow())
+    cost, rows = model.cost(network, uniform(network)), model.layers(network, uniform(network))
+    assert sum(row.latency_ms for row in rows) == pytest.approx(cost.latency_ms)
+
+
+def test_what_cannot_run_is_named():
+    network = chain(conv(), after=(("other", 2, 1),))
+    with pytest.raises(TableError, match="op0"):
+        DataflowModel(dataflow()).cost(network, uniform(network))
+    plain = chain(conv())
+    with pytest.raises(TableError, match="32"):
+        DataflowModel(dataflow()).cost(plain, uniform(plain, 32, 32))
+
+
+@pytest.mark.parametrize("name", DATAFLOWS)
+def test_fewer_bits_and_channels_never_cost_more_memory(name):
+    profile = load_profile(name)
+    model = model_of(profile)
+    network = chain(conv(16, 32, 8, kernel=3), conv(32, 48, 8, kernel=3), conv(48, 10, 8))
+    full = model.cost(network, uniform(network))
+    cut = uniform(network, sparsity=0.5)
+    assert model.cost(network.resized(cut.channels(network)), cut).latency_ms <= full.latency_ms * 1.1
+    assert model.cost(network, uniform(network, 4, 8)).latency_ms <= full.latency_ms * 1.1
+
+
+@pytest.mark.parametrize("name", DATAFLOWS)
+@settings(max_examples=5, deadline=None)
+@given(st.data())
+def test_a_batch_costs_what_its_policies_do(name, data):
+    profile = load_profile(name)
+    network = chain(conv(3, 32, 8, kernel=3), conv(32, 48, 8), conv(48, 10, 8), after=(("maxpool", 4, 2),))
+    model = model_of(profile)
+    pairs = st.sampled_from(profile.supported)
+    policies = []
+    for _ in range(3):
+        activations = data.draw(pairs)[1]
+        policies.append(
+            Policy.of(
+                {
+                    layer.name: LayerPolicy(
+                        data.draw(st.sampled_from([0.0, 0.25, 0.5])) if layer.group else 0.0,
+                        data.draw(st.sampled_from([w for w, a in profile.supported if a == activations])),
+                        activations,
+                    )
+                    for layer in network.layers
+                }
+            )
+        )
+    found = model.costs(PolicyBatch.of(network, policies))
+    for index, policy in enumerate(policies):
+        alone = model.cost(network.resized(policy.channels(network)), policy)
+        for field in ("latency_ms", "energy_mj", "size_bytes", "fits"):
+            assert np.isclose(getattr(found, field)[index], getattr(alone, field)), field
+        assert abs(found.peak_memory_bytes[index] - alone.peak_memory_bytes) < 1
