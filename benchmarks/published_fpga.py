@@ -93,7 +93,7 @@ def systolic_sections() -> list[Section]:
     """Layers of networks left out, and whole networks left out."""
     if not systolic_layers():
         text = "The measurements may only be compared with, and the folder that has them is not here."
-        return [Section("Systolic overlay (GHP-FPGA-CNN, int8)", text, level=3)]
+        return [Section("Systolic overlay (GHP-FPGA-CNN, int8)", text)]
     cycles: list[Entry] = []
     networks: list[Entry] = []
     layer_errors: list[float] = []
@@ -246,7 +246,7 @@ def _section(
         )
         for series in points
     ]
-    return Section(title, f"{text}\n\n{summary}", rows, found, unit, name, level=3)
+    return Section(title, f"{text}\n\n{summary}", rows, found, unit, name)
 
 
 def _first(row: Entry) -> str:

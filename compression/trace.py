@@ -18,6 +18,7 @@ from compression.channels import (
     BINARY,
     ChannelGroups,
     Flow,
+    default_axis,
     followed,
     parameter_axis,
     reduced_dimensions,
@@ -110,9 +111,11 @@ def _network(graph: fx.GraphModule) -> tuple[Network, dict[str, int]]:
         meta = fx_node.meta.get("tensor_meta")
         op, detail = operation(graph, fx_node)
         inputs = tuple(flows[source.name] for source in fx_node.all_input_nodes if source.name in flows)
+        one_of_several = False
         for source in fx_node.all_input_nodes:
             if source.name in several:  # one of several tensors: what made them all
                 op, inputs = several[source.name]
+                one_of_several = True
         if isinstance(meta, tuple) and any(isinstance(part, TensorMetadata) for part in meta):
             for flow in inputs:
                 groups.freeze(flow.channels)
@@ -127,13 +130,18 @@ def _network(graph: fx.GraphModule) -> tuple[Network, dict[str, int]]:
             if name in layers:
                 raise TraceError(f"layer {name!r} is called twice; each layer must be called once")
             axis = len(shape) - 1 if op == "linear" else 1
-            layers[name], channels = _layer(name, graph.get_submodule(name), op, inputs[0], shape, groups)
+            flows[inputs[0].node.name] = source_flow = _read_along(inputs[0], axis, groups)
+            layers[name], channels = _layer(name, graph.get_submodule(name), op, source_flow, shape, groups)
             node = Node(fx_node.name, op, (inputs[0].node.name,), channels, spatial(shape, axis), layer=name)
         else:
             op = _refined(op, fx_node, inputs, shape)
             if op == "constant" and meta.dtype.is_floating_point and shape:
                 axis = parameter_axis(shape)
                 channels = (Segment(groups.new(fx_node.name, layer=False), shape[axis]),)
+            elif one_of_several:  # their channels stay
+                whole = inputs[0] if inputs and len(inputs[0].shape) == len(shape) else None
+                axis = whole.axis if whole is not None else default_axis(shape)
+                channels = (Segment(None, shape[axis] if shape else 1),)
             else:
                 channels, axis = followed(graph, op, fx_node, inputs, shape, groups)
             kernel, stride = _window(graph, fx_node, op, inputs, shape)
@@ -189,26 +197,32 @@ def _settle_channel_count(node: fx.Node, flows: Mapping[str, Flow]) -> None:
         user.kwargs = map_aggregate(user.kwargs, lambda value: count if value is node else value)
 
 
+def _read_along(source: Flow, axis: int, groups: ChannelGroups) -> Flow:
+    """A tensor as the layer that reads it sees it. What was followed along another dimension stays uncut."""
+    if source.axis == axis:
+        return source
+    groups.freeze(source.channels)
+    channels = (Segment(None, source.shape[axis]),)
+    node = replace(source.node, channels=channels, spatial=spatial(source.shape, axis))
+    return Flow(node, source.shape, axis)
+
+
 def _layer(
     name: str, module: nn.Module, op: str, source: Flow, shape: tuple[int, ...], groups: ChannelGroups
 ) -> tuple[Layer, tuple[Segment, ...]]:
     bias = getattr(module, "bias", None) is not None
     if isinstance(module, nn.Linear):
-        if source.from_end != -1:  # it mixes positions, not channels
-            groups.freeze(source.channels)
         positions = math.prod(shape[:-1])
         layer_shape = LayerShape(op, module.in_features, module.out_features, out_height=positions)
     else:
         assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
         kernel, stride = module.kernel_size, module.stride
-        if source.axis != 1:
-            groups.freeze(source.channels)
         layer_shape = LayerShape(
             op, module.in_channels, module.out_channels, (kernel[0], kernel[1]), (stride[0], stride[1]),
             module.groups, shape[2], shape[3],
         )  # fmt: skip
     segment = Segment(groups.new(name), layer_shape.out_channels)
-    if layer_shape.depthwise and len(source.channels) == 1 and source.axis == 1:
+    if layer_shape.depthwise and len(source.channels) == 1:
         groups.join(source.channels, (segment,))
     elif layer_shape.groups > 1:
         groups.freeze((*source.channels, segment))

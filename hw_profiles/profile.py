@@ -142,6 +142,18 @@ class HardwareProfile(_Frozen):
         return any(source.status == "assumed" for source in self.sources.values())
 
     @property
+    def estimate_sentence(self) -> str:
+        """What to say beside latencies and energies that are computed from assumed numbers, or nothing."""
+        assumed = [path for path in self.sources if self.sources[path].status == "assumed"]
+        if self.model == "measured" or not assumed:
+            return ""
+        named = ", ".join(assumed[:4]) + (f" and {len(assumed) - 4} more" if len(assumed) > 4 else "")
+        return (
+            f"Latency and energy are estimated: numbers of profile {self.name!r} are assumed"
+            f" ({named}; `leanfront profile show {self.name}` has all sources)"
+        )
+
+    @property
     def digest(self) -> str:
         """Hash of all fields: two profiles with equal digests give equal answers."""
         return hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()[:16]

@@ -124,6 +124,10 @@ class DataflowModel:
             TableError: as ``cost``.
         """
         found = tuple(work for work in works(batch, self.profile) if work.busy)
+        if not found:
+            raise TableError(
+                f"the network computes nothing that {self.profile.name!r} could have an engine for"
+            )
         sources = _sources(batch, found)
         dataflow, resources = _sections(self.profile)
         makes = tuple(

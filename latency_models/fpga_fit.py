@@ -3,7 +3,7 @@
 from compression.policy import LayerPolicy, Network, Policy
 from hw_profiles import HardwareProfile
 from latency_models.cost import Cost
-from latency_models.models import model_of
+from latency_models.models import COMPUTED, model_of
 
 _SPARSITIES = tuple(step / 20 for step in range(20))
 
@@ -41,6 +41,8 @@ def _shortage(profile: HardwareProfile, cost: Cost) -> str:
 
 def _largest(profile: HardwareProfile, network: Network, policy: Policy) -> str:
     """The widest uniform bits that fit uncut, or else the least uniform sparsity that does."""
+    if profile.model not in COMPUTED:
+        return "take a larger part or a smaller network"
     pairs = sorted({(p.weight_bits, p.activation_bits) for p in policy.values()})
     widest = max(pairs, key=lambda pair: (pair[1], pair[0]))
     narrower = [

@@ -208,6 +208,8 @@ def front(run: RunArgument, format_: FormatOption = Format.TABLE) -> None:
         print_table(rows)
         if len(rows) < 2:
             print("no trial is complete yet")
+        if estimates := folder.environment().get("estimates"):
+            print(estimates)
     else:
         print("no trial is complete yet")
 

@@ -25,7 +25,7 @@ from hw_profiles import (
 if TYPE_CHECKING:
     from latency_models.cost import Cost, CostModel, LayerCost
 
-profile_app = typer.Typer(no_args_is_help=True, help="Hardware profiles: list, show, check, new.")
+profile_app = typer.Typer(no_args_is_help=True, help="Hardware profiles: list, show, check, new; measure, kit, import, validate.")
 
 
 class Format(StrEnum):
@@ -176,11 +176,12 @@ def cost(
     model = _cost_model(resized, wanted, hardware)
     total, rows = model.cost(resized, wanted), model.layers(resized, wanted)
     upsets = _upsets_per_day(hardware, total, upsets_per_bit_day)
+    misfit = None if total.fits else _misfit(hardware, original, wanted, total)
     from latency_models.cost import measured_on
 
     device = measured_on(model)
     if format_ is Format.JSON:
-        more = {"upsets_per_day": upsets, "measured_on": device}
+        more = {"upsets_per_day": upsets, "misfit": misfit, "measured_on": device}
         _print_json(_as_json(total, rows) | {key: value for key, value in more.items() if value is not None})
         return
     _print_costs(network, hardware, resized, wanted, total, rows)
@@ -188,10 +189,14 @@ def cost(
         _console().print(f"Measured on {device}", markup=False)
     if upsets is not None:
         typer.echo(f"{upsets:.3g} upsets per day in the memory blocks that it occupies, before correction")
-    if not total.fits:
-        from latency_models.fpga_fit import misfit
+    if misfit is not None:
+        typer.echo(misfit)
 
-        typer.echo(misfit(hardware, original, wanted, total))
+
+def _misfit(profile: HardwareProfile, network: Network, policy: Policy, total: "Cost") -> str:
+    from latency_models.fpga_fit import misfit
+
+    return misfit(profile, network, policy, total)
 
 
 def _upsets_per_day(profile: HardwareProfile, total: "Cost", rate: float | None) -> float | None:

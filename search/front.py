@@ -57,13 +57,18 @@ def front_of(run: RunFolder) -> list[TrialRow]:
 
 
 def front_json(run: RunFolder) -> dict[str, Any]:
-    """The front as the JSON object that DESIGN.md fixes: run, profile, baseline, front."""
+    """The front as the JSON object of `leanfront front --format json`: run, profile, baseline, front.
+
+    With costs that rest on assumed numbers also ``estimates``, which says on which.
+    """
     environment = run.environment()
+    estimates = environment.get("estimates")
     return {
         "run": str(run.path),
         "profile": environment.get("profile", run.config().hardware.profile),
         "baseline": environment.get("baseline") or {},
         "front": [point(row) for row in front_of(run)],
+        **({"estimates": estimates} if estimates else {}),
     }
 
 

@@ -28,13 +28,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> 
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(
-        title=escape(title) if title else None,
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in rows[0] if rows else ():
         table.add_column(name, justify="left" if name in ("what", "layer", "shape", "group") else "right")
     for row in rows:
@@ -43,6 +37,8 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> 
     if not console.is_terminal:
         needed = Console(width=10_000).measure(table).maximum  # a narrow console would measure itself
         console = Console(width=max(80, needed), highlight=False)
+    if title:  # as a line of its own: a table's title is broken at the width of the table
+        console.print(title, markup=False)
     console.print(table)
 
 

@@ -101,7 +101,8 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
     if not cost.fits and loaded.profile.model != "measured":
         _check_fit(loaded, costs, reference, cost, log)
     baseline |= {name: getattr(cost, name) for name in COSTS}
-    baseline |= {"weight_bits": pair[0], "activation_bits": pair[1]}
+    if pair != (32, 32):
+        baseline |= {"weight_bits": pair[0], "activation_bits": pair[1]}
     problem = Problem(
         space=loaded.space,
         cost_model=costs,
@@ -118,12 +119,15 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         for name in ("accuracy", "latency_ms", "size_bytes")
     )
     log(f"uncompressed: {shown}")
+    if loaded.profile.estimate_sentence:
+        log(loaded.profile.estimate_sentence)
     validation = None
     if isinstance(costs, TableModel):
         validation = first_validation(costs, network, loaded.space, log)
     run.update_environment(
         profile=loaded.profile.name,
         estimated=cost.estimated,
+        estimates=loaded.profile.estimate_sentence,
         baseline=baseline,
         objectives=list(config.search.objectives),
         layers=[

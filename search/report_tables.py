@@ -36,6 +36,7 @@ def front_table(data: RunData) -> dict[str, Any]:
         "rows": [first, *rows] if baseline.get("accuracy") is not None else rows,
         "left_out": max(0, len(data.front) - TABLE_ROWS),
         "energy_estimated": "energy_mj" in costs and data.environment.get("estimated") is not False,
+        "estimates": data.environment.get("estimates") or "",
     }
 
 

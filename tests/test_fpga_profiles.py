@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from hw_profiles import HardwareProfile, ProfileError, load_profile, profile_names, profile_paths
 from latency_models.cost import Cost
 from latency_models.errors import TableError
+from latency_models.fpga_fit import misfit
 from latency_models.fpga_space import upsets_per_day
 from latency_models.layer_table import COLUMNS
 from latency_models.models import model_of
@@ -181,6 +182,16 @@ def test_a_network_too_large_says_what_is_short(tmp_path):
     assert "it does not fit zynq-7020" in result.stdout
     assert "BRAM36" in result.stdout
     assert "channels cut" in result.stdout
+    said = json.loads(CliRunner().invoke(app, [*words, "--format", "json"]).stdout)["misfit"]
+    assert said in result.stdout.replace("\n", " ")
+
+
+def test_a_network_too_large_for_the_memory_outside():
+    profile = overlay(memory_bytes=1_000)
+    network = chain(conv(16, 32, 4), conv(32, 8, 4))
+    cost = model_of(profile).cost(network, uniform(network))
+    said = misfit(profile, network, uniform(network), cost)
+    assert "there are 1,000 bytes of memory" in said
 
 
 @pytest.mark.parametrize(("name", "pairs"), [("zcu102-dpu", ((8, 8),)), ("zynq-7020", ((4, 8), (8, 8)))])

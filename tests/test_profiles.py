@@ -16,6 +16,8 @@ from hw_profiles import (
     to_toml,
 )
 from hw_profiles.profile import ACTIVATION_BITS, WEIGHT_BITS
+from hw_profiles.roofline import Roofline
+from hw_profiles.units import unit_of
 
 
 @pytest.fixture
@@ -45,6 +47,36 @@ def test_every_number_of_every_profile_has_a_source(name: str) -> None:
         source = profile.source(path)
         assert source is not None
         assert source.from_, path
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_number_of_every_profile_has_a_unit(name: str) -> None:
+    assert all(unit_of(path) for path in load_profile(name).numbers)
+
+
+def test_a_name_says_its_unit() -> None:
+    assert unit_of("power_w") == "watts"
+    assert unit_of("roofline.macs_per_ms.8") == "milliseconds"  # of a table by bits: per ms
+    assert unit_of("specs.sm_count") == unit_of("roofline.overlap") == unit_of("channel_multiple") == "1"
+    assert unit_of("specs.clock") is None
+    assert unit_of("specs.w") is None
+
+
+def test_the_readme_has_every_field() -> None:
+    text = (Path(__file__).parents[1] / "hw_profiles" / "README.md").read_text()
+    fields = [*HardwareProfile.model_fields, *Roofline.model_fields]
+    missing = [field for field in fields if f"`{field}`" not in text and f"{field}]" not in text]
+    missing = [field for field in missing if f"[{field}." not in text]
+    assert not missing
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_a_part_with_assumed_numbers_says_so(name: str) -> None:
+    profile = load_profile(name)
+    if profile.model == "measured":
+        assert profile.estimate_sentence == ""
+    else:
+        assert bool(profile.estimate_sentence) == profile.estimated
 
 
 def test_bits_are_those_of_policies() -> None:
@@ -143,6 +175,21 @@ def _set(fields: dict, path: str, value: object) -> None:
         ("name", "My Part", "name: "),
         ("powerw", 3.0, "powerw is no field of a profile; did you mean power_w?"),
         ("roofline/overhead", 3.0, "roofline.overhead is no field .* did you mean overhead_ms?"),
+        ("roofline/efficiency", {"8": 1.5}, "roofline.efficiency.8: .*less than or equal to 1, not 1.5"),
+        (
+            "roofline/efficiency",
+            {"7": 0.5},
+            "efficiency is given at 7 bits, but macs_per_ms has no unit of 7",
+        ),
+        ("roofline/overlap", -0.5, "roofline.overlap: .*greater than or equal to 0"),
+        ("roofline/alignment", {"8": [0, 4]}, "roofline.alignment.8.0: .*greater than or equal to 1"),
+        ("roofline/two_four_gain", 0.9, "roofline.two_four_gain: .*greater than or equal to 1"),
+        ("roofline/unstructured_break_even", 0.5, "give both unstructured_break_even and unstructured_floor"),
+        ("roofline/fused_activations", ["swish"], "an activation is one of .*, not 'swish'"),
+        ("roofline/value_ns", 0.1, "roofline.value_ns has no source"),
+        ("specs", {"clock": 1000.0}, "specs.clock has no unit: the end of a number's name says it"),
+        ("specs", {"clock_mhz": 0.0}, "specs.clock_mhz: .*greater than 0, not 0.0"),
+        ("specs", {"clock_mhz": 1000.0}, "specs.clock_mhz has no source"),
         ("roofline", None, r"needs a table \[roofline\]"),
         ("model", "measured", r"does not use the table \[roofline\]"),
         ("sources/power_w", None, "power_w has no source"),

@@ -20,7 +20,7 @@ from benchmarks.calibrate_roofline import (
     jetson_rows,
     shipped_family,
 )
-from benchmarks.published_processors import width
+from benchmarks.published_processors import TWO_FOUR, two_four_gain, width
 from benchmarks.published_rows import mape, predicted, predicted_ms, read_rows, roofline_of
 from benchmarks.validation_section import Points, Section
 from hw_profiles import Roofline, load_profile
@@ -118,6 +118,11 @@ def test_an_orin_network_left_out(network: str) -> None:
     tested = [row for row in rows if row.network == network]
     found = predicted_ms(tested, lambda row: jetson_roofline(row.device, family))
     assert mape(found, [row.latency_ms for row in tested]) <= 0.10
+
+
+@pytest.mark.parametrize("network", TWO_FOUR.values())
+def test_whole_networks_gain_what_was_measured_from_2_4_sparsity(network: str) -> None:
+    assert 1.24 <= two_four_gain(network) <= 1.47
 
 
 @pytest.mark.parametrize("file", ["arm_cpus.csv", "jetson_gpus.csv", "x86_cpu.csv"])

@@ -164,3 +164,26 @@ def test_every_network_takes_a_policy() -> None:
         policy = Policy.uniform(network, LayerPolicy(0.5, 8, 8))
         halved = network.resized(policy.channels(network))
         assert (halved.macs < network.macs) == bool(network.groups)
+
+
+def test_parts_of_a_split_tensor_have_their_own_width() -> None:
+    class Shuffled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.branch = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(4, 4, 1)
+            self.last = nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            kept, changed = self.stem(x).chunk(2, 1)
+            joined = torch.cat([kept, self.branch(changed)], 1)
+            shuffled = joined.view(1, 2, 4, 8, 8).transpose(1, 2).reshape(1, 8, 8, 8)
+            last: Tensor = self.last(shuffled)
+            return last
+
+    network = trace(Shuffled(), torch.zeros(1, 3, 8, 8)).network
+    assert network.layer["branch"].shape.in_channels == 4
+    parts = [node for node in network.nodes if node.op == "slice"]
+    assert [(part.width, part.spatial) for part in parts] == [(4, (8, 8))] * 2
+    assert network.groups == {}  # what is split or shuffled keeps its channels
+    resized = network.resized({})
+    assert [layer.shape for layer in resized.layers] == [layer.shape for layer in network.layers]
