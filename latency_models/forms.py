@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_NEIGHBOURS = 8
+MOST_NEIGHBOURS = 5
 STATES = 64  # values that one column of a state may have: bits up to 32, alignments up to 16
 
 State = Sequence[int]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import itemgetter
 
 import numpy as np
@@ -11,15 +12,16 @@ from compression.policy import Network, Policy
 from compression.policy.batch import PolicyBatch
 from compression.policy.size import FILE_BYTES, kernel_bytes
 from hw_profiles import HardwareProfile
+from latency_models.arena import Arena
 from latency_models.calibrate import Accuracy, Correction
 from latency_models.columns import Rows, encoded, gathered
 from latency_models.cost import Cost, CostArrays, Kind, LayerCost
 from latency_models.errors import TableError
 from latency_models.kernel_keys import constant_bytes_of, kind_of
-from latency_models.memory import lifetimes
 from latency_models.nearest import Nearest, between_widths
 from latency_models.structure import Part, State, Structure
 from latency_models.table import CALL, LatencyTable
+from latency_models.workspace import footprint
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,56 @@ class _Entry:
     constant_bytes: int
     far_alone_bytes: float
     modelled: bool
+    footprint: int  # its number in the model's arena
 
     @property
-    def row(self) -> tuple[float, float, float, float, float]:
-        """The numbers that are summed over a network."""
+    def row(self) -> tuple[float, float, float, float, float, float]:
+        """The numbers that are summed over a network, and the number of the footprint."""
         return (
             self.corrected_ms,
             self.plain_ms,
             float(self.constant_bytes),
             self.far_alone_bytes,
             float(self.modelled),
+            float(self.footprint),
         )
+
+
+class _Costs(CostArrays):
+    """Arrays of which the peaks of memory, dearer than all others, are computed when somebody reads them."""
+
+    def __init__(
+        self,
+        latency_ms: NDArray[np.float64],
+        energy_mj: NDArray[np.float64],
+        size_bytes: NDArray[np.float64],
+        modelled: NDArray[np.bool_],
+        peaks: Callable[[], NDArray[np.float64]],
+        limit: float | None,
+    ) -> None:
+        for name, value in (
+            ("latency_ms", latency_ms),
+            ("energy_mj", energy_mj),
+            ("size_bytes", size_bytes),
+            ("modelled", modelled),
+            ("_peaks", peaks),
+            ("_limit", limit),
+        ):
+            object.__setattr__(self, name, value)
+
+    @cached_property
+    def peak_memory_bytes(self) -> NDArray[np.float64]:  # type: ignore[override]
+        """(n,): as ``Arena`` has them."""
+        peaks: NDArray[np.float64] = self._peaks()  # type: ignore[attr-defined]
+        return peaks
+
+    @cached_property
+    def fits(self) -> NDArray[np.bool_]:  # type: ignore[override]
+        """(n,): whether the peak is within the profile's memory."""
+        limit: float | None = self._limit  # type: ignore[attr-defined]
+        if limit is None:
+            return np.ones(len(self.latency_ms), dtype=np.bool_)
+        return np.asarray(self.peak_memory_bytes <= limit)
 
 
 class TableModel:
@@ -64,7 +105,7 @@ class TableModel:
         self.profile = profile
         self.correction = correction or Correction()
         self._nearest: Nearest | None = None
-        self._alive = lifetimes(structure.kernels, structure.outputs)
+        self._arena = Arena(structure.kernels, structure.outputs)
         self._near_cache_bytes = table.near_cache_bytes
         self._widths = tuple(
             itemgetter(*columns, columns[0]) for columns in structure.width_columns
@@ -99,9 +140,7 @@ class TableModel:
         state = self.structure.state(network, policy)
         entries = self._of(state, network, policy)
         latency_ms = self._latency_ms(entries)
-        count = len(self._positions)
-        elements, bits = np.array(state[:count]) * self._positions, np.array(state[2 * count : 3 * count])
-        peak = int(self._peak_bytes(elements, bits))
+        peak = self._arena.peak_bytes([entry.footprint for entry in entries])
         limit = self.profile.memory_bytes
         return Cost(
             latency_ms=latency_ms,
@@ -122,23 +161,27 @@ class TableModel:
         states = self.structure.states(batch)
         rows = Rows(states)
         total = np.zeros((5, batch.count))
+        footprints = np.zeros((len(self.structure.kernels), batch.count), dtype=np.int64)
         for index in range(len(self.structure.kernels)):
             forms = self._forms(index, rows)
             widths = [rows.encoded(column) for column in self.structure.width_columns[index]]
-            total += gathered([forms, *widths], self._row_of(index))
+            *summed, footprints[index] = gathered([forms, *widths], self._row_of(index))
+            total += summed
         corrected_ms, plain_ms, constants, far_alone, modelled = total
         far = np.maximum(0.0, far_share(constants, self._near_cache_bytes) * constants - far_alone)
         latency_ms = self._call_ms() + corrected_ms + self.correction.weight("far_bytes") * far
         latency_ms = np.maximum(latency_ms, 0.5 * plain_ms)
-        peak = self._peak_bytes(batch.elements, batch.bits)
-        limit = self.profile.memory_bytes
-        return CostArrays(
+
+        def peaks() -> NDArray[np.float64]:
+            return self._arena.peaks_bytes(footprints)
+
+        return _Costs(
             latency_ms=latency_ms,
             energy_mj=latency_ms * self.profile.power_w,
             size_bytes=batch.size_bytes().astype(np.float64),
-            peak_memory_bytes=peak,
-            fits=np.asarray(peak <= (np.inf if limit is None else limit)),
+            peaks=peaks,
             modelled=modelled > 0,
+            limit=self.profile.memory_bytes,
         )
 
     def latency_ms(self, network: Network, policy: Policy) -> float:
@@ -224,14 +267,15 @@ class TableModel:
         if known is not None:
             return known
         part = self.structure.part(index, widths, form)
-        made = self._summed(part) if part is not None else self._between(index, form, widths)
+        made = self._summed(index, widths, part) if part is not None else self._between(index, form, widths)
         self._entries[index][(form, *widths, widths[0])] = made
         return made
 
     def _between(self, index: int, form: int, widths: tuple[int, ...]) -> _Entry:
         """From the same kernel in the same form at other widths."""
         seen = self.structure.parts_of_form(index, form)
-        others = {other: self._summed(part) for other, part in seen.items()}
+        others = {other: self._summed(index, other, part) for other, part in seen.items()}
+        nearest = min(others, key=lambda other: sum(abs(a - b) for a, b in zip(other, widths, strict=True)))
         names = dict.fromkeys(name for entry in others.values() for name, _ in entry.features)
 
         def at_widths(values: Mapping[tuple[int, ...], float]) -> float:
@@ -245,9 +289,10 @@ class TableModel:
             round(at_widths({w: float(entry.constant_bytes) for w, entry in others.items()})),
             at_widths({w: entry.far_alone_bytes for w, entry in others.items()}),
             modelled=True,
+            footprint=others[nearest].footprint,
         )
 
-    def _summed(self, part: Part) -> _Entry:
+    def _summed(self, index: int, widths: tuple[int, ...], part: Part) -> _Entry:
         features: dict[str, float] = {"nodes": float(len(part))}
         plain_ms, constants, far_alone, modelled = 0.0, 0, 0.0, False
         for key in part:
@@ -261,7 +306,8 @@ class TableModel:
             far_alone += float(far_share(resident, self._near_cache_bytes)) * stored
         features["constant_bytes"] = float(constants)
         corrected_ms = sum(self.correction.weight(name) * value for name, value in features.items())
-        return _Entry(tuple(features.items()), plain_ms, corrected_ms, constants, far_alone, modelled)
+        needed = self._arena.number(footprint(part, widths[0] * self.structure.positions[index]))
+        return _Entry(tuple(features.items()), plain_ms, corrected_ms, constants, far_alone, modelled, needed)
 
     def _node(self, key: str) -> tuple[float, int, bool]:
         if key in self.table:
@@ -270,11 +316,6 @@ class TableModel:
         if self._nearest is None:
             self._nearest = Nearest(self.table)
         return self._nearest.estimate(key), constant_bytes_of(key), False
-
-    def _peak_bytes(self, elements: NDArray[np.int64], bits: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The largest sum of live tensors, for (kernels,) or (kernels, n) of them."""
-        sizes = np.where(bits <= 8, 1.0, bits / 8.0) * elements
-        return np.asarray((self._alive @ sizes).max(axis=0))
 
     def _size_bytes(self, state: State, policy: Policy) -> int:
         """As ``compression.policy.size.size_bytes``, each kernel's share remembered."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from compression.policy import LayerPolicy, Network, Policy
+from compression.policy.policy import kept_channels
 from hw_profiles import HardwareProfile
 from search.config import ConfigError
 
@@ -134,7 +135,7 @@ class Space:
         kept = self.channels(policy)
         params: dict[str, Any] = {}
         for group, levels in self.levels.items():
-            counts = [_kept(self.network.group_size(group), level, self.multiple) for level in levels]
+            counts = [kept_channels(self.network.group_size(group), level, self.multiple) for level in levels]
             if kept[group] not in counts:
                 raise ValueError(f"group {group!r} cannot keep {kept[group]} channels here, but {counts}")
             if len(levels) > 1:
@@ -164,7 +165,7 @@ class Space:
 
         network = self.network
         kept = [
-            np.array([_kept(network.group_size(group), level, self.multiple) for level in offered])[row]
+            np.array([kept_channels(network.group_size(group), level, self.multiple) for level in offered])[row]
             for (group, offered), row in zip(self.levels.items(), levels, strict=True)
         ]
         row_of = {layer.name: row for row, layer in enumerate(network.layers)}
@@ -283,15 +284,9 @@ def _pairs(
     return pairs
 
 
-def _kept(size: int, sparsity: float, multiple: int) -> int:
-    """Channels that stay: the rule of ``Policy.channels``."""
-    snapped = int(size * (1.0 - sparsity) / multiple + 0.5) * multiple
-    return min(size, max(snapped, min(multiple, size)))
-
-
 def _levels(size: int, multiple: int, sparsity: Iterable[float]) -> tuple[float, ...]:
     """The share that is really cut at each level, ascending, each number of kept channels once."""
-    counts = {_kept(size, level, multiple) for level in sparsity}
+    counts = {kept_channels(size, level, multiple) for level in sparsity}
     return tuple(round(1.0 - count / size, 6) for count in sorted(counts, reverse=True))
 
 

@@ -123,6 +123,10 @@ def test_channels_snap_to_the_multiple(sparsity: float, multiple: int, kept: int
     assert with_layers(a=cut, depth=cut).channels(network(), multiple)["a"] == kept
 
 
+def test_what_is_not_cut_is_not_rounded_either() -> None:
+    assert Policy.uniform(network(), LayerPolicy(0.0)).channels(network(), multiple=4) == {"a": 8, "c": 6}
+
+
 def test_uniform_leaves_channels_that_cannot_be_cut() -> None:
     policy = Policy.uniform(network(), LayerPolicy(0.5, 4, 8))
     assert {name: layer.sparsity for name, layer in policy.items()} == {

@@ -1,5 +1,6 @@
 """Each term of the roofline, on layers whose cost is known on paper; many policies against one by one."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -202,6 +203,22 @@ def test_many_policies_at_once_cost_what_each_costs(name: str, seed: int) -> Non
         assert found.size_bytes[index] == pytest.approx(cost.size_bytes)
         assert found.peak_memory_bytes[index] == pytest.approx(cost.peak_memory_bytes)
         assert found.fits[index] == cost.fits
+
+
+@pytest.mark.parametrize("name", ROOFLINES)
+def test_ten_thousand_policies_a_second(name: str) -> None:
+    profile = load_profile(name)
+    network = chain(conv(3, 64, 3), *(conv(64, 64, 3) for _ in range(30)))
+    rng = np.random.default_rng(0)
+    pairs = np.array(profile.supported)[rng.integers(0, len(profile.supported), (31, 2000))]
+    channels = rng.choice([16, 32, 48, 64], (len(network.groups), 2000))
+    seconds = []
+    for _ in range(3):
+        batch = PolicyBatch(network, channels, pairs[..., 0], pairs[..., 1])
+        started = time.perf_counter()
+        RooflineModel(profile).costs(batch)
+        seconds.append(time.perf_counter() - started)
+    assert 2000 / min(seconds) > 10_000
 
 
 @pytest.mark.parametrize("name", ROOFLINES)

@@ -144,6 +144,16 @@ class Network:
                 members.setdefault(layer.group, []).append(layer)
         return {name: tuple(layers) for name, layers in members.items()}
 
+    @cached_property
+    def reading_together(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of layers that read the same tensor: the first that does, and another."""
+        first: dict[str, str] = {}
+        pairs = []
+        for node in self.nodes:
+            if node.layer is not None and first.setdefault(node.inputs[0], node.layer) != node.layer:
+                pairs.append((first[node.inputs[0]], node.layer))
+        return tuple(pairs)
+
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one inference."""

@@ -155,43 +155,43 @@ class Policy(Mapping[str, LayerPolicy]):
                 group disagree.
         """
         self.check(network)
-        kept: dict[str, int] = {}
-        for group, layers in network.groups.items():
-            size = network.group_size(group)
-            wanted = size * (1.0 - self[layers[0].name].cut)
-            snapped = int(wanted / multiple + 0.5) * multiple
-            kept[group] = min(size, max(snapped, min(multiple, size)))
-        return kept
+        return {
+            group: kept_channels(network.group_size(group), self._by_name[layers[0].name].cut, multiple)
+            for group, layers in network.groups.items()
+        }
 
     def check(self, network: Network) -> None:
         """Raise PolicyError unless this policy fits the network (see ``channels``), and layers that read
         the same tensor agree on its bits."""
-        names = {layer.name for layer in network.layers}
-        if missing := names - set(self):
+        own = self._by_name
+        if missing := network.layer.keys() - own.keys():
             raise PolicyError(f"the policy says nothing about layer {sorted(missing)[0]!r}")
-        if unknown := set(self) - names:
+        if unknown := own.keys() - network.layer.keys():
             raise PolicyError(f"the policy names a layer {sorted(unknown)[0]!r} that the network has not")
         for layer in network.layers:
-            if layer.group is None and self[layer.name].cut > 0:
+            if layer.group is None and own[layer.name].cut > 0:
                 raise PolicyError(
                     f"layer {layer.name!r} cannot be cut (its channels are fixed by what reads them),"
-                    f" but the policy gives it sparsity {self[layer.name].sparsity}"
+                    f" but the policy gives it sparsity {own[layer.name].sparsity}"
                 )
         for group, layers in network.groups.items():
-            shares = {self[layer.name].cut for layer in layers}
+            shares = {own[layer.name].cut for layer in layers}
             if len(shares) > 1:
                 raise PolicyError(
                     f"the layers of group {group!r} are cut together, but the policy gives them"
                     f" sparsities {sorted(shares)}"
                 )
-        readers: dict[str, tuple[str, int]] = {}
-        for node in network.nodes:
-            if node.layer is None:
-                continue
-            bits = self[node.layer].activation_bits
-            first, first_bits = readers.setdefault(node.inputs[0], (node.layer, bits))
-            if bits != first_bits:
+        for first, other in network.reading_together:
+            if own[first].activation_bits != own[other].activation_bits:
                 raise PolicyError(
-                    f"layers {first!r} and {node.layer!r} read the same tensor, but the policy gives it"
-                    f" {first_bits} and {bits} bits"
+                    f"layers {first!r} and {other!r} read the same tensor, but the policy gives it"
+                    f" {own[first].activation_bits} and {own[other].activation_bits} bits"
                 )
+
+
+def kept_channels(size: int, sparsity: float, multiple: int) -> int:
+    """Channels that stay of ``size``: the nearest ``multiple``, at least one of them; all where none is cut."""
+    if sparsity == 0.0:
+        return size
+    snapped = int(size * (1.0 - sparsity) / multiple + 0.5) * multiple
+    return min(size, max(snapped, min(multiple, size)))
