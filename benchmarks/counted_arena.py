@@ -44,7 +44,7 @@ class CountedArena:
         get_base = ctypes.CDLL(str(library)).OrtGetApiBase
         get_base.restype = ctypes.POINTER(_Base)
         self._table = ctypes.cast(get_base().contents.get_api(_API_VERSION), ctypes.POINTER(_P))
-        self._kept: dict[int, tuple[int, Any]] = {}
+        self._kept: dict[int, tuple[int, Any]] = {}  # address -> bytes, buffer
         self._now = self._peak = 0
         self._memory = self._new("CreateCpuMemoryInfo", 0, 0)
         self._allocator = _Allocator(
@@ -112,7 +112,7 @@ class CountedArena:
             told = ctypes.CFUNCTYPE(_P, _P)(self._table[_PLACES["GetErrorMessage"]] or 0)(status)
             raise RuntimeError(ctypes.string_at(told).decode())
 
-    def _new(self, name: str, *arguments: Any) -> ctypes.c_void_p:
+    def _new(self, name: str, *arguments: Any) -> Any:
         made = _P()
         self._call(name, *arguments, ctypes.addressof(made))
         return made

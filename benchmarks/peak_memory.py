@@ -1,6 +1,6 @@
 """Predicted peak memory beside what onnxruntime allocates.
 
-    python benchmarks/peak_memory.py [resnet20] [mobilenetv2] [vit] [unet] [digits] [vgg11] [--mixed 6] [--seed 77]
+    python benchmarks/peak_memory.py [resnet20] [mobilenetv2] [vit] [unet] [digits] [vgg11] [--mixed 6]
 
 For each network in float32, in int8 and under random cut and mixed policies: the most bytes that onnxruntime
 has in use at once in its memory arena during a run, at its default settings (memory patterns on) and one
@@ -41,7 +41,8 @@ def main() -> None:
         graph = template(traced)
 
         def build(network: Network, policy: Policy) -> bytes:
-            return random_model(graph, network, policy).SerializeToString()  # noqa: B023
+            model: bytes = random_model(graph, network, policy).SerializeToString()  # noqa: B023
+            return model
 
         structure = Structure(traced.network, build)
         arena = Arena(structure.kernels, structure.outputs)

@@ -25,6 +25,8 @@ FREEDOM: Mapping[str, float] = {"call": 0.1, "nodes": 0.3, "constant_bytes": 0.1
 
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 FOLDS = 5
+LEAST_SAMPLES = 10
+"""With fewer measured networks nothing is fitted."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ def fit(samples: Sequence[Sample]) -> Correction:
     Raises:
         TableError: fewer than ten samples, or a measured time that is not above 0.
     """
-    if len(samples) < 10:
-        raise TableError(f"a correction needs at least 10 measured networks, not {len(samples)}")
+    if len(samples) < LEAST_SAMPLES:
+        raise TableError(f"a correction needs at least {LEAST_SAMPLES} measured networks, not {len(samples)}")
     if bad := [s.measured_ms for s in samples if not (np.isfinite(s.measured_ms) and s.measured_ms > 0)]:
         raise TableError(f"a measured latency must be above 0, not {bad[0]} ms")
     names = sorted({name for sample in samples for name in sample.features})

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 DENSE = 1 << 18
 """Up to so many possible codes they are counted in an array; more are sorted."""
+MOST_CODES = 1 << 62
+"""More would not fit the integers that hold a code."""
+MOST_CODES = 1 << 62
 
 Encoded = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Number of the value in each place (n,), and the values by number."""
@@ -42,28 +45,21 @@ class Rows:
 def gathered(
     columns: Sequence[Encoded], look_up: Callable[[tuple[int, ...]], tuple[float, ...]]
 ) -> NDArray[np.float64]:
-    """(m, n): what ``look_up`` says, in m numbers, of the values of the columns in each of n places."""
-    telling = [(numbers, values) for numbers, values in columns if len(values) > 1]
+    """(m, n): what ``look_up`` says, in m numbers, of the values of the columns in each of n >= 1 places."""
     code = np.zeros(len(columns[0][0]), dtype=np.int64)
     possible = 1
-    for numbers, values in telling:
+    for numbers, values in columns:
+        if possible * len(values) > MOST_CODES:  # number those that occur anew: never more than n
+            code = np.unique(code, return_inverse=True)[1]
+            possible = int(code.max()) + 1
         code = code * len(values) + numbers
         possible *= len(values)
     if possible <= DENSE:
         place, present = encoded(code)
     else:
         present, place = np.unique(code, return_inverse=True)
-    found = [look_up(_decoded(int(one), columns)) for one in present]
+    example = np.empty(len(present), dtype=np.int64)
+    example[place] = np.arange(len(place))  # any place that has the code
+    occurring = np.stack([values[numbers[example]] for numbers, values in columns], axis=1)
+    found = [look_up(tuple(one)) for one in occurring.tolist()]
     return np.asarray(np.array(found, dtype=np.float64).T[:, place])
-
-
-def _decoded(code: int, columns: Sequence[Encoded]) -> tuple[int, ...]:
-    """The values that a code stands for."""
-    values = []
-    for _, known in reversed(columns):
-        if len(known) > 1:
-            code, number = divmod(code, len(known))
-        else:
-            number = 0
-        values.append(int(known[number]))
-    return tuple(reversed(values))

@@ -1,7 +1,8 @@
 """What a network costs on a part, and what can say so."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from compression.policy import Network, Policy
@@ -52,15 +53,32 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class CostArrays:
-    """Costs of n policies: arrays (n,) of what ``Cost`` has of each. ``modelled``: a part of the latency is
-    not from a measurement of its own."""
+    """Costs of n policies: arrays (n,) of what ``Cost`` has of each.
+
+    modelled: a part of the latency is not from a measurement of its own. memory: what computes
+    ``peak_memory_bytes`` and ``fits``; it is asked when somebody wants to know, since it can take longer than
+    everything else.
+    """
 
     latency_ms: "NDArray[np.float64]"
     energy_mj: "NDArray[np.float64]"
     size_bytes: "NDArray[np.float64]"
-    peak_memory_bytes: "NDArray[np.float64]"
-    fits: "NDArray[np.bool_]"
     modelled: "NDArray[np.bool_]"
+    memory: "Callable[[], tuple[NDArray[np.float64], NDArray[np.bool_]]]"
+
+    @cached_property
+    def _memory(self) -> "tuple[NDArray[np.float64], NDArray[np.bool_]]":
+        return self.memory()
+
+    @property
+    def peak_memory_bytes(self) -> "NDArray[np.float64]":
+        """(n,): peak memory of each."""
+        return self._memory[0]
+
+    @property
+    def fits(self) -> "NDArray[np.bool_]":
+        """(n,): whether each fits the part."""
+        return self._memory[1]
 
 
 @dataclass(frozen=True)

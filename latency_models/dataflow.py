@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from compression.policy import Network, Policy
 from compression.policy.batch import PolicyBatch
 from hw_profiles import HardwareProfile
-from hw_profiles.fpga import Dataflow, MemoryBlock, Resources
+from hw_profiles.fpga import Dataflow, Resources
 from latency_models.cost import Cost, CostArrays, LayerCost
 from latency_models.errors import TableError
 from latency_models.fpga_folding import Folded, folded
@@ -16,6 +16,7 @@ from latency_models.fpga_kernels import MEAN_OPS, PLACED_OPS, Array, Work, batch
 from latency_models.fpga_pipeline import Stage, Times, first_window, stream
 from latency_models.fpga_resources import (
     Arithmetic,
+    Engine,
     adder_luts,
     arithmetic,
     blocks,
@@ -30,7 +31,6 @@ STEPS_PER_DOUBLING = 8
 """How finely the pace of a pipeline is tried: steps of 2 ** (1/8) = 9 %."""
 PART = 4096
 """Policies that are computed at a time."""
-_DEEP_WORDS = 1024  # weight memories deeper than this go into the second kind of block
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,9 +93,11 @@ class DataflowModel:
             latency_ms=np.concatenate([f.latency_ms for f in found]),
             energy_mj=np.concatenate([f.energy_mj for f in found]),
             size_bytes=np.concatenate([f.size_bytes for f in found]),
-            peak_memory_bytes=np.concatenate([f.peak_memory_bytes for f in found]),
-            fits=np.concatenate([f.fits for f in found]),
             modelled=np.concatenate([f.modelled for f in found]),
+            memory=lambda: (
+                np.concatenate([f.peak_memory_bytes for f in found]),
+                np.concatenate([f.fits for f in found]),
+            ),
         )
 
     def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:
@@ -155,9 +157,9 @@ class DataflowModel:
         pace = 2.0 ** (step / STEPS_PER_DOUBLING)
         kernels = tuple(folded(work, pace) for work in found)
         times = stream(_stages(kernels, sources), _input_cycles(found, dataflow))
-        multiplier = resources.multiplier.name
-        each = float(hardened(self.profile, {multiplier: np.ones(1)})[multiplier][0])
-        needs = _needs(kernels, makes, times, dataflow, resources, resources.limits[multiplier] / each)
+        each = hardened(self.profile, {name: np.ones(1) for name in resources.limits})
+        rooms = {name: limit / float(each[name][0]) for name, limit in resources.limits.items()}
+        needs = _needs(kernels, makes, times, dataflow, resources, rooms)
         used = hardened(self.profile, needs.blocks)
         fits = np.ones(len(step), dtype=np.bool_)
         for name, limit in resources.limits.items():
@@ -181,9 +183,8 @@ class DataflowModel:
             latency_ms=latency_ms,
             energy_mj=energy_mj(self.profile, batch, latency_ms, np.zeros(batch.count)),
             size_bytes=batch.size_bytes().astype(np.float64),
-            peak_memory_bytes=design.held_bytes,
-            fits=design.fits,
             modelled=np.ones(batch.count, dtype=np.bool_),
+            memory=lambda: (design.held_bytes, design.fits),
         )
 
 
@@ -252,34 +253,39 @@ def _needs(
     times: Times,
     dataflow: Dataflow,
     resources: Resources,
-    dsp_room: float,
+    rooms: dict[str, float],
 ) -> _Needs:
     """Blocks of all engines before hardening, and bytes of windows and waiting tensors.
 
-    Multipliers for which there is no room in the DSP blocks are made of logic. Tensors that wait for a longer
-    branch are held in memory.
+    Multipliers for which there is no room in the DSP blocks are made of logic, and short ones for which there
+    is no logic go into DSP blocks that are left. Tensors that wait for a longer branch are held in memory.
+    ``rooms``: kind of block -> how many there are for the design before hardening.
     """
-    names = list(resources.memory)
-    memory, deep = resources.memory[names[0]], resources.memory[names[-1]]
+    memory = next(iter(resources.memory.values()))  # for all but weights
     zero = np.zeros_like(times.last[0])
-    luts, movable_luts = zero, zero
-    dsp, fixed_dsp = zero, zero + dataflow.dsp_base  # of products, and of what can be nowhere else
-    first, second, held_bits = zero, zero, zero
+    luts, movable_luts, short_luts = zero, zero, zero  # movable: if products of DSP blocks were made of logic
+    dsp, short_dsp = zero, zero  # short: products of short operands, which are made of logic
+    fixed_dsp = zero + dataflow.dsp_base  # of what can be nowhere else
+    first, held_bits = zero, zero
+    engines: list[Engine] = []
     for index, kernel in enumerate(kernels):
         work, streams = kernel.work, kernel.out_lanes
         if kernel.engine is not None:
             engine, made = kernel.engine, makes[index]
             products = engine.multipliers * made.luts
-            luts = luts + made.in_logic * products + adder_luts(dataflow, engine)
+            packed = dsps(engine, made.packed)
+            luts = luts + adder_luts(dataflow, engine)
+            short_luts = short_luts + made.in_logic * products
             movable_luts = movable_luts + (1 - made.in_logic) * products
-            dsp = dsp + (1 - made.in_logic) * dsps(engine, made.packed)
+            short_dsp = short_dsp + made.in_logic * packed
+            dsp = dsp + (1 - made.in_logic) * packed
             narrow = work.out_bits <= 4
             fixed_dsp = fixed_dsp + np.where(narrow, 0.0, dataflow.dsp_per_scale * kernel.out_lanes)
             thresholds = (2.0**work.out_bits - 1) * dataflow.accumulator_bits * kernel.out_lanes
             luts = luts + np.where(narrow, thresholds, 0.0)
             streams = np.maximum(engine.lanes, engine.pe) + kernel.read_lanes + 2 * kernel.out_lanes
             luts = luts + fixed_luts(dataflow, streams, work.activation_bits)
-            first, second = _placed(first, second, memory, deep, kernel)
+            engines.append(engine)
             first = first + buffer_blocks(memory, dataflow, engine)
             held_bits = held_bits + _window_bits(work)
         else:
@@ -288,30 +294,38 @@ def _needs(
             wait = times.waiting[index] * work.out * float(work.positions)
             first = first + blocks(memory, np.ceil(wait / kernel.out_lanes), kernel.out_lanes * work.out_bits)
             held_bits = held_bits + wait * work.out_bits
+    dsp_room = rooms[resources.multiplier.name]
     moved = np.clip((dsp + fixed_dsp - dsp_room) / np.maximum(dsp, 1.0), 0.0, 1.0)
-    luts = luts + moved * movable_luts
+    dsp = dsp * (1 - moved) + fixed_dsp
+    luts = luts + moved * movable_luts + short_luts
+    over = luts - rooms[resources.logic.name] / resources.logic.per_lut6
+    left = np.minimum(over / np.maximum(short_luts, 1.0), (dsp_room - dsp) / np.maximum(short_dsp, 1.0))
+    back = np.clip(left, 0.0, 1.0)
     used = {
-        resources.logic.name: luts * resources.logic.per_lut6,
-        resources.multiplier.name: dsp * (1 - moved) + fixed_dsp,
+        resources.logic.name: (luts - back * short_luts) * resources.logic.per_lut6,
+        resources.multiplier.name: dsp + back * short_dsp,
     }
-    used[names[0]] = first
-    if len(names) > 1:
-        used[names[1]] = second
+    used |= _memories(first, engines, resources, rooms)
     return _Needs(used, held_bits / 8)
 
 
-def _placed(
-    first: Array, second: Array, memory: MemoryBlock, deep: MemoryBlock, kernel: Folded
-) -> tuple[Array, Array]:
-    """Add a layer's weights to the first or, where there is one and they are deep, to the second kind."""
-    assert kernel.engine is not None
-    here = weight_blocks(memory, kernel.engine)
-    if deep is memory:
-        return first + here, second
-    moved = kernel.work.weights / kernel.engine.multipliers > _DEEP_WORDS
-    return first + np.where(moved, 0.0, here), second + np.where(
-        moved, weight_blocks(deep, kernel.engine), 0.0
-    )
+def _memories(
+    first: Array, engines: list[Engine], resources: Resources, rooms: dict[str, float]
+) -> dict[str, Array]:
+    """Memory blocks with ``first`` of the first kind taken before: each layer's weights go into the kind of
+    which a smaller share is then taken."""
+    names = list(resources.memory)
+    if len(names) == 1:
+        memory = resources.memory[names[0]]
+        return {names[0]: sum((weight_blocks(memory, engine) for engine in engines), start=first)}
+    second = np.zeros_like(first)
+    one, other = (np.maximum(rooms[name], 1e-9) for name in names)
+    for engine in engines:
+        here, there = (weight_blocks(resources.memory[name], engine) for name in names)
+        moved = (second + there) / other < (first + here) / one
+        first = first + np.where(moved, 0.0, here)
+        second = second + np.where(moved, there, 0.0)
+    return {names[0]: first, names[1]: second}
 
 
 def _window_bits(work: Work) -> Array:

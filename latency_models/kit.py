@@ -3,7 +3,6 @@
 import ast
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from latency_models.errors import TableError
+from latency_models.files import replace_file
 from latency_models.hollow import hollow
 
 FORMAT = 1
@@ -91,9 +91,9 @@ def write_kit(
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / NETWORKS, archive)
-        _replace(folder / SCRIPT, script().encode())
-        _replace(folder / MANIFEST, json.dumps(manifest, separators=(",", ":")).encode())
+        replace_file(folder / NETWORKS, archive)
+        replace_file(folder / SCRIPT, script())
+        replace_file(folder / MANIFEST, json.dumps(manifest, separators=(",", ":")))
     except OSError as error:
         raise TableError(f"cannot write the kit to {folder}: {error.strerror}") from error
     return manifest
@@ -168,12 +168,6 @@ def _manifest_of(folder: Path) -> str | None:
         return str(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["digest"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    beside.replace(path)
 
 
 _SCRIPT = '''"""Measures this device for leanfront. Run it here: python measure.py

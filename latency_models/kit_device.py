@@ -48,6 +48,9 @@ def main(folder: Path) -> int:
     except TableError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:  # the disk is full
+        print(f"failed: {error}; what is measured is kept, start measure.py again", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nstopped; what is measured is kept, `python measure.py` goes on from here", file=sys.stderr)
         return 130
@@ -74,8 +77,8 @@ class Kit:
                 " --provider"
             )
         self.device = this_device(threads, provider)
+        self.lock = _alone(folder / RESULT)  # before half a line of it is taken for a leftover
         self.file = ResultFile(folder / RESULT)
-        self.lock = _alone(self.file.path)
         self.nodes: dict[str, FusedNode] = {}
         self._introduce()
         self.table = LatencyTable(
@@ -284,7 +287,10 @@ def _alone(path: Path) -> int | None:
         import fcntl
     except ImportError:  # not on this system
         return None
-    descriptor = os.open(path, os.O_RDWR)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise TableError(f"cannot write {path}: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

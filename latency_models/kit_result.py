@@ -1,12 +1,15 @@
 """The result of a kit, read and checked."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from compression.policy import Policy
 from latency_models.errors import TableError
 from latency_models.kit_rows import Row, read_rows
+from latency_models.providers import PROVIDERS
 from latency_models.table import CALL, Device, Entry
 
 NEEDED = ("kit", "profile", "cpu", "cores", "threads", "provider", "onnxruntime", "near_cache_bytes", "sets")
@@ -73,6 +76,7 @@ def read_result(path: Path) -> KitResult:
             parts = {owner: tuple(map(str, keys)) for owner, keys in content["parts"].items()}
             digest = str(sets[content["set"]]["digest"])
             networks.append(SeenNetwork(digest, json.dumps(content["policy"]), parts, wholes.get(name)))
+            Policy.from_json(networks[-1].policy)
         near_cache = int(about["near_cache_bytes"])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise TableError(f"{path} is damaged ({error}): copy it from the device again") from error
@@ -81,6 +85,7 @@ def read_result(path: Path) -> KitResult:
         {key: replace(entry, source=source) for key, entry in kernels.items()}, tuple(networks),
         next((row.text for row in reversed(rows) if row.kind == "noise"), None), about,
     )  # fmt: skip
+    _check_identity(result)
     _check_plausible(result)
     return result
 
@@ -115,6 +120,22 @@ def _check_finished(
             f"{path} is not finished: {len(lacking)} of {len(keys)} kernels are missing; {go_on}"
         )
     raise TableError(f"{path} is not finished: whole networks are missing; {go_on}")
+
+
+def _check_identity(result: KitResult) -> None:
+    """What the device and the kit are called becomes the name of a file when it is imported."""
+    device = result.device
+    for name, value, good in (
+        ("kit", result.kit, re.fullmatch("[0-9a-f]{16}", result.kit) is not None),
+        ("provider", device.provider, device.provider in PROVIDERS.values()),
+        ("threads", device.threads, device.threads >= 1),
+        ("cores", device.cores, device.cores >= 1),
+        ("near_cache_bytes", result.near_cache_bytes, result.near_cache_bytes >= 1),
+    ):
+        if not good:
+            raise TableError(
+                f"{result.path}: its {name} cannot be {value!r}; take the file as measure.py wrote it"
+            )
 
 
 def _check_plausible(result: KitResult) -> None:

@@ -7,6 +7,7 @@ kernel 1.3 to 1.6 times as slow, by an amount that differs from kernel to kernel
 take it out again). What is reported is the median of the block medians, disturbed calls left out.
 """
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -81,8 +82,12 @@ def session(
     """An onnxruntime session as a user would open it, without the optimisers in ``disabled``.
 
     Raises:
-        TableError: the provider is not in this onnxruntime, or it refuses the model.
+        TableError: the provider is not in this onnxruntime, it refuses the model, or there are fewer cores
+            than threads.
     """
+    cores = os.cpu_count() or threads
+    if threads > cores:
+        raise TableError(f"this machine has {cores} cores, take no more than {cores} threads, not {threads}")
     if provider not in onnxruntime.get_available_providers():
         raise TableError(
             f"this onnxruntime has no {provider}; it has {', '.join(onnxruntime.get_available_providers())}"

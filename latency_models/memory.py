@@ -1,4 +1,4 @@
-"""Peak memory of the tensors that are alive at the same time."""
+"""Peak memory of the tensors that are alive at the same time. What onnxruntime needs is in ``arena``."""
 
 import numpy as np
 from numpy.typing import NDArray

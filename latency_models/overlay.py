@@ -140,9 +140,8 @@ class OverlayModel:
             latency_ms=latency_ms,
             energy_mj=energy_mj(self.profile, batch, latency_ms, moved),
             size_bytes=weights,
-            peak_memory_bytes=tensors,
-            fits=fits,
             modelled=np.ones(batch.count, dtype=np.bool_),
+            memory=lambda: (tensors, fits),
         )
 
     def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:

@@ -190,9 +190,8 @@ class RooflineModel:
             latency_ms=found.latency_ms.sum(axis=0),
             energy_mj=self._energy_mj(found).sum(axis=0),
             size_bytes=weights,
-            peak_memory_bytes=tensors,
-            fits=fits,
             modelled=np.ones(batch.count, dtype=np.bool_),
+            memory=lambda: (tensors, fits),
         )
 
 

@@ -7,7 +7,6 @@ milliseconds). From what was seen follows, for policies that were not: the form 
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from compression.policy import LayerPolicy, Network, Policy, integer_kernels, kernels, tensor_bits
 from compression.policy.batch import PolicyBatch
 from latency_models.cost import TableError
+from latency_models.files import replace_file
 from latency_models.forms import Rule, learn, tabulate
 from latency_models.fused_graph import FusedNode, fused_nodes
 from latency_models.kernel_keys import without_sizes
@@ -174,6 +174,7 @@ class Structure:
         for parts in self._parts:
             parts.clear()
         self._rules = [None] * len(self.kernels)
+        self._columns = [()] * len(self.kernels)
 
     def observe(self, network: Network, policy: Policy) -> list[Part]:
         """Build the network, optimise it, note what each kernel became, and return that.
@@ -246,13 +247,10 @@ class Structure:
             "states": list(self._states),
             "parts": [[[keys[key] for key in part] for part in parts] for parts in self._states.values()],
         }
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
-            beside.replace(path)
+            replace_file(path, json.dumps(content, separators=(",", ":")))
         except OSError as error:
-            beside.unlink(missing_ok=True)
             raise TableError(f"cannot write {path}: {error.strerror}") from error
 
     def load(self, path: Path) -> None:
@@ -268,8 +266,10 @@ class Structure:
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             return
         width = 4 * len(self.kernels)
-        if len(columns) != len(self.kernels) or any(
-            len(state) != width or len(parts) != len(self.kernels) for state, parts in seen
+        if (
+            len(columns) != len(self.kernels)
+            or any(len(state) != width or len(parts) != len(self.kernels) for state, parts in seen)
+            or any(len(own) < 2 or not all(0 <= column < width for column in own) for own in columns)
         ):
             return
         for state, parts in seen:

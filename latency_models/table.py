@@ -7,6 +7,7 @@ searches; a network only adds the keys that are missing.
 
 import csv
 import hashlib
+import io
 import math
 import os
 import platform
@@ -16,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 
 from latency_models.errors import TableError
+from latency_models.files import replace_file
 
 STALE = 1.05
 """How much slower the reference model may have been when an entry was measured than it ever was."""
@@ -171,19 +173,15 @@ class LatencyTable(Mapping[str, Entry]):
         Raises:
             TableError: it cannot be written.
         """
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        written = io.StringIO()
+        writer = csv.writer(written)
+        writer.writerow(COLUMNS)
+        for key, entry in self._entries.items():
+            writer.writerow([key, *_fields(entry), str(self.device), self.device.versions, entry.source])
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with beside.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(COLUMNS)
-                for key, entry in self._entries.items():
-                    writer.writerow(
-                        [key, *_fields(entry), str(self.device), self.device.versions, entry.source]
-                    )
-            beside.replace(path)
+            replace_file(path, written.getvalue())
         except OSError as error:
-            beside.unlink(missing_ok=True)
             raise TableError(f"cannot write the latency table {path}: {error.strerror}") from error
 
 

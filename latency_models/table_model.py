@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from operator import itemgetter
 
 import numpy as np
@@ -23,18 +22,23 @@ from latency_models.structure import Part, State, Structure
 from latency_models.table import CALL, LatencyTable
 from latency_models.workspace import footprint
 
+MODELLED_SHARE = 0.05
+"""A cost is called modelled when more of its latency than this is from kernels that were not measured at
+their widths but interpolated. Each row of ``layers`` says it of its own kernel."""
+
 
 @dataclass(frozen=True)
 class _Entry:
     """What one kernel in one form and at its widths adds up to. ``far_alone_bytes``: constants that were
-    beyond the near cache already when it was timed alone. ``modelled``: not from its own measurement."""
+    beyond the near cache already when it was timed alone. ``modelled_ms``: what of its time was not measured
+    at its widths."""
 
     features: tuple[tuple[str, float], ...]
     plain_ms: float
     corrected_ms: float
     constant_bytes: int
     far_alone_bytes: float
-    modelled: bool
+    modelled_ms: float
     footprint: int  # its number in the model's arena
 
     @property
@@ -45,46 +49,9 @@ class _Entry:
             self.plain_ms,
             float(self.constant_bytes),
             self.far_alone_bytes,
-            float(self.modelled),
+            self.modelled_ms,
             float(self.footprint),
         )
-
-
-class _Costs(CostArrays):
-    """Arrays of which the peaks of memory, dearer than all others, are computed when somebody reads them."""
-
-    def __init__(
-        self,
-        latency_ms: NDArray[np.float64],
-        energy_mj: NDArray[np.float64],
-        size_bytes: NDArray[np.float64],
-        modelled: NDArray[np.bool_],
-        peaks: Callable[[], NDArray[np.float64]],
-        limit: float | None,
-    ) -> None:
-        for name, value in (
-            ("latency_ms", latency_ms),
-            ("energy_mj", energy_mj),
-            ("size_bytes", size_bytes),
-            ("modelled", modelled),
-            ("_peaks", peaks),
-            ("_limit", limit),
-        ):
-            object.__setattr__(self, name, value)
-
-    @cached_property
-    def peak_memory_bytes(self) -> NDArray[np.float64]:  # type: ignore[override]
-        """(n,): as ``Arena`` has them."""
-        peaks: NDArray[np.float64] = self._peaks()  # type: ignore[attr-defined]
-        return peaks
-
-    @cached_property
-    def fits(self) -> NDArray[np.bool_]:  # type: ignore[override]
-        """(n,): whether the peak is within the profile's memory."""
-        limit: float | None = self._limit  # type: ignore[attr-defined]
-        if limit is None:
-            return np.ones(len(self.latency_ms), dtype=np.bool_)
-        return np.asarray(self.peak_memory_bytes <= limit)
 
 
 class TableModel:
@@ -148,7 +115,7 @@ class TableModel:
             size_bytes=self._size_bytes(state, policy),
             peak_memory_bytes=peak,
             fits=limit is None or peak <= limit,
-            kind="modelled" if any(entry.modelled for entry in entries) else self.kind,
+            kind="modelled" if self._mostly_modelled(entries) else self.kind,
             estimated=self.profile.estimated,
         )
 
@@ -167,21 +134,21 @@ class TableModel:
             widths = [rows.encoded(column) for column in self.structure.width_columns[index]]
             *summed, footprints[index] = gathered([forms, *widths], self._row_of(index))
             total += summed
-        corrected_ms, plain_ms, constants, far_alone, modelled = total
+        corrected_ms, plain_ms, constants, far_alone, modelled_ms = total
         far = np.maximum(0.0, far_share(constants, self._near_cache_bytes) * constants - far_alone)
         latency_ms = self._call_ms() + corrected_ms + self.correction.weight("far_bytes") * far
         latency_ms = np.maximum(latency_ms, 0.5 * plain_ms)
 
-        def peaks() -> NDArray[np.float64]:
-            return self._arena.peaks_bytes(footprints)
+        def memory() -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+            peaks, limit = self._arena.peaks_bytes(footprints), self.profile.memory_bytes
+            return peaks, np.asarray(peaks <= (np.inf if limit is None else limit))
 
-        return _Costs(
+        return CostArrays(
             latency_ms=latency_ms,
             energy_mj=latency_ms * self.profile.power_w,
             size_bytes=batch.size_bytes().astype(np.float64),
-            peaks=peaks,
-            modelled=modelled > 0,
-            limit=self.profile.memory_bytes,
+            modelled=modelled_ms > MODELLED_SHARE * plain_ms,
+            memory=memory,
         )
 
     def latency_ms(self, network: Network, policy: Policy) -> float:
@@ -198,7 +165,7 @@ class TableModel:
             latency_ms = entry.corrected_ms + far_ms * entry.constant_bytes / stored
             if entry.plain_ms > 0:
                 name = kernel.layer.name if kernel.layer is not None else kernel.name
-                rows.append(self._row(name, max(latency_ms, 0.0), entry.modelled))
+                rows.append(self._row(name, max(latency_ms, 0.0), entry.modelled_ms > 0))
         return tuple(rows)
 
     def features(self, network: Network, policy: Policy) -> dict[str, float]:
@@ -243,6 +210,10 @@ class TableModel:
         found = gathered([rows.encoded(column) for column in rule.columns], form)[0].astype(np.int64)
         return encoded(found)
 
+    def _mostly_modelled(self, entries: Sequence[_Entry]) -> bool:
+        modelled_ms = sum([entry.modelled_ms for entry in entries])
+        return modelled_ms > MODELLED_SHARE * sum([entry.plain_ms for entry in entries])
+
     def _row_of(self, index: int) -> Callable[[tuple[int, ...]], tuple[float, ...]]:
         """(form, widths) of a kernel -> the numbers of its entry."""
         return lambda values: self._entry(index, values[0], values[1:]).row
@@ -281,23 +252,26 @@ class TableModel:
         def at_widths(values: Mapping[tuple[int, ...], float]) -> float:
             return between_widths(values, widths)
 
-        features = {name: at_widths({w: dict(e.features)[name] for w, e in others.items()}) for name in names}
+        features = {
+            name: at_widths({w: dict(e.features).get(name, 0.0) for w, e in others.items()}) for name in names
+        }
+        plain_ms = at_widths({w: entry.plain_ms for w, entry in others.items()})
         return _Entry(
             tuple(features.items()),
-            at_widths({w: entry.plain_ms for w, entry in others.items()}),
+            plain_ms,
             sum(self.correction.weight(name) * value for name, value in features.items()),
             round(at_widths({w: float(entry.constant_bytes) for w, entry in others.items()})),
             at_widths({w: entry.far_alone_bytes for w, entry in others.items()}),
-            modelled=True,
+            modelled_ms=plain_ms,
             footprint=others[nearest].footprint,
         )
 
     def _summed(self, index: int, widths: tuple[int, ...], part: Part) -> _Entry:
         features: dict[str, float] = {"nodes": float(len(part))}
-        plain_ms, constants, far_alone, modelled = 0.0, 0, 0.0, False
+        plain_ms, constants, far_alone, modelled_ms = 0.0, 0, 0.0, 0.0
         for key in part:
             taken_ms, resident, known = self._node(key)
-            modelled |= not known
+            modelled_ms += 0.0 if known else taken_ms
             kind = kind_of(key)
             features[kind] = features.get(kind, 0.0) + taken_ms
             plain_ms += taken_ms
@@ -307,7 +281,9 @@ class TableModel:
         features["constant_bytes"] = float(constants)
         corrected_ms = sum(self.correction.weight(name) * value for name, value in features.items())
         needed = self._arena.number(footprint(part, widths[0] * self.structure.positions[index]))
-        return _Entry(tuple(features.items()), plain_ms, corrected_ms, constants, far_alone, modelled, needed)
+        return _Entry(
+            tuple(features.items()), plain_ms, corrected_ms, constants, far_alone, modelled_ms, needed
+        )
 
     def _node(self, key: str) -> tuple[float, int, bool]:
         if key in self.table:

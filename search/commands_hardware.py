@@ -1,7 +1,6 @@
 """The commands about hardware: ``leanfront profile ...`` and ``leanfront cost``. No torch."""
 
 import json
-import os
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -21,11 +20,14 @@ from hw_profiles import (
     to_toml,
     user_folder,
 )
+from latency_models.files import replace_file
 
 if TYPE_CHECKING:
     from latency_models.cost import Cost, CostModel, LayerCost
 
-profile_app = typer.Typer(no_args_is_help=True, help="Hardware profiles: list, show, check, new; measure, kit, import, validate.")
+profile_app = typer.Typer(
+    no_args_is_help=True, help="Hardware profiles: list, show, check, new; measure, kit, import, validate."
+)
 
 
 class Format(StrEnum):
@@ -346,12 +348,8 @@ def _print_json(value: Any) -> None:
 
 
 def _write(target: Path, text: str) -> None:
-    """Write beside and rename: no half file, whatever happens."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(target)
+        replace_file(target, text)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise ProfileError(f"cannot write {target}: {error.strerror}") from error

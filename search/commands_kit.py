@@ -1,6 +1,5 @@
 """``leanfront profile kit`` and ``profile import``: tables of a device that is not this machine."""
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hw_profiles import HardwareProfile, ProfileError, load_profile
+from latency_models.files import replace_file
 from search.commands_measure import Provider
 from search.measure_profile import check_measured
 
@@ -94,13 +94,10 @@ def _check_profile(profile: HardwareProfile, result: "KitResult") -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(source.read_bytes())
-        beside.replace(target)
+        replace_file(target, source.read_bytes())
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise ProfileError(f"cannot write {target}: {error.strerror}") from error
 
 

@@ -73,7 +73,7 @@ def _facts(found: "Validation", model: "TableModel") -> dict[str, Any]:
 
 def _keep(facts: dict[str, Any], path: Any) -> None:
     from latency_models.cost import TableError
-    from search.run_folder import replace_file
+    from latency_models.files import replace_file
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

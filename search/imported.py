@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from compression.policy import Network, Policy
 from hw_profiles import HardwareProfile
-from latency_models.calibrate import Correction, Sample, accuracy, fit
+from latency_models.calibrate import LEAST_SAMPLES, Correction, Sample, accuracy, fit
 from latency_models.device import Placed, device_of
 from latency_models.errors import TableError
 from latency_models.fused_graph import fused_nodes
@@ -79,7 +79,7 @@ def imported_model(
         )
     plain = ImportedModel(structure, table, profile)
     held_out, samples = timed[::5], [one for index, one in enumerate(timed) if index % 5]
-    if len(samples) < 10:
+    if len(samples) < LEAST_SAMPLES:
         return plain
     fitted = fit([Sample(plain.features(one.cut, one.policy), one.measured_ms) for one in samples])
     model = ImportedModel(structure, table, profile, fitted)
@@ -155,4 +155,4 @@ def correction_at_large(profile: HardwareProfile, placed: Placed, table: Latency
         if timed:
             model = TableModel(structure, table, profile)
             samples += [Sample(model.features(one.cut, one.policy), one.measured_ms) for one in timed]
-    return fit(samples) if len(samples) >= 10 else None
+    return fit(samples) if len(samples) >= LEAST_SAMPLES else None

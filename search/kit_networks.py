@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from search.prepare import Loaded
 
 Log = Callable[[str], None]
+
+EXPORTERS = (
+    "attention", "export", "onnx_writer", "operations", "quantize", "template", "trace", "weights",
+)  # fmt: skip
+"""Modules of ``compression`` that decide what an export looks like."""
 
 DRAWS = 200
 """Policies spread over a space, of which some are timed as whole networks."""
@@ -34,13 +40,14 @@ def network_digest(network: Network) -> str:
 
 @lru_cache
 def exporter_digest() -> str:
-    """Hash of the code that decides what an export looks like: what was seen of exports is stale when it
-    changes."""
+    """Hash of the code that decides what an export looks like, torch's by its version: what was seen of
+    exports is stale when it changes."""
     import compression
 
     folder = Path(compression.__file__).parent
-    files = [folder / "export.py", folder / "template.py", *sorted((folder / "policy").glob("*.py"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+    files = [*(folder / f"{name}.py" for name in EXPORTERS), *sorted((folder / "policy").glob("*.py"))]
+    sources = b"".join(file.read_bytes() for file in files)
+    return hashlib.sha256(version("torch").encode() + sources).hexdigest()[:12]
 
 
 def networks_of_search(loaded: "Loaded", log: Log = lambda line: None) -> "tuple[KitSet, list[KitNetwork]]":

@@ -6,7 +6,6 @@ space the contexts of its kernels and the correction. A second search of the sam
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -192,7 +191,7 @@ def _ready(
     """The model from what the cache has, or None."""
     from latency_models.calibrate import Correction
     from latency_models.cost import TableError
-    from latency_models.table import load_table, table_path
+    from latency_models.table import CALL, load_table, table_path
 
     if not (kept.correction.exists() and kept.contexts.exists()) or (kept.noise.exists() and not noisy_too):
         return None
@@ -202,7 +201,8 @@ def _ready(
         return None
     table = load_table(table_path(device), device, profile.name)
     structure.load(kept.contexts)
-    if not table or table.missing(structure.keys()) or (not noisy_too and _doubts(table, structure)):
+    known = structure.keys()  # none: the file is damaged, or another version wrote it
+    if not known or table.missing([CALL, *known]) or (not noisy_too and _doubts(table, structure)):
         structure.forget()
         return None
     return _model(structure, table, _remembered_power(profile, kept), correction)
@@ -217,6 +217,7 @@ def _with_power(
     log: Log,
 ) -> HardwareProfile:
     """The profile with the power that the machine's counters show while some of the networks run."""
+    from latency_models.cost import TableError
     from latency_models.energy import Meter, fit_power
     from latency_models.measure import random_feed, session
     from latency_models.structure import canonical
@@ -227,12 +228,16 @@ def _with_power(
         log(f"energy is estimated from the profile's power_w: {meter}")
         return profile
     found = []
-    for policy in policies[:ENERGY_SAMPLES]:
-        model = structure.build(space.resized(policy), canonical(policy))
-        opened = session(model, structure.threads, structure.provider)
-        feed = random_feed(opened)
-        found.append(meter.measure(lambda run=opened.run, feed=feed: run(None, feed)))  # type: ignore[misc]
-    energy = fit_power([energy_mj for energy_mj, _ in found], [taken_ms for _, taken_ms in found])
+    try:
+        for policy in policies[:ENERGY_SAMPLES]:
+            model = structure.build(space.resized(policy), canonical(policy))
+            opened = session(model, structure.threads, structure.provider)
+            feed = random_feed(opened)
+            found.append(meter.measure(lambda run=opened.run, feed=feed: run(None, feed)))  # type: ignore[misc]
+        energy = fit_power([energy_mj for energy_mj, _ in found], [taken_ms for _, taken_ms in found])
+    except (OSError, TableError) as error:  # counters that stand still, or may not be read any more
+        log(f"energy is estimated from the profile's power_w: {error}")
+        return profile
     _write(kept.energy, energy.to_json())
     return energy.of(profile)
 
@@ -272,7 +277,7 @@ def file_cost_model(
     from latency_models.device import device_of
     from latency_models.fill import fill
     from latency_models.machine_lock import measuring
-    from latency_models.measure import Reference, time_models
+    from latency_models.measure import Reference, noise, time_models
     from latency_models.network_model import network_model
     from latency_models.structure import Structure, canonical
     from latency_models.table import load_table, table_path, this_device
@@ -288,14 +293,20 @@ def file_cost_model(
     with measuring(log):
         table = load_table(table_path(device), device, profile.name)
         reference = Reference(device.threads, table.reference_ms)
-        table = fill(table, structure.nodes, table_path(device), reference)
+        table = fill(table, structure.nodes, table_path(device), reference, log)
         model = network_model(network, canonical(policy))
-        whole_ms = time_models({"network": model}, device.threads, reference=reference)["network"].median_ms
-    return TableModel(structure, table, profile).scaled_to(network, policy, whole_ms)
+        whole = time_models({"network": model}, device.threads, reference=reference)
+    if warning := noise(whole):
+        log(f"warning: {warning}")
+    return TableModel(structure, table, profile).scaled_to(network, policy, whole["network"].median_ms)
 
 
 def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    from latency_models.cost import TableError
+    from latency_models.files import replace_file
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, text)
+    except OSError as error:
+        raise TableError(f"cannot write {path}: {error.strerror}") from error

@@ -73,10 +73,14 @@ def _surprises(structure: "Structure", space: "Space", rng: np.random.Generator)
 def calibrated(
     plain: "TableModel", space: "Space", draws: Sequence[Policy], reference: "Reference", log: Log
 ) -> "Correction":
-    """Measure some whole networks, spread evenly over what ``plain`` predicts, and fit the correction."""
-    from latency_models.calibrate import Sample, fit
+    """Measure some whole networks, spread evenly over what ``plain`` predicts, and fit the correction; none
+    where the space has too few networks for a fit."""
+    from latency_models.calibrate import LEAST_SAMPLES, Correction, Sample, fit
     from latency_models.measure import noise
 
+    if len(draws) < LEAST_SAMPLES:
+        log(f"the space has {len(draws)} networks, too few for a correction: kernels are added up")
+        return Correction()
     expected = [plain.latency_ms(space.resized(policy), policy) for policy in draws]
     chosen = [draws[index] for index in spread_evenly(expected, SAMPLES)]
     log(f"measuring {len(chosen)} whole networks for the correction")

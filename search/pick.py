@@ -11,12 +11,13 @@ from compression.export import exported
 from compression.fold import fold
 from compression.policy import LayerPolicy, Policy
 from compression.template import template
+from latency_models.files import replace_file
 from latency_models.machine_lock import measuring, training
 from search.card import card
 from search.choose import Wish, choose
 from search.front import front_of, quantity
 from search.prepare import Loaded, load, threads_per_worker
-from search.run_folder import RunError, RunFolder, TrialRow, now, replace_file, writable
+from search.run_folder import RunError, RunFolder, TrialRow, now, writable
 from search.score import Score, Scorer, save_weights
 from search.task import as_data
 from search.verify import Verification, at_hand, kernel_report, measured_latency, test_once, verification
@@ -96,7 +97,7 @@ def export_trial(run: RunFolder, *, trial: int, out: Path | None = None) -> Path
     with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
         model = exported(template(loaded.traced), compressed)
-        replace_bytes(folder / "model.onnx", model.SerializeToString())
+        replace_file(folder / "model.onnx", model.SerializeToString())
         replace_file(folder / "policy.json", policy.to_json() + "\n")
     return folder
 
@@ -187,8 +188,8 @@ def export_and_verify(
     )
     with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        replace_bytes(folder / "model.onnx", model)
-        replace_bytes(folder / "baseline.onnx", baseline)
+        replace_file(folder / "model.onnx", model)
+        replace_file(folder / "baseline.onnx", baseline)
         save_weights(compressed.module, folder / "weights.safetensors")
         replace_file(folder / "policy.json", compressed.policy.to_json() + "\n")
         replace_file(folder / "verification.json", json.dumps(asdict(found), indent=1) + "\n")
@@ -198,10 +199,3 @@ def export_and_verify(
         )  # fmt: skip
         replace_file(folder / "card.md", text)
     return found
-
-
-def replace_bytes(path: Path, content: bytes) -> None:
-    """Write a file beside, then rename it."""
-    beside = path.with_suffix(".partial")
-    beside.write_bytes(content)
-    beside.replace(path)

@@ -19,8 +19,9 @@ def write_report(run: Path) -> Path:
         RunError: not a run folder, a file of it cannot be understood, or the report cannot be written (an
             older one stays as it was).
     """
+    from latency_models.files import replace_file
     from search.report_data import read_run
-    from search.run_folder import replace_file, writable
+    from search.run_folder import writable
 
     text = report_html(read_run(run))
     target = run / "report.html"

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from latency_models.files import replace_file
 from search.config import ConfigError, SearchConfig, parse_config
 from search.lock import is_held, locked, try_lock
 
@@ -277,20 +278,6 @@ def registered(run: RunFolder) -> Iterator[str]:
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file beside, then rename it: a reader sees the old content or the new, whole."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager

@@ -160,6 +160,42 @@ def test_short_operands_share_a_dsp_block_or_take_none():
     assert packed.resources["DSP"] == 8  # two 4-bit products in each
 
 
+def test_short_operands_without_logic_go_into_dsp_blocks():
+    little = {**BLOCKS, "logic": {"name": "LUT", "count": 48}}  # of 16 multipliers of 6 tables
+    network = chain(conv(4, 4, 8))
+    model = DataflowModel(dataflow(resources=little))
+    cost = model.cost(network, Policy.uniform(network, LayerPolicy(0.0, 2, 4)))
+    assert model.interval_ms(network, Policy.uniform(network, LayerPolicy(0.0, 2, 4))) == pytest.approx(64e-3)
+    assert cost.fits
+    assert cost.resources["DSP"] > 0
+    assert cost.resources["LUT"] == pytest.approx(48)
+
+
+def test_weights_go_into_the_kind_of_memory_with_more_room():
+    # 4 weight memories, 8 bits wide and 1024 deep: a RAM each, or a wide block each, of which there are fewer
+    wide = {"count": 4, "bits": 72 * 4096, "shapes": [[72, 4096]]}
+    network = chain(*(conv(32, 32, 1) for _ in range(4)))
+    few_dsp = {**BLOCKS, "multiplier": {"name": "DSP", "count": 4, "macs": {"8": 1.0}},
+               "logic": {"name": "LUT", "count": 1}}  # fmt: skip
+    for count, expected in ((1000, {"RAM": 4, "URAM": 0}), (2, {"RAM": 2, "URAM": 2})):
+        memory = {"RAM": {**BLOCKS["memory"]["RAM"], "count": count}, "URAM": wide}
+        cost = DataflowModel(dataflow(resources={**few_dsp, "memory": memory})).cost(
+            network, uniform(network)
+        )
+        assert cost.fits
+        assert {name: cost.resources[name] for name in expected} == expected
+
+
+def test_a_larger_part_fits_what_a_smaller_one_does():
+    # narrow and deep weight memories in 72-bit blocks alone would need more URAM than there is
+    network = chain(conv(3, 64, 16, kernel=3), *(conv(64, 64, 16, kernel=3) for _ in range(12)))
+    small, large = (model_of(load_profile(name)) for name in ("xqrku060", "xqrvc1902"))
+    for bits in ((8, 8), (4, 8), (2, 4)):
+        wanted = uniform(network, *bits)
+        assert small.cost(network, wanted).fits
+        assert large.cost(network, wanted).latency_ms <= small.cost(network, wanted).latency_ms
+
+
 def test_space():
     network = chain(conv(4, 4, 8))
     space = {"triplication": {"DSP": 3.0}, "memory_ecc": 1.5, "clock_derating": 0.5, "scrub_share": 0.2}

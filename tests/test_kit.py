@@ -3,6 +3,7 @@
 import ast
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -191,6 +192,10 @@ def with_cell(column: str, change: Callable[[str], str]) -> Callable[[str], str]
     return changed
 
 
+def with_about(name: str, value: str) -> Callable[[str], str]:
+    return lambda text: re.sub(f"^about,{name},.*$", f"about,{name},,,,,,,,{value}", text, flags=re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -204,6 +209,11 @@ def with_cell(column: str, change: Callable[[str], str]) -> Callable[[str], str]
         (with_cell("median_ms", lambda cell: f"{5000 * float(cell)}"), "cannot both be.*in milliseconds"),
         (with_cell("reference_ms", lambda cell: f"{1000 * float(cell)}"), "take .* ms on anything"),
         (with_cell("median_ms", lambda cell: "12 us"), "could not convert"),
+        (with_about("kit", "../../elsewhere"), "its kit cannot be '../../elsewhere'"),
+        (with_about("provider", "../x"), "its provider cannot be '../x'"),
+        (with_about("threads", "0"), "its threads cannot be 0"),
+        (with_about("near_cache_bytes", "-1"), "its near_cache_bytes cannot be -1"),
+        (lambda text: text.replace('""weight_bits"":32', '""weight_bits"":99'), "is damaged .*99"),
         (lambda text: text.replace("kernel,", "core,", 1), "a row is one of"),
         (lambda text: "".join(text.splitlines(keepends=True)[:30] + text.splitlines(keepends=True)[31:]),
          "lines are lost"),

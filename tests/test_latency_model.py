@@ -1,5 +1,6 @@
 """The measured cost model on a tiny network: small real measurements with onnxruntime."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -276,6 +277,8 @@ def test_a_noisy_machine_is_named() -> None:
 
 
 def test_what_onnxruntime_cannot_do_is_one_sentence() -> None:
+    with pytest.raises(TableError, match="take no more than .* threads, not 9999"):
+        session(network_model(NETWORK, ALL_FLOAT), threads=9999)
     with pytest.raises(TableError, match="has no CUDAExecutionProvider; it has"):
         session(network_model(NETWORK, ALL_FLOAT), provider="CUDAExecutionProvider")
     with pytest.raises(TableError, match="cannot load the model"):
@@ -322,6 +325,19 @@ def test_many_policies_cost_what_each_costs() -> None:
         assert costs.peak_memory_bytes[column] == one.peak_memory_bytes
         assert costs.fits[column] == one.fits
         assert costs.modelled[column] == (one.kind == "modelled")
+
+
+def test_what_was_forgotten_leaves_no_rules(tmp_path: Path) -> None:
+    structure = Structure(NETWORK, network_model)
+    structure.observe(NETWORK, ALL_INTEGER)
+    structure.save(tmp_path / "seen")
+    text = json.loads((tmp_path / "seen").read_text())
+    text["columns"] = [[0, 1]] * len(text["columns"])
+    (tmp_path / "seen").write_text(json.dumps(text))
+    structure.load(tmp_path / "seen")
+    structure.forget()
+    structure.observe(NETWORK, ALL_INTEGER)
+    assert structure.rule(1).columns != (0, 1)
 
 
 def test_a_width_between_those_measured_lies_between_their_costs() -> None:

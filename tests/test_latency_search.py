@@ -10,6 +10,10 @@ from torch import Tensor, nn
 import search.measure_space
 from compression.trace import Traced, trace
 from hw_profiles import load_profile
+from latency_models.energy import Meter
+from latency_models.structure import Structure
+from latency_models.table import CALL, cache_folder, load_table, table_path, this_device
+from search import latency
 from search.latency import cost_model, file_cost_model
 from search.policy_draws import Cover, draw, spread_evenly
 from search.space import Space
@@ -69,6 +73,44 @@ def test_a_search_space_is_measured_once_and_predicted(traced: Traced, space: Sp
     found = validate(again, space, 8)  # type: ignore[arg-type]
     assert found.accuracy.n == 8
     assert found.accuracy.mape < 0.25  # a machine that tests share may be noisy; benchmarks say more
+
+
+def test_a_damaged_cache_is_measured_anew(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A space of two networks, too few for a correction; then the file of contexts as another version, or a
+    full disk, left it; then a table without the entry that every network needs."""
+    profile = load_profile("this-machine")
+    small = Space(traced.network, profile, [0.0], [8, 32], [8, 32])
+    monkeypatch.setattr(search.measure_space, "DRAWS", 1)
+    monkeypatch.setattr(search.measure_space, "SURPRISE_SECONDS", 0.0)
+    policy = small.uniform(0.0, (8, 8))
+    first = cost_model(traced, small, profile, 1).cost(traced.network, policy)
+    assert first.kind == "measured"
+    (contexts,) = cache_folder().glob("networks/*/contexts-*")
+    for damage in ("{}", "", contexts.read_text().replace('"columns":[[', '"columns":[[99999,')):
+        contexts.write_text(damage)
+        assert cost_model(traced, small, profile, 1).cost(traced.network, policy).latency_ms > 0
+    path = table_path(this_device())
+    table = load_table(path, this_device())
+    table.only(set(table) - {CALL}).save(path)
+    assert cost_model(traced, small, profile, 1).cost(traced.network, policy).latency_ms > 0
+
+
+def test_energy_counters_that_stand_still_are_not_believed(
+    traced: Traced, space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "intel-rapl:0").mkdir()
+    for name, text in (("name", "package-0"), ("energy_uj", "7"), ("max_energy_range_uj", "1000")):
+        (tmp_path / "intel-rapl:0" / name).write_text(text)
+    meter = Meter.find(tmp_path)
+    assert isinstance(meter, Meter)
+    monkeypatch.setattr(Meter, "find", lambda: meter)
+    monkeypatch.setattr(Meter, "measure", lambda self, run: (self.between_mj((7,), self.read_uj()), 1.0))
+    profile, lines = load_profile("this-machine"), list[str]()
+    structure = Structure(traced.network, latency._builder(traced))
+    kept = latency._Kept.of(traced.network, space, this_device())
+    found = latency._with_power(structure, space, profile, space.seeds()[:1], kept, lines.append)
+    assert found == profile
+    assert "the counter did not move" in lines[0]
 
 
 def test_a_file_is_timed_as_a_whole(traced: Traced, space: Space) -> None:

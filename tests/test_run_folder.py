@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from latency_models.files import replace_file
 from search.config import parse_config
 from search.journal import cut_back, open_journal
 from search.lock import is_held, try_lock
@@ -23,7 +24,6 @@ from search.run_folder import (
     open_run,
     owned,
     registered,
-    replace_file,
     writable,
 )
 

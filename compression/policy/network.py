@@ -181,23 +181,26 @@ class Network:
                 size = self.group_size(group)
                 raise ValueError(f"group {group!r} has {size} channels, cannot keep {count}")
 
-        nodes = tuple(
-            self._cut(node, tuple([(g, channels[g]) for g in groups if g in channels])) if groups else node
-            for node, groups in zip(self.nodes, self._node_groups, strict=True)
-        )
+        nodes = list(self.nodes)
+        for groups, indices in self._nodes_of_groups.items():
+            kept = tuple([(group, channels[group]) for group in groups if group in channels])
+            for index, node in zip(indices, self._cut(groups, indices, kept), strict=True):
+                nodes[index] = node
         width = {node.name: node.width for node in nodes}
         layers = tuple(
             self._resized(layer, width[source], channels.get(layer.group or "", layer.shape.out_channels))
             for layer, source in zip(self.layers, self._layer_sources, strict=True)
         )
-        return Network(nodes, layers, self.outputs)
+        return Network(tuple(nodes), layers, self.outputs)
 
     @cached_property
-    def _node_groups(self) -> tuple[tuple[str, ...], ...]:
-        """For each node the groups whose channels its tensor has."""
-        return tuple(
-            tuple(dict.fromkeys(s.group for s in node.channels if s.group is not None)) for node in self.nodes
-        )
+    def _nodes_of_groups(self) -> Mapping[tuple[str, ...], tuple[int, ...]]:
+        """Groups whose channels a tensor has -> indices of the nodes with such tensors."""
+        found: dict[tuple[str, ...], list[int]] = {}
+        for index, node in enumerate(self.nodes):
+            if groups := tuple(dict.fromkeys(s.group for s in node.channels if s.group is not None)):
+                found.setdefault(groups, []).append(index)
+        return {groups: tuple(indices) for groups, indices in found.items()}
 
     @cached_property
     def _layer_sources(self) -> tuple[str, ...]:
@@ -210,17 +213,25 @@ class Network:
         """Nodes and layers that were cut before: a search resizes the same ones again and again."""
         return {}
 
-    def _cut(self, node: Node, kept: tuple[tuple[str, int], ...]) -> Node:
-        made = self._made.get((node.name, kept))
+    def _cut(
+        self, groups: tuple[str, ...], indices: tuple[int, ...], kept: tuple[tuple[str, int], ...]
+    ) -> tuple[Node, ...]:
+        """The nodes at ``indices``, all of the same groups, with so many channels kept."""
+        made = self._made.get((groups, kept))
         if made is None:
             counts = dict(kept)
-            made = replace(
-                node,
-                channels=tuple(replace(s, size=counts.get(s.group or "", s.size)) for s in node.channels),
+            made = tuple(
+                replace(
+                    self.nodes[index],
+                    channels=tuple(
+                        replace(s, size=counts.get(s.group or "", s.size)) for s in self.nodes[index].channels
+                    ),
+                )
+                for index in indices
             )
             if len(kept) <= _REMEMBERED_GROUPS:
-                self._made[node.name, kept] = made
-        return cast(Node, made)
+                self._made[groups, kept] = made
+        return cast("tuple[Node, ...]", made)
 
     def _resized(self, layer: Layer, in_channels: int, out_channels: int) -> Layer:
         made = self._made.get((layer.name, in_channels, out_channels))
