@@ -72,7 +72,8 @@ class MemoryBlock(_Section):
 class Resources(_Section):
     """Blocks of a part by kind, under the names that its maker gives them.
 
-    ``memory``: buffers go into the first kind, weights into either where there are two. ``usable``: share of each that a design which meets its clock fills.
+    ``memory``: buffers go into the first kind, weights into either where there are two. ``usable``: share of
+    each that a design which meets its clock fills.
     """
 
     logic: Logic

@@ -4,7 +4,7 @@ Columns have few distinct values (widths that a space offers, bits, forms), so e
 of its value, the numbers become one code per policy, and each code that occurs is looked up once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,6 @@ DENSE = 1 << 18
 """Up to so many possible codes they are counted in an array; more are sorted."""
 MOST_CODES = 1 << 62
 """More would not fit the integers that hold a code."""
-MOST_CODES = 1 << 62
 
 Encoded = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Number of the value in each place (n,), and the values by number."""
@@ -30,15 +29,15 @@ def encoded(column: NDArray[np.int64]) -> Encoded:
 class Rows:
     """The columns of many states, each encoded once."""
 
-    def __init__(self, states: NDArray[np.int64]) -> None:
-        """``states``: (columns of a state, n)."""
-        self._states = states
+    def __init__(self, column: Callable[[int], NDArray[np.int64]]) -> None:
+        """``column``: number of a column -> its values in n states."""
+        self._column = column
         self._encoded: dict[int, Encoded] = {}
 
     def encoded(self, column: int) -> Encoded:
         """One column, encoded."""
         if column not in self._encoded:
-            self._encoded[column] = encoded(self._states[column])
+            self._encoded[column] = encoded(self._column(column))
         return self._encoded[column]
 
 
@@ -47,19 +46,31 @@ def gathered(
 ) -> NDArray[np.float64]:
     """(m, n): what ``look_up`` says, in m numbers, of the values of the columns in each of n >= 1 places."""
     code = np.zeros(len(columns[0][0]), dtype=np.int64)
-    possible = 1
+    possible, plain = 1, True
     for numbers, values in columns:
         if possible * len(values) > MOST_CODES:  # number those that occur anew: never more than n
-            code = np.unique(code, return_inverse=True)[1]
-            possible = int(code.max()) + 1
-        code = code * len(values) + numbers
-        possible *= len(values)
-    if possible <= DENSE:
-        place, present = encoded(code)
-    else:
-        present, place = np.unique(code, return_inverse=True)
-    example = np.empty(len(present), dtype=np.int64)
-    example[place] = np.arange(len(place))  # any place that has the code
-    occurring = np.stack([values[numbers[example]] for numbers, values in columns], axis=1)
-    found = [look_up(tuple(one)) for one in occurring.tolist()]
-    return np.asarray(np.array(found, dtype=np.float64).T[:, place])
+            code = np.unique(code, return_inverse=True)[1].astype(np.int64)
+            possible, plain = int(code.max()) + 1, False
+        if len(values) > 1:
+            code = code * len(values) + numbers
+            possible *= len(values)
+    place, present = encoded(code) if possible <= DENSE else np.unique(code, return_inverse=True)[::-1]
+    keys = _decoded(present, columns) if plain else _seen(place, len(present), columns)
+    found = np.array([look_up(key) for key in keys], dtype=np.float64)
+    return np.asarray(found.T[:, place])
+
+
+def _decoded(codes: NDArray[np.int64], columns: Sequence[Encoded]) -> Iterable[tuple[int, ...]]:
+    """The values that codes stand for."""
+    values = []
+    for _, known in reversed(columns):
+        codes, numbers = np.divmod(codes, len(known))
+        values.append(known[numbers].tolist())
+    return zip(*reversed(values), strict=True)
+
+
+def _seen(place: NDArray[np.int64], count: int, columns: Sequence[Encoded]) -> Iterable[tuple[int, ...]]:
+    """The values in one of the places where each of ``count`` codes occurs."""
+    first = np.zeros(count, dtype=np.int64)
+    first[place] = np.arange(len(place))
+    return zip(*(values[numbers[first]].tolist() for numbers, values in columns), strict=True)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_NEIGHBOURS = 5
+EXPLAINED = 0.99
 STATES = 64  # values that one column of a state may have: bits up to 32, alignments up to 16
 
 State = Sequence[int]
@@ -50,7 +51,13 @@ class Rule:
 
 
 def learn(
-    states: NDArray[np.int64], forms: NDArray[np.int64], own: Sequence[int], near: Sequence[int], least: int
+    states: NDArray[np.int64],
+    forms: NDArray[np.int64],
+    own: Sequence[int],
+    near: Sequence[int],
+    far: Sequence[int] = (),
+    *,
+    least: int,
 ) -> Rule:
     """The rule that explains the forms seen.
 
@@ -59,15 +66,27 @@ def learn(
         forms: (graphs,) form of the kernel in each.
         own: columns that are always looked at.
         near: columns that may be looked at, too.
+        far: columns that may be looked at where the near ones leave more than EXPLAINED open.
         least: so many of ``own`` must have been seen together for an answer.
     """
+    columns, left = _most_telling(states, forms, own, near)
+    if left > (1.0 - EXPLAINED) * len(forms):
+        further, left_then = _most_telling(states, forms, own, [*near, *far])
+        columns = further if left_then < left else columns
+    return Rule(tuple(columns), tabulate(states, forms, columns, least))
+
+
+def _most_telling(
+    states: NDArray[np.int64], forms: NDArray[np.int64], own: Sequence[int], others: Sequence[int]
+) -> tuple[list[int], int]:
+    """``own`` and, one by one, those of ``others`` that explain most; and how many graphs they leave open."""
     columns = list(dict.fromkeys(own))
     kept = len(columns)
     groups = np.zeros(len(states), dtype=np.int64)
     for column in columns:
         groups = _split(groups, states[:, column])
     left = _unexplained(groups, forms)
-    candidates = [column for column in near if column not in columns and np.ptp(states[:, column])]
+    candidates = [column for column in others if column not in columns and np.ptp(states[:, column])]
     while left and candidates and len(columns) < kept + MOST_NEIGHBOURS:
         trials = [_unexplained(_split(groups, states[:, column]), forms) for column in candidates]
         best = int(np.argmin(trials))
@@ -76,7 +95,7 @@ def learn(
         left, column = trials[best], candidates.pop(best)
         groups = _split(groups, states[:, column])
         columns.append(column)
-    return Rule(tuple(columns), tabulate(states, forms, columns, least))
+    return columns, left
 
 
 def tabulate(

@@ -25,7 +25,7 @@ from latency_models.measure import CPU
 from latency_models.resized_parts import resized_part
 
 RADIUS = 4
-"""How far away a neighbour may be that decides a kernel's form."""
+"""How far away a neighbour may be that decides a kernel's form. Where that explains too little: anywhere."""
 _BLOCKS = (8, 16)  # channels in a block of onnxruntime's blocked layouts
 
 Build = Callable[[Network, Policy], bytes]
@@ -110,11 +110,18 @@ class Structure:
         widths = tuple([node[name].width for name in self._outputs])
         return (*widths, *integer, *bits, *[self._alignment(width) for width in widths])
 
-    def states(self, batch: PolicyBatch) -> NDArray[np.int64]:
-        """The states of many policies: (columns of a state, n)."""
-        widths = batch.widths
-        aligned = np.array([alignment(width) for width in range(int(widths.max()) + 1)])[widths]
-        return np.concatenate([widths, batch.integer.astype(np.int64), batch.bits, aligned])
+    def column(self, batch: PolicyBatch, column: int) -> NDArray[np.int64]:
+        """One column of the states of many policies: (n,)."""
+        field, index = divmod(column, len(self.kernels))
+        if field == 1:
+            return np.asarray(batch.integer[index].astype(np.int64))
+        if field == 2:
+            return np.asarray(batch.bits[index])
+        widths = batch.widths[index]
+        return np.asarray(widths if field == 0 else self._alignments(int(widths.max()))[widths])
+
+    def _alignments(self, most: int) -> NDArray[np.int64]:
+        return np.array([self._alignment(width) for width in range(most + 1)], dtype=np.int64)
 
     def _precision(self, layer_bits: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Per kernel: does it compute in integers (0 or 1), and at how many bits is its output held."""
@@ -236,7 +243,8 @@ class Structure:
         if columns := self._columns[index]:
             self._columns[index] = ()
             return Rule(columns, tabulate(states, forms, columns, least))
-        return learn(states, forms, self._own[index], self._near[index], least)
+        far = range(len(self.kernels), 4 * len(self.kernels))
+        return learn(states, forms, self._own[index], self._near[index], far, least=least)
 
     def save(self, path: Path) -> None:
         """Write what was seen, beside and renamed."""

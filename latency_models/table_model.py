@@ -125,8 +125,7 @@ class TableModel:
         Raises:
             TableError: as ``cost`` does.
         """
-        states = self.structure.states(batch)
-        rows = Rows(states)
+        rows = Rows(lambda column: self.structure.column(batch, column))
         total = np.zeros((5, batch.count))
         footprints = np.zeros((len(self.structure.kernels), batch.count), dtype=np.int64)
         for index in range(len(self.structure.kernels)):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from compression.policy import LayerPolicy, Network, Policy, PolicyError
@@ -59,7 +60,9 @@ def list_profiles(format_: FormatOption = Format.TABLE) -> None:
     table = Table("name", "kind", "model", "numbers", "description")
     for row in rows:
         numbers = {True: "some assumed", False: "all sourced", None: "-"}[row["estimated"]]
-        table.add_row(row["name"], row["kind"] or "-", row["model"] or "-", numbers, row["description"])
+        table.add_row(
+            row["name"], row["kind"] or "-", row["model"] or "-", numbers, escape(row["description"])
+        )
     _console().print(table)
 
 
@@ -87,7 +90,9 @@ def show_profile(
     for path, value in profile.numbers.items():
         source = sources[path]
         shown = profile.supported_sentence if path == "supported" else _shown(value)
-        table.add_row(path, shown, source.status if source else "", source.from_ if source else "")
+        table.add_row(
+            path, escape(shown), source.status if source else "", escape(source.from_ if source else "")
+        )
     console.print(table)
 
 
@@ -320,7 +325,7 @@ def _print_costs(
         bits = f"{policy[row.name].weight_bits}/{policy[row.name].activation_bits}" if layer else "-"
         macs = f"{layer.shape.macs:,}" if layer else "-"
         latency, energy = f"{row.latency_ms:.4f}", f"{row.energy_mj:.4f}"
-        table.add_row(row.name, shape, bits, macs, latency, energy, row.source)
+        table.add_row(escape(row.name), escape(shape), bits, macs, latency, energy, row.source)
     console = _console()
     console.print(table)
     console.print(

@@ -23,6 +23,7 @@ def first_validation(
     model: "TableModel", network: "Network", space: Space, log: Callable[[str], None]
 ) -> dict[str, Any] | None:
     """What environment.json and the report say; once for a table and a space, the cache has it after that.
+    None where another device was measured, which timed too few whole networks.
 
     ``n``, ``mape``, ``within_10_percent``, ``spearman``; ``noise``, a sentence or None; ``rows`` of
     ``predicted_ms``, ``measured_ms``, ``spread``; ``held_out``, the first four for the networks that the
@@ -34,10 +35,13 @@ def first_validation(
     from latency_models.device import elsewhere
     from search.imported import ImportedModel
     from search.latency import validation_path
-    from search.validation import validate
+    from search.validation import LEAST_HELD_OUT, validate
 
     path = validation_path(network, space, model.table.device)
     if isinstance(model, ImportedModel) and elsewhere(model.profile.name):  # measured there, not here
+        if len(model.held_out) < LEAST_HELD_OUT:
+            log(f"warning: {model.table.device} timed too few whole networks to say how good predictions are")
+            return None
         return _facts(validate(model, space, POLICIES, seed=SEED), model)
     try:
         known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -26,8 +26,8 @@ BATCH = 24
 REPEATS = 3
 """Networks that are timed against each other, and how often those are timed again that were disturbed."""
 SURPRISES = 30
-SURE = 0.03
-SURPRISE_SECONDS = 12.0
+SURE = 0.02
+SURPRISE_SECONDS = 20.0
 """Networks are built until, of so many new ones, only this share of the kernels is not as expected,
 for at most so long. What is left are transposes that land on one side of an addition or the other."""
 COVER_SECONDS = 40.0

@@ -70,6 +70,7 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
     """
     from latency_models.cost import measured_on
     from latency_models.table_model import TableModel
+    from latency_models.tabulate import tabulated
     from search.first_validation import first_validation
     from search.latency import cost_model
     from search.score import Scorer
@@ -85,10 +86,14 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         baseline = {"accuracy": float(score.accuracy), "accuracy_ci": [float(x) for x in score.accuracy_ci]}
     hardware = config.hardware
     costs = cost_model(loaded.traced, loaded.space, loaded.profile, hardware.threads, log, hardware.provider)
-    if run is not None and write and isinstance(costs, TableModel):
-        # what priced this search, beside it: the cache may be measured anew later
-        costs.table.only(costs.structure.keys()).save(run.path / "latency_table.csv")
     network = loaded.traced.network
+    if run is not None and write:
+        # what priced this search, beside it: the cache may be measured anew later, and profiles change
+        if isinstance(costs, TableModel):
+            table = costs.table.only(costs.structure.keys())
+        else:
+            table = tabulated(loaded.profile, network, loaded.space.uniform_policies())
+        table.save(run.path / "latency_table.csv")
     reference = _uncompressed(loaded)
     cost = costs.cost(network, reference)
     if loaded.space.left_out:

@@ -165,7 +165,9 @@ class Space:
 
         network = self.network
         kept = [
-            np.array([kept_channels(network.group_size(group), level, self.multiple) for level in offered])[row]
+            np.array([kept_channels(network.group_size(group), level, self.multiple) for level in offered])[
+                row
+            ]
             for (group, offered), row in zip(self.levels.items(), levels, strict=True)
         ]
         row_of = {layer.name: row for row, layer in enumerate(network.layers)}
@@ -214,6 +216,11 @@ class Space:
             for group, levels in self.levels.items()
         }
         return self.policy(nearest, {layer.name: pair for layer in self.network.layers})
+
+    def uniform_policies(self) -> list[Policy]:
+        """Every pair of bits in all layers, with every level of sparsity in all groups; each policy once."""
+        cuts = sorted({level for levels in self.levels.values() for level in levels} | {0.0})
+        return list(dict.fromkeys(self.uniform(level, pair) for pair in self.pairs for level in cuts))
 
     def seeds(self) -> list[Policy]:
         """Policies that every study starts from, the most useful first, each once.

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from search.space import Space
 
 DRAWS_PER_POLICY = 6
+LEAST_HELD_OUT = 2
+"""Networks that another device must have timed and the fit not seen."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def _timed_there(model: "TableModel") -> Validation | None:
     device = model.table.device
     if not isinstance(model, ImportedModel) or device == this_device(device.threads, device.provider):
         return None
-    if len(model.held_out) < 2:
+    if len(model.held_out) < LEAST_HELD_OUT:
         raise TableError(
             f"profile {model.profile.name!r} was measured on {device}, which timed too few whole networks to"
             f" validate it; `leanfront profile kit {model.profile.name} --config CONFIG --out DIR` does"

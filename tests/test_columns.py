@@ -11,7 +11,7 @@ from latency_models.columns import encoded, gathered
 
 
 def looked_up(table: NDArray[Any]) -> NDArray[Any]:
-    """What ``gathered`` says of the columns of a table (places, columns), looking up the values themselves."""
+    """What ``gathered`` says of a table (places, columns) where each value stands for itself."""
     return gathered([encoded(column) for column in table.T], lambda values: tuple(map(float, values)))
 
 

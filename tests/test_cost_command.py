@@ -63,6 +63,14 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def test_names_in_brackets_are_names(tmp_path: Path) -> None:
+    (tmp_path / "odd.csv").write_text(TABLE.replace("first", "[/first]").replace("second", "[red]second"))
+    result = run("cost", tmp_path / "odd.csv", "--profile", "toy")
+    assert result.exit_code == 0, result.exception
+    assert "[/first]" in result.stdout
+    assert "[red]second" in result.stdout
+
+
 def test_cost_of_a_table_is_known_on_paper(chain: Path) -> None:
     cost = answer("cost", chain, "--profile", "toy")
     assert set(cost) >= {

@@ -172,12 +172,12 @@ def test_short_operands_without_logic_go_into_dsp_blocks():
 
 
 def test_weights_go_into_the_kind_of_memory_with_more_room():
-    # 4 weight memories, 8 bits wide and 1024 deep: a RAM each, or a wide block each, of which there are fewer
+    # 4 weight memories, 8 bits wide and 1024 deep: a block each, of either kind
     wide = {"count": 4, "bits": 72 * 4096, "shapes": [[72, 4096]]}
     network = chain(*(conv(32, 32, 1) for _ in range(4)))
     few_dsp = {**BLOCKS, "multiplier": {"name": "DSP", "count": 4, "macs": {"8": 1.0}},
                "logic": {"name": "LUT", "count": 1}}  # fmt: skip
-    for count, expected in ((1000, {"RAM": 4, "URAM": 0}), (2, {"RAM": 2, "URAM": 2})):
+    for count, expected in ((1000, {"RAM": 4, "URAM": 0}), (2, {"RAM": 1, "URAM": 3})):
         memory = {"RAM": {**BLOCKS["memory"]["RAM"], "count": count}, "URAM": wide}
         cost = DataflowModel(dataflow(resources={**few_dsp, "memory": memory})).cost(
             network, uniform(network)

@@ -1,11 +1,13 @@
 """A profile whose table came from another device: priced from it, named by it, and never measured here."""
 
+import ast
 import json
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import compression
 import latency_models.measure
 from compression.policy import LayerPolicy, Policy
 from hw_profiles import ProfileError, load_profile, to_toml
@@ -17,7 +19,7 @@ from latency_models.network_model import network_model
 from latency_models.structure import Structure
 from search.cli import app
 from search.imported import ImportedModel, imported_cost_model
-from search.kit_networks import exporter_digest, network_digest
+from search.kit_networks import EXPORTERS, exporter_digest, network_digest
 from search.measure_profile import check_measured_here
 from search.validation import validate
 from search.verify import at_hand
@@ -149,3 +151,16 @@ def test_a_kit_without_a_search_is_small_and_for_measured_profiles(tmp_path: Pat
     done = CliRunner().invoke(app, ["profile", "kit", "toy", "--out", str(tmp_path / "other")])
     assert done.exit_code != 0
     assert "is not measured" in str(done.exception)
+
+
+def test_every_module_that_writes_exports_counts_for_the_digest() -> None:
+    """What these import of ours decides what a file looks like, too, but for what changes no file."""
+    folder = Path(compression.__file__).parent
+    imported = {
+        node.module.split(".")[1]
+        for name in ("export", "template", "onnx_writer")
+        for node in ast.walk(ast.parse((folder / f"{name}.py").read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("compression.")
+    }
+    assert imported <= {*EXPORTERS, "policy", "compress"}
+    assert all((folder / f"{name}.py").exists() for name in EXPORTERS)

@@ -277,7 +277,7 @@ def test_a_noisy_machine_is_named() -> None:
 
 
 def test_what_onnxruntime_cannot_do_is_one_sentence() -> None:
-    with pytest.raises(TableError, match="take no more than .* threads, not 9999"):
+    with pytest.raises(TableError, match=r"take no more than .* threads, not 9999"):
         session(network_model(NETWORK, ALL_FLOAT), threads=9999)
     with pytest.raises(TableError, match="has no CUDAExecutionProvider; it has"):
         session(network_model(NETWORK, ALL_FLOAT), provider="CUDAExecutionProvider")
