@@ -31,8 +31,8 @@ def compress(traced: Traced, policy: Policy, multiple: int = 1) -> Compressed:
     for name, layer in policy.items():
         if layer.sparsity and layer.pattern != "channel":
             raise PolicyError(
-                f"layer {name!r} has pattern {layer.pattern!r}, which can be priced but not applied; only whole"
-                ' channels are cut: pattern "channel"'
+                f"layer {name!r} has pattern {layer.pattern!r}, which can be priced but not applied;"
+                ' only whole channels are cut: pattern "channel"'
             )
     channels = policy.channels(traced.network, multiple)
     network = traced.network.resized(channels)

@@ -46,11 +46,22 @@ class Arena:
             self._others[i, [i, *dying]] = 0.0
             self._dying[i] = len(dying) / max(1, len(set(sources)))
         self._joined = [max(sources) if len(sources) > 1 else None for sources in self._sources]
+        self._overwritten = [self._written_over(i) for i in range(count)]
         self._dying_shares = self._dying.tolist()
         self._footprints: list[Footprint] = []
         self._rows: list[tuple[int, int, int, int, tuple[tuple[int, int], ...], int, bool]] = []
         self._numbers: dict[Footprint, int] = {}
         self._kinds: dict[Kept | None, int] = {None: 0}
+
+    def _written_over(self, join: int) -> int | None:
+        """The tensor that a layer writes its output over when an addition behind it is done within it: the
+        addition's other operand, where nothing reads that afterwards."""
+        sources = set(self._sources[join])
+        if len(sources) != 2:
+            return None
+        other = min(sources)
+        free = self._last[other] == join and self._sources[other] and not self._returned[other]
+        return other if free else None
 
     def number(self, footprint: Footprint) -> int:
         """The number of a footprint, the same for equal ones."""
@@ -82,12 +93,21 @@ class Arena:
         places: list[int] = []
         sizes: list[int] = []
         workspace = returned = 0
+        over: list[
+            tuple[int, int, int]
+        ] = []  # from kernel, to kernel, bytes that another tensor holds already
         for i, number in enumerate(numbers):
             made, kind, reading, making, local, working, in_place = self._rows[number]
             source = self._joined[i]
             if source is not None and not kind:  # done by the kernel before it, into the tensor that it made
                 made, kind = handed[source], kinds[source]
                 own.append(made)
+                other = self._overwritten[i]
+                if other is not None and self._rows[numbers[source]][6] and kinds[other] == kind and made:
+                    over.append((source, i, made))
+                    line = lines[kind] * width
+                    places += (line + source, line + i + 1)
+                    sizes += (-made, made)
             else:
                 own.append(making + self._dying_shares[i] * (reading - making))
             if self._returned[i]:
@@ -107,6 +127,8 @@ class Arena:
                 places += (line + first, line + self._last[i] + 1)
                 sizes += (made, -made)
         level = self._others @ np.array(handed, dtype=np.float64) + own
+        for begin, end, size in over:
+            level[begin:end] -= size
         used = np.bincount(places, sizes, len(lines) * width).reshape(-1, width).cumsum(axis=1).T[:-1]
         level += (_held(used) - used).sum(axis=1)
         return int(np.rint(GAPS * level.max() + max(workspace, returned)))
@@ -129,6 +151,7 @@ class Arena:
         kinds = np.zeros((count, n), dtype=np.int64)
         late = np.zeros((count, n), dtype=np.bool_)
         returned, beside = np.zeros(n), np.zeros(n)
+        over: dict[int, NDArray[np.bool_]] = {}  # join -> policies where its other operand is written over
         present: list[NDArray[np.int64]] = []
         for i, row in enumerate(numbers):
             present.append(np.flatnonzero(np.bincount(row, minlength=len(of))))
@@ -147,10 +170,15 @@ class Arena:
                 own[i] = np.where(fused, handed[i], own[i])
                 kinds[i] = np.where(fused, kinds[source], kinds[i])
                 late[i] = in_place[row]
+                other = self._overwritten[i]
+                if other is not None:
+                    over[i] = fused & in_place[numbers[source]] & (kinds[other] == kinds[i])
             beside = np.maximum(beside, working[row])
         level = self._others @ handed + own
+        for i, policies in over.items():
+            level[max(self._sources[i]) : i] -= np.where(policies, handed[i], 0.0)
         for kind, where in self._where(present).items():
-            self._hold(level, kind, where, numbers, handed, kinds, late)
+            self._hold(level, kind, where, numbers, handed, kinds, late, over)
         return np.asarray(np.rint(GAPS * level.max(axis=0) + np.maximum(beside, returned)))
 
     def _where(self, present: list[NDArray[np.int64]]) -> dict[int, dict[int, Array | None]]:
@@ -181,6 +209,7 @@ class Arena:
         handed: Array,
         kinds: NDArray[np.int64],
         late: NDArray[np.bool_],
+        over: dict[int, NDArray[np.bool_]],
     ) -> None:
         """Add what buffers of one kind hold while nobody uses them, where a policy uses them twice."""
         uses = np.zeros(numbers.shape[1], dtype=np.int16)
@@ -199,6 +228,9 @@ class Arena:
             made = np.where(kinds[i, twice] == kind, handed[i, twice], 0.0)
             used[i - begin] += np.where(late[i, twice], 0.0, made)
             used[i + 1 - begin : self._last[i] + 1 - begin] += made
+            if i in over:
+                twice_held = np.where(over[i][twice], made, 0.0)
+                used[max(self._sources[i]) - begin : i + 1 - begin] -= twice_held
         level[begin:end, twice] += (_held(used) - used)[: len(level) - begin]
 
 

@@ -265,10 +265,9 @@ def _timing(entry: Entry) -> Timing:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
-        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise TableError(f"cannot read {folder / MANIFEST}: {error}; copy the whole kit again") from error
-    return dict(content)
 
 
 def _archive(path: Path, manifest: Mapping[str, Any]) -> zipfile.ZipFile:

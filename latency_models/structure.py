@@ -8,14 +8,15 @@ milliseconds). From what was seen follows, for policies that were not: the form 
 import json
 import math
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compression.policy import LayerPolicy, Network, Policy, integer_kernels, kernels, tensor_bits
+from compression.policy import LayerPolicy, Network, Policy, kernels
 from compression.policy.batch import PolicyBatch
+from compression.policy.precision import Precision
 from latency_models.cost import TableError
 from latency_models.files import replace_file
 from latency_models.forms import Rule, learn, tabulate
@@ -37,6 +38,11 @@ outputs, then the ``alignment`` of their widths."""
 
 Part = tuple[str, ...]
 """Keys of the optimised nodes of one kernel, in order."""
+
+
+@cache
+def _at_bits(bits: int) -> LayerPolicy:
+    return LayerPolicy(0.0, 8 if bits < 32 else 32, bits)
 
 
 def canonical(policy: Policy) -> Policy:
@@ -95,6 +101,7 @@ class Structure:
         self._rules: list[Rule | None] = [None] * count
         self._known_forms: list[dict[tuple[int, ...], int | None]] = [{} for _ in self.kernels]
         self._columns: list[tuple[int, ...]] = [()] * count  # of rules that were learned before
+        self._rule_of_precision = Precision(self.kernels)
         self._alignment = lru_cache(maxsize=None)(alignment)
         self._flags = lru_cache(maxsize=65536)(self._precision)
 
@@ -126,16 +133,12 @@ class Structure:
     def _precision(self, layer_bits: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Per kernel: does it compute in integers (0 or 1), and at how many bits is its output held."""
         policy = {
-            name: LayerPolicy(0.0, 8 if bits < 32 else 32, bits)
+            name: _at_bits(bits)
             for name, bits in zip(self._layers, layer_bits, strict=True)
             if name is not None
         }
-        held = tensor_bits(self.kernels, policy)
-        integer = integer_kernels(self.kernels, policy)
-        return (
-            tuple(int(kernel.name in integer) for kernel in self.kernels),
-            tuple(held[kernel.name] for kernel in self.kernels),
-        )
+        held, integer = self._rule_of_precision.of(policy)
+        return tuple(map(int, integer)), tuple(held)
 
     def rule(self, index: int) -> Rule:
         """What decides the form of a kernel.

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -229,7 +230,8 @@ class TableModel:
         """Constants that come from beyond the near cache here, but did not when kernels were timed alone."""
         stored = sum([entry.constant_bytes for entry in entries])
         far_alone = sum([entry.far_alone_bytes for entry in entries])
-        return max(0.0, float(far_share(stored, self._near_cache_bytes)) * stored - far_alone)
+        share = _ramp(stored, self._near_cache_bytes)
+        return max(0.0, min(1.0, max(0.0, share)) * stored - far_alone)
 
     def _entry(self, index: int, form: int, widths: tuple[int, ...]) -> _Entry:
         """The entry of a kernel in a form at its widths; between those seen where these were not."""
@@ -317,5 +319,11 @@ def far_share(working_bytes: ArrayLike, near_cache_bytes: float) -> NDArray[np.f
     working set is larger than the cache nothing of it is found there. Tensors take room, too, so it begins
     at half the size.
     """
+    ramp = _ramp(np.asarray(working_bytes, dtype=np.float64), near_cache_bytes)
+    return np.asarray(np.clip(ramp, 0.0, 1.0))
+
+
+def _ramp(working_bytes: Any, near_cache_bytes: float) -> Any:
+    """From 0 to 1 where the cache begins to be too small; below and above it goes on."""
     begin, end = 0.45 * near_cache_bytes, 1.25 * near_cache_bytes
-    return np.clip((np.asarray(working_bytes, dtype=np.float64) - begin) / (end - begin), 0.0, 1.0)
+    return (working_bytes - begin) / (end - begin)

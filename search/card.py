@@ -27,6 +27,8 @@ def card(
             ),
             ("latency, predicted", "", quantity("latency_ms", latency["predicted_ms"])),
         ]
+    else:
+        rows += [(f"{what}, predicted", "", figure) for what, figure in predictions(verification)]
     rows += [
         (
             "model file",
@@ -51,7 +53,16 @@ def card(
         *(_layer_row(name, policy, network, verification.kernels) for name in policy),
         "",
     ]
+    if estimates := verification.search.get("estimates"):
+        lines += [f"{estimates}.", ""]
     return "\n".join(lines)
+
+
+def predictions(verification: Verification) -> list[tuple[str, str]]:
+    """What the search predicted for the part, where it was not measured here: (what, figure with unit)."""
+    named = (("latency", "latency_ms"), ("energy", "energy_mj"))
+    search = verification.search
+    return [(what, quantity(name, search[name])) for what, name in named if search.get(name) is not None]
 
 
 def _layer_row(name: str, policy: Policy, network: Network, kernels: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from compression.policy import LayerPolicy, Policy
 from compression.template import template
 from latency_models.files import replace_file
 from latency_models.machine_lock import measuring, training
-from search.card import card
+from search.card import card, predictions
 from search.choose import Wish, choose
 from search.front import front_of, quantity
 from search.prepare import Loaded, load, threads_per_worker
@@ -126,6 +126,11 @@ def gains(found: Verification) -> list[dict[str, str]]:
         )
         predicted = quantity("latency_ms", latency["predicted_ms"])
         rows.append(_gain("  as the search predicted", "", predicted, f"{100 * latency['error']:+.1f} %"))
+    else:
+        estimated = ", estimated" if found.search.get("estimates") else ""
+        rows += [
+            _gain(f"{what}, predicted{estimated}", "", figure, "") for what, figure in predictions(found)
+        ]
     rows.append(
         _gain(
             "model file",
@@ -180,7 +185,14 @@ def export_and_verify(
     found = verification(
         row.trial,
         {"latency_ms": row.latency_ms, "size_bytes": row.size_bytes},
-        {"accuracy": score.accuracy, "accuracy_ci": list(score.accuracy_ci), "short_accuracy": row.accuracy},
+        {
+            "accuracy": score.accuracy,
+            "accuracy_ci": list(score.accuracy_ci),
+            "short_accuracy": row.accuracy,
+            "latency_ms": row.latency_ms,
+            "energy_mj": row.energy_mj,
+            "estimates": loaded.profile.estimate_sentence,
+        },
         test,
         latency,
         {"bytes": len(model), "baseline_bytes": len(baseline)},

@@ -79,11 +79,6 @@ class RunFolder:
         return self.path / "trials.csv"
 
     @property
-    def front_file(self) -> Path:
-        """The lines of trials.csv that are on the front."""
-        return self.path / "front.csv"
-
-    @property
     def log_file(self) -> Path:
         """One line an event."""
         return self.path / "log.txt"

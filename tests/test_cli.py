@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from hw_profiles import load_profile
+from latency_models.table import load_table
+from latency_models.tabulate import modelled_device
 from search import cli
 
 ROOT = Path(__file__).parent.parent
@@ -114,6 +117,14 @@ def test_a_search_leaves_a_run_folder_and_says_what_is_next(searched):
     assert environment["versions"]["torch"]
     log = (searched / "log.txt").read_text()
     assert log.count("complete") == 4
+
+
+def test_what_a_computed_profile_priced_is_in_the_run_folder(searched):
+    profile = load_profile("toy")
+    table = load_table(searched / "latency_table.csv", modelled_device(profile), "toy")
+    layers = {key.split(" w")[0] for key in table if key.startswith(("conv2d", "linear"))}
+    assert len(layers) > 3  # also of cut networks
+    assert {key.split(" w")[1].split()[0] for key in table if " w" in key} >= {"8", "32"}
 
 
 def test_the_same_line_again_has_nothing_to_do(searched, folder, leanfront):

@@ -181,6 +181,13 @@ def test_the_card_says_what_was_found() -> None:
         assert line in text
     assert "Verified." in text
     assert "latency" not in card(held(latency={}), policy, resized, "toy", "task.py", "today")
+    elsewhere = replace(
+        held(latency={}), search={"latency_ms": 2.0, "energy_mj": 8.0, "estimates": "Latency is estimated"}
+    )
+    text = card(elsewhere, policy, resized, "toy", "task.py", "today")
+    assert "| latency, predicted |  | 2.00 ms |" in text
+    assert "| energy, predicted |  | 8.00 mJ |" in text
+    assert "Latency is estimated." in text
     assert "NOT as promised: layers not run as integer kernels: 0" in card(
         held(not_fused=["0"]), policy, resized, "toy", "task.py", "today"
     )

@@ -190,7 +190,7 @@ class Policy(Mapping[str, LayerPolicy]):
 
 
 def kept_channels(size: int, sparsity: float, multiple: int) -> int:
-    """Channels that stay of ``size``: the nearest ``multiple``, at least one of them; all where none is cut."""
+    """Channels that stay of ``size``: the nearest ``multiple``, at least one; all where none is cut."""
     if sparsity == 0.0:
         return size
     snapped = int(size * (1.0 - sparsity) / multiple + 0.5) * multiple

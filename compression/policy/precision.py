@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from compression.policy.kernels import Kernel
-from compression.policy.network import LAYER_OPS, Layer
+from compression.policy.network import Layer
 from compression.policy.policy import LayerPolicy
 
 SAME_RANGE_OPS = ("maxpool", "flatten", "reshape", "transpose", "slice", "pad", "identity")
@@ -11,7 +11,6 @@ SAME_RANGE_OPS = ("maxpool", "flatten", "reshape", "transpose", "slice", "pad", 
 
 INTEGER_OPS = ("add", "concat", "avgpool", "global_avgpool", *SAME_RANGE_OPS)
 """Operations besides layers that an engine runs on integers, when all that goes in is held in integers."""
-
 
 FLOAT_LAYERS = ("conv_transpose2d",)
 """Layers without an integer kernel: they compute in floats whatever their policy, which says how the weights
@@ -27,52 +26,68 @@ def computes_in_integers(layer: Layer, layer_policy: LayerPolicy) -> bool:
 
 
 def integer_kernels(kernels: tuple[Kernel, ...], policy: Mapping[str, LayerPolicy]) -> frozenset[str]:
-    """Names of the kernels that compute in integers under a policy.
-
-    A layer does when its policy says so and there is a kernel for it. Another operation of INTEGER_OPS does
-    when every tensor that it reads is held in integers: it costs a conversion otherwise.
-    """
-    bits = tensor_bits(kernels, policy)
-    return frozenset(kernel.name for kernel in kernels if _integer(kernel, policy, bits))
+    """Names of the kernels that compute in integers under a policy; see ``Precision``."""
+    _, integer = Precision(kernels).of(policy)
+    return frozenset(kernel.name for kernel, computes in zip(kernels, integer, strict=True) if computes)
 
 
 def tensor_bits(kernels: tuple[Kernel, ...], policy: Mapping[str, LayerPolicy]) -> dict[str, int]:
-    """Bits at which each kernel's output tensor is held; 32: float.
+    """Kernel -> bits at which its output tensor is held, 32: float; see ``Precision``."""
+    bits, _ = Precision(kernels).of(policy)
+    return {kernel.name: held for kernel, held in zip(kernels, bits, strict=True)}
+
+
+class Precision:
+    """The rule for one network, made ready for many policies.
 
     A tensor is quantized when an integer layer reads it (at that layer's activation bits), or when an
     integer kernel makes it: engines fuse an integer kernel only when its output is quantized, too. The one
     exception is a linear layer without activation and integer reader, whose kernel puts out floats.
+
+    A layer computes in integers when its policy says so and there is a kernel for it. Another operation of
+    INTEGER_OPS does when every tensor that it reads is held in integers: it costs a conversion otherwise.
     """
-    readers: dict[str, list[Kernel]] = {kernel.name: [] for kernel in kernels}
-    for kernel in kernels:
-        for source in kernel.inputs:
-            readers[source].append(kernel)
 
-    wish: dict[str, int] = {}  # the bits that integer layers want, seen through ops that only move values
-    for kernel in reversed(kernels):
-        wanted = 32
-        joins = kernel.layer is not None and kernel.op in FLOAT_LAYERS and policy[kernel.layer.name].integer
-        for reader in readers[kernel.name]:
-            if reader.layer is not None:
-                layer_policy = policy[reader.layer.name]
-                if computes_in_integers(reader.layer, layer_policy):
-                    wanted = min(wanted, layer_policy.activation_bits)
-            elif reader.op in SAME_RANGE_OPS or (joins and reader.op in JOINING_OPS):
-                wanted = min(wanted, wish[reader.name])
-        wish[kernel.name] = wanted
+    def __init__(self, kernels: tuple[Kernel, ...]) -> None:
+        index = {kernel.name: row for row, kernel in enumerate(kernels)}
+        self._inputs = [tuple(index[name] for name in kernel.inputs) for kernel in kernels]
+        self._layers = [kernel.layer for kernel in kernels]
+        self._moves = [kernel.op in SAME_RANGE_OPS for kernel in kernels]
+        self._joins = [kernel.op in JOINING_OPS for kernel in kernels]
+        self._may = [kernel.op in INTEGER_OPS and bool(kernel.inputs) for kernel in kernels]
+        self._fuses = [kernel.op != "linear" or bool(kernel.activation) for kernel in kernels]
 
-    bits: dict[str, int] = {}
-    for kernel in kernels:
-        made_integer = _integer(kernel, policy, bits)
-        if wish[kernel.name] < 32:
-            bits[kernel.name] = wish[kernel.name]
-        elif made_integer and kernel.op in SAME_RANGE_OPS:
-            bits[kernel.name] = bits[kernel.inputs[0]]
-        elif made_integer and (kernel.op != "linear" or kernel.activation):
-            bits[kernel.name] = 8
-        else:
-            bits[kernel.name] = 32
-    return bits
+    def of(self, policy: Mapping[str, LayerPolicy]) -> tuple[list[int], list[bool]]:
+        """Per kernel: bits of its output tensor (32: float), and whether it computes in integers."""
+        count = len(self._layers)
+        own = [32] * count  # activation bits of the layers that compute in integers
+        stored = [False] * count  # float layers whose policy is an integer one
+        for row, layer in enumerate(self._layers):
+            if layer is not None:
+                layer_policy = policy[layer.name]
+                if computes_in_integers(layer, layer_policy):
+                    own[row] = layer_policy.activation_bits
+                stored[row] = layer_policy.integer and own[row] == 32
+        wish = [32] * count  # the bits that integer layers want, seen through ops that only move values
+        for row in reversed(range(count)):
+            wanted = own[row] if self._layers[row] is not None else wish[row]
+            if wanted == 32 or (self._layers[row] is None and not (self._moves[row] or self._joins[row])):
+                continue
+            for source in self._inputs[row]:
+                if not self._joins[row] or stored[source]:
+                    wish[source] = min(wish[source], wanted)
+        bits = [32] * count
+        integer = [False] * count
+        for row, inputs in enumerate(self._inputs):
+            if self._layers[row] is not None:
+                integer[row] = own[row] < 32
+            elif self._may[row]:
+                integer[row] = max([bits[source] for source in inputs]) <= 8
+            if wish[row] < 32:
+                bits[row] = wish[row]
+            elif integer[row] and (self._moves[row] or self._fuses[row]):
+                bits[row] = bits[inputs[0]] if self._moves[row] else 8
+        return bits, integer
 
 
 def source_of_range(name: str, kernels: tuple[Kernel, ...]) -> str:
@@ -81,13 +96,3 @@ def source_of_range(name: str, kernels: tuple[Kernel, ...]) -> str:
     while by_name[name].op in SAME_RANGE_OPS:
         name = by_name[name].inputs[0]
     return name
-
-
-def _integer(kernel: Kernel, policy: Mapping[str, LayerPolicy], bits: Mapping[str, int]) -> bool:
-    if kernel.op in LAYER_OPS and kernel.layer is not None:
-        return computes_in_integers(kernel.layer, policy[kernel.layer.name])
-    return (
-        kernel.op in INTEGER_OPS
-        and bool(kernel.inputs)
-        and all(bits.get(source, 32) <= 8 for source in kernel.inputs)
-    )
