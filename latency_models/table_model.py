@@ -230,8 +230,8 @@ class TableModel:
         """Constants that come from beyond the near cache here, but did not when kernels were timed alone."""
         stored = sum([entry.constant_bytes for entry in entries])
         far_alone = sum([entry.far_alone_bytes for entry in entries])
-        share = _ramp(stored, self._near_cache_bytes)
-        return max(0.0, min(1.0, max(0.0, share)) * stored - far_alone)
+        share: float = min(1.0, max(0.0, _ramp(stored, self._near_cache_bytes)))
+        return max(0.0, share * stored - far_alone)
 
     def _entry(self, index: int, form: int, widths: tuple[int, ...]) -> _Entry:
         """The entry of a kernel in a form at its widths; between those seen where these were not."""
