@@ -163,7 +163,7 @@ class DataflowModel:
         used = hardened(self.profile, needs.blocks)
         fits = np.ones(len(step), dtype=np.bool_)
         for name, limit in resources.limits.items():
-            fits &= used[name] <= limit
+            fits &= used[name] <= limit * (1 + 1e-9)  # a block filled to the brim fits, however rounded
         return Design(
             kernels=kernels,
             sources=sources,

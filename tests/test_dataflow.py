@@ -171,6 +171,16 @@ def test_short_operands_without_logic_go_into_dsp_blocks():
     assert cost.resources["LUT"] == pytest.approx(48)
 
 
+@pytest.mark.parametrize("triplication", [1.0, 1.1, 3.0])
+def test_a_part_that_is_filled_exactly_fits_however_it_is_rounded(triplication):
+    network = chain(conv(4, 4, 8))
+    wanted = Policy.uniform(network, LayerPolicy(0.0, 2, 4))
+    for count in range(20, 90, 3):  # of 16 multipliers of 6 tables: what has no room goes into DSP blocks
+        little = {**BLOCKS, "logic": {"name": "LUT", "count": count}, "usable": 0.7}
+        model = DataflowModel(dataflow(resources=little, space={"triplication": {"LUT": triplication}}))
+        assert model.interval_ms(network, wanted) == pytest.approx(64e-3)
+
+
 def test_weights_go_into_the_kind_of_memory_with_more_room():
     # 4 weight memories, 8 bits wide and 1024 deep: a block each, of either kind
     wide = {"count": 4, "bits": 72 * 4096, "shapes": [[72, 4096]]}
