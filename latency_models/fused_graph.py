@@ -75,10 +75,11 @@ def fused_nodes(
     found = [Node.read(message) for message in wire.messages(graph, wire.GRAPH_NODES)]
     values = _values(optimised, found, feed, threads, provider)
     owner_of = _tensor_owners(wire.graph_of(model), owners)
+    readers, read = _readers(wire.graph_of(model), owner_of, owners)
     constants = {c.name: c for c in map(Tensor.read, wire.messages(graph, wire.GRAPH_CONSTANTS))}
     owner_of_node = []
     for node in found:
-        owner_of_node.append(_owner(node, owner_of, owners))
+        owner_of_node.append(_owner(node, owner_of, owners, readers, read))
         for output in node.output:
             owner_of.setdefault(output, owner_of_node[-1])
     for index in reversed(range(len(found))):  # what is computed from constants alone belongs to its reader
@@ -115,13 +116,46 @@ def _tensor_owners(graph: bytes, owners: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _owner(node: Node, owner_of: Mapping[str, str], owners: Mapping[str, str]) -> str:
-    """By what it makes, else by the node or tensor that onnxruntime named it after, else by what it reads."""
-    if node.output[0] in owner_of:
-        return owner_of[node.output[0]]
-    named_after = re.sub(r"(_nchwc|_token_\d+|_transformed|_quant)+$", "", node.name)
+def _readers(
+    graph: bytes, owner_of: Mapping[str, str], owners: Mapping[str, str]
+) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """(constant of the graph before optimisation -> kernels that read it, also through nodes that compute
+    from constants alone, such as weights that are dequantized; kernel -> kernels whose tensors it reads)"""
+    readers: dict[str, set[str]] = {}
+    read: dict[str, set[str]] = {}
+    for node in reversed([Node.read(message) for message in wire.messages(graph, wire.GRAPH_NODES)]):
+        owner = owners.get(node.name) or owner_of.get(node.output[0])
+        reading = {owner} if owner is not None else readers.get(node.output[0], set())
+        for name in filter(None, node.input):
+            if name not in owner_of:
+                readers.setdefault(name, set()).update(reading)
+            elif owner is not None and owner_of[name] != owner:
+                read.setdefault(owner, set()).add(owner_of[name])
+    return readers, read
+
+
+def _owner(
+    node: Node,
+    owner_of: Mapping[str, str],
+    owners: Mapping[str, str],
+    readers: Mapping[str, set[str]],
+    read: Mapping[str, set[str]],
+) -> str:
+    """By the layer that onnxruntime named the node after (a fused addition keeps the layer's name), else by
+    the one kernel that reads its constants, by what it makes, by what it is named after or reads."""
+    named_after = re.sub(r"(/\w+Fusion|_nchwc|_token_\d+|_transformed|_quant)+$", "", node.name)
     if named_after in owners:
         return owners[named_after]
+    constants = [readers[name] for name in node.input if name in readers]
+    sources = {owner_of[name] for name in node.input if name in owner_of}
+    if constants:
+        kernels = set.intersection(*constants)
+        if len(kernels) > 1:  # layers with equal weights: the one that reads what the node reads
+            kernels = {kernel for kernel in kernels if sources & (read.get(kernel, set()) | {kernel})}
+        if len(kernels) == 1:
+            return next(iter(kernels))
+    if node.output[0] in owner_of:
+        return owner_of[node.output[0]]
     return next((owner_of[name] for name in (named_after, *node.input) if name in owner_of), "")
 
 

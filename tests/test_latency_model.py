@@ -349,3 +349,30 @@ def test_a_width_between_those_measured_lies_between_their_costs() -> None:
     at = {width: model.cost(NETWORK.resized({"inner": width}), ALL_FLOAT) for width in (8, 12, 16)}
     assert at[8].latency_ms < at[12].latency_ms < at[16].latency_ms
     assert (at[8].kind, at[12].kind) == ("measured", "modelled")
+
+
+def test_layers_own_their_nodes_whatever_onnxruntime_fuses_them_with() -> None:
+    """A convolution with the addition behind it makes the sum's tensor; a product and its bias get new names."""
+
+    def linear(before: int, after: int) -> LayerShape:
+        return LayerShape("linear", before, after, out_height=12)
+
+    tokens = Network(
+        nodes=(
+            Node("x", "input", (), (Segment(None, 16),), (12,)),
+            Node("norm", "layernorm", ("x",), (Segment(None, 16),), (12,)),
+            Node("a", "linear", ("norm",), (Segment("a", 24),), (12,), "a"),
+            Node("act", "gelu", ("a",), (Segment("a", 24),), (12,)),
+            Node("b", "linear", ("act",), (Segment(None, 16),), (12,), "b"),
+        ),
+        layers=(Layer("a", linear(16, 24), "a"), Layer("b", linear(24, 16))),
+        outputs=("b",),
+    )
+    for network, layers in ((tokens, ("a", "b")), (NETWORK, ("r0", "r1", "c2"))):
+        for layer_policy in (FLOAT, INTEGER):
+            structure = Structure(network, network_model)
+            parts = structure.observe(network, Policy.uniform(network, layer_policy))
+            for kernel, part in zip(structure.kernels, parts, strict=True):
+                products = [key for key in part if any(op in key for op in ("Gemm(", "Conv(", "MatMul("))]
+                wanted = kernel.name in layers or kernel.op == "linear"
+                assert bool(products) == wanted, (kernel.name, part)
