@@ -352,7 +352,7 @@ def test_a_width_between_those_measured_lies_between_their_costs() -> None:
 
 
 def test_layers_own_their_nodes_whatever_onnxruntime_fuses_them_with() -> None:
-    """A convolution with the addition behind it makes the sum's tensor; a product and its bias get new names."""
+    """A convolution with an addition behind it makes the sum; a product and its bias get new names."""
 
     def linear(before: int, after: int) -> LayerShape:
         return LayerShape("linear", before, after, out_height=12)
