@@ -13,9 +13,10 @@ import numpy as np
 
 from benchmarks.published_rows import network, shared_folder
 from compression.policy import LayerPolicy, Policy
+from compression.policy.batch import PolicyBatch
 from hw_profiles import load_profile
 from hw_profiles.fpga import Overlay
-from latency_models.fpga_kernels import Work, batch_of, works
+from latency_models.fpga_kernels import Work, works
 from latency_models.overlay import layer_times, other_ms
 
 FOLDER = Path(__file__).parent / "published"
@@ -62,7 +63,7 @@ def overlay_of(device: str) -> Overlay:
 def layers_of(name: str, device: str) -> tuple[Work, ...]:
     """The layers of a network in published/networks, with 8-bit integers."""
     table = network(name)
-    batch = batch_of(table, Policy.uniform(table, LayerPolicy(0.0, 8, 8)))
+    batch = PolicyBatch.one(table, Policy.uniform(table, LayerPolicy(0.0, 8, 8)))
     return tuple(work for work in works(batch, load_profile(device)) if work.layer)
 
 

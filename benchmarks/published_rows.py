@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from compression.policy import LayerPolicy, Network, Policy
+from compression.policy.batch import PolicyBatch
 from hw_profiles import Roofline, load_profile
 from latency_models.layer_table import read_layer_table
-from latency_models.roofline import Times, single, times
+from latency_models.roofline import Times, times
 from latency_models.roofline_work import Work, work_of
 
 FOLDER = Path(__file__).parent / "published"
@@ -81,7 +82,7 @@ def _work(device: str, name: str, bits: int) -> Work:
     profile = load_profile(device)
     assert profile.roofline is not None
     policy = Policy.uniform(network(name), LayerPolicy(0.0, bits, bits))
-    return work_of(single(network(name), policy), profile, profile.roofline)
+    return work_of(PolicyBatch.one(network(name), policy), profile, profile.roofline)
 
 
 def roofline_of(device: str) -> Roofline:

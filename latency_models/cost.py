@@ -80,6 +80,19 @@ class CostArrays:
         """(n,): whether each fits the part."""
         return self._memory[1]
 
+    def first(self, kind: Kind, estimated: bool, resources: Mapping[str, float]) -> Cost:
+        """The cost of the first policy; ``resources`` are its own."""
+        return Cost(
+            latency_ms=float(self.latency_ms[0]),
+            energy_mj=float(self.energy_mj[0]),
+            size_bytes=int(self.size_bytes[0]),
+            peak_memory_bytes=int(self.peak_memory_bytes[0]),
+            fits=bool(self.fits[0]),
+            resources=resources,
+            kind=kind,
+            estimated=estimated,
+        )
+
 
 @dataclass(frozen=True)
 class LayerCost:

@@ -12,7 +12,7 @@ from hw_profiles.fpga import Dataflow, Resources
 from latency_models.cost import Cost, CostArrays, LayerCost
 from latency_models.errors import TableError
 from latency_models.fpga_folding import Folded, folded
-from latency_models.fpga_kernels import MEAN_OPS, PLACED_OPS, Array, Work, batch_of, works
+from latency_models.fpga_kernels import MEAN_OPS, PLACED_OPS, Array, Work, works
 from latency_models.fpga_pipeline import Stage, Times, first_window, stream
 from latency_models.fpga_resources import (
     Arithmetic,
@@ -71,19 +71,11 @@ class DataflowModel:
         Raises:
             TableError: an operation or a bit pair that the part cannot run; it is named.
         """
-        batch = batch_of(network, policy)
+        batch = PolicyBatch.one(network, policy)
         design = self.design(batch)
         found = self._arrays(batch, design)
-        return Cost(
-            latency_ms=float(found.latency_ms[0]),
-            energy_mj=float(found.energy_mj[0]),
-            size_bytes=int(found.size_bytes[0]),
-            peak_memory_bytes=int(found.peak_memory_bytes[0]),
-            fits=bool(found.fits[0]),
-            resources={name: float(count[0]) for name, count in design.resources.items()},
-            kind="modelled",
-            estimated=self.profile.estimated,
-        )
+        resources = {name: float(count[0]) for name, count in design.resources.items()}
+        return found.first("modelled", self.profile.estimated, resources)
 
     def costs(self, batch: PolicyBatch) -> CostArrays:
         """Many policies at once; see ``cost``."""
@@ -102,7 +94,7 @@ class DataflowModel:
 
     def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:
         """Each kernel, in order, with what it adds to the latency after its inputs have all come."""
-        batch = batch_of(network, policy)
+        batch = PolicyBatch.one(network, policy)
         design = self.design(batch)
         total = self._arrays(batch, design)
         per_ms = float(total.energy_mj[0] / total.latency_ms[0])
@@ -115,7 +107,7 @@ class DataflowModel:
 
     def interval_ms(self, network: Network, policy: Policy) -> float:
         """Time between inferences of a stream: that of the slowest engine."""
-        design = self.design(batch_of(network, policy))
+        design = self.design(PolicyBatch.one(network, policy))
         cycles = slowed(self.profile, design.interval_cycles)
         return float(cycles[0]) / (clock_mhz(self.profile) * 1e3)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compression.policy import Kernel, Network, Policy
+from compression.policy import Kernel
 from compression.policy.batch import PolicyBatch
 from hw_profiles import HardwareProfile
 from latency_models.errors import TableError
@@ -86,21 +86,6 @@ class Work:
     def busy(self) -> bool:
         """Whether anything is computed."""
         return self.op not in FREE_OPS
-
-
-def batch_of(network: Network, policy: Policy) -> PolicyBatch:
-    """One policy as a batch, of a network that is already cut to it."""
-    layers = [policy[layer.name] for layer in network.layers]
-
-    def column(values: list[int]) -> NDArray[np.int64]:
-        return np.array(values, dtype=np.int64).reshape(len(values), 1)
-
-    return PolicyBatch(
-        network,
-        column([network.group_size(group) for group in network.groups]),
-        column([p.weight_bits for p in layers]),
-        column([p.activation_bits for p in layers]),
-    )
 
 
 def check_bits(batch: PolicyBatch, profile: HardwareProfile) -> None:

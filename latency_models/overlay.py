@@ -11,7 +11,7 @@ from hw_profiles import HardwareProfile
 from hw_profiles.fpga import Overlay
 from latency_models.cost import Cost, CostArrays, LayerCost
 from latency_models.errors import TableError
-from latency_models.fpga_kernels import MEAN_OPS, PLACED_OPS, WINDOW_OPS, Array, Work, batch_of, works
+from latency_models.fpga_kernels import MEAN_OPS, PLACED_OPS, WINDOW_OPS, Array, Work, works
 from latency_models.fpga_space import clock_mhz, energy_mj, occupied, slowed
 from latency_models.memory import lifetimes
 
@@ -114,17 +114,9 @@ class OverlayModel:
         Raises:
             TableError: an operation or a bit pair that the part cannot run; it is named.
         """
-        found = self.costs(batch_of(network, policy))
-        return Cost(
-            latency_ms=float(found.latency_ms[0]),
-            energy_mj=float(found.energy_mj[0]),
-            size_bytes=int(found.size_bytes[0]),
-            peak_memory_bytes=int(found.peak_memory_bytes[0]),
-            fits=bool(found.fits[0]),
-            resources=occupied(self.profile, _overlay(self.profile).footprint)[1],
-            kind="modelled",
-            estimated=self.profile.estimated,
-        )
+        found = self.costs(PolicyBatch.one(network, policy))
+        _, resources = occupied(self.profile, _overlay(self.profile).footprint)
+        return found.first("modelled", self.profile.estimated, resources)
 
     def costs(self, batch: PolicyBatch) -> CostArrays:
         """Many policies at once; see ``cost``."""
@@ -146,7 +138,7 @@ class OverlayModel:
 
     def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:
         """Each kernel that does something, in order; a call's overhead is in none of them."""
-        batch = batch_of(network, policy)
+        batch = PolicyBatch.one(network, policy)
         busy = [work for work in works(batch, self.profile) if work.busy]
         times, _ = self._times(batch)
         slow = slowed(self.profile, times[:, 0])

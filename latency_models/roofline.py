@@ -1,6 +1,6 @@
 """The roofline model: what a kernel takes from its arithmetic, its memory traffic and a fixed overhead."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -122,18 +122,9 @@ class RooflineModel:
         Raises:
             TableError: an operation or a bit pair whose cost is not known.
         """
-        batch = single(network, policy)
+        batch = PolicyBatch.one(network, policy)
         found = self._costs(batch, self._times(batch, policy))
-        return Cost(
-            latency_ms=float(found.latency_ms[0]),
-            energy_mj=float(found.energy_mj[0]),
-            size_bytes=int(found.size_bytes[0]),
-            peak_memory_bytes=int(found.peak_memory_bytes[0]),
-            fits=bool(found.fits[0]),
-            resources={},
-            kind=self.kind,
-            estimated=self.profile.estimated,
-        )
+        return found.first(self.kind, self.profile.estimated, {})
 
     def costs(self, batch: PolicyBatch) -> CostArrays:
         """Many policies at once; sparsity that cuts no channels is not part of a batch.
@@ -145,7 +136,7 @@ class RooflineModel:
 
     def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:
         """Cost of each kernel that does something, in order of execution; raises TableError as ``cost``."""
-        batch = single(network, policy)
+        batch = PolicyBatch.one(network, policy)
         work, found = self._times(batch, policy)
         energy = self._energy_mj(found)
         latency = found.latency_ms
@@ -193,12 +184,6 @@ class RooflineModel:
             modelled=np.ones(batch.count, dtype=np.bool_),
             memory=lambda: (tensors, fits),
         )
-
-
-def single(network: Network, policy: Policy) -> PolicyBatch:
-    """One policy as a batch, of a network that is already cut to it."""
-    uncut = Policy.of({layer.name: replace(policy[layer.name], sparsity=0.0) for layer in network.layers})
-    return PolicyBatch.of(network, [uncut])
 
 
 def _roofline(profile: HardwareProfile) -> Roofline:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +21,7 @@ from hw_profiles import (
     user_folder,
 )
 from latency_models.files import replace_file
+from search.command_options import Format, FormatOption
 
 if TYPE_CHECKING:
     from latency_models.cost import Cost, CostModel, LayerCost
@@ -29,16 +29,6 @@ if TYPE_CHECKING:
 profile_app = typer.Typer(
     no_args_is_help=True, help="Hardware profiles: list, show, check, new; measure, kit, import, validate."
 )
-
-
-class Format(StrEnum):
-    """How to print."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
-FormatOption = Annotated[Format, typer.Option("--format", help="A table to read, or JSON for programs.")]
 
 
 @profile_app.command("list")

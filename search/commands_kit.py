@@ -8,7 +8,7 @@ import typer
 
 from hw_profiles import HardwareProfile, ProfileError, load_profile
 from latency_models.files import replace_file
-from search.commands_measure import Provider
+from search.command_options import NeedsOption, Provider
 from search.measure_profile import check_measured
 
 if TYPE_CHECKING:
@@ -18,12 +18,7 @@ if TYPE_CHECKING:
 def kit(
     profile: Annotated[str, typer.Argument(metavar="PROFILE", help="The profile that the device has.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to make.")],
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", metavar="CONFIG", help="Measure what this search needs; its folder will do."
-        ),
-    ] = None,
+    config: NeedsOption = None,
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads of onnxruntime on the device.")
     ] = None,

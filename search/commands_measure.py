@@ -1,13 +1,13 @@
 """``leanfront profile measure`` and ``profile validate``: latency tables of this machine, and their proof."""
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hw_profiles import load_profile
+from search.command_options import Format, FormatOption, NeedsOption, Provider
 from search.config import ConfigError, SearchConfig, load_config
 from search.output import print_json, print_table
 
@@ -15,25 +15,9 @@ if TYPE_CHECKING:
     from search.measure_profile import Measured
 
 
-class Format(StrEnum):
-    """How to print."""
-
-    TABLE = "table"
-    JSON = "json"
-
-
-class Provider(StrEnum):
-    """Execution providers of onnxruntime."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
-    TENSORRT = "tensorrt"
-
-
 ProfileArgument = Annotated[
     str, typer.Argument(metavar="PROFILE", help="Name of a profile that is measured here, or its file.")
 ]
-FormatOption = Annotated[Format, typer.Option("--format", help="A table to read, or JSON for programs.")]
 ProviderOption = Annotated[
     Provider | None, typer.Option("--provider", help="Execution provider of onnxruntime.")
 ]
@@ -41,12 +25,7 @@ ProviderOption = Annotated[
 
 def measure(
     profile: ProfileArgument,
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            "--config", metavar="CONFIG", help="Measure what this search needs; its folder will do."
-        ),
-    ] = None,
+    config: NeedsOption = None,
     threads: Annotated[
         str | None, typer.Option("--threads", metavar="N,...", help="Threads, several with commas: 1,2.")
     ] = None,

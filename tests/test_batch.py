@@ -58,3 +58,14 @@ def test_a_part_holds_the_chosen_columns() -> None:
     batch = PolicyBatch.of(network, random_policies(network, 9))
     chosen = batch.part(np.array([7, 2]))
     assert chosen.size_bytes().tolist() == batch.size_bytes()[[7, 2]].tolist()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_one_policy_of_a_cut_network_is_not_cut_again(name: str) -> None:
+    network = trace(built(name), example(name)).network
+    (policy,) = random_policies(network, 1, seed=3)
+    cut = network.resized(policy.channels(network))
+    one = PolicyBatch.one(cut, policy)
+    assert one.count == 1
+    assert one.size_bytes().tolist() == [size_bytes(cut, policy)]
+    assert one.macs[:, 0].tolist() == [layer.shape.macs for layer in cut.layers]

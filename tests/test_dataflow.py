@@ -12,7 +12,7 @@ from latency_models.dataflow import DataflowModel
 from latency_models.errors import TableError
 from latency_models.fpga_fit import misfit
 from latency_models.fpga_folding import folded
-from latency_models.fpga_kernels import batch_of, works
+from latency_models.fpga_kernels import works
 from latency_models.fpga_pipeline import Stage, first_window, stream
 from latency_models.fpga_resources import blocks, multiplier_luts
 from latency_models.layer_table import COLUMNS, read_layer_table
@@ -67,7 +67,7 @@ def test_branches_wait_for_each_other():
 )
 def test_folding(target, multipliers, cycles):
     network = chain(conv(4, 16, 2, kernel=3))
-    work = next(w for w in works(batch_of(network, uniform(network)), dataflow()) if w.layer)
+    work = next(w for w in works(PolicyBatch.one(network, uniform(network)), dataflow()) if w.layer)
     found = folded(work, np.array([float(target)]))
     assert found.engine is not None
     assert float(found.engine.multipliers[0]) == multipliers
@@ -80,7 +80,7 @@ def test_folding(target, multipliers, cycles):
 )  # fmt: skip
 def test_an_engine_keeps_its_pace(read, out, side, kernel, step):
     network = chain(conv(read, out, side, kernel))
-    work = next(w for w in works(batch_of(network, uniform(network)), dataflow()) if w.layer)
+    work = next(w for w in works(PolicyBatch.one(network, uniform(network)), dataflow()) if w.layer)
     pace = 2.0**step
     found = folded(work, np.array([pace]))
     assert found.engine is not None
@@ -135,7 +135,7 @@ def test_multipliers_without_a_dsp_block_are_made_of_logic():
 def test_a_transposed_convolution_computes_at_its_inputs():
     shape = LayerShape("conv_transpose2d", 4, 4, (2, 2), (2, 2), 1, 8, 8)
     network = chain(conv(4, 4, 4), shape)
-    work = [w for w in works(batch_of(network, uniform(network)), dataflow()) if w.layer][1]
+    work = [w for w in works(PolicyBatch.one(network, uniform(network)), dataflow()) if w.layer][1]
     assert (work.steps, work.positions) == (16, 64)
     assert float(work.macs[0]) == shape.macs
 

@@ -62,6 +62,21 @@ class PolicyBatch:
             table([[policy[name].activation_bits for name in names] for policy in policies], len(names)),
         )
 
+    @staticmethod
+    def one(network: Network, policy: Policy) -> "PolicyBatch":
+        """One policy of a network that is already cut to it: nothing is cut again."""
+        layers = [policy[layer.name] for layer in network.layers]
+
+        def column(values: list[int]) -> Counts:
+            return np.array(values, dtype=np.int64).reshape(len(values), 1)
+
+        return PolicyBatch(
+            network,
+            column([network.group_size(group) for group in network.groups]),
+            column([layer.weight_bits for layer in layers]),
+            column([layer.activation_bits for layer in layers]),
+        )
+
     @property
     def count(self) -> int:
         """Number of policies, n."""
