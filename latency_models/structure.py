@@ -202,16 +202,6 @@ class Structure:
         self.note(self.state(network, policy), parts)
         return parts
 
-    def parts(self, network: Network, policy: Policy) -> list[Part]:
-        """The nodes of each kernel: as seen, or as follows from what was seen; observed where neither.
-
-        Raises:
-            TableError: onnxruntime cannot load the network.
-        """
-        found = self.foretold(network, policy)
-        known = [part for part in found if part is not None]
-        return known if len(known) == len(found) else self.observe(network, policy)
-
     def foretold(self, network: Network, policy: Policy) -> list[Part | None]:
         """The nodes of each kernel as far as they follow from what was seen; builds nothing."""
         state = self.state(network, policy)

@@ -50,8 +50,8 @@ def cost_model(
     the kernels that the space can reach are timed unless the cache has them, then some whole networks, on
     which a correction is fitted. The result has an attribute ``validation``
     (latency_models.calibrate.Accuracy): how well networks were predicted that the correction had not seen.
-    ``again`` measures all of that anew,
-    whatever the cache has; without ``noisy_too`` what the machine was too noisy for the last time.
+    ``again`` measures all of that anew, whatever the cache has; without ``noisy_too`` what the machine was
+    too noisy for the last time.
 
     Raises:
         TableError: the machine cannot measure (no such provider, no onnxruntime, cache not writable, a

@@ -174,7 +174,7 @@ def test_bits_below_eight_run_as_eight_and_float_activations_as_float() -> None:
     assert canonical(decoded) == ALL_FLOAT
 
 
-def test_a_context_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_seen_is_foretold_without_building() -> None:
     built = []
 
     def build(network: Network, policy: Policy) -> bytes:
@@ -182,16 +182,15 @@ def test_a_context_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return network_model(network, policy)
 
     structure = Structure(NETWORK, build)
-    first = structure.parts(NETWORK, ALL_INTEGER)
-    assert structure.parts(NETWORK, Policy.uniform(NETWORK, LayerPolicy(0.0, 4, 8))) == first
+    first = structure.observe(NETWORK, ALL_INTEGER)
+    assert structure.foretold(NETWORK, Policy.uniform(NETWORK, LayerPolicy(0.0, 4, 8))) == first
     assert len(built) == 1
-    structure.parts(NETWORK.resized({"inner": 12}), ALL_INTEGER)
-    assert len(built) == 2
+    assert None in structure.foretold(NETWORK, ALL_FLOAT)  # no layer was seen in floats
 
 
 def test_contexts_are_kept_on_disk(tmp_path: Path) -> None:
     structure = Structure(NETWORK, network_model)
-    parts = structure.parts(NETWORK, ALL_INTEGER)
+    parts = structure.observe(NETWORK, ALL_INTEGER)
     structure.save(tmp_path / "contexts.jsonl")
 
     def never(network: Network, policy: Policy) -> bytes:
@@ -199,7 +198,7 @@ def test_contexts_are_kept_on_disk(tmp_path: Path) -> None:
 
     again = Structure(NETWORK, never)
     again.load(tmp_path / "contexts.jsonl")
-    assert again.parts(NETWORK, ALL_INTEGER) == parts
+    assert again.foretold(NETWORK, ALL_INTEGER) == parts
     again.load(tmp_path / "not there")
     (tmp_path / "damaged").write_text('["(0, ", 3')
     again.load(tmp_path / "damaged")
@@ -207,7 +206,7 @@ def test_contexts_are_kept_on_disk(tmp_path: Path) -> None:
 
 def test_cost_is_the_sum_of_known_kernels() -> None:
     model = fake_model()
-    nodes = sum(len(part) for part in model.structure.parts(NETWORK, ALL_INTEGER))
+    nodes = sum(len(part or ()) for part in model.structure.foretold(NETWORK, ALL_INTEGER))
     cost = model.cost(NETWORK, ALL_INTEGER)
     assert cost.latency_ms == pytest.approx(0.005 + 0.001 * nodes)
     assert cost.energy_mj == pytest.approx(cost.latency_ms * load_profile("this-machine").power_w)

@@ -162,3 +162,32 @@ def test_the_peak_is_near_what_onnxruntime_allocates(bits: int, tmp_path: Path) 
         check=True,
     )
     assert arena.peak_bytes(numbers) == pytest.approx(int(told.stdout), rel=0.15)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_addition_within_a_layer_takes_no_buffer_of_its_own(fused: bool) -> None:
+    """a -> b -> c, c + a: fused into c, the sum is written over a; two buffers do. Else c needs a third."""
+    network = Network(
+        nodes=(
+            image("x", "input", (), 2, 4),
+            image("a", "conv2d", ("x",), 8, 4, "a"),
+            image("b", "conv2d", ("a",), 8, 4, "b"),
+            image("c", "conv2d", ("b",), 8, 4, "c"),
+            image("sum", "add", ("c", "a"), 8, 4),
+            image("end", "conv2d", ("sum",), 2, 4, "end"),
+        ),
+        layers=tuple(
+            Layer(name, LayerShape("conv2d", before, after, (3, 3), out_height=4, out_width=4))
+            for name, before, after in (("a", 2, 8), ("b", 8, 8), ("c", 8, 8), ("end", 8, 2))
+        ),
+        outputs=("end",),
+    )
+    kind = (True, (1, 8, 4, 4))
+    conv = Footprint(1024, kind, 2048, 1024)
+    nothing, end = Footprint(), Footprint(256, (True, (1, 2, 4, 4)), 1280, 256)
+    summed = nothing if fused else Footprint(1024, kind, 2048, 1024, in_place=True)
+    arena = Arena(kernels(network), network.outputs)
+    c = Footprint(1024, kind, 2048, 1024, in_place=fused)
+    numbers = [arena.number(one) for one in (nothing, conv, conv, c, summed, end)]
+    assert arena.peak_bytes(numbers) == round(GAPS * (2 if fused else 3) * 1024) + 256
+    assert arena.peaks_bytes(np.array(numbers)[:, None])[0] == arena.peak_bytes(numbers)
