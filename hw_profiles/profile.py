@@ -143,9 +143,16 @@ class HardwareProfile(_Frozen):
 
     @property
     def estimate_sentence(self) -> str:
-        """What to say beside latencies and energies that are computed from assumed numbers, or nothing."""
+        """What to say beside latencies and energies that are computed from assumed numbers, or nothing.
+
+        It begins with what is estimated. Of a measured part that is the energy, while its power is assumed.
+        """
         assumed = [path for path in self.sources if self.sources[path].status == "assumed"]
-        if self.model == "measured" or not assumed:
+        if self.model == "measured":
+            if "power_w" not in assumed:
+                return ""
+            return f"Energy is estimated: power_w of profile {self.name!r} is assumed, {self.power_w:g} W"
+        if not assumed:
             return ""
         named = ", ".join(assumed[:4]) + (f" and {len(assumed) - 4} more" if len(assumed) > 4 else "")
         return (

@@ -73,7 +73,9 @@ def pick(
         compressed, score = scorer.refine(policy, checkpoint, 0, options.learning_rate)
     log(f"search split: {score.accuracy:.4f} (uncompressed {baseline_accuracy:.4f}); exporting")
     folder = out or run.exported / str(row.trial)
-    return folder, export_and_verify(loaded, compressed, score, row, folder, log)
+    return folder, export_and_verify(
+        loaded, compressed, score, row, folder, run.environment().get("estimates") or "", log
+    )
 
 
 def export_trial(run: RunFolder, *, trial: int, out: Path | None = None) -> Path:
@@ -127,9 +129,10 @@ def gains(found: Verification) -> list[dict[str, str]]:
         predicted = quantity("latency_ms", latency["predicted_ms"])
         rows.append(_gain("  as the search predicted", "", predicted, f"{100 * latency['error']:+.1f} %"))
     else:
-        estimated = ", estimated" if found.search.get("estimates") else ""
+        estimated, _, _ = str(found.search.get("estimates") or "").lower().partition(":")
         rows += [
-            _gain(f"{what}, predicted{estimated}", "", figure, "") for what, figure in predictions(found)
+            _gain(f"{what}, predicted{', estimated' if what in estimated else ''}", "", figure, "")
+            for what, figure in predictions(found)
         ]
     rows.append(
         _gain(
@@ -161,9 +164,13 @@ def export_and_verify(
     score: Score,
     row: TrialRow,
     folder: Path,
+    estimates: str,
     log: Log,
 ) -> Verification:
-    """Export a trained network beside the uncompressed one and hold it against what its trial promised."""
+    """Export a trained network beside the uncompressed one and hold it against what its trial promised.
+
+    ``estimates``: the sentence that says which of the trial's costs are estimated, or nothing.
+    """
     task, threads = loaded.task, loaded.config.hardware.threads
     compressed.module.cpu()
     graph = template(loaded.traced)
@@ -191,7 +198,7 @@ def export_and_verify(
             "short_accuracy": row.accuracy,
             "latency_ms": row.latency_ms,
             "energy_mj": row.energy_mj,
-            "estimates": loaded.profile.estimate_sentence,
+            "estimates": estimates,
         },
         test,
         latency,

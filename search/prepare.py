@@ -124,15 +124,17 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         for name in ("accuracy", "latency_ms", "size_bytes")
     )
     log(f"uncompressed: {shown}")
-    if loaded.profile.estimate_sentence:
-        log(loaded.profile.estimate_sentence)
+    # a measured part's power may have been measured, too
+    priced_with = costs.profile if isinstance(costs, TableModel) else loaded.profile
+    if priced_with.estimate_sentence:
+        log(priced_with.estimate_sentence)
     validation = None
     if isinstance(costs, TableModel):
         validation = first_validation(costs, network, loaded.space, log)
     run.update_environment(
         profile=loaded.profile.name,
         estimated=cost.estimated,
-        estimates=loaded.profile.estimate_sentence,
+        estimates=priced_with.estimate_sentence,
         baseline=baseline,
         objectives=list(config.search.objectives),
         layers=[
