@@ -1,0 +1,241 @@
+"""How many trials each sampler needs. Prints the tables of docs/search.md.
+
+    python -m benchmarks.search_efficiency exhaustive [--seeds 10] [--samplers cascade tpe nsga2 gp random]
+
+exhaustive: on the table of benchmarks/exhaustive (every policy of a small real network, scored once). How
+much of the true hypervolume is found after so many evaluations, and after how many 99 % of it are. What cascade's
+sensitivity pass needs counts as evaluations, too. Stock samplers are Optuna's, as search.sampler makes them;
+a policy that they propose again costs them nothing.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna._hypervolume import compute_hypervolume
+
+from benchmarks.exhaustive.make_table import HERE, TABLE
+from latency_models.models import model_of
+from search.cascade.encoding import Codes, Encoding, keys
+from search.cascade.gaussian import Array
+from search.cascade.sampler import CascadeSampler, Knowledge
+from search.config import SearchSection, load_config
+from search.prepare import Loaded, load
+from search.sampler import sampler as stock_sampler
+
+BUDGETS = (0.001, 0.0025, 0.005, 0.01, 0.02)
+WANTED = 0.99
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Exhaustive:
+    """A space whose policies are all scored. codes: (decisions, n); accuracy, divergence: (n,)."""
+
+    loaded: Loaded
+    codes: Codes
+    accuracy: Array
+    divergence: Array
+    objectives: tuple[str, ...]
+
+    @staticmethod
+    def read(objectives: Sequence[str]) -> "Exhaustive":
+        """From the file that make_table.py wrote."""
+        stored = np.load(TABLE)
+        loaded = load(load_config(HERE))
+        codes = stored["codes"].astype(np.int64)
+        accuracy = stored["correct"] / float(stored["images"])
+        return Exhaustive(loaded, codes, accuracy, stored["divergence"].astype(float), tuple(objectives))
+
+    @cached_property
+    def encoding(self) -> Encoding:
+        """Of the space."""
+        return Encoding(self.loaded.space)
+
+    @cached_property
+    def row(self) -> dict[bytes, int]:
+        """Key of a policy -> its column."""
+        return {key: index for index, key in enumerate(keys(self.codes))}
+
+    @cached_property
+    def uncompressed(self) -> int:
+        """The column of the policy that cuts nothing and has the widest bits."""
+        return self.row[keys(self.encoding.uncompressed()[:, None])[0]]
+
+    @cached_property
+    def costs(self) -> Array:
+        """(n, k): of the objectives."""
+        found = model_of(self.loaded.profile).costs(self.encoding.batch(self.codes))
+        return np.stack([getattr(found, name) for name in self.objectives if name != "accuracy"], axis=1)
+
+    @cached_property
+    def values(self) -> Array:
+        """(n, k + 1): log costs as shares of the range, and shortfall of accuracy: less is better, up to 1."""
+        log_costs = np.log(self.costs / self.costs[self.uncompressed])
+        shortfall = (self.accuracy[self.uncompressed] - self.accuracy) / 0.10
+        return np.hstack([log_costs / -log_costs.min(axis=0) + 1.0, shortfall[:, None]])
+
+    def hypervolume(self, columns: Sequence[int] | NDArray[np.int64]) -> float:
+        """Of some policies: accuracy within 10 points of the uncompressed times log costs."""
+        values = self.values[np.asarray(columns, dtype=np.int64)]
+        inside = values[(values < 1.0).all(axis=1)]
+        inside = np.unique(inside, axis=0)
+        return float(compute_hypervolume(inside, np.ones(values.shape[1]))) if len(inside) else 0.0
+
+    def sensitivities(self) -> tuple[dict[str, tuple[float, ...]], list[int]]:
+        """Divergence of each value of each decision alone, and the columns that were looked up for it."""
+        base = self.encoding.uncompressed()
+        divergences, columns = {}, [self.uncompressed]
+        for index, (name, size) in enumerate(zip(self.encoding.names, self.encoding.sizes, strict=True)):
+            alone = np.repeat(base[:, None], size, axis=1)
+            alone[index] = np.arange(size)
+            found = [self.row[key] for key in keys(self.encoding.canonical(alone))]
+            divergences[name] = tuple(float(max(self.divergence[column], 0.0)) for column in found)
+            columns += found
+        return divergences, list(dict.fromkeys(columns))
+
+
+def searched(table: Exhaustive, name: str, seed: int, evaluations: int) -> tuple[list[int], float]:
+    """Columns in the order in which a sampler came to them, each once; seconds per proposal."""
+    order: list[int] = []
+    if name == "cascade":
+        divergences, order = table.sensitivities()
+        config = table.loaded.config
+        made: optuna.samplers.BaseSampler = CascadeSampler(
+            Knowledge(
+                space=table.loaded.space,
+                cost_model=model_of(table.loaded.profile),
+                objectives=table.objectives,
+                limits=config.limits,
+                baseline={
+                    "accuracy": float(table.accuracy[table.uncompressed]),
+                    **dict(
+                        zip(
+                            [n for n in table.objectives if n != "accuracy"],
+                            table.costs[table.uncompressed].tolist(),
+                            strict=True,
+                        )
+                    ),
+                },
+                divergences=divergences,
+                rungs=1,
+                start=0,
+            ),
+            seed,
+        )
+    else:
+        made = stock_sampler(SearchSection(sampler=name, objectives=table.objectives, seed=seed))  # type: ignore[arg-type]
+    study = optuna.create_study(
+        directions=["maximize" if n == "accuracy" else "minimize" for n in table.objectives], sampler=made
+    )
+    seen = set(order)
+    asked, started = 0, time.perf_counter()
+    while len(order) < evaluations and asked < 20 * evaluations:
+        trial = study.ask()
+        policy = table.loaded.space.suggest(trial)
+        (key,) = keys(table.encoding.of(policy)[:, None])
+        column = table.row[key]
+        asked += 1
+        accuracy, costs = float(table.accuracy[column]), table.costs[column].tolist()
+        trial.set_user_attr(
+            "result",
+            {
+                "state": "complete",
+                "accuracy": accuracy,
+                **dict(zip(table.objectives[1:], costs, strict=True)),
+            },
+        )
+        study.tell(trial, [accuracy, *costs])
+        if column not in seen:
+            seen.add(column)
+            order.append(column)
+    return order, (time.perf_counter() - started) / max(asked, 1)
+
+
+def exhaustive(objectives: Sequence[str], samplers: Sequence[str], seeds: int) -> None:
+    """Print the table of the exhaustive space, and keep what it shows under results/."""
+    table = Exhaustive.read(objectives)
+    true = table.hypervolume(np.arange(len(table.accuracy)))
+    total = len(table.accuracy)
+    budgets = [round(share * total) for share in BUDGETS]
+    print(f"{total} policies, objectives {', '.join(objectives)}; share of the true hypervolume (median)")
+    print(
+        f"{'sampler':>8} {'seeds':>5} "
+        + " ".join(f"{b:>7}" for b in budgets)
+        + f"  {WANTED:.0%} after  ms/ask"
+    )
+    for name in samplers:
+        of_sampler = min(seeds, 3) if name == "gp" else seeds
+        shares, needed, seconds = [], [], []
+        for seed in range(of_sampler):
+            most = min(budgets[-1], 200) if name == "gp" else budgets[-1]  # hours beyond
+            order, each = searched(table, name, seed, most)
+            curve = [
+                table.hypervolume(order[:budget]) / true if budget <= len(order) else np.nan
+                for budget in budgets
+            ]
+            shares.append(curve)
+            needed.append(
+                _first(lambda n, order=order: table.hypervolume(order[:n]) >= WANTED * true, len(order))
+            )
+            seconds.append(each)
+            with (RESULTS / "exhaustive.jsonl").open("a") as log:
+                log.write(
+                    json.dumps(
+                        {
+                            "objectives": list(objectives),
+                            "sampler": name,
+                            "seed": seed,
+                            "budgets": budgets,
+                            "shares": curve,
+                            "needed": needed[-1],
+                            "seconds_per_ask": each,
+                        }
+                    )
+                    + "\n"
+                )
+        median = np.median(np.array(shares), axis=0)
+        after = np.median([np.inf if n is None else n for n in needed])
+        text = " ".join(f"{share:7.4f}" if np.isfinite(share) else "      -" for share in median)
+        print(f"{name:>8} {of_sampler:>5} {text}  {after:9.0f}  {1000 * np.median(seconds):6.1f}", flush=True)
+
+
+def _first(true_at: Callable[[int], bool], most: int) -> int | None:
+    """The smallest number up to ``most`` at which something that stays true is true."""
+    if not true_at(most):
+        return None
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if true_at(middle) else (middle, high)
+    return high
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("which", choices=["exhaustive"])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--samplers", nargs="+", default=["cascade", "tpe", "nsga2", "random", "gp"])
+    given = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    RESULTS.mkdir(exist_ok=True)
+    for objectives in (
+        ("accuracy", "latency_ms"),
+        ("accuracy", "size_bytes"),
+        ("accuracy", "latency_ms", "size_bytes"),
+    ):
+        exhaustive(objectives, given.samplers, given.seeds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""How much hypervolume a policy may win, when its costs are known and its accuracy is not.
+
+The hypervolume is that of accuracy times the logarithms of the costs, down to a floor of accuracy and up to
+the baseline's costs. Points are strewn over the box of log costs; at each stands the smallest shortfall of
+accuracy that the front has for no higher costs. A policy wins at every point that its costs do not exceed:
+there the expected gain is that of one uncertain number over a threshold, which has a closed form.
+"""
+
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+from search.cascade.gaussian import Array
+
+POINTS = 1024
+_LEAST_DEVIATION = 1e-3
+
+
+def strewn(low: Array, count: int = POINTS, seed: int = 0) -> Array:
+    """(count, k): points spread evenly over the box from ``low`` (k,) to 0 (Latin hypercube)."""
+    rng = np.random.default_rng(seed)
+    strata = np.stack([rng.permutation(count) for _ in low], axis=1)
+    share = (strata + (0.5 if len(low) == 1 else rng.random((count, len(low))))) / count
+    return np.asarray(low * (1.0 - share))
+
+
+class Landscape:
+    """What the front reaches at each of some points in the box of log costs.
+
+    points: (m, k) log costs. floor: log shortfall that counts as nothing reached.
+    """
+
+    def __init__(self, points: Array, floor: float, log_costs: Array, shortfalls: Array) -> None:
+        """``log_costs`` (n, k) and log ``shortfalls`` (n,): policies that are known."""
+        self.points, self.floor = points, floor
+        self.best: Array = np.full(len(points), floor)
+        if len(shortfalls):
+            order = np.argsort(shortfalls, kind="stable")[::-1]  # the best overwrite
+            for costs, value in zip(log_costs[order], shortfalls[order], strict=True):
+                if value < floor:
+                    self.best[(costs <= points).all(axis=1)] = value
+
+    @cached_property
+    def _levels(self) -> tuple[Array, NDArray[np.float32]]:
+        """The distinct values of ``best`` (q,), and which point has which (m, q)."""
+        values, place = np.unique(self.best, return_inverse=True)
+        which = np.zeros((len(self.points), len(values)), dtype=np.float32)
+        which[np.arange(len(place)), place] = 1.0 / len(self.points)
+        return values, which
+
+    def volume(self) -> float:
+        """Share of the box times accuracy above the floor: what the front dominates, in accuracy."""
+        return float((np.exp(self.floor) - np.exp(self.best)).mean())
+
+    def expected_gain(self, log_costs: Array, mean: Array, deviation: Array) -> Array:
+        """(n,): by how much policies are expected to raise ``volume``.
+
+        Args:
+            log_costs: (n, k).
+            mean, deviation: (n,) of the log shortfall, normally distributed. With threshold K the gain at a
+                point is E[(K - exp(L))+] = K P(d) - exp(mean + deviation^2 / 2) P(d - deviation),
+                d = (log K - mean) / deviation, P the normal distribution function.
+        """
+        values, which = self._levels
+        reached = np.ones((len(log_costs), len(self.points)), dtype=np.bool_)
+        for column in range(self.points.shape[1]):
+            reached &= log_costs[:, column, None] <= self.points[None, :, column]
+        share = reached.astype(np.float32) @ which
+        spread = np.maximum(deviation, _LEAST_DEVIATION)[:, None]
+        distance = (values[None, :] - mean[:, None]) / spread
+        won = np.exp(values)[None, :] * ndtr(distance)
+        won -= np.exp(mean[:, None] + 0.5 * spread**2) * ndtr(distance - spread)
+        return np.asarray((share * np.maximum(won, 0.0)).sum(axis=1))

@@ -1,0 +1,282 @@
+"""Cascade as one of Optuna's samplers: storages, workers and dashboards work with it as with any other."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from search.cascade.cheap_front import cheap_front
+from search.cascade.encoding import Codes, Encoding, keys
+from search.cascade.gaussian import Array, Hyperparameters
+from search.cascade.proposing import Objectives, propose
+from search.cascade.surrogate import Prior, Seen, Surrogate, log_divergence, shortfall
+from search.config import LimitsSection
+
+if TYPE_CHECKING:
+    from latency_models.cost import CostModel
+    from search.space import Space
+
+CHEAP_POLICIES = 1_000_000
+"""Policies that are priced and ranked before anything is scored."""
+DEFAULT_DROP = 0.10
+"""Accuracy lost beyond which nothing is won, where the configuration has no max_drop."""
+_TARGET_AFTER = 4
+"""Scores at the last rung from which on proposals aim at it; before, at what divergence alone says."""
+_REFIT = 1.2
+"""Hyperparameters are looked for again when there is so much more to fit."""
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What is known before the first trial.
+
+    divergences: decision -> divergence of each of its values alone (search.sensitivity). baseline: objective
+    -> that of the uncompressed network. start: how many policies are scored untrained at first.
+    """
+
+    space: "Space"
+    cost_model: "CostModel"
+    objectives: tuple[str, ...]
+    limits: LimitsSection
+    baseline: Mapping[str, float]
+    divergences: Mapping[str, Sequence[float]]
+    rungs: int
+    start: int
+    archive: Codes | None = None
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """The objectives that are costs."""
+        return tuple(name for name in self.objectives if name != "accuracy")
+
+    @cached_property
+    def encoding(self) -> Encoding:
+        """Of the space."""
+        return Encoding(self.space)
+
+    @cached_property
+    def prior(self) -> Prior:
+        """The sensitivities in the order of the encoding; what was not measured counts as harmless."""
+        return Prior(
+            [
+                self.divergences.get(name, (0.0,) * int(size))
+                for name, size in zip(self.encoding.names, self.encoding.sizes, strict=True)
+            ]
+        )
+
+    @property
+    def floor(self) -> float:
+        """Log shortfall at the most accuracy that may be lost."""
+        drop = DEFAULT_DROP if self.limits.max_drop is None else self.limits.max_drop
+        return float(shortfall(-drop, 0.0))
+
+    def log_costs(self, codes: Codes) -> Array:
+        """(n, k): logarithms of the costs as shares of the baseline's, infinite where a limit is broken."""
+        if codes.shape[1] == 0:
+            return np.zeros((0, len(self.costs)))
+        found = self.cost_model.costs(self.encoding.batch(codes))
+        columns = [
+            np.log(np.maximum(getattr(found, name), 1e-12) / self.baseline[name]) for name in self.costs
+        ]
+        result = np.stack(columns, axis=1)
+        for name, most in self.limits.costs.items():
+            result[getattr(found, name) > most] = np.inf
+        return result
+
+    @cached_property
+    def low(self) -> Array:
+        """(k,): the lowest log cost of a large sample."""
+        rng = np.random.default_rng(0)
+        encoding = self.encoding
+        extreme = np.stack([encoding.of(policy) for policy in self.space.uniform_policies()], axis=1)
+        sample = np.hstack([extreme, encoding.random(4096, rng)])
+        found = self.cost_model.costs(encoding.batch(sample))
+        lowest = [float(getattr(found, name).min()) / self.baseline[name] for name in self.costs]
+        return np.minimum(np.log(np.maximum(lowest, 1e-12)), -1e-3)
+
+    def cheap_front(self, policies: int = CHEAP_POLICIES, seed: int = 0) -> Codes:
+        """(decisions, m): the front of so many policies by costs and sensitivities alone."""
+        untaught = Surrogate(self.prior, (), self.rungs)
+        return cheap_front(
+            self.encoding,
+            self.log_costs,
+            lambda codes: untaught.predict(codes, 0)[0],
+            self.low,
+            policies,
+            np.random.default_rng(seed),
+        )
+
+    @cached_property
+    def start_codes(self) -> Codes:
+        """The cheap front, made now if it was not given."""
+        return self.archive if self.archive is not None else self.cheap_front()
+
+
+@dataclass
+class _Read:
+    """What the sampler has read of a study. Finished trials never change and are read once."""
+
+    seen: dict[bytes, Seen] = field(default_factory=dict)
+    final: set[bytes] = field(default_factory=set)
+    trials: set[int] = field(default_factory=set)
+
+
+class CascadeSampler(BaseSampler):
+    """Proposes whole policies by the expected gain in hypervolume.
+
+    A policy that was scored at the first rung alone may be proposed again: it then goes on from there.
+    ``seconds``: spent proposing so far.
+    """
+
+    def __init__(self, knowledge: Knowledge, seed: int = 0) -> None:
+        self.knowledge = knowledge
+        self.seconds = 0.0
+        self._rng = np.random.default_rng(seed)
+        self._independent = RandomSampler(seed=seed)
+        self._read = _Read()
+        self._hyperparameters: dict[int, Hyperparameters] = {}
+        self._fitted_at = 0
+
+    def reseed_rng(self) -> None:
+        """Optuna calls it in every new thread."""
+        self._rng = np.random.default_rng()
+        self._independent.reseed_rng()
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """All decisions with a choice, from the first trial on."""
+        return dict(self._distributions)
+
+    @cached_property
+    def _distributions(self) -> dict[str, BaseDistribution]:
+        encoding = self.knowledge.encoding
+        texts = tuple(f"w{weights}a{activations}" for weights, activations in self.knowledge.space.pairs)
+        found: dict[str, BaseDistribution] = {}
+        for name, size in zip(encoding.names, encoding.sizes, strict=True):
+            if size > 1:
+                bits = name.startswith("bits/")
+                found[name] = CategoricalDistribution(texts) if bits else IntDistribution(0, int(size) - 1)
+        return found
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The parameters of the policy that promises most."""
+        started = time.perf_counter()
+        codes = self._propose(study, trial)
+        self.seconds += time.perf_counter() - started
+        params = self.knowledge.encoding.params(codes)
+        return {name: params[name] for name in search_space if name in params}
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """A parameter that is none of the space's decisions: at random."""
+        return self._independent.sample_independent(study, trial, param_name, param_distribution)
+
+    def _propose(self, study: optuna.Study, trial: FrozenTrial) -> NDArray[np.int64]:
+        knowledge = self.knowledge
+        encoding = knowledge.encoding
+        trials = study.get_trials(deepcopy=False)
+        pending = self._take_in(trials, trial.number)
+        seen = list(self._read.seen.values())
+        last = knowledge.rungs - 1
+        at_last = sum(last in s.scores for s in seen)
+        untrained = sum(0 in s.scores for s in seen)
+        target = last if at_last or untrained >= knowledge.start else 0
+        if len(seen) > _REFIT * self._fitted_at:
+            self._hyperparameters, self._fitted_at = {}, len(seen)
+        taken = self._read.final | set(keys(pending))
+        if target == 0 and last > 0:  # the start: a policy once is enough
+            taken = taken | set(self._read.seen)
+        found = propose(
+            Objectives(encoding, knowledge.log_costs, knowledge.low, knowledge.floor, knowledge.rungs),
+            knowledge.prior,
+            seen,
+            taken,
+            pending,
+            knowledge.start_codes,
+            target,
+            self._rng,
+            self._hyperparameters,
+        )
+        if found is None:
+            return encoding.random(1, self._rng)[:, 0]
+        self._hyperparameters = {**found.hyperparameters}
+        return found.codes
+
+    def _take_in(self, trials: Sequence[FrozenTrial], own: int) -> Codes:
+        """Read trials that have finished since; the codes of those that are running, (decisions, p)."""
+        encoding, read = self.knowledge.encoding, self._read
+        pending = []
+        for trial in trials:
+            if trial.number in read.trials or trial.number == own:
+                continue
+            codes = self._codes(trial)
+            if codes is None:
+                if trial.state.is_finished():
+                    read.trials.add(trial.number)
+                continue
+            if not trial.state.is_finished():
+                pending.append(codes)
+                continue
+            read.trials.add(trial.number)
+            self._note(codes, trial)
+        if not pending:
+            return np.zeros((len(encoding.sizes), 0), dtype=np.int64)
+        return encoding.canonical(np.stack(pending, axis=1))
+
+    def _note(self, codes: NDArray[np.int64], trial: FrozenTrial) -> None:
+        result = trial.user_attrs.get("result") or {}
+        canonical = self.knowledge.encoding.canonical(codes[:, None])
+        (key,) = keys(canonical)
+        scores = scores_of(result, self.knowledge.baseline["accuracy"], self.knowledge.rungs)
+        if trial.state != TrialState.PRUNED or max(scores, default=-1) != 0:
+            self._read.final.add(key)  # complete, refused, failed, or it fell behind after training
+        if scores and all(name in result for name in self.knowledge.costs):
+            costs = [np.log(result[name] / self.knowledge.baseline[name]) for name in self.knowledge.costs]
+            before = self._read.seen.get(key)
+            scores = {**(before.scores if before else {}), **scores}
+            self._read.seen[key] = Seen(canonical[:, 0], scores, np.array(costs))
+
+    def _codes(self, trial: FrozenTrial) -> NDArray[np.int64] | None:
+        """(decisions,) from the parameters of a trial; None where it has not all of them."""
+        given = {**(trial.system_attrs.get("fixed_params") or {}), **trial.params}
+        codes = []
+        for name in self.knowledge.encoding.names:
+            distribution = self._distributions.get(name)
+            if distribution is None:
+                codes.append(0)
+            elif name in given:
+                codes.append(int(distribution.to_internal_repr(given[name])))
+            else:
+                return None
+        return np.array(codes, dtype=np.int64)
+
+
+def scores_of(result: Mapping[str, Any], baseline: float, rungs: int) -> dict[int, float]:
+    """Rung -> log shortfall, of what a trial has in its journal."""
+    scores: dict[int, float] = {}
+    for rung in result.get("rungs") or ():
+        number = int(rung["rung"])
+        if number == 0 and rungs > 1:
+            if rung.get("divergence") is not None:
+                scores[0] = float(log_divergence(rung["divergence"]))
+        elif rung.get("accuracy") is not None:
+            scores[number] = float(shortfall(rung["accuracy"], baseline))
+    if not scores and "accuracy" in result:  # scored without rungs
+        scores[rungs - 1] = float(shortfall(result["accuracy"], baseline))
+    return scores

@@ -1,0 +1,228 @@
+"""The pieces of the cascade sampler: what they say where the answer is known on paper or can be counted."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna._hypervolume import compute_hypervolume
+
+from hw_profiles import load_profile
+from search.cascade.cheap_front import Archive, cheap_front, children
+from search.cascade.encoding import Encoding, keys
+from search.cascade.gain import Landscape, strewn
+from search.cascade.gaussian import GaussianProcess, Hyperparameters, matern, squared_distances
+from search.cascade.surrogate import SOFT, Prior, Seen, Surrogate, log_divergence, shortfall
+from search.space import Space
+from tests.test_study import chain
+
+
+def chain_space(sparsity=(0.0, 0.25, 0.5), weight_bits=(4, 8, 32)) -> Space:
+    return Space(chain(), load_profile("toy"), sparsity, weight_bits, (8, 32) if 32 in weight_bits else (8,))
+
+
+def test_gaussian_process_goes_through_what_it_was_shown():
+    rng = np.random.default_rng(0)
+    points = rng.random((30, 2))
+    values = np.sin(5 * points[:, 0]) + points[:, 1]
+    process = GaussianProcess(points, np.zeros((30, 0)), values)
+    mean, variance = process.predict(points, np.zeros((30, 0)))
+    assert np.abs(mean - values).max() < 0.02
+    fresh = rng.random((200, 2))
+    guessed, doubt = process.predict(fresh, np.zeros((200, 0)))
+    truth = np.sin(5 * fresh[:, 0]) + fresh[:, 1]
+    assert np.abs(guessed - truth).mean() < 0.05
+    assert np.mean(np.abs(guessed - truth) < 2.5 * np.sqrt(doubt) + 1e-6) > 0.9
+    assert variance.max() < doubt.max()
+
+
+def test_gaussian_process_agrees_with_the_textbook_formula():
+    """Mean and variance of Rasmussen and Williams (2.23), (2.24), solved by plain inversion."""
+    rng = np.random.default_rng(1)
+    points, fresh, values = rng.random((12, 3)), rng.random((5, 3)), rng.standard_normal(12)
+    columns, fresh_columns = rng.standard_normal((12, 1)), rng.standard_normal((5, 1))
+    known = Hyperparameters(0.7, 0.05)
+    process = GaussianProcess(points, columns, values, known)
+    mean, variance = process.predict(fresh, fresh_columns)
+
+    def basis(raw):
+        return np.hstack([np.ones((len(raw), 1)), (raw - columns.mean(0)) / (columns.std(0) + 1e-9)])
+
+    def kernel(a, b, c, d):
+        return matern(squared_distances(a, b), 0.7) + 25.0 * basis(c) @ basis(d).T
+
+    inverse = np.linalg.inv(kernel(points, points, columns, columns) + (0.05 + 1e-8) * np.eye(12))
+    target = (values - values.mean()) / values.std()
+    cross = kernel(fresh, points, fresh_columns, columns)
+    assert np.allclose(mean, values.mean() + values.std() * cross @ inverse @ target, atol=1e-6)
+    signal = target @ inverse @ target / 12
+    own = np.diag(kernel(fresh, fresh, fresh_columns, fresh_columns))
+    expected = values.std() ** 2 * signal * (own - np.einsum("ij,jk,ik->i", cross, inverse, cross))
+    assert np.allclose(variance, expected, rtol=1e-4)
+
+
+def test_slopes_say_how_the_mean_moves_with_a_column():
+    rng = np.random.default_rng(2)
+    points, columns = rng.random((40, 1)), rng.standard_normal((40, 1))
+    process = GaussianProcess(points, columns, 3.0 * columns[:, 0] + 0.1 * points[:, 0])
+    assert process.slopes[0] == pytest.approx(3.0, abs=0.05)
+    at, moved = (process.predict(points[:1], columns[:1] + step)[0][0] for step in (0.0, 0.5))
+    assert moved - at == pytest.approx(0.5 * process.slopes[0])
+
+
+def test_strewn_points_fill_the_box_evenly():
+    points = strewn(np.array([-2.0, -1.0]), 100)
+    assert points.min(axis=0) == pytest.approx([-2.0, -1.0], abs=0.03)
+    assert (points <= 0).all()
+    for column, low in enumerate((-2.0, -1.0)):
+        counts, _ = np.histogram(points[:, column], bins=10, range=(low, 0.0))
+        assert (counts == 10).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 3), st.integers(0, 8), st.integers(0, 2**31))
+def test_volume_is_the_hypervolume(costs, count, seed):
+    """Against Optuna's own function: accuracy above the floor times log costs, as shares of the box."""
+    rng = np.random.default_rng(seed)
+    low = -1.0 - rng.random(costs)
+    floor = np.log(0.1 + SOFT)
+    log_costs, shortfalls = low * rng.random((count, costs)), np.log(SOFT + 0.12 * rng.random(count))
+    landscape = Landscape(strewn(low, 8192), floor, log_costs, shortfalls)
+    values = np.hstack([log_costs / -low, np.exp(shortfalls)[:, None]])
+    reference = np.array([0.0] * costs + [np.exp(floor)])
+    inside = values[(values <= reference).all(axis=1)]
+    exact = compute_hypervolume(inside, reference) if len(inside) else 0.0
+    assert landscape.volume() == pytest.approx(exact, abs=0.02 * np.exp(floor))
+
+
+def test_expected_gain_is_the_mean_of_what_is_gained():
+    """Against sampling: accuracies are drawn, and the volume is computed with and without the policy."""
+    rng = np.random.default_rng(3)
+    low, floor = np.array([-2.0]), np.log(0.1 + SOFT)
+    points = strewn(low, 512)
+    front_costs, front = np.array([[-0.5], [-1.2]]), np.log(np.array([0.03, 0.08]))
+    before = Landscape(points, floor, front_costs, front)
+    costs, mean, deviation = np.array([[-0.9]]), np.array([np.log(0.05)]), np.array([0.5])
+    (expected,) = before.expected_gain(costs, mean, deviation)
+    gains = []
+    for drawn in rng.normal(mean[0], deviation[0], 3000):
+        after = Landscape(points, floor, np.vstack([front_costs, costs]), np.append(front, drawn))
+        gains.append(after.volume() - before.volume())
+    assert expected == pytest.approx(np.mean(gains), rel=0.05)
+
+
+def test_nothing_is_gained_where_the_front_is_certainly_better():
+    landscape = Landscape(strewn(np.array([-2.0])), -1.0, np.array([[-1.0]]), np.array([-4.0]))
+    gain = landscape.expected_gain(np.array([[-0.5]]), np.array([-2.0]), np.array([0.1]))
+    assert gain[0] == pytest.approx(0.0, abs=1e-9)
+    assert landscape.expected_gain(np.array([[np.inf]]), np.array([-9.0]), np.array([0.1]))[0] == 0.0
+
+
+def test_codes_and_policies_are_the_same_thing():
+    space = chain_space()
+    encoding = Encoding(space)
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        policy = space.random(rng)
+        codes = encoding.of(policy)
+        assert encoding.params(codes) == space.params_of(policy)
+        assert (encoding.canonical(codes[:, None])[:, 0] == codes).all()
+    many = encoding.canonical(encoding.random(500, rng))
+    assert (encoding.canonical(many) == many).all()
+    assert len(set(keys(many))) == np.unique(many, axis=1).shape[1]
+
+
+def test_children_stay_in_the_space_and_change_something():
+    encoding = Encoding(chain_space())
+    rng = np.random.default_rng(0)
+    parents = encoding.random(5, rng)
+    made = children(parents, encoding, 2000, rng)
+    assert (made >= 0).all()
+    assert (made < encoding.sizes[:, None]).all()
+    distance = np.min([(made != parent[:, None]).sum(axis=0) for parent in parents.T], axis=0)
+    assert np.mean(distance > 0) > 0.7
+    assert np.median(distance) <= 4
+
+
+def test_archive_keeps_the_best_for_every_budget():
+    archive = Archive(np.array([[-2.0], [-1.0], [0.0]]), 1)
+    archive.add(np.array([[1, 2, 3]]), np.array([[-1.5], [-0.5], [-2.5]]), np.array([-3.0, -5.0, -1.0]))
+    assert archive.shortfalls.tolist() == [-1.0, -3.0, -5.0]
+    assert archive.codes.tolist() == [[3, 1, 2]]
+    archive.add(np.array([[4]]), np.array([[-3.0]]), np.array([-3.5]))
+    assert archive.codes.tolist() == [[4, 4, 2]]
+
+
+def test_cheap_front_finds_the_true_front_of_a_small_space():
+    """All policies are counted: 4 sparsities in three groups, two bit widths in four layers."""
+    encoding = Encoding(chain_space(sparsity=(0.0, 0.25, 0.5, 0.75), weight_bits=(4, 8)))
+    rng = np.random.default_rng(0)
+    harm = [np.sort(rng.random(size)) for size in encoding.sizes]
+
+    def shortfalls(codes):
+        return np.log(sum(values[row] for values, row in zip(harm, codes, strict=True)))
+
+    def costs(codes):
+        return -0.1 * codes[:3].sum(axis=0)[:, None] - 0.05 * (codes[3:] == 0).sum(axis=0)[:, None]
+
+    every = np.array(list(itertools.product(*(range(size) for size in encoding.sizes)))).T
+    low = costs(every).min(axis=0)
+    truth = Archive(strewn(low, 64), len(encoding.sizes))
+    truth.add(every, costs(every), shortfalls(every))
+    found = cheap_front(encoding, costs, shortfalls, low, 30_000, rng, points=64)
+    again = Archive(strewn(low, 64), len(encoding.sizes))
+    again.add(found, costs(found), shortfalls(found))
+    assert np.allclose(again.shortfalls, truth.shortfalls)
+
+
+def test_surrogate_learns_what_sums_of_sensitivities_miss():
+    """Two decisions whose harm multiplies: sums alone cannot say so, trials can."""
+    rng = np.random.default_rng(0)
+    prior = Prior([np.linspace(0.0, 0.4, 6) ** 2] * 6)
+
+    def divergence(codes):
+        alone = prior.sensitivities(codes)
+        return alone.sum(axis=1) + 40.0 * alone[:, 0] * alone[:, 1]
+
+    shown, fresh = rng.integers(6, size=(6, 80)), rng.integers(6, size=(6, 400))
+    truth = log_divergence(divergence(fresh))
+    scores = log_divergence(divergence(shown))
+    seen = [Seen(codes, {0: score}, np.zeros(1)) for codes, score in zip(shown.T, scores, strict=True)]
+    taught, _ = Surrogate(prior, seen, 1).predict(fresh, 0)
+    untaught, doubt = Surrogate(prior, (), 1).predict(fresh, 0)
+    assert np.abs(taught - truth).mean() < 0.5 * np.abs(untaught - truth).mean()
+    assert (doubt > 0.5).all()
+
+
+def test_later_rungs_lean_on_the_first():
+    """Twelve dear scores, eighty cheap ones: the last rung is predicted from both."""
+    rng = np.random.default_rng(0)
+    prior = Prior([np.linspace(0.0, 0.4, 6) ** 2] * 6)
+    shown, fresh = rng.integers(6, size=(6, 80)), rng.integers(6, size=(6, 300))
+    weights = rng.uniform(0.2, 3.0, 6)
+
+    def first(codes):
+        return np.log((prior.sensitivities(codes) * weights).sum(axis=1) + 1e-4)
+
+    def last(codes):
+        return 0.8 * first(codes) - 1.0
+
+    scores = zip(shown.T, first(shown), last(shown), strict=True)
+    seen = [
+        Seen(codes, {0: low, 1: high} if i < 12 else {0: low}, np.zeros(1))
+        for i, (codes, low, high) in enumerate(scores)
+    ]
+    both, _ = Surrogate(prior, seen, 2).predict(fresh, 1)
+    alone = [Seen(s.codes, {1: s.scores[1]}, s.log_costs) for s in seen[:12]]
+    few, _ = Surrogate(prior, alone, 2).predict(fresh, 1)
+    truth = last(fresh)
+    assert np.abs(both - truth).mean() < 0.5 * np.abs(few - truth).mean()
+
+
+def test_shortfall_is_finite_and_monotone():
+    accuracies = np.linspace(0.0, 1.0, 101)
+    values = shortfall(accuracies, 0.9)
+    assert np.isfinite(values).all()
+    assert (np.diff(values) <= 0).all()
+    assert shortfall(0.9, 0.9) == pytest.approx(np.log(SOFT))

@@ -1,0 +1,204 @@
+"""The cascade sampler in a study: what it proposes, what it never proposes, and that it finds the front."""
+
+import itertools
+from dataclasses import dataclass, replace
+
+import numpy as np
+import optuna
+import pytest
+
+from compression.policy.batch import PolicyBatch
+from hw_profiles import load_profile
+from latency_models.cost import CostArrays
+from search.cascade.encoding import Encoding, keys
+from search.cascade.sampler import CascadeSampler, Knowledge, scores_of
+from search.cascade.surrogate import log_divergence, shortfall
+from search.config import LimitsSection
+from search.space import Space
+from tests.test_study import chain
+
+BASELINE = {"accuracy": 0.95, "latency_ms": 1.0, "size_bytes": 1.0}
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class BitCost:
+    """Latency counts MACs, size counts bits; the uncompressed network costs 1 of each."""
+
+    def __init__(self, network):
+        self._whole = self._of(
+            PolicyBatch.one(
+                network, Space(network, load_profile("toy"), [0.0], [32], [32]).uniform(0.0, (32, 32))
+            )
+        )
+
+    def _of(self, batch):
+        return batch.macs.sum(axis=0) + 2e5, (batch.weight_counts * batch.weight_bits).sum(axis=0)
+
+    def costs(self, batch):
+        latency, size = (found / whole for found, whole in zip(self._of(batch), self._whole, strict=True))
+        nothing = np.zeros(batch.count)
+        return CostArrays(latency, latency, size, nothing > 0, lambda: (nothing, nothing == 0))
+
+
+@dataclass
+class Toy:
+    """A space with a made-up accuracy: harms add up, and two of them multiply."""
+
+    space: Space
+    encoding: Encoding
+    harms: list
+
+    @staticmethod
+    def of(sparsity=(0.0, 0.25, 0.5, 0.75), weight_bits=(4, 8), seed=0):
+        space = Space(chain(), load_profile("toy"), sparsity, weight_bits, (8,))
+        encoding = Encoding(space)
+        rng = np.random.default_rng(seed)
+        harms = []
+        for index, size in enumerate(encoding.sizes):
+            if index < len(space.levels):
+                harms.append(rng.uniform(0.005, 0.03) * np.linspace(0, 1, size) ** 2)
+            else:
+                harms.append(np.array([rng.uniform(0.001, 0.01), 0.0]))
+        return Toy(space, encoding, harms)
+
+    def divergence(self, codes):
+        alone = [values[row] for values, row in zip(self.harms, codes, strict=True)]
+        return sum(alone) + 60.0 * alone[0] * alone[1] + 1e-4
+
+    def accuracy(self, codes):
+        return 0.95 - self.divergence(codes)
+
+    def knowledge(self, objectives=("accuracy", "latency_ms", "size_bytes"), **changed):
+        given = {
+            "space": self.space,
+            "cost_model": BitCost(self.space.network),
+            "objectives": objectives,
+            "limits": LimitsSection(),
+            "baseline": BASELINE,
+            "divergences": {n: tuple(h) for n, h in zip(self.encoding.names, self.harms, strict=True)},
+            "rungs": 1,
+            "start": 0,
+        }
+        knowledge = Knowledge(**(given | changed))
+        return replace(knowledge, archive=knowledge.cheap_front(20_000))
+
+    def every(self):
+        codes = np.array(list(itertools.product(*(range(size) for size in self.encoding.sizes)))).T
+        return np.unique(self.encoding.canonical(codes), axis=1)
+
+
+def study_of(knowledge, seed=0):
+    directions = ["maximize" if name == "accuracy" else "minimize" for name in knowledge.objectives]
+    return optuna.create_study(directions=directions, sampler=CascadeSampler(knowledge, seed))
+
+
+def ask(toy, study):
+    trial = study.ask()
+    return trial, toy.encoding.of(toy.space.suggest(trial))
+
+
+def tell(toy, study, trial, codes, knowledge):
+    costs = np.exp(knowledge.log_costs(codes[:, None]))[0]
+    accuracy = float(toy.accuracy(codes[:, None])[0])
+    named = dict(zip(knowledge.costs, costs.tolist(), strict=True))
+    trial.set_user_attr("result", {"state": "complete", "accuracy": accuracy, **named})
+    study.tell(trial, [accuracy, *named.values()])
+    return [accuracy, *named.values()]
+
+
+def volume(values, floor=0.85):
+    """Accuracy above the floor times log costs, by Optuna's function."""
+    from optuna._hypervolume import compute_hypervolume
+
+    values = np.array(values)
+    points = np.hstack([0.95 - values[:, :1], np.log(values[:, 1:])])
+    reference = np.array([0.95 - floor] + [0.0] * (values.shape[1] - 1))
+    inside = points[(points <= reference).all(axis=1)]
+    return compute_hypervolume(inside, reference) if len(inside) else 0.0
+
+
+@pytest.mark.parametrize("objectives", [("accuracy", "latency_ms"), ("accuracy", "latency_ms", "size_bytes")])
+def test_it_comes_near_the_whole_front_in_few_trials(objectives):
+    """1,024 policies; 40 trials reach 97 % of what all of them reach, random ones do not."""
+    toy = Toy.of()
+    knowledge = toy.knowledge(objectives)
+    every = toy.every()
+    costs = np.exp(knowledge.log_costs(every))
+    whole = volume(np.hstack([toy.accuracy(every)[:, None], costs]))
+    study = study_of(knowledge)
+    values = [tell(toy, study, *ask(toy, study), knowledge) for _ in range(40)]
+    assert volume(values) >= 0.97 * whole
+    rng = np.random.default_rng(0)
+    drawn = rng.choice(every.shape[1], 40, replace=False)
+    at_random = np.hstack([toy.accuracy(every)[drawn, None], costs[drawn]])
+    assert volume(at_random) < 0.97 * whole
+
+
+def test_no_policy_comes_twice_and_none_that_another_worker_is_at():
+    toy = Toy.of(sparsity=(0.0, 0.5), weight_bits=(8,))
+    knowledge = toy.knowledge(("accuracy", "latency_ms"))
+    study = study_of(knowledge)
+    running = [ask(toy, study) for _ in range(4)]  # nobody tells: four workers at once
+    done = [tell(toy, study, *pair, knowledge) for pair in running[:2]]
+    more = [ask(toy, study) for _ in range(4)]
+    found = keys(np.stack([codes for _, codes in running + more], axis=1))
+    assert len(done) == 2
+    assert len(set(found)) == 8  # all that there are: 2 x 2 x 2 policies
+
+
+def test_limits_are_kept():
+    toy = Toy.of()
+    knowledge = toy.knowledge(("accuracy", "latency_ms"), limits=LimitsSection(size_bytes=0.1))
+    study = study_of(knowledge)
+    for _ in range(12):
+        trial, codes = ask(toy, study)
+        tell(toy, study, trial, codes, knowledge)
+        sizes = knowledge.cost_model.costs(toy.encoding.batch(codes[:, None])).size_bytes
+        assert sizes[0] <= 0.1
+
+
+def test_first_scores_untrained_networks_then_sends_the_best_on():
+    """Two rungs, a start of 8: eight different policies at rung 0, and after them one of them goes on."""
+    toy = Toy.of()
+    knowledge = toy.knowledge(("accuracy", "latency_ms"), rungs=2, start=8)
+    study = study_of(knowledge)
+    started = []
+    for _ in range(8):
+        trial, codes = ask(toy, study)
+        started.append(codes)
+        (cost,) = np.exp(knowledge.log_costs(codes[:, None]))[0]
+        rung = {"rung": 0, "divergence": float(toy.divergence(codes[:, None])[0]), "accuracy": 0.5}
+        trial.set_user_attr("result", {"state": "pruned", "latency_ms": cost, "rungs": [rung]})
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    assert len(set(keys(np.stack(started, axis=1)))) == 8
+    following = [ask(toy, study)[1] for _ in range(6)]
+    known = set(keys(np.stack(started, axis=1)))
+    assert any(key in known for key in keys(np.stack(following, axis=1)))
+
+
+def test_another_process_proposes_from_the_same_journal(tmp_path):
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    toy = Toy.of()
+    knowledge = toy.knowledge(("accuracy", "latency_ms"))
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal")))
+    named = {"storage": storage, "study_name": "s"}
+    first = optuna.create_study(
+        **named, directions=["maximize", "minimize"], sampler=CascadeSampler(knowledge, 1)
+    )
+    told = set()
+    for _ in range(5):
+        trial, codes = ask(toy, first)
+        told.add(codes.tobytes())
+        tell(toy, first, trial, codes, knowledge)
+    second = optuna.load_study(**named, sampler=CascadeSampler(knowledge, 2))
+    _, codes = ask(toy, second)
+    assert codes.tobytes() not in told
+
+
+def test_scores_of_a_trial_are_log_shortfalls():
+    result = {"rungs": [{"rung": 0, "divergence": 0.3, "accuracy": 0.6}, {"rung": 1, "accuracy": 0.8}]}
+    assert scores_of(result, 0.9, 3) == {0: log_divergence(0.3), 1: shortfall(0.8, 0.9)}
+    assert scores_of({"accuracy": 0.7}, 0.9, 3) == {2: shortfall(0.7, 0.9)}
+    assert scores_of({}, 0.9, 3) == {}
