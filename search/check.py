@@ -98,10 +98,14 @@ def _seconds_per_trial(loaded: Loaded) -> float:
 
     def timed(images: int) -> float:
         finetune = options.model_copy(update={"images": images})
-        scorer = Scorer(loaded.traced, loaded.task, loaded.config.model_copy(update={"finetune": finetune}))
-        scorer.score(policy, None)  # the first is slower: it reads the images, and the teacher looks at them
+        config = loaded.config.model_copy(update={"finetune": finetune})
+        scorer = Scorer(loaded.traced, loaded.task, config)
+        last = len(config.rung_images) - 1
+        scorer.start(policy).score(
+            last
+        )  # the first is slower: it reads the images, the teacher looks at them
         started = time.perf_counter()
-        scorer.score(policy, None)
+        scorer.start(policy).score(last)
         return time.perf_counter() - started
 
     fixed = timed(0)

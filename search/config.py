@@ -5,17 +5,19 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
 
-Sampler = Literal["tpe", "nsga2", "random"]
+Sampler = Literal["cascade", "tpe", "nsga2", "random"]
 Objective = Literal["accuracy", "latency_ms", "size_bytes", "energy_mj"]
 Provider = Literal["cpu", "cuda", "tensorrt"]
 WeightBits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
 ActivationBits = Literal[4, 8, 32]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+WholeShare = Annotated[float, Field(ge=0.0, le=1.0)]
 
 _WANTED = {
     "model_type": "a section",
@@ -108,14 +110,23 @@ class SpaceSection(_Section):
 
 
 class FinetuneSection(_Section):
-    """The short training inside the search: images seen, not epochs."""
+    """The short training inside the search: images seen, not epochs. ``rungs``: shares of it after which a
+    trial is scored and goes on only where no other is better."""
 
     images: int = Field(default=8192, ge=0)
+    rungs: Annotated[tuple[WholeShare, ...], Strict(False)] = (0.0, 0.1875, 1.0)
     batch: int = Field(default=128, ge=1)
     learning_rate: float = Field(default=0.02, gt=0.0)
     temperature: float = Field(default=4.0, gt=0.0)
     distillation_weight: float = Field(default=0.9, ge=0.0, le=1.0)
     calibration_images: int = Field(default=512, ge=1)
+
+    @field_validator("rungs")
+    @classmethod
+    def _ascending(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or value[-1] != 1.0 or any(a >= b for a, b in pairwise(value)):
+            raise ValueError(f"must rise and end at 1.0, such as [0.0, 0.1875, 1.0], not {list(value)}")
+        return value
 
 
 class PickSection(_Section):
@@ -135,6 +146,15 @@ class SearchConfig(_Section):
     space: SpaceSection = SpaceSection()
     finetune: FinetuneSection = FinetuneSection()
     pick: PickSection = PickSection()
+
+    @property
+    def rung_images(self) -> tuple[int, ...]:
+        """Images that a trial has trained on at the end of each of its rungs, ascending.
+
+        Only the sampler "cascade" has more than one: the others are Optuna's, which learn from whole trials.
+        """
+        shares = self.finetune.rungs if self.search.sampler == "cascade" else (1.0,)
+        return tuple(dict.fromkeys(round(share * self.finetune.images) for share in shares))
 
     @property
     def shared(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """trials.csv and front.csv, made again from the journal after every trial."""
 
+import json
 import time
 from collections.abc import Sequence
 
@@ -41,7 +42,7 @@ class Ledger:
     def write(self, force: bool = False) -> list[TrialRow]:
         """Write both tables, unless they were written a moment ago and are long; the front.
 
-        Checkpoints of trials that others dominate are removed: nothing is ever picked from them.
+        Checkpoints and scores of trials that others dominate are removed: nothing is ever picked from them.
 
         Raises:
             RunError: they cannot be written.
@@ -63,7 +64,7 @@ class Ledger:
     def _drop_checkpoints(self, rows: Sequence[TrialRow], front: Sequence[TrialRow]) -> None:
         needed = {row.trial for row in front}
         dominated = {row.trial for row in rows if row.state != "running"} - needed
-        for path in self._run.checkpoints.iterdir():
+        for path in (*self._run.checkpoints.iterdir(), *self._run.scores.glob("*.npz")):
             if path.stem.isdigit() and int(path.stem) in dominated:
                 path.unlink(missing_ok=True)
 
@@ -76,6 +77,8 @@ def row_of(trial: FrozenTrial) -> TrialRow:
     elif not result:  # told by something else than this search
         state = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}.get(trial.state, "failed")
         result = {"state": state}
+    if "rungs" in result:
+        result["rungs"] = json.dumps(result["rungs"], separators=(",", ":"))
     known = {name: value for name, value in result.items() if name in TrialRow.__dataclass_fields__}
     return TrialRow(
         trial=trial.number,

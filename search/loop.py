@@ -7,7 +7,7 @@ import time
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -17,10 +17,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from compression.policy import Policy
 from search.ledger import Ledger, row_of
+from search.paired import load_scores, save_scores
 from search.progress import trial_line
+from search.promotion import Standing, dominator, standings
 from search.run_folder import RunFolder, TrialRow
-from search.study import digests, enqueue, finished, hand_back, recover, tell
-from search.trial import Problem, Result, priced, scored
+from search.study import digests, enqueue, finished, hand_back, reached_the_end, recover, tell
+from search.trial import ClimbLike, Problem, Result, ScoreLike, priced, scored
 
 _GIVE_UP_AFTER = 500
 """So many proposals in a row without one that is new and allowed: the space is used up."""
@@ -54,11 +56,12 @@ class Budget:
 
 
 def seconds_per_trial(trials: Sequence[FrozenTrial]) -> float | None:
-    """Median seconds of the trained trials; None before the first."""
+    """Median seconds of the trials that reached the last rung; None before the first."""
     seconds = [
         result["seconds"]
         for trial in trials
         if "seconds_training" in (result := trial.user_attrs.get("result") or {})
+        and result["state"] != "pruned"
     ]
     return statistics.median(seconds) if seconds else None
 
@@ -122,13 +125,16 @@ def search_loop(
             ended = f"all {problem.space.size} policies of the space were tried"
             break
         if fruitless >= _GIVE_UP_AFTER:
-            ended = f"{fruitless} proposals in a row were known already or over a limit"
+            ended = f"{fruitless} proposals in a row were known already, over a limit or not promoted"
             break
+        asked = time.perf_counter()
         trial = study.ask()
         trial.set_user_attr("worker", worker)
         policy = problem.space.suggest(trial)
+        proposing = {"seconds_proposing": time.perf_counter() - asked}
         try:
             result = _attempt(problem, study, run, trial, policy, rng, ledger)
+            result = replace(result, values={**result.values, **proposing})
         except BaseException:  # told to stop at once, a full disk: the policy is not to blame
             with suppress(Exception):
                 hand_back(study, trial)
@@ -136,7 +142,7 @@ def search_loop(
             raise
         row = row_of(tell(study, trial, result))
         ledger.write()
-        trained = result.state in ("complete", "failed") or "accuracy" in result.values
+        trained = reached_the_end(result.to_dict())
         fruitless = 0 if trained else fruitless + 1
         failures = failures + 1 if result.state == "failed" else 0 if trained else failures
         run.log(trial_line(row))
@@ -165,11 +171,48 @@ def _attempt(
         return Result("pruned", f"duplicate of trial {first}")
     trial.set_user_attr("policy", json.dumps(policy.to_dict(), separators=(",", ":")))
     trial.set_user_attr("digest", policy.digest)
+    asked = time.perf_counter()
     price = priced(problem, policy)
+    price = replace(price, values={**price.values, "seconds_pricing": time.perf_counter() - asked})
     if price.state == "infeasible":
         return price
     ledger.write()
-    return scored(problem, policy, price, run.checkpoint(trial.number))
+
+    def better(rung: int, score: ScoreLike) -> int | None:
+        return _better(problem, study, run, trial.number, price, rung, score)
+
+    def keep(climb: ClimbLike, scores: Sequence[ScoreLike]) -> None:
+        climb.keep(run.checkpoint(trial.number))
+        save_scores(run.scores_file(trial.number), problem.rungs, [score.scores for score in scores])
+
+    return scored(problem, policy, price, better, keep)
+
+
+def _better(
+    problem: Problem,
+    study: optuna.Study,
+    run: RunFolder,
+    number: int,
+    price: Result,
+    rung: int,
+    score: ScoreLike,
+) -> int | None:
+    """The finished trial that keeps this one from the next rung, if any."""
+    images = problem.rungs[rung]
+    costs = [name for name in problem.objectives if name != "accuracy"]
+    results = [
+        (trial.number, trial.user_attrs.get("result") or {}) for trial in study.get_trials(deepcopy=False)
+    ]
+    own = Standing(
+        number, tuple(price.values[name] for name in costs), float(score.accuracy), float(score.divergence)
+    )
+    return dominator(
+        own,
+        score.scores,
+        standings(results, images, costs),
+        lambda other: load_scores(run.scores_file(other), images),
+        trained=images > 0,
+    )
 
 
 def _unseen(

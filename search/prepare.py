@@ -16,6 +16,7 @@ from compression.policy import LayerPolicy, Policy
 from hw_profiles import HardwareProfile, load_profile
 from search.config import ConfigError, SearchConfig
 from search.front import quantity
+from search.paired import save_scores
 from search.run_folder import RunFolder, now
 from search.space import Space
 from search.trial import COSTS, Problem, priced
@@ -84,6 +85,8 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         log("scoring the uncompressed network on the search split")
         score = scorer.baseline()
         baseline = {"accuracy": float(score.accuracy), "accuracy_ci": [float(x) for x in score.accuracy_ci]}
+        if run is not None and write:
+            save_scores(run.scores_file("baseline"), config.rung_images[-1:], [score.scores])
     hardware = config.hardware
     costs = cost_model(loaded.traced, loaded.space, loaded.profile, hardware.threads, log, hardware.provider)
     network = loaded.traced.network
@@ -115,6 +118,7 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         objectives=config.search.objectives,
         limits=config.limits,
         baseline_accuracy=baseline["accuracy"],
+        rungs=config.rung_images,
     )
     check_limits(problem)
     if run is None or not write:

@@ -27,7 +27,8 @@ class RunError(ValueError):
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One line of trials.csv. None: not known (yet). ``policy`` is JSON; times are ISO 8601, local."""
+    """One line of trials.csv. None: not known (yet). ``policy`` and ``rungs`` (each that was reached)
+    are JSON; times are ISO 8601, local."""
 
     trial: int
     state: str
@@ -42,6 +43,11 @@ class TrialRow:
     seconds: float | None = None
     seconds_training: float | None = None
     seconds_scoring: float | None = None
+    seconds_proposing: float | None = None
+    seconds_pricing: float | None = None
+    rung: float | None = None
+    divergence: float | None = None
+    rungs: str = ""
     started: str = ""
     finished: str = ""
     worker: str = ""
@@ -49,7 +55,9 @@ class TrialRow:
 
 
 COLUMNS = tuple(field.name for field in fields(TrialRow))
-_TEXT = ("state", "reason", "started", "finished", "worker", "policy")
+ADDED = ("seconds_proposing", "seconds_pricing", "rung", "divergence", "rungs")
+"""Columns that run folders made before there were rungs do not have."""
+_TEXT = ("state", "reason", "rungs", "started", "finished", "worker", "policy")
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,15 @@ class RunFolder:
     def checkpoint(self, trial: int) -> Path:
         """The weights of one trial."""
         return self.checkpoints / f"{trial}.safetensors"
+
+    @property
+    def scores(self) -> Path:
+        """Which examples trials had right."""
+        return self.path / "scores"
+
+    def scores_file(self, trial: int | str) -> Path:
+        """The scores of each example at the end of each rung, of one trial (or the "baseline")."""
+        return self.scores / f"{trial}.npz"
 
     def config(self) -> SearchConfig:
         """The configuration that the folder was made with.
@@ -156,7 +173,8 @@ class RunFolder:
         try:
             with self.trials_file.open(newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file)
-                if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
+                there = {*(reader.fieldnames or ()), *ADDED}
+                if missing := [name for name in COLUMNS if name not in there]:
                     raise RunError(f"{self.trials_file} has no column {missing[0]!r}")
                 return [_row(line) for line in reader]
         except FileNotFoundError:
@@ -311,9 +329,9 @@ def _check_same(run: RunFolder, config: SearchConfig) -> None:
 
 def _row(line: dict[str, str]) -> TrialRow:
     numbers = {
-        name: float(line[name]) if line[name] else None
+        name: float(line[name]) if line.get(name) else None
         for name in COLUMNS
         if name not in _TEXT and name != "trial"
     }
-    texts = {name: line[name] for name in _TEXT}
+    texts = {name: line.get(name) or "" for name in _TEXT}
     return TrialRow(trial=int(line["trial"]), **texts, **numbers)  # type: ignore[arg-type]

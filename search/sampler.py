@@ -2,7 +2,7 @@
 
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 
-from search.config import SearchSection
+from search.config import ConfigError, SearchSection
 
 
 def sampler(settings: SearchSection, offset: int = 0) -> BaseSampler:
@@ -12,6 +12,8 @@ def sampler(settings: SearchSection, offset: int = 0) -> BaseSampler:
     workers from proposing what another is trying.
     """
     seed = (settings.seed + offset) % 2**32
+    if settings.sampler == "cascade":
+        raise ConfigError("search.sampler cascade is not here yet; take tpe, nsga2 or random")
     if settings.sampler == "random":
         return RandomSampler(seed=seed)
     if settings.sampler == "nsga2":

@@ -1,12 +1,15 @@
 """The score of a policy: cut, calibrate, fine-tune with distillation, measure on the search split."""
 
 import copy
+import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 
 from compression.batchnorm import re_estimate
 from compression.compress import Compressed, compress
-from compression.finetune import Batch, Diverged, FineTune, fine_tune
+from compression.finetune import Batch, Diverged, FineTune, distillation_loss, fine_tune
 from compression.fold import fold
 from compression.policy import Policy
 from compression.quantize import calibrate
@@ -22,51 +25,52 @@ from compression.trace import Traced
 from hw_profiles import load_profile
 from latency_models.machine_lock import Note, training
 from search.config import SearchConfig
-from search.task import Data, Task, TaskError, as_data, check_labels, class_count
+from search.paired import Scores, wilson_interval
+from search.task import Task, TaskError, as_data, check_labels, class_count
 
+T = TypeVar("T")
 SCORING_BATCH = 250
 BATCHNORM_IMAGES = 1024
+UNTRAINED_IMAGES = 1000
+"""Search images that a network is scored on before any training: its divergence needs few."""
 KEPT_BYTES = 600_000_000
-"""The short fine-tune's images are kept in memory, augmented and normalised, up to this size."""
+"""The short fine-tune's images are kept in memory, augmented and normalised, up to this size, and so are the
+search images."""
 
 
 class TrialFailed(RuntimeError):
     """A policy that could not be scored: its training diverged, or it ran out of memory."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Score:
-    """Accuracy (mean of the task's score, 0..1), its 95 % confidence interval, and the seconds it took."""
+    """What a network is worth on the search images, or a part of them.
+
+    accuracy: mean of the task's score, 0..1, with its 95 % confidence interval; divergence: mean
+    KL(teacher || network) of the class probabilities, in nats; scores: of each example, (N,), in an order
+    that is the same for all networks.
+    """
 
     accuracy: float
     accuracy_ci: tuple[float, float]
+    divergence: float
+    scores: Scores
     seconds_training: float
     seconds_scoring: float
 
 
-def wilson_interval(accuracy: float, n: int) -> tuple[float, float]:
-    """95 % confidence interval of a share of n examples (Wilson 1927).
-
-    For scores between 0 and 1 that are not all 0 or 1 it is wider than need be.
-    """
-    if n == 0:
-        return (0.0, 1.0)
-    z = 1.959964
-    centre = (accuracy + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(accuracy * (1 - accuracy) / n + z * z / (4 * n * n))
-    return (max(0.0, centre - half), min(1.0, centre + half))
-
-
-def evaluate(module: nn.Module, data: Data, task: Task, device: torch.device) -> Tensor:
-    """The task's score of each example, (N,), in float32."""
+def evaluate(module: nn.Module, batches: Iterable[Batch], task: Task) -> tuple[Tensor, float]:
+    """The task's score of each example, (N,), in float32, and the mean divergence from the teacher."""
     module.eval()
-    scores = []
+    scores: list[Tensor] = []
+    divergence = 0.0
     with torch.no_grad():
-        for start in range(0, len(data), SCORING_BATCH):
-            indices = torch.arange(start, min(start + SCORING_BATCH, len(data)))
-            inputs, targets = data.batch(indices, None)
-            scores.append(task.score(module(_laid_out(inputs, device)), targets.to(device)).float().cpu())
-    return torch.cat(scores)
+        for inputs, targets, teacher in batches:
+            outputs = module(inputs)
+            scores.append(task.score(outputs, targets).float().cpu())
+            if outputs.dim() > 1:  # a single output has no classes to differ in
+                divergence += len(inputs) * float(distillation_loss(outputs.float(), teacher, 1.0))
+    return torch.cat(scores), divergence / sum(map(len, scores))
 
 
 class Scorer:
@@ -86,6 +90,7 @@ class Scorer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.train = as_data(task.train)
         self.search = as_data(task.search)
+        self._short_batches: dict[int, Iterable[Batch]] = {}
         self.teacher = _placed(copy.deepcopy(traced.module), self.device).eval()
 
     def baseline(self) -> Score:
@@ -99,7 +104,7 @@ class Scorer:
         for split in ("train", "search", "test"):
             check_labels(getattr(self.task, split), classes, split)
         with training(self.note):
-            score = self._scored(self.teacher, 0.0, time.perf_counter())
+            score = self.scored(self.teacher, 0.0, time.perf_counter())
         if score.accuracy_ci[0] <= 1.0 / classes:
             raise TaskError(
                 f"the uncompressed model must beat guessing, but it scores {score.accuracy:.4f} on"
@@ -108,42 +113,16 @@ class Scorer:
             )
         return score
 
-    def score(self, policy: Policy, checkpoint: Path | None = None) -> Score:
-        """Compress, fine-tune shortly and score on the search split; keep the weights in ``checkpoint``.
+    def start(self, policy: Policy) -> "Climb":
+        """Compress a policy's network, not yet trained, to be scored rung by rung.
 
         Raises:
-            TrialFailed: the loss became NaN, or memory ran out.
+            TrialFailed: memory ran out.
         """
-        with training(self.note):
-            return self._score(policy, checkpoint)
-
-    def _score(self, policy: Policy, checkpoint: Path | None) -> Score:
         started = time.perf_counter()
-        options = self.config.finetune
-        try:
+        with training(self.note), _explained():
             compressed = self.prepared(policy)
-            if options.images > 0:
-                steps = -(-options.images // options.batch)
-                fine_tune(
-                    compressed.module, self._short_batches, steps, self.task.loss,
-                    self._fine_tune(options.learning_rate),
-                )  # fmt: skip
-                self.re_estimate(compressed)
-            trained = time.perf_counter()
-            score = self._scored(fold(compressed).module, trained - started, trained)
-        except Diverged as error:
-            raise TrialFailed(str(error)) from error
-        except MemoryError as error:
-            raise TrialFailed("out of memory") from error
-        except RuntimeError as error:
-            if "memory" in str(error).lower():
-                raise TrialFailed(f"out of memory: {str(error).splitlines()[0]}") from error
-            raise
-        if not math.isfinite(score.accuracy):
-            raise TrialFailed("the score is not a number")
-        if checkpoint is not None:
-            save_weights(compressed.module, checkpoint)
-        return score
+        return Climb(self, compressed, time.perf_counter() - started)
 
     def refine(
         self, policy: Policy, checkpoint: Path | None, epochs: float, learning_rate: float
@@ -163,10 +142,10 @@ class Scorer:
         steps = int(epochs * len(self.train) / batch)
         if steps > 0:
             batches = self._batches(steps * batch, seed=self.config.search.seed + 1)
-            fine_tune(compressed.module, batches, steps, self.task.loss, self._fine_tune(learning_rate))
+            fine_tune(compressed.module, batches, steps, self.task.loss, self.settings(learning_rate))
             self.re_estimate(compressed)
         trained = time.perf_counter()
-        return compressed, self._scored(fold(compressed).module, trained - started, trained)
+        return compressed, self.scored(fold(compressed).module, trained - started, trained)
 
     def prepared(self, policy: Policy) -> Compressed:
         """Cut and quantized, batch norms and ranges estimated, not yet trained."""
@@ -181,7 +160,8 @@ class Scorer:
         """Batch-norm statistics of the compressed network itself."""
         re_estimate(compressed.module, self._first(self._calibration_batches, BATCHNORM_IMAGES))
 
-    def _fine_tune(self, learning_rate: float) -> FineTune:
+    def settings(self, learning_rate: float) -> FineTune:
+        """How this search fine-tunes."""
         options = self.config.finetune
         return FineTune(
             learning_rate=learning_rate,
@@ -189,11 +169,43 @@ class Scorer:
             distillation_weight=options.distillation_weight,
         )
 
-    def _scored(self, module: nn.Module, seconds_training: float, started: float) -> Score:
-        scores = evaluate(module, self.search, self.task, self.device)
+    def scored(
+        self, module: nn.Module, seconds_training: float, started: float, images: int | None = None
+    ) -> Score:
+        """A network's score on the first ``images`` of the search images (all), since ``started``."""
+        batches = self.search_batches
+        if images is not None:
+            batches = itertools.islice(batches, -(-images // SCORING_BATCH))
+        scores, divergence = evaluate(module, batches, self.task)
         accuracy = float(scores.mean())
+        if not math.isfinite(accuracy) or not math.isfinite(divergence):
+            raise TrialFailed("the score is not a number")
         interval = wilson_interval(accuracy, len(scores))
-        return Score(accuracy, interval, seconds_training, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return Score(accuracy, interval, divergence, scores.numpy(), seconds_training, seconds)
+
+    @cached_property
+    def search_batches(self) -> Iterable[Batch]:
+        """The search images in an order drawn once and for all, so that any beginning of them is a fair
+        sample, with the teacher's outputs."""
+        count = len(self.search)
+        parts = torch.split(torch.randperm(count, generator=torch.Generator().manual_seed(0)), SCORING_BATCH)
+
+        def images() -> Iterator[tuple[Tensor, Tensor]]:
+            for part in parts:
+                inputs, targets = self.search.batch(part, None)
+                yield _laid_out(inputs, self.device), targets.to(self.device)
+
+        @torch.no_grad()
+        def outputs() -> Iterator[Tensor]:
+            for inputs, _ in images():
+                yield self.teacher(inputs).float()
+
+        kept_images = _kept(images, count * self.traced.example_input.numel())
+        kept_outputs = _kept(outputs, count * self._output_size)
+        return _Again(
+            lambda: ((*pair, teacher) for pair, teacher in zip(kept_images, kept_outputs, strict=True))
+        )
 
     @cached_property
     def _calibration_batches(self) -> list[Tensor]:
@@ -215,15 +227,25 @@ class Scorer:
         count = -(-images // len(batches[0]))
         return batches[:count]
 
+    def short_batches(self, rung: int) -> Iterable[Batch]:
+        """What every short fine-tune trains on from the rung before up to this one: the same images, drawn
+        and augmented once, with the teacher's outputs. Scores are paired then, and the teacher runs once and
+        not once a trial."""
+        if rung not in self._short_batches:
+            before = self.config.rung_images[rung - 1] if rung else 0
+            images = self.config.rung_images[rung] - before
+            seed = self.config.search.seed + (rung << 32)  # the seed itself is smaller
+            self._short_batches[rung] = _kept(
+                lambda: self._batches(images, seed),
+                images * (self.traced.example_input.numel() + self._output_size),
+            )
+        return self._short_batches[rung]
+
     @cached_property
-    def _short_batches(self) -> "list[Batch] | _Stream":
-        """What every short fine-tune trains on: the same images, drawn and augmented once, with the
-        teacher's outputs. Scores are paired then, and the teacher runs once and not once a trial."""
-        images = self.config.finetune.images
-        stream = _Stream(self, images, self.config.search.seed)
-        if images * self.traced.example_input.numel() * 4 > KEPT_BYTES:
-            return stream
-        return list(stream)
+    def _output_size(self) -> int:
+        with torch.no_grad():
+            example = self.teacher(_laid_out(self.traced.example_input, self.device))
+        return int(example.numel())
 
     def _batches(self, images: int, seed: int) -> Iterator[Batch]:
         """Augmented training batches with the teacher's outputs, ``images`` in all."""
@@ -241,16 +263,79 @@ class Scorer:
             yield inputs, targets.to(self.device), teacher
 
 
+class Climb:
+    """One policy's network on its way up the rungs; what it has learnt stays from one to the next."""
+
+    def __init__(self, scorer: Scorer, compressed: Compressed, seconds: float) -> None:
+        self.compressed = compressed
+        self._scorer = scorer
+        self._seconds = seconds
+        self._next = 0
+
+    def score(self, rung: int) -> Score:
+        """Train up to the end of a rung that was not scored yet, and score there.
+
+        Raises:
+            TrialFailed: the loss became NaN, or memory ran out.
+        """
+        scorer = self._scorer
+        images = scorer.config.rung_images
+        with training(scorer.note), _explained():
+            started = time.perf_counter()
+            for number in range(self._next, rung + 1):
+                self._train(number, images[number] - (images[number - 1] if number else 0))
+            self._next = rung + 1
+            trained = time.perf_counter()
+            spent, self._seconds = self._seconds + trained - started, 0.0
+            scored_on = UNTRAINED_IMAGES if rung < len(images) - 1 and not images[rung] else None
+            return scorer.scored(fold(self.compressed).module, spent, trained, scored_on)
+
+    def _train(self, rung: int, images: int) -> None:
+        if images == 0:
+            return
+        scorer, options = self._scorer, self._scorer.config.finetune
+        batches = scorer.short_batches(rung)
+        steps = -(-images // options.batch)
+        fine_tune(
+            self.compressed.module, batches, steps, scorer.task.loss, scorer.settings(options.learning_rate)
+        )
+        scorer.re_estimate(self.compressed)
+
+    def keep(self, checkpoint: Path) -> None:
+        """Write the weights as they are now."""
+        save_weights(self.compressed.module, checkpoint)
+
+
 @dataclass(frozen=True)
-class _Stream:
-    """The same batches each time it is iterated."""
+class _Again(Generic[T]):
+    """The same items each time it is iterated, made anew."""
 
-    scorer: Scorer
-    images: int
-    seed: int
+    make: Callable[[], Iterator[T]]
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self.scorer._batches(self.images, self.seed)
+    def __iter__(self) -> Iterator[T]:
+        return self.make()
+
+
+def _kept(make: Callable[[], Iterator[T]], floats: int) -> Iterable[T]:
+    """Items that hold so many floats together: in memory, or made anew each time where that is too much."""
+    return _Again(make) if floats * 4 > KEPT_BYTES else list(make())
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what a policy may suffer into TrialFailed; a bug stays what it is."""
+    try:
+        yield
+    except Diverged as error:
+        raise TrialFailed(str(error)) from error
+    except MemoryError as error:
+        raise TrialFailed("out of memory") from error
+    except TrialFailed:
+        raise
+    except RuntimeError as error:
+        if "memory" in str(error).lower():
+            raise TrialFailed(f"out of memory: {str(error).splitlines()[0]}") from error
+        raise
 
 
 def _laid_out(inputs: Tensor, device: torch.device) -> Tensor:

@@ -156,16 +156,20 @@ def _all_params(trial: FrozenTrial) -> dict[str, object]:
 
 
 def finished(trials: Iterable[FrozenTrial]) -> int:
-    """Trials that count towards --trials: trained ones, complete or failed or over max_drop.
+    """Trials that count towards --trials: those that reached the last rung, or failed.
 
-    Policies that were refused for their cost, or that were there before, cost nothing and do not count.
+    Policies that were refused for their cost, were there before, or were not promoted do not count.
     """
-    return sum(trial.state.is_finished() and _trained(trial) for trial in trials)
+    return sum(
+        trial.state.is_finished() and reached_the_end(trial.user_attrs.get("result") or {})
+        for trial in trials
+    )
 
 
-def _trained(trial: FrozenTrial) -> bool:
-    result = trial.user_attrs.get("result") or {}
-    return result.get("state") in ("complete", "failed") or "accuracy" in result
+def reached_the_end(result: Mapping[str, Any]) -> bool:
+    """Whether a trial was trained as long as trials are, or failed."""
+    state = result.get("state")
+    return state in ("complete", "failed") or (state == "infeasible" and "accuracy" in result)
 
 
 def digests(trials: Iterable[FrozenTrial], without: int | None = None) -> dict[str, int]:

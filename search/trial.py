@@ -4,13 +4,14 @@ import errno
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from compression.policy import Policy
 from search.config import LimitsSection
+from search.paired import Scores
 from search.space import Space
 
 if TYPE_CHECKING:
@@ -20,29 +21,46 @@ COSTS = ("latency_ms", "energy_mj", "size_bytes", "peak_memory_bytes")
 
 
 class ScoreLike(Protocol):
-    """What a scorer says of a policy; accuracies are fractions, the interval holds 95 %."""
+    """What a scorer says of a network; ``search.score.Score`` is the real one and says the units."""
 
     @property
     def accuracy(self) -> float: ...  # noqa: D102
     @property
     def accuracy_ci(self) -> tuple[float, float]: ...  # noqa: D102
     @property
+    def divergence(self) -> float: ...  # noqa: D102
+    @property
+    def scores(self) -> Scores: ...  # noqa: D102
+    @property
     def seconds_training(self) -> float: ...  # noqa: D102
     @property
     def seconds_scoring(self) -> float: ...  # noqa: D102
 
 
-class ScorerLike(Protocol):
-    """Trains and scores what a policy makes of the network; ``search.score.Scorer`` is the real one."""
+class ClimbLike(Protocol):
+    """One policy's network on its way up the rungs; ``search.score.Climb`` is the real one."""
 
-    def score(self, policy: Policy, checkpoint: Path | None) -> ScoreLike:
-        """Cut, quantize, fine-tune shortly and score on the search split; raises when that fails."""
+    def score(self, rung: int) -> ScoreLike:
+        """Train up to the end of a rung and score there; rungs come in ascending order."""
+        ...
+
+    def keep(self, checkpoint: Path) -> None:
+        """Write the weights as they are now."""
+        ...
+
+
+class ScorerLike(Protocol):
+    """Trains and scores what policies make of the network; ``search.score.Scorer`` is the real one."""
+
+    def start(self, policy: Policy) -> ClimbLike:
+        """Cut and quantize; raises when that fails."""
         ...
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is searched. ``baseline_accuracy``: of the uncompressed network on the search split."""
+    """What is searched. ``baseline_accuracy``: of the uncompressed network on the search split; ``rungs``:
+    images that a trial has trained on at the end of each rung, ascending."""
 
     space: Space
     cost_model: "CostModel"
@@ -50,6 +68,7 @@ class Problem:
     objectives: tuple[str, ...]
     limits: LimitsSection
     baseline_accuracy: float
+    rungs: tuple[int, ...] = (0,)
 
     def cost(self, policy: Policy) -> "Cost":
         """What a policy costs; raises what the cost model raises when it does not know."""
@@ -61,17 +80,20 @@ class Result:
     """What came of a trial. ``state``: complete, infeasible, failed or pruned; ``reason``: why not complete.
 
     ``constraints``: name of a limit -> how far over it (as a share of the limit; of ``max_drop``: as a
-    difference of accuracies); 0 and below is within.
+    difference of accuracies); 0 and below is within. ``rungs``: of each that was reached its rung,
+    images, accuracy, divergence and seconds.
     """
 
     state: str
     reason: str = ""
     values: Mapping[str, float] = field(default_factory=dict)
     constraints: Mapping[str, float] = field(default_factory=dict)
+    rungs: tuple[Mapping[str, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, for the journal."""
-        return {"state": self.state, "reason": self.reason, **self.values}
+        rungs = {"rungs": list(self.rungs)} if self.rungs else {}
+        return {"state": self.state, "reason": self.reason, **self.values, **rungs}
 
 
 def priced(problem: Problem, policy: Policy) -> Result:
@@ -97,39 +119,83 @@ def priced(problem: Problem, policy: Policy) -> Result:
     return Result("infeasible", reason, values, constraints)
 
 
-def scored(problem: Problem, policy: Policy, price: Result, checkpoint: Path | None) -> Result:
-    """Train and score a policy whose price is known. What goes wrong becomes a "failed" result.
+def scored(
+    problem: Problem,
+    policy: Policy,
+    price: Result,
+    better: Callable[[int, ScoreLike], int | None],
+    keep: Callable[[ClimbLike, Sequence[ScoreLike]], None],
+) -> Result:
+    """Train and score a policy whose price is known, rung by rung. What goes wrong becomes a "failed" result.
 
     A trial that fails must not end the search; only KeyboardInterrupt and the like come out of it, and a
     full disk, which is no fault of the policy (OSError).
+
+    Args:
+        problem: what is searched.
+        policy: the policy.
+        price: what ``priced`` said of it.
+        better: gets a rung that is not the last and the score there; the trial that keeps this one from
+            going on, or None.
+        keep: gets the network that has reached the last rung, and its scores.
     """
     started = time.perf_counter()
+    values = dict(price.values)
+    reached: list[dict[str, float]] = []
+    scores: list[ScoreLike] = []
+
+    def result(state: str, reason: str = "", **over: float) -> Result:
+        spent = {"seconds": time.perf_counter() - started}
+        return Result(state, reason, {**values, **spent}, {**price.constraints, **over}, tuple(reached))
+
     try:
-        score = problem.scorer.score(policy, checkpoint)
+        climb = problem.scorer.start(policy)
+        for rung, images in enumerate(problem.rungs):
+            score = climb.score(rung)
+            if not math.isfinite(score.accuracy):
+                return result("failed", f"accuracy is {score.accuracy}")
+            scores.append(score)
+            reached.append(_reached(rung, images, score))
+            values |= _values(reached, scores)
+            if rung < len(problem.rungs) - 1 and (by := better(rung, score)) is not None:
+                return result("pruned", f"not promoted from rung {rung}: dominated by trial {by}")
+        keep(climb, scores)
     except Exception as error:
         if "no space left" in str(error).lower():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        return Result("failed", _why(error), {**price.values, **_seconds(started)}, price.constraints)
-    values = {**price.values, **_seconds(started)}
-    values["seconds_training"] = float(score.seconds_training)
-    values["seconds_scoring"] = float(score.seconds_scoring)
-    if not math.isfinite(score.accuracy):
-        return Result("failed", f"accuracy is {score.accuracy}", values, price.constraints)
-    low, high = score.accuracy_ci
-    values |= {"accuracy": float(score.accuracy), "accuracy_low": float(low), "accuracy_high": float(high)}
+        return result("failed", _why(error))
     most = problem.limits.max_drop
     if most is None:
-        return Result("complete", "", values, price.constraints)
+        return result("complete")
     drop = problem.baseline_accuracy - score.accuracy
-    constraints = {**price.constraints, "max_drop": drop - most}
     if drop > most:
         reason = f"accuracy drop {drop:.4f} is over max_drop {most:g}"
-        return Result("infeasible", reason, values, constraints)
-    return Result("complete", "", values, constraints)
+        return result("infeasible", reason, max_drop=drop - most)
+    return result("complete", max_drop=drop - most)
 
 
-def _seconds(started: float) -> dict[str, float]:
-    return {"seconds": time.perf_counter() - started}
+def _reached(rung: int, images: int, score: ScoreLike) -> dict[str, float]:
+    return {
+        "rung": rung,
+        "images": images,
+        "accuracy": float(score.accuracy),
+        "divergence": float(score.divergence),
+        "seconds": float(score.seconds_training + score.seconds_scoring),
+    }
+
+
+def _values(reached: Sequence[Mapping[str, float]], scores: Sequence[ScoreLike]) -> dict[str, float]:
+    """The scores of the highest rung so far, and the time that all took."""
+    low, high = scores[-1].accuracy_ci
+    return {
+        "rung": reached[-1]["rung"],
+        "accuracy": reached[-1]["accuracy"],
+        "accuracy_low": float(low),
+        "accuracy_high": float(high),
+        "divergence": reached[-1]["divergence"],
+        "seconds_training": sum(float(score.seconds_training) for score in scores),
+        "seconds_scoring": sum(float(score.seconds_scoring) for score in scores),
+    }
 
 
 def _why(error: Exception) -> str:

@@ -15,7 +15,8 @@ from hw_profiles import HardwareProfile
 from latency_models.device import device_of
 from latency_models.measure import noise, session, time_models
 from latency_models.providers import PROVIDERS, provider_of
-from search.score import SCORING_BATCH, wilson_interval
+from search.paired import wilson_interval
+from search.score import SCORING_BATCH
 from search.task import Data, Task
 
 INTEGER_KERNELS = ("QLinearConv", "QGemm", "MatMulIntegerToFloat", "QLinearMatMul", "QLinearConvTranspose")

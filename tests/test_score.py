@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,26 +13,12 @@ from compression.batchnorm import re_estimate
 from compression.policy import LayerPolicy, Policy
 from compression.trace import trace
 from search.config import parse_config
-from search.score import Scorer, TrialFailed, evaluate, load_weights, save_weights, wilson_interval
+from search.paired import wilson_interval
+from search.score import Scorer, TrialFailed, evaluate, load_weights, save_weights
 from search.task import ArrayData, Task, TaskError
 from tests.networks import built, example, inputs
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-@pytest.mark.parametrize(
-    ("share", "n", "low", "high"),
-    [
-        (0.5, 100, 0.4038, 0.5962),  # Newcombe 1998 and Brown et al. 2001 give such values
-        (81 / 263, 263, 0.2553, 0.3662),
-        (15 / 148, 148, 0.0624, 0.1605),
-        (0 / 20, 20, 0.0, 0.1611),
-        (1.0, 10, 0.7225, 1.0),
-        (0.3, 0, 0.0, 1.0),
-    ],
-)
-def test_wilson_interval(share: float, n: int, low: float, high: float) -> None:
-    assert wilson_interval(share, n) == pytest.approx((low, high), abs=6e-5)
 
 
 def small_task(loss: Loss = F.cross_entropy, guess: bool = False) -> Task:
@@ -49,9 +36,10 @@ def small_task(loss: Loss = F.cross_entropy, guess: bool = False) -> Task:
     return Task(model, example("Chain"), *splits, loss=loss)
 
 
-def scorer(task: Task, profile: str = "this-machine", **finetune: object) -> Scorer:
+def scorer(task: Task, profile: str = "this-machine", sampler: str = "tpe", **finetune: object) -> Scorer:
     raw = {
         "task": {"file": "task.py"},
+        "search": {"sampler": sampler},
         "hardware": {"profile": profile},
         "finetune": {"images": 96, "batch": 32, "calibration_images": 64, **finetune},
     }
@@ -78,8 +66,10 @@ def test_scores_repeat_and_the_weights_are_kept(tmp_path: Path) -> None:
     judge = scorer(small_task())
     before = {key: value.clone() for key, value in judge.traced.module.state_dict().items()}
     kept = tmp_path / "3.safetensors"
-    first = judge.score(policy(judge), kept)
-    second = scorer(small_task()).score(policy(judge))
+    climb = judge.start(policy(judge))
+    first = climb.score(0)
+    climb.keep(kept)
+    second = scorer(small_task()).start(policy(judge)).score(0)
     # dropout draws from torch's own generator, so trained scores differ by a few examples
     assert first.accuracy == pytest.approx(second.accuracy, abs=0.1)
     assert first.accuracy_ci == wilson_interval(first.accuracy, 120)
@@ -95,15 +85,49 @@ def test_scores_repeat_and_the_weights_are_kept(tmp_path: Path) -> None:
 
 def test_without_training_scores_are_the_same_twice() -> None:
     scores = [scorer(small_task(), images=0) for _ in range(2)]
-    assert scores[0].score(policy(scores[0])).accuracy == scores[1].score(policy(scores[1])).accuracy
-    uncut = policy(scores[0], 0.0)
-    assert scores[0].score(uncut).accuracy >= 0.9  # 8 bits and its own statistics cost next to nothing
+    first, second = [judge.start(policy(judge)).score(0) for judge in scores]
+    assert (first.accuracy, first.divergence) == (second.accuracy, second.divergence)
+    uncut = scores[0].start(policy(scores[0], 0.0)).score(0)
+    assert uncut.accuracy >= 0.9  # 8 bits and its own statistics cost next to nothing
+    assert 0 < uncut.divergence < first.divergence / 4
+
+
+def test_a_climb_goes_on_from_where_it_was_and_scores_on_the_same_images() -> None:
+    judge = scorer(small_task(), sampler="cascade", rungs=[0.0, 0.5, 1.0])
+    assert judge.config.rung_images == (0, 48, 96)
+    climb = judge.start(policy(judge, 0.5, 4))
+    weights = [next(climb.compressed.module.parameters()).clone()]
+    scores = []
+    for rung in range(3):
+        scores.append(climb.score(rung))
+        weights.append(next(climb.compressed.module.parameters()).clone())
+    moved = [not torch.equal(a, b) for a, b in pairwise(weights)]
+    assert moved == [False, True, True]
+    assert scores[2].divergence < scores[1].divergence < scores[0].divergence
+    assert [len(score.scores) for score in scores] == [120] * 3
+    assert all(score.scores.mean() == pytest.approx(score.accuracy) for score in scores)
+    whole = judge.start(policy(judge, 0.5, 4)).score(
+        2
+    )  # rungs that are not asked for are trained all the same
+    assert whole.accuracy == pytest.approx(scores[2].accuracy, abs=0.1)
+
+
+def test_before_training_a_part_of_the_images_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.score.UNTRAINED_IMAGES", 40)
+    monkeypatch.setattr("search.score.SCORING_BATCH", 20)
+    judge = scorer(small_task(), sampler="cascade")
+    climb = judge.start(policy(judge))
+    first, second = climb.score(0), climb.score(1)
+    assert (len(first.scores), len(second.scores)) == (40, 120)
+    baseline = judge.baseline()
+    assert baseline.divergence == pytest.approx(0.0, abs=1e-6)
+    assert len(baseline.scores) == 120
 
 
 def test_the_long_training_goes_further() -> None:
     judge = scorer(small_task(), images=32)
     harsh = policy(judge, 0.5, 4)
-    short = judge.score(harsh).accuracy
+    short = judge.start(harsh).score(0).accuracy
     _, long = judge.refine(harsh, None, epochs=20, learning_rate=0.02)
     assert long.accuracy > short + 0.1
 
@@ -126,7 +150,7 @@ def test_channels_snap_to_the_multiple_of_the_part() -> None:
         ),
     ],
 )
-def test_a_trial_that_fails_says_why(raised: Exception | None, said: str, tmp_path: Path) -> None:
+def test_a_trial_that_fails_says_why(raised: Exception | None, said: str) -> None:
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         if raised is not None:
             raise raised
@@ -134,9 +158,8 @@ def test_a_trial_that_fails_says_why(raised: Exception | None, said: str, tmp_pa
 
     judge = scorer(small_task(loss))
     with pytest.raises(TrialFailed, match=said) as failure:
-        judge.score(policy(judge), tmp_path / "0.safetensors")
+        judge.start(policy(judge)).score(0)
     assert "\n" not in str(failure.value)
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_bug_in_the_users_loss_is_not_swallowed() -> None:
@@ -145,14 +168,18 @@ def test_a_bug_in_the_users_loss_is_not_swallowed() -> None:
 
     judge = scorer(small_task(loss))
     with pytest.raises(RuntimeError, match="shapes do not match") as failure:
-        judge.score(policy(judge))
+        judge.start(policy(judge)).score(0)
     assert not isinstance(failure.value, TrialFailed)
 
 
 def test_evaluate_gives_one_score_per_example_and_no_gradient() -> None:
     task = small_task()
     with torch.no_grad():
-        scores = evaluate(task.model.train(), task.test, task, torch.device("cpu"))
+        wrong = torch.zeros(50, 10)
+        inputs, targets = task.test.batch(torch.arange(50), None)
+        scores, divergence = evaluate(task.model.train(), [(inputs, targets, wrong)], task)
+        chances = task.model(inputs).softmax(1)
+    assert divergence == pytest.approx(float(-(0.1 * (10 * chances).log()).sum(1).mean()))
     assert scores.shape == (50,)
     assert scores.dtype == torch.float32
     assert not task.model.training

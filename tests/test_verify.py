@@ -13,7 +13,7 @@ from compression.quantize import calibrate
 from compression.template import template
 from compression.trace import trace
 from search.card import card
-from search.score import wilson_interval
+from search.paired import wilson_interval
 from search.task import ArrayData, Task
 from search.verify import TestResult as Result
 from search.verify import Verification, integer_layers, kernel_report, test_once, verification

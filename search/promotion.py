@@ -1,0 +1,77 @@
+"""Which trials go on to the next rung: those that no other dominates by more than noise."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from search.paired import Scores, paired_interval, unpaired_interval
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A trial at the end of a rung: those of its costs that are objectives, and its scores there."""
+
+    trial: int
+    costs: tuple[float, ...]
+    accuracy: float
+    divergence: float
+
+
+def standings(
+    results: Iterable[tuple[int, Mapping[str, Any]]], images: int, costs: Sequence[str]
+) -> list[Standing]:
+    """Where trials stood after training on so many images; ``results``: number and result of each trial."""
+    return [
+        Standing(
+            number,
+            tuple(float(result[name]) for name in costs),
+            float(reached["accuracy"]),
+            float(reached["divergence"]),
+        )
+        for number, result in results
+        for reached in result.get("rungs", ())
+        if reached["images"] == images
+    ]
+
+
+def dominator(
+    own: Standing,
+    scores: Scores,
+    others: Iterable[Standing],
+    scores_of: Callable[[int], Scores | None],
+    trained: bool,
+) -> int | None:
+    """The trial that keeps ``own`` from the next rung, or None.
+
+    It costs nowhere more. After training (``trained``) it is more accurate by more than the noise of the
+    paired difference; before any, where accuracies say little of what training will win back, it is better in
+    divergence from the teacher and in accuracy no worse.
+
+    Args:
+        own: where the trial in question stands.
+        scores: its score of each example.
+        others: those that reached the same rung.
+        scores_of: the scores of another trial on the same examples; None where they were not kept, then the
+            difference is taken for unpaired, which is noisier.
+        trained: whether the rung has trained.
+    """
+    near = [
+        other
+        for other in others
+        if other.trial != own.trial
+        and other.accuracy >= own.accuracy
+        and all(theirs <= mine for theirs, mine in zip(other.costs, own.costs, strict=True))
+    ]
+    for other in sorted(near, key=lambda other: -other.accuracy):
+        if not trained:
+            if other.divergence < own.divergence:
+                return other.trial
+            continue
+        kept = scores_of(other.trial)
+        if kept is not None and kept.shape == scores.shape:
+            low, _ = paired_interval(kept, scores)
+        else:
+            low, _ = unpaired_interval(other.accuracy, own.accuracy, len(scores))
+        if low > 0:
+            return other.trial
+    return None
