@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from compression.policy import LayerPolicy, Policy
 from hw_profiles import HardwareProfile, load_profile
+from search import sensitivity
 from search.config import ConfigError, SearchConfig
 from search.front import quantity
 from search.paired import save_scores
@@ -121,6 +122,8 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         rungs=config.rung_images,
     )
     check_limits(problem)
+    if config.search.sampler == "cascade" and run is not None:
+        problem = replace(problem, sensitivities=sensitivity.measure(scorer, loaded.space, log))
     if run is None or not write:
         return problem
     shown = ", ".join(
@@ -135,6 +138,8 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
     validation = None
     if isinstance(costs, TableModel):
         validation = first_validation(costs, network, loaded.space, log)
+    if problem.sensitivities is not None:
+        sensitivity.write_csv(run.path / "sensitivities.csv", loaded.space, problem.sensitivities)
     run.update_environment(
         profile=loaded.profile.name,
         estimated=cost.estimated,
@@ -147,6 +152,7 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         space_size=str(loaded.space.size),
         latency_validation=validation,
         measured_on=measured_on(costs),
+        sensitivities=sensitivity.summary(problem.sensitivities),
         hashes=hashes,
         seeds={"search": config.search.seed},
         versions=_versions(),

@@ -43,15 +43,15 @@ class TrialRow:
     seconds: float | None = None
     seconds_training: float | None = None
     seconds_scoring: float | None = None
+    started: str = ""
+    finished: str = ""
+    worker: str = ""
+    policy: str = ""
     seconds_proposing: float | None = None
     seconds_pricing: float | None = None
     rung: float | None = None
     divergence: float | None = None
     rungs: str = ""
-    started: str = ""
-    finished: str = ""
-    worker: str = ""
-    policy: str = ""
 
 
 COLUMNS = tuple(field.name for field in fields(TrialRow))

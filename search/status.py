@@ -64,7 +64,10 @@ def _seconds_left(rows: Sequence[TrialRow], budget: Mapping[str, Any]) -> float 
         ends.append(max(0.0, float(budget["deadline"]) - time.time()))
     seconds = [row.seconds for row in rows if row.state == "complete" and row.seconds is not None]
     if budget.get("trials") is not None and seconds:
-        trained = sum(row.state in ("complete", "failed") or row.accuracy is not None for row in rows)
+        trained = sum(
+            row.state in ("complete", "failed") or (row.state == "infeasible" and row.accuracy is not None)
+            for row in rows
+        )
         left = max(0, int(budget["trials"]) - trained)
         ends.append(left * statistics.median(seconds) / int(budget.get("workers") or 1))
     return min(ends) if ends else None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from compression.policy import Policy
 from search.config import LimitsSection
 from search.paired import Scores
+from search.sensitivity import Sensitivities
 from search.space import Space
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ class ScorerLike(Protocol):
 @dataclass(frozen=True)
 class Problem:
     """What is searched. ``baseline_accuracy``: of the uncompressed network on the search split; ``rungs``:
-    images that a trial has trained on at the end of each rung, ascending."""
+    images that a trial has trained on at the end of each rung, ascending; ``sensitivities``: if the
+    sampler learns from them."""
 
     space: Space
     cost_model: "CostModel"
@@ -69,6 +71,7 @@ class Problem:
     limits: LimitsSection
     baseline_accuracy: float
     rungs: tuple[int, ...] = (0,)
+    sensitivities: Sensitivities | None = None
 
     def cost(self, policy: Policy) -> "Cost":
         """What a policy costs; raises what the cost model raises when it does not know."""
