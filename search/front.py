@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from search.noise import alike
 from search.run_folder import RunFolder, TrialRow
 
 COSTS = ("latency_ms", "size_bytes", "energy_mj", "peak_memory_bytes")
@@ -59,15 +60,22 @@ def front_of(run: RunFolder) -> list[TrialRow]:
 def front_json(run: RunFolder) -> dict[str, Any]:
     """The front as the JSON object of `leanfront front --format json`: run, profile, baseline, front.
 
+    A member that is more accurate than a cheaper one by noise alone names it: ``same_within_noise_as``.
     With costs that rest on assumed numbers also ``estimates``, which says on which.
     """
     environment = run.environment()
     estimates = environment.get("estimates")
+    config = run.config()
+    rows = front_rows(run.trials(), config.search.objectives)
+    same = alike(run, rows, config.search.objectives)
     return {
         "run": str(run.path),
-        "profile": environment.get("profile", run.config().hardware.profile),
+        "profile": environment.get("profile", config.hardware.profile),
         "baseline": environment.get("baseline") or {},
-        "front": [point(row) for row in front_of(run)],
+        "front": [
+            point(row) | ({"same_within_noise_as": same[row.trial]} if row.trial in same else {})
+            for row in rows
+        ],
         **({"estimates": estimates} if estimates else {}),
     }
 
@@ -91,7 +99,12 @@ def front_table(run: RunFolder) -> list[dict[str, str]]:
     answer = front_json(run)
     baseline: Mapping[str, Any] = answer["baseline"]
     rows = [_cells("-", baseline, baseline)] if baseline else []
-    return rows + [_cells(str(entry["trial"]), entry, baseline) for entry in answer["front"]]
+    rows += [_cells(str(entry["trial"]), entry, baseline) for entry in answer["front"]]
+    if any("same_within_noise_as" in entry for entry in answer["front"]):
+        for row, entry in zip(reversed(rows), reversed(answer["front"]), strict=False):
+            row["same as"] = str(entry.get("same_within_noise_as", ""))
+        rows[0].setdefault("same as", "")
+    return rows
 
 
 def _cells(name: str, entry: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, str]:

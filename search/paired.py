@@ -14,6 +14,9 @@ from latency_models.files import replace_file
 Scores = NDArray[np.float32]
 """A score between 0 and 1 of each example, (N,); of a classifier 1 where it is right, else 0."""
 
+Known = tuple[float, float, float]
+"""A share and the ends of its confidence interval."""
+
 Z = 1.959964
 """Quantile of the normal distribution for intervals of 95 %."""
 
@@ -54,16 +57,17 @@ def paired_interval(one: Scores, other: Scores) -> tuple[float, float]:
     if product > 0:  # Newcombe's correction for continuity
         product = max(product - n / 2, 0.0)
     sides = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
-    return _square_and_add(
-        (both + only_first) / n, (both + only_second) / n, n, product / math.sqrt(sides) if sides else 0.0
-    )
+    shares = (both + only_first) / n, (both + only_second) / n
+    first_known, second_known = ((share, *wilson_interval(share, n)) for share in shares)
+    return _square_and_add(first_known, second_known, product / math.sqrt(sides) if sides else 0.0)
 
 
-def unpaired_interval(one: float, other: float, n: int) -> tuple[float, float]:
-    """95 % confidence interval of the difference of two shares of n examples each of which no more is known
-    (Newcombe 1998, Interval estimation for the difference between independent proportions, method 10):
-    wider than the paired one of two networks that err on the same examples."""
-    return _square_and_add(one, other, n, 0.0)
+def unpaired_interval(one: Known, other: Known) -> tuple[float, float]:
+    """95 % confidence interval of the difference of two shares of which no more is known than their own
+    intervals (Newcombe 1998, Interval estimation for the difference between independent proportions,
+    Statistics in Medicine 17, 873-890, method 10): wider than the paired one of two networks that err on the
+    same examples."""
+    return _square_and_add(one, other, 0.0)
 
 
 def save_scores(path: Path, rungs: Sequence[int], scores: Sequence[Scores]) -> None:
@@ -78,22 +82,24 @@ def save_scores(path: Path, rungs: Sequence[int], scores: Sequence[Scores]) -> N
     replace_file(path, data.getvalue())
 
 
-def load_scores(path: Path, images: int) -> Scores | None:
-    """The scores at the end of one rung; None where they were not kept."""
+def load_scores(path: Path, images: int | None = None) -> Scores | None:
+    """The scores at the end of one rung, the last if none is named; None where they were not kept."""
     try:
         with np.load(path) as kept:
-            return np.asarray(kept[str(images)], dtype=np.float32)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return np.asarray(kept[str(images) if images is not None else kept.files[-1]], dtype=np.float32)
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile):
         return None
 
 
-def _square_and_add(one: float, other: float, n: int, correlation: float) -> tuple[float, float]:
-    (low, high), (other_low, other_high) = wilson_interval(one, n), wilson_interval(other, n)
-    down, up = one - low, high - one
-    other_down, other_up = other - other_low, other_high - other
+def _square_and_add(one: Known, other: Known, correlation: float) -> tuple[float, float]:
+    share, low, high = one
+    other_share, other_low, other_high = other
+    down, up = share - low, high - share
+    other_down, other_up = other_share - other_low, other_high - other_share
     below = down**2 - 2 * correlation * down * other_up + other_up**2
     above = up**2 - 2 * correlation * up * other_down + other_down**2
-    return one - other - math.sqrt(max(0.0, below)), one - other + math.sqrt(max(0.0, above))
+    difference = share - other_share
+    return difference - math.sqrt(max(0.0, below)), difference + math.sqrt(max(0.0, above))
 
 
 def _binary(scores: Scores) -> bool:

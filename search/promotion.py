@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from search.paired import Scores, paired_interval, unpaired_interval
+from search.paired import Scores, paired_interval, unpaired_interval, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ def dominator(
         if kept is not None and kept.shape == scores.shape:
             low, _ = paired_interval(kept, scores)
         else:
-            low, _ = unpaired_interval(other.accuracy, own.accuracy, len(scores))
+            shares = (other.accuracy, own.accuracy)
+            theirs, mine = ((share, *wilson_interval(share, len(scores))) for share in shares)
+            low, _ = unpaired_interval(theirs, mine)
         if low > 0:
             return other.trial
     return None

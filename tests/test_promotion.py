@@ -14,9 +14,10 @@ from optuna.trial import TrialState
 from search.config import ConfigError
 from search.front import front_of
 from search.loop import Budget, search_loop
+from search.noise import alike
 from search.paired import load_scores, paired_interval, save_scores, unpaired_interval, wilson_interval
 from search.promotion import Standing, dominator, standings
-from search.run_folder import ADDED, make_run, registered
+from search.run_folder import ADDED, TrialRow, make_run, registered
 from search.study import enqueue_seeds, finished, open_study
 from tests.test_study import Scorer, configuration, problem_of
 
@@ -42,6 +43,11 @@ def pair(both, only_first, only_second, neither):
     return one, np.repeat([1, 0, 1, 0], counts).astype(np.float32)
 
 
+def unpaired(first, n, second, m):
+    known = [(k / size, *wilson_interval(k / size, size)) for k, size in ((first, n), (second, m))]
+    return unpaired_interval(*known)
+
+
 @pytest.mark.parametrize(
     ("counts", "interval"),
     [
@@ -57,7 +63,8 @@ def test_paired_interval_of_newcombe(counts, interval):
 
 
 def test_unpaired_interval_of_newcombe():
-    assert unpaired_interval(56 / 70, 56 / 70, 70) == pytest.approx((-0.1322, 0.1322), abs=1e-3)
+    assert unpaired(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=6e-5)
+    assert unpaired(9, 10, 3, 10) == pytest.approx((0.1705, 0.8090), abs=6e-5)
 
 
 @given(
@@ -71,13 +78,13 @@ def test_a_paired_interval_holds_the_difference_and_turns_with_it(scores):
     difference = float(one.mean(dtype=float) - other.mean(dtype=float))
     assert low - 1e-9 <= difference <= high + 1e-9
     assert paired_interval(other, one) == pytest.approx((-high, -low))
-    assert unpaired_interval(float(one.mean()), float(other.mean()), len(one))[1] > difference - 1e-6
+    assert unpaired(one.sum(), len(one), other.sum(), len(one))[1] > difference - 1e-6
 
 
 def test_networks_that_err_on_the_same_examples_are_told_apart_sooner():
     one, other = pair(4300, 40, 10, 650)
     assert paired_interval(one, other)[0] > 0
-    assert unpaired_interval(float(one.mean()), float(other.mean()), 5000)[0] < 0
+    assert unpaired(one.sum(), 5000, other.sum(), 5000)[0] < 0
 
 
 def test_scores_that_are_shares_have_an_interval_of_their_differences():
@@ -98,6 +105,7 @@ def test_scores_are_kept_by_the_images_trained_on(tmp_path):
     save_scores(path, (0, 96), [right, shares])
     assert load_scores(path, 0).tolist() == [1, 0, 1]
     assert load_scores(path, 96).tolist() == [0.25, 0.5, 1.0]
+    assert load_scores(path).tolist() == [0.25, 0.5, 1.0]
     assert load_scores(path, 5) is None
     assert load_scores(tmp_path / "8.npz", 0) is None
     path.write_bytes(b"torn")
@@ -235,3 +243,26 @@ def test_run_folders_from_before_there_were_rungs_are_read(searched):
     assert [row.accuracy for row in old] == [row.accuracy for row in rows]
     assert old[0].rung is None
     assert old[0].rungs == ""
+
+
+def test_front_members_that_are_better_by_noise_alone_are_marked(tmp_path):
+    run = make_run(tmp_path / "run", configuration())
+    ninety = right(0.9)
+    luckier = ninety.copy()
+    luckier[903:905] = 1.0  # two more of 1000
+    better = right(0.92)
+    rows = []
+    for trial, (scores, latency, size) in enumerate(
+        [(ninety, 1.0, 5.0), (luckier, 2.0, 6.0), (better, 3.0, 7.0), (better, 4.0, 1.0)]
+    ):
+        save_scores(run.scores_file(trial), (96,), [scores])
+        accuracy = float(scores.mean(dtype=float))
+        low, high = wilson_interval(accuracy, 1000)
+        rows.append(TrialRow(trial, "complete", "", accuracy, low, high, latency_ms=latency, size_bytes=size))
+    # 20 of 1000 more, and none fewer, is no noise
+    assert alike(run, rows, ("accuracy", "latency_ms")) == {1: 0, 3: 2}
+    assert alike(run, rows, ("accuracy", "latency_ms", "size_bytes")) == {1: 0}
+    run.scores_file(0).unlink()
+    run.scores_file(2).unlink()
+    # unpaired, 2 points are noise
+    assert alike(run, rows, ("accuracy", "latency_ms")) == {1: 0, 2: 0, 3: 0}
