@@ -3,9 +3,9 @@
     python -m benchmarks.search_efficiency exhaustive [--seeds 10] [--samplers cascade tpe nsga2 gp random]
 
 exhaustive: on the table of benchmarks/exhaustive (every policy of a small real network, scored once). How
-much of the true hypervolume is found after so many evaluations, and after how many 99 % of it are. What cascade's
-sensitivity pass needs counts as evaluations, too. Stock samplers are Optuna's, as search.sampler makes them;
-a policy that they propose again costs them nothing.
+much of the true hypervolume is found after so many evaluations, and after how many 99 % of it are. What
+cascade's sensitivity pass needs counts as evaluations, too. Stock samplers are Optuna's, as search.sampler
+makes them; a policy that they propose again costs them nothing.
 """
 
 import argparse
@@ -77,7 +77,7 @@ class Exhaustive:
 
     @cached_property
     def values(self) -> Array:
-        """(n, k + 1): log costs as shares of the range, and shortfall of accuracy: less is better, up to 1."""
+        """(n, k + 1): log costs as shares of their range, then shortfall of accuracy; 1 is the reference."""
         log_costs = np.log(self.costs / self.costs[self.uncompressed])
         shortfall = (self.accuracy[self.uncompressed] - self.accuracy) / 0.10
         return np.hstack([log_costs / -log_costs.min(axis=0) + 1.0, shortfall[:, None]])
