@@ -25,7 +25,8 @@ from benchmarks.exhaustive.make_table import HERE, TABLE
 from latency_models.models import model_of
 from search.cascade.encoding import Codes, Encoding, keys
 from search.cascade.gaussian import Array
-from search.cascade.sampler import CascadeSampler, Knowledge
+from search.cascade.knowledge import Knowledge
+from search.cascade.sampler import CascadeSampler
 from search.config import SearchSection, load_config
 from search.prepare import Loaded, load
 from search.sampler import sampler as stock_sampler

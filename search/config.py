@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
 
-Sampler = Literal["cascade", "tpe", "nsga2", "random"]
+Sampler = Literal["cascade", "tpe", "nsga2", "nsga3", "gp", "random"]
 Objective = Literal["accuracy", "latency_ms", "size_bytes", "energy_mj"]
 Provider = Literal["cpu", "cuda", "tensorrt"]
 WeightBits = Literal[2, 3, 4, 5, 6, 7, 8, 32]

@@ -1,21 +1,45 @@
-"""The samplers that a search can be run with: Optuna's own."""
+"""The samplers that a search can be run with: our own, and Optuna's."""
 
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from typing import TYPE_CHECKING
 
-from search.config import ConfigError, SearchSection
+from optuna.samplers import (
+    BaseSampler,
+    GPSampler,
+    NSGAIIISampler,
+    NSGAIISampler,
+    RandomSampler,
+    TPESampler,
+)
+
+from search.config import SearchSection
+
+if TYPE_CHECKING:
+    from search.cascade.knowledge import Knowledge
+
+_POPULATION = 20
 
 
-def sampler(settings: SearchSection, offset: int = 0) -> BaseSampler:
+def sampler(settings: SearchSection, offset: int = 0, knowledge: "Knowledge | None" = None) -> BaseSampler:
     """The sampler of the configuration; ``offset`` gives each worker and each resumption its own draws.
 
-    TPE is multivariate: all decisions of a policy are drawn together, once. ``constant_liar`` keeps parallel
-    workers from proposing what another is trying.
+    ``knowledge``: what cascade starts from; the others take none. TPE is multivariate: all decisions of a
+    policy are drawn together, once. ``constant_liar`` keeps parallel workers from proposing what another is
+    trying.
     """
     seed = (settings.seed + offset) % 2**32
-    if settings.sampler == "cascade":
-        raise ConfigError("search.sampler cascade is not here yet; take tpe, nsga2 or random")
-    if settings.sampler == "random":
-        return RandomSampler(seed=seed)
-    if settings.sampler == "nsga2":
-        return NSGAIISampler(population_size=20, seed=seed)
-    return TPESampler(multivariate=True, constant_liar=True, n_startup_trials=10, seed=seed)
+    match settings.sampler:
+        case "cascade":
+            from search.cascade.sampler import CascadeSampler
+
+            assert knowledge is not None
+            return CascadeSampler(knowledge, seed)
+        case "random":
+            return RandomSampler(seed=seed)
+        case "nsga2":
+            return NSGAIISampler(population_size=_POPULATION, seed=seed)
+        case "nsga3":
+            return NSGAIIISampler(population_size=_POPULATION, seed=seed)
+        case "gp":
+            return GPSampler(seed=seed)
+        case "tpe":
+            return TPESampler(multivariate=True, constant_liar=True, n_startup_trials=10, seed=seed)

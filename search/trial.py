@@ -62,7 +62,8 @@ class ScorerLike(Protocol):
 class Problem:
     """What is searched. ``baseline_accuracy``: of the uncompressed network on the search split; ``rungs``:
     images that a trial has trained on at the end of each rung, ascending; ``sensitivities``: if the
-    sampler learns from them."""
+    sampler learns from them; ``baseline_costs``: of the uncompressed network; ``start``: so many policies are
+    scored untrained before any is trained."""
 
     space: Space
     cost_model: "CostModel"
@@ -72,6 +73,8 @@ class Problem:
     baseline_accuracy: float
     rungs: tuple[int, ...] = (0,)
     sensitivities: Sensitivities | None = None
+    baseline_costs: Mapping[str, float] = field(default_factory=dict)
+    start: int = 0
 
     def cost(self, policy: Policy) -> "Cost":
         """What a policy costs; raises what the cost model raises when it does not know."""

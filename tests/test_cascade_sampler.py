@@ -11,7 +11,8 @@ from compression.policy.batch import PolicyBatch
 from hw_profiles import load_profile
 from latency_models.cost import CostArrays
 from search.cascade.encoding import Encoding, keys
-from search.cascade.sampler import CascadeSampler, Knowledge, scores_of
+from search.cascade.knowledge import Knowledge
+from search.cascade.sampler import CascadeSampler, scores_of
 from search.cascade.surrogate import log_divergence, shortfall
 from search.config import LimitsSection
 from search.space import Space
@@ -167,7 +168,12 @@ def test_first_scores_untrained_networks_then_sends_the_best_on():
         trial, codes = ask(toy, study)
         started.append(codes)
         (cost,) = np.exp(knowledge.log_costs(codes[:, None]))[0]
-        rung = {"rung": 0, "divergence": float(toy.divergence(codes[:, None])[0]), "accuracy": 0.5}
+        rung = {
+            "rung": 0,
+            "images": 0,
+            "divergence": float(toy.divergence(codes[:, None])[0]),
+            "accuracy": 0.5,
+        }
         trial.set_user_attr("result", {"state": "pruned", "latency_ms": cost, "rungs": [rung]})
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
     assert len(set(keys(np.stack(started, axis=1)))) == 8
@@ -198,7 +204,8 @@ def test_another_process_proposes_from_the_same_journal(tmp_path):
 
 
 def test_scores_of_a_trial_are_log_shortfalls():
-    result = {"rungs": [{"rung": 0, "divergence": 0.3, "accuracy": 0.6}, {"rung": 1, "accuracy": 0.8}]}
+    first = {"rung": 0, "images": 0, "divergence": 0.3, "accuracy": 0.6}
+    result = {"rungs": [first, {"rung": 1, "images": 64, "divergence": 0.1, "accuracy": 0.8}]}
     assert scores_of(result, 0.9, 3) == {0: log_divergence(0.3), 1: shortfall(0.8, 0.9)}
     assert scores_of({"accuracy": 0.7}, 0.9, 3) == {2: shortfall(0.7, 0.9)}
     assert scores_of({}, 0.9, 3) == {}

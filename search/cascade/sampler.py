@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import optuna
@@ -13,111 +13,16 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from search.cascade.cheap_front import cheap_front
-from search.cascade.encoding import Codes, Encoding, keys
-from search.cascade.gaussian import Array, Hyperparameters
+from search.cascade.encoding import Codes, keys
+from search.cascade.gaussian import Hyperparameters
+from search.cascade.knowledge import Knowledge
 from search.cascade.proposing import Objectives, propose
-from search.cascade.surrogate import Prior, Seen, Surrogate, log_divergence, shortfall
-from search.config import LimitsSection
+from search.cascade.surrogate import Seen, log_divergence, shortfall
 
-if TYPE_CHECKING:
-    from latency_models.cost import CostModel
-    from search.space import Space
-
-CHEAP_POLICIES = 1_000_000
-"""Policies that are priced and ranked before anything is scored."""
-DEFAULT_DROP = 0.10
-"""Accuracy lost beyond which nothing is won, where the configuration has no max_drop."""
 _TARGET_AFTER = 4
 """Scores at the last rung from which on proposals aim at it; before, at what divergence alone says."""
 _REFIT = 1.2
 """Hyperparameters are looked for again when there is so much more to fit."""
-
-
-@dataclass(frozen=True)
-class Knowledge:
-    """What is known before the first trial.
-
-    divergences: decision -> divergence of each of its values alone (search.sensitivity). baseline: objective
-    -> that of the uncompressed network. start: how many policies are scored untrained at first.
-    """
-
-    space: "Space"
-    cost_model: "CostModel"
-    objectives: tuple[str, ...]
-    limits: LimitsSection
-    baseline: Mapping[str, float]
-    divergences: Mapping[str, Sequence[float]]
-    rungs: int
-    start: int
-    archive: Codes | None = None
-
-    @property
-    def costs(self) -> tuple[str, ...]:
-        """The objectives that are costs."""
-        return tuple(name for name in self.objectives if name != "accuracy")
-
-    @cached_property
-    def encoding(self) -> Encoding:
-        """Of the space."""
-        return Encoding(self.space)
-
-    @cached_property
-    def prior(self) -> Prior:
-        """The sensitivities in the order of the encoding; what was not measured counts as harmless."""
-        return Prior(
-            [
-                self.divergences.get(name, (0.0,) * int(size))
-                for name, size in zip(self.encoding.names, self.encoding.sizes, strict=True)
-            ]
-        )
-
-    @property
-    def floor(self) -> float:
-        """Log shortfall at the most accuracy that may be lost."""
-        drop = DEFAULT_DROP if self.limits.max_drop is None else self.limits.max_drop
-        return float(shortfall(-drop, 0.0))
-
-    def log_costs(self, codes: Codes) -> Array:
-        """(n, k): logarithms of the costs as shares of the baseline's, infinite where a limit is broken."""
-        if codes.shape[1] == 0:
-            return np.zeros((0, len(self.costs)))
-        found = self.cost_model.costs(self.encoding.batch(codes))
-        columns = [
-            np.log(np.maximum(getattr(found, name), 1e-12) / self.baseline[name]) for name in self.costs
-        ]
-        result = np.stack(columns, axis=1)
-        for name, most in self.limits.costs.items():
-            result[getattr(found, name) > most] = np.inf
-        return result
-
-    @cached_property
-    def low(self) -> Array:
-        """(k,): the lowest log cost of a large sample."""
-        rng = np.random.default_rng(0)
-        encoding = self.encoding
-        extreme = np.stack([encoding.of(policy) for policy in self.space.uniform_policies()], axis=1)
-        sample = np.hstack([extreme, encoding.random(4096, rng)])
-        found = self.cost_model.costs(encoding.batch(sample))
-        lowest = [float(getattr(found, name).min()) / self.baseline[name] for name in self.costs]
-        return np.minimum(np.log(np.maximum(lowest, 1e-12)), -1e-3)
-
-    def cheap_front(self, policies: int = CHEAP_POLICIES, seed: int = 0) -> Codes:
-        """(decisions, m): the front of so many policies by costs and sensitivities alone."""
-        untaught = Surrogate(self.prior, (), self.rungs)
-        return cheap_front(
-            self.encoding,
-            self.log_costs,
-            lambda codes: untaught.predict(codes, 0)[0],
-            self.low,
-            policies,
-            np.random.default_rng(seed),
-        )
-
-    @cached_property
-    def start_codes(self) -> Codes:
-        """The cheap front, made now if it was not given."""
-        return self.archive if self.archive is not None else self.cheap_front()
 
 
 @dataclass
@@ -271,12 +176,9 @@ def scores_of(result: Mapping[str, Any], baseline: float, rungs: int) -> dict[in
     """Rung -> log shortfall, of what a trial has in its journal."""
     scores: dict[int, float] = {}
     for rung in result.get("rungs") or ():
-        number = int(rung["rung"])
-        if number == 0 and rungs > 1:
-            if rung.get("divergence") is not None:
-                scores[0] = float(log_divergence(rung["divergence"]))
-        elif rung.get("accuracy") is not None:
-            scores[number] = float(shortfall(rung["accuracy"], baseline))
+        untrained = rung["images"] == 0 and rungs > 1
+        score = log_divergence(rung["divergence"]) if untrained else shortfall(rung["accuracy"], baseline)
+        scores[int(rung["rung"])] = float(score)
     if not scores and "accuracy" in result:  # scored without rungs
         scores[rungs - 1] = float(shortfall(result["accuracy"], baseline))
     return scores

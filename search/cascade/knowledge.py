@@ -1,0 +1,142 @@
+"""What the cascade sampler knows before the first trial."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from search.cascade.cheap_front import cheap_front
+from search.cascade.encoding import Codes, Encoding
+from search.cascade.gaussian import Array
+from search.cascade.surrogate import Prior, Surrogate, shortfall
+from search.config import LimitsSection
+
+if TYPE_CHECKING:
+    from latency_models.cost import CostModel
+    from search.space import Space
+    from search.trial import Problem
+
+CHEAP_POLICIES = 1_000_000
+"""Policies that are priced and ranked before anything is scored."""
+DEFAULT_DROP = 0.10
+"""Accuracy lost beyond which nothing is won, where the configuration has no max_drop."""
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What is known before the first trial.
+
+    divergences: decision -> divergence of each of its values alone (search.sensitivity). baseline: objective
+    -> that of the uncompressed network. start: how many policies are scored untrained at first.
+    """
+
+    space: "Space"
+    cost_model: "CostModel"
+    objectives: tuple[str, ...]
+    limits: LimitsSection
+    baseline: Mapping[str, float]
+    divergences: Mapping[str, Sequence[float]]
+    rungs: int
+    start: int
+    archive: Codes | None = None
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """The objectives that are costs."""
+        return tuple(name for name in self.objectives if name != "accuracy")
+
+    @cached_property
+    def encoding(self) -> Encoding:
+        """Of the space."""
+        return Encoding(self.space)
+
+    @cached_property
+    def prior(self) -> Prior:
+        """The sensitivities in the order of the encoding; what was not measured counts as harmless."""
+        return Prior(
+            [
+                self.divergences.get(name, (0.0,) * int(size))
+                for name, size in zip(self.encoding.names, self.encoding.sizes, strict=True)
+            ]
+        )
+
+    @property
+    def floor(self) -> float:
+        """Log shortfall at the most accuracy that may be lost."""
+        drop = DEFAULT_DROP if self.limits.max_drop is None else self.limits.max_drop
+        return float(shortfall(-drop, 0.0))
+
+    def log_costs(self, codes: Codes) -> Array:
+        """(n, k): logarithms of the costs as shares of the baseline's, infinite where a limit is broken."""
+        if codes.shape[1] == 0:
+            return np.zeros((0, len(self.costs)))
+        found = self.cost_model.costs(self.encoding.batch(codes))
+        columns = [
+            np.log(np.maximum(getattr(found, name), 1e-12) / self.baseline[name]) for name in self.costs
+        ]
+        result = np.stack(columns, axis=1)
+        for name, most in self.limits.costs.items():
+            result[getattr(found, name) > most] = np.inf
+        return result
+
+    @cached_property
+    def low(self) -> Array:
+        """(k,): the lowest log cost of a large sample."""
+        rng = np.random.default_rng(0)
+        encoding = self.encoding
+        extreme = np.stack([encoding.of(policy) for policy in self.space.uniform_policies()], axis=1)
+        sample = np.hstack([extreme, encoding.random(4096, rng)])
+        found = self.cost_model.costs(encoding.batch(sample))
+        lowest = [float(getattr(found, name).min()) / self.baseline[name] for name in self.costs]
+        return np.minimum(np.log(np.maximum(lowest, 1e-12)), -1e-3)
+
+    def cheap_front(self, policies: int = CHEAP_POLICIES, seed: int = 0) -> Codes:
+        """(decisions, m): the front of so many policies by costs and sensitivities alone."""
+        untaught = Surrogate(self.prior, (), self.rungs)
+        return cheap_front(
+            self.encoding,
+            self.log_costs,
+            lambda codes: untaught.predict(codes, 0)[0],
+            self.low,
+            policies,
+            np.random.default_rng(seed),
+        )
+
+    @cached_property
+    def start_codes(self) -> Codes:
+        """The cheap front, made now if it was not given."""
+        return self.archive if self.archive is not None else self.cheap_front()
+
+
+def knowledge_of(problem: "Problem", kept: Path | None = None) -> Knowledge:
+    """What a search knows once it is prepared. The cheap front is read from ``kept``, or made and kept."""
+    knowledge = Knowledge(
+        space=problem.space,
+        cost_model=problem.cost_model,
+        objectives=problem.objectives,
+        limits=problem.limits,
+        baseline={"accuracy": problem.baseline_accuracy, **problem.baseline_costs},
+        divergences=problem.sensitivities.divergence if problem.sensitivities else {},
+        rungs=len(problem.rungs),
+        start=problem.start,
+    )
+    archive = _read(kept, len(knowledge.encoding.sizes))
+    if archive is None:
+        archive = knowledge.cheap_front()
+        if kept is not None:
+            beside = kept.with_suffix(".partial.npy")
+            np.save(beside, archive)
+            beside.replace(kept)
+    return replace(knowledge, archive=archive)
+
+
+def _read(kept: Path | None, decisions: int) -> Codes | None:
+    try:
+        archive = np.load(kept, allow_pickle=False) if kept is not None else None
+    except (OSError, ValueError):
+        return None
+    fits = archive is not None and archive.ndim == 2 and archive.shape[0] == decisions and archive.shape[1]
+    return archive.astype(np.int64) if archive is not None and fits else None
