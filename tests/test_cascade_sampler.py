@@ -59,7 +59,7 @@ class Toy:
             if index < len(space.levels):
                 harms.append(rng.uniform(0.005, 0.03) * np.linspace(0, 1, size) ** 2)
             else:
-                harms.append(np.array([rng.uniform(0.001, 0.01), 0.0]))
+                harms.append(rng.uniform(0.001, 0.01) * np.linspace(1, 0, size) ** 2)
         return Toy(space, encoding, harms)
 
     def divergence(self, codes):
