@@ -21,8 +21,8 @@ from compression.policy import LayerPolicy, Network, Policy
 from compression.template import template
 from hw_profiles import load_profile
 from latency_models.arena import Arena
+from latency_models.footprint import footprint
 from latency_models.structure import Structure
-from latency_models.workspace import footprint
 from search.policy_draws import draw
 from search.space import Space
 
@@ -55,12 +55,8 @@ def main() -> None:
         }
         for kind, policy in policies.items():
             network = space.resized(policy)
-            state, parts = structure.state(network, policy), structure.observe(network, policy)
-            needed = [
-                footprint(part, width * positions)
-                for part, width, positions in zip(parts, state, structure.positions, strict=False)
-            ]
-            predicted = arena.peak_bytes([arena.number(one) for one in needed])
+            parts = structure.observe(network, policy)
+            predicted = arena.peak_bytes([arena.number(footprint(part)) for part in parts])
             allocated = counted.run_bytes(build(network, policy))
             ratios.append(predicted / allocated)
             print(f"{name:12} {kind:8} {predicted:10,} {allocated:11,}   {ratios[-1]:.2f}", flush=True)

@@ -1,27 +1,63 @@
 """The memory that onnxruntime allocates for one inference, from the footprints of a network's kernels.
 
 With memory patterns, its default, onnxruntime plans all tensors of a network in one block and allocates that
-whole, then the working buffers of single operations and the outputs beside it. A tensor takes the buffer of
-an earlier one of exactly its shape; such a buffer is not given back in between. So of each shape as many
-buffers are held, at any time, as were needed at once before and will be needed at once again.
+whole, then the working buffers of single operations and the outputs beside it. This is its plan
+(``AllocationPlanner`` and ``MemPatternPlanner`` in its sources), played back:
+
+1. A tensor is written over one that its node may write over and nothing reads afterwards; else it takes the
+   buffer of an earlier one of exactly its shape and element width, the one freed last; else a buffer of its
+   own. A buffer that will be taken again is not given back in between.
+2. In order of their beginnings, each buffer goes to the smallest gap between those held that is large enough,
+   or behind the last of them.
 """
 
+from bisect import insort
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compression.policy import Kernel
-from latency_models.memory import lifetimes
-from latency_models.workspace import Footprint, Kept
+from latency_models.footprint import Footprint, Looks
 
-GAPS = 1.05
-"""Planned blocks are larger than the tensors in them: 1.0 to 1.2 times, seen on eight policies each of
-ResNet-20, MobileNetV2, a vision transformer and a U-Net."""
+_FAR = 4
+"""How many kernels up a tensor is looked for: an addition done within a layer leaves nothing of its own."""
 
-_AT_ONCE = 4096  # policies: their arrays fit a processor's cache
+_OUTSIDE = 0  # kind of tensors that are not in the block
 
-Array = NDArray[np.float64]
+
+@dataclass(frozen=True)
+class _Row:
+    """A footprint with numbers for what tensors look like and for what their buffers may be given to."""
+
+    nodes: int
+    kinds: list[int]
+    sizes: list[int]
+    made: list[int]  # by which node
+    last: list[int]
+    wanted: tuple[tuple[int, tuple[int, ...], int, int], ...]
+    own: dict[int, int]  # what a tensor looks like -> which one it is
+    shown: dict[int, int]  # the same with those of ``late``, which come behind
+    over: tuple[tuple[int, tuple[int, ...]], ...]
+    together: tuple[tuple[int, ...], ...]
+    workspace: int
+    late: "_Row | None"
+
+
+class _Tape:
+    """Tensors in the order in which they are made: what they are, and the steps that make and read them."""
+
+    def __init__(self, rows: list[_Row]) -> None:
+        self.rows = rows
+        self.places: list[list[int]] = [[] for _ in rows]  # of the tensors of each kernel
+        self.steps = 0
+        self.kinds: list[int] = []
+        self.sizes: list[int] = []
+        self.made: list[int] = []
+        self.last: list[int] = []
+        self.over: dict[int, list[int]] = {}
+        self.together: dict[int, range] = {}
 
 
 class Arena:
@@ -32,209 +68,184 @@ class Arena:
 
     def __init__(self, kernels: tuple[Kernel, ...], outputs: tuple[str, ...]) -> None:
         index = {kernel.name: i for i, kernel in enumerate(kernels)}
-        alive = lifetimes(kernels, outputs)
-        count = len(kernels)
-        self._sources = [[index[name] for name in kernel.inputs] for kernel in kernels]
-        self._last = [int(np.flatnonzero(row).max()) if row.any() else i for i, row in enumerate(alive.T)]
-        self._returned = [any(node.name in outputs for node in kernel.nodes) for kernel in kernels]
-        self._others = (
-            alive.copy()
-        )  # of the tensors alive, those that a kernel's own footprint does not count
-        self._dying = np.zeros(count)  # share of a kernel's inputs that nothing reads after it
-        for i, sources in enumerate(self._sources):
-            dying = {s for s in sources if self._last[s] == i and self._sources[s]}
-            self._others[i, [i, *dying]] = 0.0
-            self._dying[i] = len(dying) / max(1, len(set(sources)))
-        self._joined = [max(sources) if len(sources) > 1 else None for sources in self._sources]
-        self._overwritten = [self._written_over(i) for i in range(count)]
-        self._dying_shares = self._dying.tolist()
-        self._footprints: list[Footprint] = []
-        self._rows: list[tuple[int, int, int, int, tuple[tuple[int, int], ...], int, bool]] = []
-        self._numbers: dict[Footprint, int] = {}
-        self._kinds: dict[Kept | None, int] = {None: 0}
-
-    def _written_over(self, join: int) -> int | None:
-        """The tensor that a layer writes its output over when an addition behind it is done within it: the
-        addition's other operand, where nothing reads that afterwards."""
-        sources = set(self._sources[join])
-        if len(sources) != 2:
-            return None
-        other = min(sources)
-        free = self._last[other] == join and self._sources[other] and not self._returned[other]
-        return other if free else None
+        sources = [sorted({index[name] for name in kernel.inputs}, reverse=True) for kernel in kernels]
+        self._returned = [i for i, k in enumerate(kernels) if any(node.name in outputs for node in k.nodes)]
+        beside: list[list[int]] = [[] for _ in kernels]  # read where an addition is done in the layer before
+        for read in sources:
+            if len(read) > 1:
+                beside[read[0]] += read[1:]
+        self._searched = []
+        for i, read in enumerate(sources):
+            near = [*read, *(other for other in beside[i] if other < i)]
+            found = dict.fromkeys(near)
+            for _ in range(_FAR):
+                near = [source for other in near for source in sources[other]]
+                found |= dict.fromkeys(near)
+            self._searched.append(tuple(found))
+        self._footprints: dict[Footprint, int] = {}
+        self._rows: list[_Row] = []
+        self._kinds: dict[object, int] = {}
+        self._looks: dict[Looks, int] = {}
 
     def number(self, footprint: Footprint) -> int:
         """The number of a footprint, the same for equal ones."""
-        if footprint not in self._numbers:
-            self._numbers[footprint] = len(self._footprints)
-            self._footprints.append(footprint)
-            for kept in (footprint.handed, *(kept for kept, _ in footprint.local)):
-                self._kinds.setdefault(kept, len(self._kinds))
-            self._rows.append(
-                (
-                    footprint.handed_bytes,
-                    self._kinds[footprint.handed],
-                    footprint.reading_bytes,
-                    footprint.making_bytes,
-                    tuple((self._kinds[kept], size) for kept, size in footprint.local),
-                    footprint.workspace_bytes,
-                    footprint.in_place or footprint.handed is None,
-                )
-            )
-        return self._numbers[footprint]
+        if footprint not in self._footprints:
+            self._footprints[footprint] = len(self._rows)
+            self._rows.append(self._row(footprint))
+        return self._footprints[footprint]
+
+    def _row(self, footprint: Footprint) -> _Row:
+        def look(looks: Looks) -> int:
+            return self._looks.setdefault(looks, len(self._looks))
+
+        made = footprint.made
+        late = self._row(footprint.late) if footprint.late is not None else None
+        own = shown = {look(looks): place for looks, place in footprint.shown}
+        if late is not None:
+            shown = own | {look: place + len(made) for look, place in late.shown.items()}
+        return _Row(
+            footprint.nodes,
+            [
+                self._kinds.setdefault(t.kept, len(self._kinds) + 1) if t.size_bytes else _OUTSIDE
+                for t in made
+            ],
+            [tensor.size_bytes for tensor in made],
+            [tensor.node for tensor in made],
+            [tensor.last for tensor in made],
+            tuple((w.node, tuple(map(look, w.looks)), w.over, w.alias) for w in footprint.wanted),
+            own,
+            shown,
+            tuple((place, tensor.over) for place, tensor in enumerate(made) if tensor.over),
+            footprint.together,
+            max(footprint.workspace_bytes, late.workspace if late is not None else 0),
+            late,
+        )
 
     def peak_bytes(self, numbers: Sequence[int]) -> int:
         """Of one policy. ``numbers``: of its kernels' footprints, in order."""
-        handed: list[int] = []
-        kinds: list[int] = []
-        own: list[float] = []
-        lines: dict[int, int] = {0: 0}  # kind of tensor -> row of what is used of it over time
-        width = len(numbers) + 1
-        places: list[int] = []
-        sizes: list[int] = []
-        workspace = returned = 0
-        over: list[
-            tuple[int, int, int]
-        ] = []  # from kernel, to kernel, bytes that another tensor holds already
-        for i, number in enumerate(numbers):
-            made, kind, reading, making, local, working, in_place = self._rows[number]
-            source = self._joined[i]
-            if source is not None and not kind:  # done by the kernel before it, into the tensor that it made
-                made, kind = handed[source], kinds[source]
-                own.append(made)
-                other = self._overwritten[i]
-                if other is not None and self._rows[numbers[source]][6] and kinds[other] == kind and made:
-                    over.append((source, i, made))
-                    line = lines[kind] * width
-                    places += (line + source, line + i + 1)
-                    sizes += (-made, made)
-            else:
-                own.append(making + self._dying_shares[i] * (reading - making))
-            if self._returned[i]:
-                own[i] -= made
-                returned += made
-                made = 0
-            handed.append(made)
-            kinds.append(kind)
-            workspace = max(workspace, working)
-            for place, size in local:
-                line = lines.setdefault(place, len(lines)) * width + i
-                places += (line, line + 1)
-                sizes += (size, -size)
-            if made:
-                first = i + 1 if in_place and source is not None else i
-                line = lines.setdefault(kind, len(lines)) * width
-                places += (line + first, line + self._last[i] + 1)
-                sizes += (made, -made)
-        level = self._others @ np.array(handed, dtype=np.float64) + own
-        for begin, end, size in over:
-            level[begin:end] -= size
-        used = np.bincount(places, sizes, len(lines) * width).reshape(-1, width).cumsum(axis=1).T[:-1]
-        level += (_held(used) - used).sum(axis=1)
-        return int(np.rint(GAPS * level.max() + max(workspace, returned)))
+        tape = _Tape([self._rows[number] for number in numbers])
+        for i, row in enumerate(tape.rows):
+            if row.nodes:
+                self._play(i, row, tape)
+        for i, row in enumerate(tape.rows):
+            if row.late is not None and len(tape.places[i]) == len(row.kinds):
+                self._play(i, row.late, tape)
+        returned = 0
+        for i in self._returned:
+            tensor = next((tape.places[s][-1] for s in (i, *self._searched[i]) if tape.places[s]), None)
+            if tensor is not None:
+                returned += tape.sizes[tensor]
+                tape.kinds[tensor] = _OUTSIDE
+        working = max([row.workspace for row in tape.rows], default=0)
+        return _block_bytes(_buffers(tape)) + max(returned, working)
 
-    def peaks_bytes(self, numbers: NDArray[np.int64]) -> Array:
-        """Of many policies, the same numbers: (kernels, n) -> (n,)."""
-        parts = [numbers[:, at : at + _AT_ONCE] for at in range(0, numbers.shape[1], _AT_ONCE)]
-        return np.concatenate([self._peaks_bytes(np.ascontiguousarray(part)) for part in parts])
+    def _play(self, i: int, row: _Row, tape: _Tape) -> None:
+        """Append the tensors of a kernel, or of what it does late, and note what it reads."""
+        read: list[tuple[int, int, int, int]] = []
+        for node, looks, over, alias in row.wanted:
+            tensor = self._find(i, row, node, looks, read, tape)
+            if tensor is not None:
+                read.append((node, tensor, over, alias))
+        step, first, own, last = tape.steps, len(tape.kinds), tape.places[i], tape.last
+        before = len(own)
+        own += range(first, first + len(row.kinds))
+        tape.kinds += row.kinds
+        tape.sizes += row.sizes
+        tape.made += [step + node for node in row.made]
+        last += [step + node for node in row.last]
+        tape.steps += row.nodes
+        for place, others in row.over:
+            tape.over[first + place] = [first + other for other in others]
+        for node, tensor, over, alias in read:
+            now = step + node
+            if over >= 0:
+                tape.over.setdefault(first + over, []).append(tensor)
+            if alias >= 0:
+                own[before + alias] = tensor
+                now = max(now, last[first + alias])
+            for one in tape.together.get(tensor, (tensor,)):
+                if last[one] < now:
+                    last[one] = now
+        for group in row.together:
+            tensors = range(first + group[0], first + group[-1] + 1)
+            tape.together |= dict.fromkeys(tensors, tensors)
 
-    def _peaks_bytes(self, numbers: NDArray[np.int64]) -> Array:
-        of = self._footprints
-        handed_bytes = np.array([f.handed_bytes for f in of], dtype=np.float64)
-        reading = np.array([f.reading_bytes for f in of], dtype=np.float64)
-        making = np.array([f.making_bytes for f in of], dtype=np.float64)
-        working = np.array([f.workspace_bytes for f in of], dtype=np.float64)
-        kind_of = np.array([self._kinds[f.handed] for f in of], dtype=np.int64)
-        in_place = np.array([f.in_place or f.handed is None for f in of])
-        count, n = numbers.shape
-        handed, own = np.zeros((count, n)), np.empty((count, n))
-        kinds = np.zeros((count, n), dtype=np.int64)
-        late = np.zeros((count, n), dtype=np.bool_)
-        returned, beside = np.zeros(n), np.zeros(n)
-        over: dict[int, NDArray[np.bool_]] = {}  # join -> policies where its other operand is written over
-        present: list[NDArray[np.int64]] = []
-        for i, row in enumerate(numbers):
-            present.append(np.flatnonzero(np.bincount(row, minlength=len(of))))
-            kinds[i] = kind_of[row]
-            own[i] = (making + self._dying[i] * (reading - making))[row]
-            made = handed_bytes[row]
-            if self._returned[i]:
-                own[i] -= made
-                returned += made
-            else:
-                handed[i] = made
-            if len(self._sources[i]) > 1:
-                source = max(self._sources[i])
-                fused = kinds[i] == 0
-                handed[i] = np.where(fused, handed[source], handed[i])
-                own[i] = np.where(fused, handed[i], own[i])
-                kinds[i] = np.where(fused, kinds[source], kinds[i])
-                late[i] = in_place[row]
-                other = self._overwritten[i]
-                if other is not None:
-                    over[i] = fused & in_place[numbers[source]] & (kinds[other] == kinds[i])
-            beside = np.maximum(beside, working[row])
-        level = self._others @ handed + own
-        for i, policies in over.items():
-            level[max(self._sources[i]) : i] -= np.where(policies, handed[i], 0.0)
-        for kind, where in self._where(present).items():
-            self._hold(level, kind, where, numbers, handed, kinds, late, over)
-        return np.asarray(np.rint(GAPS * level.max(axis=0) + np.maximum(beside, returned)))
-
-    def _where(self, present: list[NDArray[np.int64]]) -> dict[int, dict[int, Array | None]]:
-        """Kind of tensor -> kernels that may use it -> its bytes within the kernel by footprint."""
-        found: dict[int, dict[int, Array | None]] = {}
-        handed: list[set[int]] = []
-        for i, numbers in enumerate(present):
-            handed.append({self._kinds[self._footprints[number].handed] for number in numbers})
-            if len(self._sources[i]) > 1 and 0 in handed[i]:
-                handed[i] |= handed[max(self._sources[i])]
-            for kind in handed[i] - {0}:
-                found.setdefault(kind, {}).setdefault(i, None)
-            for number in numbers:
-                for kept, size in self._footprints[number].local:
-                    uses = found.setdefault(self._kinds[kept], {})
-                    sizes = uses.get(i)
-                    if sizes is None:
-                        sizes = uses[i] = np.zeros(len(self._footprints))
-                    sizes[number] = size
-        return {kind: dict(sorted(uses.items())) for kind, uses in found.items() if len(uses) > 1}
-
-    def _hold(
+    def _find(
         self,
-        level: Array,
-        kind: int,
-        where: dict[int, Array | None],
-        numbers: NDArray[np.int64],
-        handed: Array,
-        kinds: NDArray[np.int64],
-        late: NDArray[np.bool_],
-        over: dict[int, NDArray[np.bool_]],
-    ) -> None:
-        """Add what buffers of one kind hold while nobody uses them, where a policy uses them twice."""
-        uses = np.zeros(numbers.shape[1], dtype=np.int16)
-        for i, sizes in where.items():
-            uses += kinds[i] == kind
-            if sizes is not None:
-                uses += (sizes > 0)[numbers[i]]
-        twice = np.flatnonzero(uses > 1)
-        if not len(twice):
-            return
-        begin, end = min(where), max(max(self._last[i], i) for i in where) + 1
-        used = np.zeros((end - begin, len(twice)))
-        for i, sizes in where.items():
-            if sizes is not None:
-                used[i - begin] += sizes[numbers[i, twice]]
-            made = np.where(kinds[i, twice] == kind, handed[i, twice], 0.0)
-            used[i - begin] += np.where(late[i, twice], 0.0, made)
-            used[i + 1 - begin : self._last[i] + 1 - begin] += made
-            if i in over:
-                twice_held = np.where(over[i][twice], made, 0.0)
-                used[max(self._sources[i]) - begin : i + 1 - begin] -= twice_held
-        level[begin:end, twice] += (_held(used) - used)[: len(level) - begin]
+        i: int,
+        row: _Row,
+        node: int,
+        looks: tuple[int, ...],
+        read: list[tuple[int, int, int, int]],
+        tape: _Tape,
+    ) -> int | None:
+        """The tensor of an earlier kernel that looks like that and that the node does not read already."""
+        searched = self._searched[i] if row is tape.rows[i] else (i, *self._searched[i])
+        for look in looks:
+            for source in searched:
+                other = tape.rows[source]
+                place = (other.own if other.late is row else other.shown).get(look)
+                if place is None:
+                    continue
+                known = tape.places[source]
+                if place >= len(known) and other.late is not None:
+                    self._play(source, other.late, tape)
+                tensor = known[place]
+                if not any(known == tensor and reader == node for reader, known, _, _ in read):
+                    return tensor
+        return None
+
+    def peaks_bytes(self, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Of many policies, the same numbers: (kernels, n) -> (n,)."""
+        different, place = np.unique(numbers, axis=1, return_inverse=True)
+        return np.array([self.peak_bytes(column) for column in different.T.tolist()], dtype=np.float64)[place]
 
 
-def _held(used: Array) -> Array:
-    """Bytes used over time (first axis) -> bytes held: as much as was used before and will be used again."""
-    held = np.minimum(np.maximum.accumulate(used), np.maximum.accumulate(used[::-1])[::-1])
-    return np.asarray(held)
+def _buffers(tape: _Tape) -> list[tuple[int, int, int]]:
+    """The buffers that the tensors take, in order of their beginnings: (bytes, first step, last step)."""
+    kinds, last = tape.kinds, tape.last
+    of: list[int] = []  # tensor -> buffer
+    sizes: list[int] = []
+    begins: list[int] = []
+    ends: list[int] = []
+    freed: dict[int, list[int]] = {}  # kind -> buffers
+    for tensor, (kind, begin) in enumerate(zip(kinds, tape.made, strict=True)):
+        if kind == _OUTSIDE:
+            of.append(-1)
+            continue
+        buffer = -1
+        for other in tape.over.get(tensor, ()):
+            if kinds[other] == kind and last[other] == begin == ends[of[other]]:
+                buffer = of[other]
+                break
+        known = freed.setdefault(kind, [])
+        if buffer < 0:
+            for candidate in known:
+                if ends[candidate] < begin and (buffer < 0 or ends[candidate] > ends[buffer]):
+                    buffer = candidate
+        if buffer < 0:
+            buffer = len(sizes)
+            known.append(buffer)
+            sizes.append(tape.sizes[tensor])
+            begins.append(begin)
+            ends.append(0)
+        ends[buffer] = last[tensor]
+        of.append(buffer)
+    return list(zip(sizes, begins, ends, strict=True))
+
+
+def _block_bytes(buffers: list[tuple[int, int, int]]) -> int:
+    """The size of the block that holds buffers, in order of their beginnings."""
+    block = 0
+    held: list[tuple[int, int, int]] = []  # (begin, end in the block, last step)
+    for size, first, last in buffers:
+        held = [one for one in held if one[2] >= first]
+        at, best, waste = 0, held[-1][1] if held else 0, -1
+        for begin, end, _ in held:
+            gap = begin - at
+            if gap >= size and (waste < 0 or gap - size < waste):
+                best, waste = at, gap - size
+            at = end
+        insort(held, (best, best + size, last))
+        block = max(block, best + size)
+    return block

@@ -17,11 +17,11 @@ from latency_models.calibrate import Accuracy, Correction
 from latency_models.columns import Rows, encoded, gathered
 from latency_models.cost import Cost, CostArrays, Kind, LayerCost
 from latency_models.errors import TableError
+from latency_models.footprint import footprint
 from latency_models.kernel_keys import constant_bytes_of, kind_of
 from latency_models.nearest import Nearest, between_widths
 from latency_models.structure import Part, State, Structure
 from latency_models.table import CALL, LatencyTable
-from latency_models.workspace import footprint
 
 MODELLED_SHARE = 0.05
 """A cost is called modelled when more of its latency than this is from kernels that were not measured at
@@ -281,7 +281,7 @@ class TableModel:
             far_alone += float(far_share(resident, self._near_cache_bytes)) * stored
         features["constant_bytes"] = float(constants)
         corrected_ms = sum(self.correction.weight(name) * value for name, value in features.items())
-        needed = self._arena.number(footprint(part, widths[0] * self.structure.positions[index]))
+        needed = self._arena.number(footprint(part))
         return _Entry(
             tuple(features.items()), plain_ms, corrected_ms, constants, far_alone, modelled_ms, needed
         )
