@@ -74,9 +74,10 @@ class Arena:
         for read in sources:
             if len(read) > 1:
                 beside[read[0]] += read[1:]
-        self._searched = []
+        self._beside = [tuple(other for other in others if other < i) for i, others in enumerate(beside)]
+        self._searched: list[tuple[int, ...]] = []
         for i, read in enumerate(sources):
-            near = [*read, *(other for other in beside[i] if other < i)]
+            near = [*read, *self._beside[i]]
             found = dict.fromkeys(near)
             for _ in range(_FAR):
                 near = [source for other in near for source in sources[other]]
@@ -143,7 +144,8 @@ class Arena:
         """Append the tensors of a kernel, or of what it does late, and note what it reads."""
         read: list[tuple[int, int, int, int]] = []
         for node, looks, over, alias in row.wanted:
-            tensor = self._find(i, row, node, looks, read, tape)
+            added = over >= 0 and bool(read) and read[-1][0] == node  # the other operand of an addition
+            tensor = self._find(i, row, node, looks, read, tape, self._beside[i] if added else ())
             if tensor is not None:
                 read.append((node, tensor, over, alias))
         step, first, own, last = tape.steps, len(tape.kinds), tape.places[i], tape.last
@@ -178,9 +180,13 @@ class Arena:
         looks: tuple[int, ...],
         read: list[tuple[int, int, int, int]],
         tape: _Tape,
+        first: tuple[int, ...],
     ) -> int | None:
-        """The tensor of an earlier kernel that looks like that and that the node does not read already."""
+        """The tensor of an earlier kernel that looks like that and that the node does not read yet; kernels
+        in ``first`` are asked first."""
         searched = self._searched[i] if row is tape.rows[i] else (i, *self._searched[i])
+        if first:
+            searched = (*first, *searched)
         for look in looks:
             for source in searched:
                 other = tape.rows[source]
@@ -191,7 +197,7 @@ class Arena:
                 if place >= len(known) and other.late is not None:
                     self._play(source, other.late, tape)
                 tensor = known[place]
-                if not any(known == tensor and reader == node for reader, known, _, _ in read):
+                if not read or (node, tensor) not in [one[:2] for one in read]:
                     return tensor
         return None
 

@@ -18,8 +18,9 @@ def workspace_bytes(key: str) -> int:
     """Bytes of the buffers that a node takes while it runs.
 
     Integer convolutions: pointers to the inputs of each output (8 bytes each) in the kernels for 16 and more
-    output channels and for depthwise ones; else the sums in int32, and the inputs of each output as bytes.
-    Transposed convolutions: a float for each weight that each input position meets.
+    output channels, inputs and outputs in multiples of 4, and for depthwise ones; else the sums in int32, and
+    the inputs of each output as bytes. Transposed convolutions: a float for each weight that each input
+    position meets.
     """
     node = read_node(key)
     if node.op == "QLinearConv":
@@ -41,7 +42,7 @@ def _integer_convolution(node: Node) -> int:
     positions = math.prod(node.shape) // weights[0]
     pointers = 8 * window * positions if window > 1 else 0
     depthwise = groups > 1 and weights[1] == 1 and weights[0] == groups
-    wide = groups == 1 and weights[0] >= _BLOCK and weights[1] % 4 == 0
+    wide = groups == 1 and weights[0] >= _BLOCK and weights[0] % 4 == weights[1] % 4 == 0
     if wide or (depthwise and groups % _BLOCK == 0):
         return rounded(pointers)
     if depthwise:

@@ -80,6 +80,10 @@ INTEGER_CONV = (
     [
         (CONV, 0),
         (INTEGER_CONV.format(16, 16, 16, 1), 8 * 9 * 64),  # a pointer per weight position and output position
+        (
+            INTEGER_CONV.format(16, 18, 16, 1),
+            4 * 18 * 64 + 9 * 16 * 64,
+        ),  # 18: no multiple of 4, sums and inputs
         (INTEGER_CONV.format(16, 16, 1, 16), 8 * 9 * 64),
         (INTEGER_CONV.format(3, 16, 3, 1), 4 * 16 * 64 + 27 * 64 + 64),  # sums, inputs; 1728 rounded to 1792
         (INTEGER_CONV.format(8, 8, 1, 8), 4 * 8 * 64 + 8 * 9 * 64),  # sums and pointers
@@ -187,7 +191,7 @@ def test_the_smallest_gap_that_is_large_enough_is_taken() -> None:
     assert peak(network, [Footprint(), *steps, Footprint()]) == 1024 + 256 + 512 + 256 + 256
 
 
-def residual_of(c: Footprint, summed: Footprint) -> int:
+def residual_of(c: Footprint, summed: Footprint, b: Footprint | None = None) -> int:
     """a -> b -> c, c + a, then the output (256 bytes) beside the block."""
     shapes = (("a", 2, 8), ("b", 8, 8), ("c", 8, 8), ("end", 8, 2))
     network = Network(
@@ -205,7 +209,8 @@ def residual_of(c: Footprint, summed: Footprint) -> int:
         ),
         outputs=("end",),
     )
-    return peak(network, [Footprint(), layer(1, 1024), layer(1, 1024, 1), c, summed, layer(2, 256, 1)]) - 256
+    b = b or layer(1, 1024, 1)
+    return peak(network, [Footprint(), layer(1, 1024), b, c, summed, layer(2, 256, 1)]) - 256
 
 
 def test_an_addition_within_a_layer_is_written_over_its_other_operand() -> None:
@@ -213,6 +218,19 @@ def test_an_addition_within_a_layer_is_written_over_its_other_operand() -> None:
     fused = replace(layer(1, 1024), wanted=wanted)
     assert residual_of(fused, Footprint()) == 2 * 1024
     assert residual_of(layer(1, 1024, 1), layer(1, 1024, 1, 1)) == 3 * 1024
+
+
+def test_the_other_operand_of_an_addition_is_that_of_the_addition() -> None:
+    """b hands on two tensors, c reads the second and adds a's, which looks like b's first."""
+    both = replace(
+        layer(1, 1024, 1),
+        nodes=2,
+        made=(Made((True, (1,)), 1024, 0, 1), Made((True, (3,)), 256, 1, 1)),
+        shown=((look(1), 0), (look(3), 1)),
+    )
+    wanted = (Wanted(0, (look(3),)), Wanted(0, (look(1),), over=0))
+    fused = replace(layer(1, 1024), wanted=wanted)
+    assert residual_of(fused, Footprint(), both) == 2 * 1024 + 256
 
 
 def test_what_is_late_runs_when_it_is_read() -> None:
@@ -229,3 +247,35 @@ def test_what_is_late_runs_when_it_is_read() -> None:
     assert peak(network, [Footprint(), both, *rest]) == 512 + 1024 + 2048 + 2048 + 256
     # late, it is made where b's tensor was; a's is held until then
     assert peak(network, [Footprint(), late, *rest]) == 512 + 2048 + 2048 + 256
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_the_peak_is_what_onnxruntime_allocates(bits: int, tmp_path: Path) -> None:
+    shapes = (("a", "x", 3, 16), ("b", "a", 16, 32), ("c", "b", 32, 16))
+    network = Network(
+        nodes=(
+            image("x", "input", (), 3, 16),
+            *(image(name, "conv2d", (read,), after, 16, name) for name, read, _, after in shapes),
+        ),
+        layers=tuple(
+            Layer(name, LayerShape("conv2d", before, after, (3, 3), out_height=16, out_width=16))
+            for name, _, before, after in shapes
+        ),
+        outputs=("c",),
+    )
+    policy = Policy.uniform(network, LayerPolicy(0.0, bits, bits))
+    structure = Structure(network, network_model)
+    arena = Arena(structure.kernels, structure.outputs)
+    numbers = [arena.number(footprint(part)) for part in structure.observe(network, policy)]
+    (tmp_path / "model.onnx").write_bytes(network_model(network, policy))
+    count = (
+        "import sys, counted_arena as c; print(c.CountedArena().run_bytes(open(sys.argv[1], 'rb').read()))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", count, str(tmp_path / "model.onnx")],
+        cwd=Path(__file__).parents[1] / "benchmarks",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert arena.peak_bytes(numbers) == int(told.stdout)
