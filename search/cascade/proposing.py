@@ -14,6 +14,7 @@ from search.cascade.surrogate import MOST_POINTS, Prior, Seen, Surrogate
 CANDIDATES = 256
 ROUNDS = 3
 _PARENTS = 32
+_PLACES = 256
 _FLOOR_OF_DIVERGENCE = float(np.log(1.5))
 """In the start, before anything is trained: divergences beyond this (nats) count as nothing reached."""
 
@@ -68,7 +69,7 @@ def propose(
     None: no candidate is new and within the limits.
     """
     encoding = objectives.encoding
-    seen = nearest_the_front(seen, target)
+    seen = nearest_the_front(seen, target, objectives.low)
     surrogate = Surrogate(prior, seen, objectives.rungs, known)
     landscape = _landscape(objectives, surrogate, seen, pending, target)
     waiting = [s.codes for s in seen if target not in s.scores]
@@ -126,20 +127,23 @@ def _landscape(
     return Landscape(strewn(objectives.low), floor, log_costs, shortfalls)
 
 
-def nearest_the_front(seen: Sequence[Seen], target: int) -> Sequence[Seen]:
-    """At most MOST_POINTS of what was seen: those that got furthest, then those nearest the front."""
+def nearest_the_front(seen: Sequence[Seen], target: int, low: Array) -> Sequence[Seen]:
+    """At most MOST_POINTS of what was seen: those that reached the rung ``target`` before others, and of
+    each kind those nearest the front of their rung. ``low``: (k,) the lowest log costs there are."""
     if len(seen) <= MOST_POINTS:
         return seen
     last = np.array([max(s.scores) for s in seen])
     values = np.array([s.scores[rung] for s, rung in zip(seen, last, strict=True)])
     costs = np.array([s.log_costs for s in seen])
-    deficit = np.zeros(len(seen))
+    points = strewn(low, _PLACES)
+    within = np.ones((len(seen), len(points)), dtype=np.bool_)
+    for column in range(points.shape[1]):
+        within &= costs[:, column, None] <= points[None, :, column]
+    behind = np.full(len(seen), np.inf)
     for rung in np.unique(last):
-        here = np.flatnonzero(last == rung)
-        for start in range(0, len(here), 256):
-            part = here[start : start + 256]
-            cheaper = (costs[here][None, :, :] <= costs[part][:, None, :]).all(axis=2)
-            best = np.where(cheaper, values[here][None, :], np.inf).min(axis=1)
-            deficit[part] = values[part] - best
-    order = np.lexsort((deficit, last < target))
+        here = last == rung
+        best = np.where(within[here], values[here, None], np.inf).min(axis=0)
+        # how far behind the best at the place where it comes nearest
+        behind[here] = np.where(within[here], values[here, None] - best, np.inf).min(axis=1)
+    order = np.lexsort((behind, last < target))
     return [seen[index] for index in sorted(order[:MOST_POINTS])]

@@ -22,7 +22,7 @@ SOFT = 0.02
 LEAST_DIVERGENCE = 1e-4
 LEAST_TO_FIT = 5
 """Scores of a rung, for a Gaussian process of its own."""
-MOST_POINTS = 400
+MOST_POINTS = 300
 """Trials that a process is fitted on, so that proposing stays fast."""
 _UNKNOWN_STEP = (-1.0, 1.0)
 """How the log shortfall changes from a rung to one that was never seen: mean and standard deviation."""
