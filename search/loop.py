@@ -5,7 +5,7 @@ import signal
 import statistics
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import FrameType, TracebackType
@@ -21,7 +21,7 @@ from search.paired import load_scores, save_scores
 from search.progress import trial_line
 from search.promotion import Standing, dominator, standings
 from search.run_folder import RunFolder, TrialRow
-from search.study import digests, enqueue, finished, hand_back, reached_the_end, recover, tell
+from search.study import digests, enqueue, finished, hand_back, held, reached_the_end, recover, tell
 from search.trial import ClimbLike, Problem, Result, ScoreLike, priced, scored
 
 _GIVE_UP_AFTER = 500
@@ -163,7 +163,8 @@ def _attempt(
     rng: np.random.Generator,
     ledger: Ledger,
 ) -> Result:
-    known = digests(study.get_trials(deepcopy=False), without=trial.number)
+    trials = study.get_trials(deepcopy=False)
+    known = digests(trials, without=trial.number)
     if policy.digest in known:
         first = known[policy.digest]
         if instead := _unseen(problem, policy, known, rng):
@@ -178,17 +179,18 @@ def _attempt(
         return price
     ledger.write()
 
-    def better(rung: int, score: ScoreLike) -> int | None:
-        return _better(problem, study, run, trial.number, price, rung, score)
+    def stays(rung: int, score: ScoreLike) -> str:
+        return _stays(problem, study, run, trial.number, price, rung, score)
 
-    def keep(climb: ClimbLike, scores: Sequence[ScoreLike]) -> None:
+    def keep(climb: ClimbLike, scores: Mapping[int, ScoreLike]) -> None:
         climb.keep(run.checkpoint(trial.number))
-        save_scores(run.scores_file(trial.number), problem.rungs, [score.scores for score in scores])
+        save_scores(run.scores_file(trial.number), {images: score.scores for images, score in scores.items()})
 
-    return scored(problem, policy, price, better, keep)
+    before = held(trials).get(policy.digest, ()) if len(problem.rungs) > 1 else ()
+    return scored(problem, policy, price, stays, keep, before)
 
 
-def _better(
+def _stays(
     problem: Problem,
     study: optuna.Study,
     run: RunFolder,
@@ -196,8 +198,8 @@ def _better(
     price: Result,
     rung: int,
     score: ScoreLike,
-) -> int | None:
-    """The finished trial that keeps this one from the next rung, if any."""
+) -> str:
+    """Why a trial does not go on to the next rung: a finished one dominates it, or the start is not over."""
     images = problem.rungs[rung]
     costs = [name for name in problem.objectives if name != "accuracy"]
     results = [
@@ -206,13 +208,17 @@ def _better(
     own = Standing(
         number, tuple(price.values[name] for name in costs), float(score.accuracy), float(score.divergence)
     )
-    return dominator(
+    others = standings(results, images, costs)
+    if rung == 0 and len(others) < problem.start:
+        return f"among the first {problem.start}"
+    by = dominator(
         own,
         score.scores,
-        standings(results, images, costs),
+        others,
         lambda other: load_scores(run.scores_file(other), images),
         trained=images > 0,
     )
+    return "" if by is None else f"dominated by trial {by}"
 
 
 def _unseen(

@@ -3,7 +3,7 @@
 import io
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -70,12 +70,12 @@ def unpaired_interval(one: Known, other: Known) -> tuple[float, float]:
     return _square_and_add(one, other, 0.0)
 
 
-def save_scores(path: Path, rungs: Sequence[int], scores: Sequence[Scores]) -> None:
-    """Write the scores at the end of each rung (named by the images trained on), beside and renamed."""
+def save_scores(path: Path, scores: Mapping[int, Scores]) -> None:
+    """Write the scores at the end of each rung, images trained on -> scores, beside and renamed."""
     data = io.BytesIO()
     arrays = {
         str(images): values.astype(bool if _binary(values) else np.float16)
-        for images, values in zip(rungs, scores, strict=True)
+        for images, values in scores.items()
     }
     np.savez_compressed(data, **arrays)  # type: ignore[arg-type]
     path.parent.mkdir(exist_ok=True)

@@ -87,7 +87,7 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         score = scorer.baseline()
         baseline = {"accuracy": float(score.accuracy), "accuracy_ci": [float(x) for x in score.accuracy_ci]}
         if run is not None and write:
-            save_scores(run.scores_file("baseline"), config.rung_images[-1:], [score.scores])
+            save_scores(run.scores_file("baseline"), {config.rung_images[-1]: score.scores})
     hardware = config.hardware
     costs = cost_model(loaded.traced, loaded.space, loaded.profile, hardware.threads, log, hardware.provider)
     network = loaded.traced.network

@@ -173,11 +173,28 @@ def reached_the_end(result: Mapping[str, Any]) -> bool:
 
 
 def digests(trials: Iterable[FrozenTrial], without: int | None = None) -> dict[str, int]:
-    """Digest of each policy that was tried or is being tried -> its trial, but for trial ``without``."""
+    """Digest of each policy that was tried or is being tried -> its trial, but for trial ``without``.
+
+    One that is held at the first rung may be tried again: it then goes on.
+    """
     return {
         trial.user_attrs["digest"]: trial.number
         for trial in trials
         if "digest" in trial.user_attrs
         and trial.number != without
-        and (trial.user_attrs.get("result") or {}).get("reason") != INTERRUPTED
+        and (result := trial.user_attrs.get("result") or {}).get("reason") != INTERRUPTED
+        and not _is_held(result)
     }
+
+
+def held(trials: Iterable[FrozenTrial]) -> dict[str, list[dict[str, Any]]]:
+    """Digest of each policy that was scored at the first rung and not promoted -> that rung."""
+    return {
+        trial.user_attrs["digest"]: result["rungs"]
+        for trial in trials
+        if _is_held(result := trial.user_attrs.get("result") or {})
+    }
+
+
+def _is_held(result: Mapping[str, Any]) -> bool:
+    return result.get("state") == "pruned" and result.get("rung") == 0

@@ -63,7 +63,7 @@ class Problem:
     """What is searched. ``baseline_accuracy``: of the uncompressed network on the search split; ``rungs``:
     images that a trial has trained on at the end of each rung, ascending; ``sensitivities``: if the
     sampler learns from them; ``baseline_costs``: of the uncompressed network; ``start``: so many policies are
-    scored untrained before any is trained."""
+    scored at the first rung alone before any goes further."""
 
     space: Space
     cost_model: "CostModel"
@@ -129,8 +129,9 @@ def scored(
     problem: Problem,
     policy: Policy,
     price: Result,
-    better: Callable[[int, ScoreLike], int | None],
-    keep: Callable[[ClimbLike, Sequence[ScoreLike]], None],
+    stays: Callable[[int, ScoreLike], str],
+    keep: Callable[[ClimbLike, Mapping[int, ScoreLike]], None],
+    before: Sequence[Mapping[str, float]] = (),
 ) -> Result:
     """Train and score a policy whose price is known, rung by rung. What goes wrong becomes a "failed" result.
 
@@ -141,14 +142,14 @@ def scored(
         problem: what is searched.
         policy: the policy.
         price: what ``priced`` said of it.
-        better: gets a rung that is not the last and the score there; the trial that keeps this one from
-            going on, or None.
-        keep: gets the network that has reached the last rung, and its scores.
+        stays: gets a rung that is not the last and the score there; why the trial does not go on, or "".
+        keep: gets the network that has reached the last rung, and images trained on -> its score.
+        before: rungs that another trial of the same policy has reached: this one goes on from there.
     """
     started = time.perf_counter()
     values = dict(price.values)
-    reached: list[dict[str, float]] = []
-    scores: list[ScoreLike] = []
+    reached = list(before)
+    scores: dict[int, ScoreLike] = {}
 
     def result(state: str, reason: str = "", **over: float) -> Result:
         spent = {"seconds": time.perf_counter() - started}
@@ -156,15 +157,15 @@ def scored(
 
     try:
         climb = problem.scorer.start(policy)
-        for rung, images in enumerate(problem.rungs):
+        for rung, images in enumerate(problem.rungs[len(before) :], start=len(before)):
             score = climb.score(rung)
             if not math.isfinite(score.accuracy):
                 return result("failed", f"accuracy is {score.accuracy}")
-            scores.append(score)
+            scores[images] = score
             reached.append(_reached(rung, images, score))
-            values |= _values(reached, scores)
-            if rung < len(problem.rungs) - 1 and (by := better(rung, score)) is not None:
-                return result("pruned", f"not promoted from rung {rung}: dominated by trial {by}")
+            values |= _values(reached, list(scores.values()))
+            if rung < len(problem.rungs) - 1 and (reason := stays(rung, score)):
+                return result("pruned", f"not promoted from rung {rung}: {reason}")
         keep(climb, scores)
     except Exception as error:
         if "no space left" in str(error).lower():

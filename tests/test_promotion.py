@@ -102,7 +102,7 @@ def test_scores_that_are_shares_have_an_interval_of_their_differences():
 def test_scores_are_kept_by_the_images_trained_on(tmp_path):
     path = tmp_path / "scores" / "7.npz"
     right, shares = np.array([1, 0, 1], np.float32), np.array([0.25, 0.5, 1.0], np.float32)
-    save_scores(path, (0, 96), [right, shares])
+    save_scores(path, {0: right, 96: shares})
     assert load_scores(path, 0).tolist() == [1, 0, 1]
     assert load_scores(path, 96).tolist() == [0.25, 0.5, 1.0]
     assert load_scores(path).tolist() == [0.25, 0.5, 1.0]
@@ -181,16 +181,20 @@ def test_rungs_in_images():
     assert configuration(search={"sampler": "tpe"}).rung_images == (8192,)
 
 
-@pytest.fixture
-def searched(tmp_path):
+def search(folder, trials, **problem_fields):
     config = configuration()
-    problem = replace(problem_of(config, Scorer()), rungs=(0, 96, 960))
-    run = make_run(tmp_path / "run", config)
+    problem = replace(problem_of(config, Scorer()), rungs=(0, 96, 960), **problem_fields)
+    run = make_run(folder, config)
     study = open_study(run, config.search)
     enqueue_seeds(study, problem.space)
     with registered(run) as worker:
-        ended = search_loop(problem, study, run, Budget(trials=25), worker)
+        ended = search_loop(problem, study, run, Budget(trials), worker)
     return problem, run, study, ended
+
+
+@pytest.fixture
+def searched(tmp_path):
+    return search(tmp_path / "run", 25)
 
 
 def test_a_search_in_rungs(searched):
@@ -255,7 +259,7 @@ def test_front_members_that_are_better_by_noise_alone_are_marked(tmp_path):
     for trial, (scores, latency, size) in enumerate(
         [(ninety, 1.0, 5.0), (luckier, 2.0, 6.0), (better, 3.0, 7.0), (better, 4.0, 1.0)]
     ):
-        save_scores(run.scores_file(trial), (96,), [scores])
+        save_scores(run.scores_file(trial), {96: scores})
         accuracy = float(scores.mean(dtype=float))
         low, high = wilson_interval(accuracy, 1000)
         rows.append(TrialRow(trial, "complete", "", accuracy, low, high, latency_ms=latency, size_bytes=size))
@@ -266,3 +270,21 @@ def test_front_members_that_are_better_by_noise_alone_are_marked(tmp_path):
     run.scores_file(2).unlink()
     # unpaired, 2 points are noise
     assert alike(run, rows, ("accuracy", "latency_ms")) == {1: 0, 2: 0, 3: 0}
+
+
+def test_the_first_are_scored_untrained_alone_and_may_go_on_later(tmp_path):
+    _, run, study, _ = search(tmp_path / "run", 1, start=6)
+    rows = run.trials()
+    assert [row.reason for row in rows[:6]] == ["not promoted from rung 0: among the first 6"] * 6
+    assert rows[6].reason != rows[5].reason
+    before = search(tmp_path / "run", 25, start=6)[1].trials()  # past the seeds, which go first
+    study.enqueue_trial(study.trials[0].params)
+    problem, run, study, _ = search(tmp_path / "run", 26, start=6)
+    again = run.trials()[len(before)]
+    assert again.policy == rows[0].policy
+    assert (again.state, again.rung) == ("complete", 2)
+    assert json.loads(again.rungs)[0] == json.loads(rows[0].rungs)[0]
+    assert problem.scorer.rungs == [1, 2]  # the first rung was not scored again
+    study.enqueue_trial(study.trials[0].params)
+    _, run, _, _ = search(tmp_path / "run", 27, start=6)
+    assert run.trials()[again.trial + 1].reason == f"duplicate of trial {again.trial}"

@@ -129,7 +129,7 @@ def main() -> None:
     loaded = load(config)
     scorer = Scorer(loaded.traced, loaded.task, config)
     encoding = Encoding(loaded.space)
-    train = torch.cat(scorer._calibration_batches)
+    train = torch.cat(scorer.calibration_batches)
     held_out, targets = scorer.search.batch(torch.arange(len(scorer.search)), None)
     with torch.no_grad():
         teacher = F.log_softmax(scorer.teacher(held_out), dim=1)
