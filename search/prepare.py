@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +26,7 @@ from search.trial import COSTS, Problem, priced
 if TYPE_CHECKING:
     from compression.trace import Traced
     from latency_models.cost import Cost, CostModel
+    from search.score import Scorer
     from search.task import Task
 
 Log = Callable[[str], None]
@@ -119,11 +121,13 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         objectives=config.search.objectives,
         limits=config.limits,
         baseline_accuracy=baseline["accuracy"],
+        baseline_costs={name: float(getattr(cost, name)) for name in COSTS},
         rungs=config.rung_images,
     )
     check_limits(problem)
+    check_objectives(problem)
     if config.search.sampler == "cascade" and run is not None:
-        problem = replace(problem, sensitivities=sensitivity.measure(scorer, loaded.space, log))
+        problem = _with_knowledge(problem, scorer, run, write, log)
     if run is None or not write:
         return problem
     shown = ", ".join(
@@ -138,8 +142,6 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
     validation = None
     if isinstance(costs, TableModel):
         validation = first_validation(costs, network, loaded.space, log)
-    if problem.sensitivities is not None:
-        sensitivity.write_csv(run.path / "sensitivities.csv", loaded.space, problem.sensitivities)
     run.update_environment(
         profile=loaded.profile.name,
         estimated=cost.estimated,
@@ -161,6 +163,21 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         made=environment.get("made", now()),
     )
     return problem
+
+
+def _with_knowledge(problem: Problem, scorer: "Scorer", run: RunFolder, write: bool, log: Log) -> Problem:
+    """What cascade starts from: the sensitivities, and the front of a million policies by them."""
+    from search.cascade.knowledge import knowledge_of, start_of
+
+    found = sensitivity.measure(scorer, problem.space, log)
+    problem = replace(problem, sensitivities=found, start=start_of(problem))
+    if write:
+        sensitivity.write_csv(run.path / "sensitivities.csv", problem.space, found)
+    started = time.perf_counter()
+    knowledge = knowledge_of(problem, run.path / "cheap_front.npy")
+    if (seconds := time.perf_counter() - started) > 1:
+        log(f"ranked a million policies by cost and sensitivity in {seconds:.0f} s")
+    return replace(problem, knowledge=knowledge)
 
 
 def _check_fit(loaded: Loaded, costs: "CostModel", reference: Policy, cost: "Cost", log: Log) -> None:
@@ -204,6 +221,24 @@ def check_limits(problem: Problem) -> None:
         f"no policy of {len(sample)} tried meets the limits {wanted}; the nearest has {found};"
         " raise the limits or widen the space"
     )
+
+
+def check_objectives(problem: Problem) -> None:
+    """Raise ConfigError when a cost objective is the same for every policy of a sample: it orders nothing."""
+    costs = [name for name in problem.objectives if name != "accuracy"]
+    most = max((level for levels in problem.space.levels.values() for level in levels), default=0.0)
+    rng = np.random.default_rng(0)
+    sample = [problem.space.uniform(most, pair) for pair in problem.space.pairs]
+    sample += [problem.space.uniform(0.0, pair) for pair in problem.space.pairs]
+    sample += [problem.space.random(rng) for _ in range(8)]
+    found = [problem.cost(policy) for policy in sample]
+    for name in costs:
+        values = [float(getattr(cost, name)) for cost in found]
+        if problem.space.size > 1 and max(values) - min(values) <= 1e-9 * max(values):
+            raise ConfigError(
+                f"search.objectives has {name}, which is {values[0]:.4g} for all {len(values)} policies tried"
+                ", so it cannot tell them apart; leave it out, or widen the space"
+            )
 
 
 def threads_per_worker(workers: int) -> int:

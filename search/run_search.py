@@ -54,8 +54,9 @@ def run_search(config: SearchConfig, config_path: Path, folder: Path | None = No
         run.update_environment(
             budget={"deadline": deadline, "trials": settings.trials, "workers": settings.workers}
         )
-        study = open_study(run, settings)
-        enqueue_seeds(study, problem.space)
+        study = open_study(run, settings, knowledge=problem.knowledge)
+        if problem.knowledge is None:  # cascade has a start of its own
+            enqueue_seeds(study, problem.space)
         rows = Ledger(run, study).rows()
         progress.earlier([row for row in rows if row.state != "running"])
         with (
@@ -199,7 +200,7 @@ def work(
     config = run.config()
     problem = prepare(load(config), run, run.log, write=False)
     with writable(run.path), registered(run) as worker, Interrupt() as asked:
-        study = open_study(run, config.search, worker_seed=index)
+        study = open_study(run, config.search, worker_seed=index, knowledge=problem.knowledge)
         return search_loop(
             problem,
             study,

@@ -31,8 +31,8 @@ def sampler(settings: SearchSection, offset: int = 0, knowledge: "Knowledge | No
         case "cascade":
             from search.cascade.sampler import CascadeSampler
 
-            assert knowledge is not None
-            return CascadeSampler(knowledge, seed)
+            # without knowledge a study is only looked at
+            return RandomSampler(seed=seed) if knowledge is None else CascadeSampler(knowledge, seed)
         case "random":
             return RandomSampler(seed=seed)
         case "nsga2":

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -19,6 +19,9 @@ from search.sampler import sampler
 from search.space import Space
 from search.trial import Result
 
+if TYPE_CHECKING:
+    from search.cascade.knowledge import Knowledge
+
 NAME = "leanfront"
 INTERRUPTED = "its worker was stopped; run again"
 _SECONDS_TO_SAY_WHO = 60.0
@@ -30,7 +33,9 @@ _OPTUNA_STATES = {
 }
 
 
-def open_study(run: RunFolder, settings: SearchSection, worker_seed: int = 0) -> optuna.Study:
+def open_study(
+    run: RunFolder, settings: SearchSection, worker_seed: int = 0, knowledge: "Knowledge | None" = None
+) -> optuna.Study:
     """Make or load the study in a run's journal; ``worker_seed`` makes workers draw different policies."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions = [
@@ -44,7 +49,8 @@ def open_study(run: RunFolder, settings: SearchSection, worker_seed: int = 0) ->
         load_if_exists=True,
     )
     # a resumed search must not draw what it drew before: its seed depends on how far it got
-    study.sampler = sampler(settings, 7919 * worker_seed + 104_729 * len(study.get_trials(deepcopy=False)))
+    offset = 7919 * worker_seed + 104_729 * len(study.get_trials(deepcopy=False))
+    study.sampler = sampler(settings, offset, knowledge)
     if study.metric_names != list(settings.objectives):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)

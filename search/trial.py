@@ -17,6 +17,7 @@ from search.space import Space
 
 if TYPE_CHECKING:
     from latency_models.cost import Cost, CostModel
+    from search.cascade.knowledge import Knowledge
 
 COSTS = ("latency_ms", "energy_mj", "size_bytes", "peak_memory_bytes")
 
@@ -74,6 +75,7 @@ class Problem:
     rungs: tuple[int, ...] = (0,)
     sensitivities: Sensitivities | None = None
     baseline_costs: Mapping[str, float] = field(default_factory=dict)
+    knowledge: "Knowledge | None" = None
     start: int = 0
 
     def cost(self, policy: Policy) -> "Cost":

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 CHEAP_POLICIES = 1_000_000
 """Policies that are priced and ranked before anything is scored."""
+START = 48
+"""Policies that are scored untrained before any is trained."""
 DEFAULT_DROP = 0.10
 """Accuracy lost beyond which nothing is won, where the configuration has no max_drop."""
 
@@ -130,7 +132,16 @@ def knowledge_of(problem: "Problem", kept: Path | None = None) -> Knowledge:
             beside = kept.with_suffix(".partial.npy")
             np.save(beside, archive)
             beside.replace(kept)
-    return replace(knowledge, archive=archive)
+    # what people try by hand is among the first that are scored
+    seeds = [knowledge.encoding.of(policy) for policy in problem.space.seeds()]
+    return replace(knowledge, archive=np.unique(np.hstack([archive, np.stack(seeds, axis=1)]), axis=1))
+
+
+def start_of(problem: "Problem") -> int:
+    """How many policies are scored untrained before any is trained; none where the first rung trains."""
+    if len(problem.rungs) == 1 or problem.rungs[0] > 0:
+        return 0
+    return min(START, problem.space.size // 4)
 
 
 def _read(kept: Path | None, decisions: int) -> Codes | None:
