@@ -8,14 +8,12 @@ milliseconds). From what was seen follows, for policies that were not: the form 
 import json
 import math
 from collections.abc import Callable, Mapping
-from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compression.policy import LayerPolicy, Network, Policy, kernels
-from compression.policy.batch import PolicyBatch
+from compression.policy import LayerPolicy, Network, Node, Policy, kernels
 from compression.policy.precision import Precision
 from latency_models.cost import TableError
 from latency_models.files import replace_file
@@ -38,11 +36,6 @@ outputs, then the ``alignment`` of their widths."""
 
 Part = tuple[str, ...]
 """Keys of the optimised nodes of one kernel, in order."""
-
-
-@cache
-def _at_bits(bits: int) -> LayerPolicy:
-    return LayerPolicy(0.0, 8 if bits < 32 else 32, bits)
 
 
 def canonical(policy: Policy) -> Policy:
@@ -93,6 +86,15 @@ class Structure:
             for near in _neighbourhoods(inputs, RADIUS)
         )
         self._outputs = tuple(k.output.name for k in self.kernels)
+        groups = {group: row for row, group in enumerate(network.groups)}
+        self._group_layers = [network.layers.index(layers[0]) for layers in network.groups.values()]
+        parts = [_parts(k.output, groups) for k in self.kernels]
+        most = max(map(len, parts))
+        padded = np.array([(*own, *[(0, 0)] * (most - len(own))) for own in parts], dtype=np.int64)
+        self._width_rows, self._width_factors = padded[..., 0], padded[..., 1]
+        first: dict[object, int] = {}
+        self.alike = tuple(first.setdefault(own, i) for i, own in enumerate(parts))
+        """Per kernel the first one whose output has as many channels, however the network is cut."""
         self.positions = tuple(math.prod(k.output.spatial) for k in self.kernels)
         """Per kernel the positions of its output tensor: 1 for a vector, height x width for an image."""
         self._states: dict[State, list[Part]] = {}  # what was seen
@@ -102,43 +104,27 @@ class Structure:
         self._known_forms: list[dict[tuple[int, ...], int | None]] = [{} for _ in self.kernels]
         self._columns: list[tuple[int, ...]] = [()] * count  # of rules that were learned before
         self._rule_of_precision = Precision(self.kernels)
-        self._alignment = lru_cache(maxsize=None)(alignment)
-        self._flags = lru_cache(maxsize=65536)(self._precision)
+        self.version = 0
+        """Counts whatever was seen: what was made of it before is out of date."""
+
+    def sources(self, network: Network, policy: Policy) -> NDArray[np.int64]:
+        """(3 x kernels,): widths of the kernels' outputs, whether they compute in integers, and the bits of
+        their outputs."""
+        bits, integer = self._rule_of_precision.of(policy)
+        layers = network.layers
+        counts = np.array([*[layers[row].shape.out_channels for row in self._group_layers], 1])
+        widths = (counts[self._width_rows] * self._width_factors).sum(axis=1)
+        return np.concatenate((widths, np.array(integer, dtype=np.int64), np.array(bits, dtype=np.int64)))
 
     def state(self, network: Network, policy: Policy) -> State:
         """What of a network and its policy decides the forms of its kernels."""
-        integer, bits = self._flags(
-            tuple(
-                32 if name is None or not (own := policy[name]).integer else own.activation_bits
-                for name in self._layers
-            )
-        )
-        node = network.node
-        widths = tuple([node[name].width for name in self._outputs])
-        return (*widths, *integer, *bits, *[self._alignment(width) for width in widths])
+        values = self.sources(network, policy).tolist()
+        return (*values, *map(alignment, values[: len(self.kernels)]))
 
-    def column(self, batch: PolicyBatch, column: int) -> NDArray[np.int64]:
-        """One column of the states of many policies: (n,)."""
-        field, index = divmod(column, len(self.kernels))
-        if field == 1:
-            return np.asarray(batch.integer[index].astype(np.int64))
-        if field == 2:
-            return np.asarray(batch.bits[index])
-        widths = batch.widths[index]
-        return np.asarray(widths if field == 0 else self._alignments(int(widths.max()))[widths])
-
-    def _alignments(self, most: int) -> NDArray[np.int64]:
-        return np.array([self._alignment(width) for width in range(most + 1)], dtype=np.int64)
-
-    def _precision(self, layer_bits: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Per kernel: does it compute in integers (0 or 1), and at how many bits is its output held."""
-        policy = {
-            name: _at_bits(bits)
-            for name, bits in zip(self._layers, layer_bits, strict=True)
-            if name is not None
-        }
-        held, integer = self._rule_of_precision.of(policy)
-        return tuple(map(int, integer)), tuple(held)
+    @property
+    def states(self) -> NDArray[np.int64]:
+        """(networks, columns): the states of all networks that were seen."""
+        return np.array(list(self._states), dtype=np.int64).reshape(-1, 4 * len(self.kernels))
 
     def rule(self, index: int) -> Rule:
         """What decides the form of a kernel.
@@ -178,6 +164,7 @@ class Structure:
 
     def forget(self) -> None:
         """Start anew, as if nothing had been seen."""
+        self.version += 1
         self._states.clear()
         self._forms.clear()
         self.nodes.clear()
@@ -219,6 +206,7 @@ class Structure:
         if state in self._states:
             return
         self._states[state] = parts
+        self.version += 1
         for index, part in enumerate(parts):
             form = self._form_of(part)
             self._parts[index].setdefault((form, *(state[c] for c in self.width_columns[index])), part)
@@ -276,7 +264,17 @@ class Structure:
         for state, parts in seen:
             self.note(state, parts)
         self._columns = columns
+        self.version += 1
         self._rules = [None] * len(self.kernels)
+
+
+def _parts(tensor: Node, groups: Mapping[str, int]) -> tuple[tuple[int, int], ...]:
+    """What a tensor's channels add up from: rows of groups, and how often each counts; channels that are not
+    cut count in the row behind the last."""
+    return tuple(
+        (groups.get(s.group or "", len(groups)), s.repeat * (1 if s.group in groups else s.size))
+        for s in tensor.channels
+    )
 
 
 def _neighbourhoods(inputs: tuple[tuple[int, ...], ...], radius: int) -> tuple[tuple[int, ...], ...]:

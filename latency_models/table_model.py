@@ -1,8 +1,7 @@
 """The cost model of a measured part: kernels from its latency table, corrected by whole networks."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -10,22 +9,24 @@ from numpy.typing import ArrayLike, NDArray
 
 from compression.policy import Network, Policy
 from compression.policy.batch import PolicyBatch
-from compression.policy.size import FILE_BYTES, kernel_bytes
+from compression.policy.size import FileSize
 from hw_profiles import HardwareProfile
 from latency_models.arena import Arena
 from latency_models.calibrate import Accuracy, Correction
-from latency_models.columns import Rows, encoded, gathered
 from latency_models.cost import Cost, CostArrays, Kind, LayerCost
 from latency_models.errors import TableError
 from latency_models.footprint import footprint
 from latency_models.kernel_keys import constant_bytes_of, kind_of
+from latency_models.lookup import Lookup, UnseenValues
 from latency_models.nearest import Nearest, between_widths
-from latency_models.structure import Part, State, Structure
+from latency_models.structure import Part, Structure
 from latency_models.table import CALL, LatencyTable
 
 MODELLED_SHARE = 0.05
 """A cost is called modelled when more of its latency than this is from kernels that were not measured at
 their widths but interpolated. Each row of ``layers`` says it of its own kernel."""
+AT_ONCE = 8192
+"""Policies whose arrays fit a processor's near cache."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,14 @@ class _Entry:
     footprint: int  # its number in the model's arena
 
     @property
-    def row(self) -> tuple[float, float, float, float, float, float]:
-        """The numbers that are summed over a network, and the number of the footprint."""
+    def row(self) -> tuple[float, float, float, float, float]:
+        """The numbers that are summed over a network."""
         return (
             self.corrected_ms,
             self.plain_ms,
             float(self.constant_bytes),
             self.far_alone_bytes,
             self.modelled_ms,
-            float(self.footprint),
         )
 
 
@@ -75,13 +75,16 @@ class TableModel:
         self._nearest: Nearest | None = None
         self._arena = Arena(structure.kernels, structure.outputs)
         self._near_cache_bytes = table.near_cache_bytes
-        self._widths = tuple(
-            itemgetter(*columns, columns[0]) for columns in structure.width_columns
-        )  # one more, so that even a single column makes a tuple
-        self._entries: list[dict[tuple[int, ...], _Entry]] = [{} for _ in structure.kernels]
-        self._stored: list[dict[tuple[object, ...], int]] = [{} for _ in structure.kernels]
-        self._layers = tuple(k.layer.name if k.layer else None for k in structure.kernels)
-        self._positions = np.array(structure.positions)
+        self._lookup: Lookup | None = None
+        self._lookup_version = 0
+        self._offered: Mapping[int, set[int]] = {}
+        self._number: list[dict[tuple[int, ...], int]] = [{} for _ in structure.kernels]
+        self._entries = [_Entry((), 0.0, 0.0, 0, 0.0, 0.0, 0)]  # by number; 0 is none
+        self._rows = np.zeros((1, 5))  # of the entries, with some room
+        self._file_size = FileSize(structure.kernels)
+        layers = [(row, k.layer.name) for row, k in enumerate(structure.kernels) if k.layer is not None]
+        self._layers = [name for _, name in layers]
+        self._layer_rows = np.array([row for row, _ in layers], dtype=np.int64)
 
     def scaled_to(self, network: Network, policy: Policy, measured_ms: float) -> "TableModel":
         """This model with all kernels scaled so that a network that was measured comes out as measured."""
@@ -105,18 +108,17 @@ class TableModel:
         Raises:
             TableError: a kernel has no entry and nothing of its kind is in the table.
         """
-        state = self.structure.state(network, policy)
-        entries = self._of(state, network, policy)
-        latency_ms = self._latency_ms(entries)
-        peak = self._arena.peak_bytes([entry.footprint for entry in entries])
+        sources, numbers = self._numbers(network, policy)
+        latency_ms, modelled = self._latency(self._rows[numbers].sum(axis=0))
+        peak = self._arena.peak_bytes([self._entries[number].footprint for number in numbers.tolist()])
         limit = self.profile.memory_bytes
         return Cost(
-            latency_ms=latency_ms,
-            energy_mj=latency_ms * self.profile.power_w,  # W x ms = mJ
-            size_bytes=self._size_bytes(state, policy),
+            latency_ms=float(latency_ms),
+            energy_mj=float(latency_ms) * self.profile.power_w,  # W x ms = mJ
+            size_bytes=self._size_bytes(sources, policy),
             peak_memory_bytes=peak,
             fits=limit is None or peak <= limit,
-            kind="modelled" if self._mostly_modelled(entries) else self.kind,
+            kind="modelled" if modelled else self.kind,
             estimated=self.profile.estimated,
         )
 
@@ -126,38 +128,41 @@ class TableModel:
         Raises:
             TableError: as ``cost`` does.
         """
-        rows = Rows(lambda column: self.structure.column(batch, column))
-        total = np.zeros((5, batch.count))
-        footprints = np.zeros((len(self.structure.kernels), batch.count), dtype=np.int64)
-        for index in range(len(self.structure.kernels)):
-            forms = self._forms(index, rows)
-            widths = [rows.encoded(column) for column in self.structure.width_columns[index]]
-            *summed, footprints[index] = gathered([forms, *widths], self._row_of(index))
-            total += summed
-        corrected_ms, plain_ms, constants, far_alone, modelled_ms = total
-        far = np.maximum(0.0, far_share(constants, self._near_cache_bytes) * constants - far_alone)
-        latency_ms = self._call_ms() + corrected_ms + self.correction.weight("far_bytes") * far
-        latency_ms = np.maximum(latency_ms, 0.5 * plain_ms)
+        latency_ms = np.empty(batch.count)
+        size_bytes = np.empty(batch.count)
+        modelled = np.empty(batch.count, dtype=np.bool_)
+        for at, part in self._portions(batch):
+            total = np.zeros((part.count, 5))
+            for numbers in self._many(part):
+                total += self._rows.take(numbers, axis=0)
+            latency_ms[at], modelled[at] = self._latency(total.T)
+            size_bytes[at] = part.size_bytes()
 
         def memory() -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-            peaks, limit = self._arena.peaks_bytes(footprints), self.profile.memory_bytes
+            footprints = np.array([entry.footprint for entry in self._entries])
+            found = [
+                self._arena.peaks_bytes(np.array([footprints[numbers] for numbers in self._many(part)]))
+                for _, part in self._portions(batch)
+            ]
+            peaks, limit = np.concatenate(found), self.profile.memory_bytes
             return peaks, np.asarray(peaks <= (np.inf if limit is None else limit))
 
         return CostArrays(
             latency_ms=latency_ms,
             energy_mj=latency_ms * self.profile.power_w,
-            size_bytes=batch.size_bytes().astype(np.float64),
-            modelled=modelled_ms > MODELLED_SHARE * plain_ms,
+            size_bytes=size_bytes,
+            modelled=modelled,
             memory=memory,
         )
 
     def latency_ms(self, network: Network, policy: Policy) -> float:
         """The latency alone; raises TableError as ``cost`` does."""
-        return self._latency_ms(self._of(self.structure.state(network, policy), network, policy))
+        _, numbers = self._numbers(network, policy)
+        return float(self._latency(self._rows[numbers].sum(axis=0))[0])
 
     def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:
         """Each kernel, and the call itself; raises TableError as ``cost`` does."""
-        entries = self._of(self.structure.state(network, policy), network, policy)
+        entries = self._of(network, policy)
         far_ms = self.correction.weight("far_bytes") * self._far_bytes(entries)
         stored = sum(entry.constant_bytes for entry in entries) or 1
         rows = [self._row("(call)", self._call_ms(), modelled=False)]
@@ -170,7 +175,7 @@ class TableModel:
 
     def features(self, network: Network, policy: Policy) -> dict[str, float]:
         """What a correction is fitted on; raises TableError as ``cost`` does."""
-        entries = self._of(self.structure.state(network, policy), network, policy)
+        entries = self._of(network, policy)
         total: dict[str, float] = {CALL: self.table[CALL].median_ms, "far_bytes": self._far_bytes(entries)}
         for entry in entries:
             for name, value in entry.features:
@@ -181,47 +186,76 @@ class TableModel:
         kind: Kind = "modelled" if modelled else self.kind
         return LayerCost(name, latency_ms, latency_ms * self.profile.power_w, kind)
 
-    def _of(self, state: State, network: Network, policy: Policy) -> list[_Entry]:
-        """The entry of each kernel. A kernel of a precision that was never seen costs one export."""
-        entries = []
-        for index, widths in enumerate(self._widths):
-            form = self.structure.form(index, self.structure.rule(index).pick(state))
-            if form is None:
+    def _of(self, network: Network, policy: Policy) -> list[_Entry]:
+        """The entry of each kernel."""
+        return [self._entries[number] for number in self._numbers(network, policy)[1].tolist()]
+
+    def _numbers(self, network: Network, policy: Policy) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The sources of a policy, and the numbers of its kernels' entries. A kernel of a precision that was
+        never seen costs one export."""
+        sources = self.structure.sources(network, policy)
+        while True:
+            try:
+                return sources, self._tables().one(sources)
+            except UnseenValues as unseen:
+                self._offered, self._lookup = unseen.values, None
+            except _UnseenForm:
                 self.structure.observe(network, policy)
-                return self._of(state, network, policy)
-            here = widths(state)
-            entries.append(self._entries[index].get((form, *here)) or self._entry(index, form, here[:-1]))
-        return entries
 
-    def _forms(self, index: int, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The form of a kernel under many policies, as (number, values that the numbers stand for)."""
-        rule = self.structure.rule(index)
+    def _size_bytes(self, sources: NDArray[np.int64], policy: Policy) -> int:
+        widths, _, bits = sources.reshape(3, -1, 1)
+        own = [policy[name] for name in self._layers]
+        weight_bits = np.array([[layer.weight_bits] for layer in own])
+        integer = sources[self._layer_rows + len(self.structure.kernels), None]
+        return int(self._file_size.of(widths, bits, weight_bits, integer)[0])
 
-        def form(values: tuple[int, ...]) -> tuple[float]:
-            found = self.structure.form(index, values)
-            if found is None:
-                name = self.structure.kernels[index].name
+    def _portions(self, batch: PolicyBatch) -> Iterator[tuple[slice, PolicyBatch]]:
+        for begin in range(0, batch.count, AT_ONCE):
+            at = slice(begin, begin + AT_ONCE)
+            yield at, batch.part(at)
+
+    def _many(self, batch: PolicyBatch) -> Iterator[NDArray[Any]]:
+        """The numbers of the entries of many policies, kernel by kernel."""
+        fields = (batch.widths, batch.integer.view(np.uint8), batch.bits)
+        count = len(self.structure.kernels)
+        while True:
+            try:
+                yield from self._tables().many(lambda row: fields[row // count][row % count])
+                return
+            except UnseenValues as unseen:  # said before anything else
+                self._offered, self._lookup = unseen.values, None
+            except _UnseenForm as unseen:
                 raise TableError(
-                    f"what onnxruntime makes of {name!r} at this precision was never seen; price such a"
-                    " policy alone first"
-                )
-            return (float(found),)
+                    f"what onnxruntime makes of {unseen.kernel!r} at this precision was never seen; price"
+                    " such a policy alone first"
+                ) from None
 
-        found = gathered([rows.encoded(column) for column in rule.columns], form)[0].astype(np.int64)
-        return encoded(found)
+    def _tables(self) -> Lookup:
+        if self._lookup is None or self._lookup_version != self.structure.version:
+            self._lookup = Lookup(self.structure, self._offered, self._asked)
+            self._lookup_version = self.structure.version
+        return self._lookup
 
-    def _mostly_modelled(self, entries: Sequence[_Entry]) -> bool:
-        modelled_ms = sum([entry.modelled_ms for entry in entries])
-        return modelled_ms > MODELLED_SHARE * sum([entry.plain_ms for entry in entries])
+    def _asked(self, index: int, form: int | None, widths: tuple[int, ...]) -> int:
+        """The number of the entry of a kernel in a form at its widths."""
+        if form is None:
+            raise _UnseenForm(self.structure.kernels[index].name)
+        number = self._number[index].get((form, *widths))
+        if number is None:
+            number = self._number[index][form, *widths] = len(self._entries)
+            entry = self._entry(index, form, widths)
+            self._entries.append(entry)
+            if number >= len(self._rows):
+                self._rows = np.concatenate((self._rows, np.zeros_like(self._rows)))
+            self._rows[number] = entry.row
+        return number
 
-    def _row_of(self, index: int) -> Callable[[tuple[int, ...]], tuple[float, ...]]:
-        """(form, widths) of a kernel -> the numbers of its entry."""
-        return lambda values: self._entry(index, values[0], values[1:]).row
-
-    def _latency_ms(self, entries: Sequence[_Entry]) -> float:
-        latency_ms = self._call_ms() + sum([entry.corrected_ms for entry in entries])
-        latency_ms += self.correction.weight("far_bytes") * self._far_bytes(entries)
-        return max(latency_ms, 0.5 * sum([entry.plain_ms for entry in entries]))
+    def _latency(self, total: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Sums of the rows of entries, (5,) or (5, n) -> latency in ms, and whether it is modelled."""
+        corrected_ms, plain_ms, constants, far_alone, modelled_ms = total
+        far = np.maximum(0.0, far_share(constants, self._near_cache_bytes) * constants - far_alone)
+        latency_ms = self._call_ms() + corrected_ms + self.correction.weight("far_bytes") * far
+        return np.maximum(latency_ms, 0.5 * plain_ms), modelled_ms > MODELLED_SHARE * plain_ms
 
     def _call_ms(self) -> float:
         return self.correction.weight(CALL) * self.table[CALL].median_ms
@@ -235,13 +269,8 @@ class TableModel:
 
     def _entry(self, index: int, form: int, widths: tuple[int, ...]) -> _Entry:
         """The entry of a kernel in a form at its widths; between those seen where these were not."""
-        known = self._entries[index].get((form, *widths, widths[0]))
-        if known is not None:
-            return known
         part = self.structure.part(index, widths, form)
-        made = self._summed(index, widths, part) if part is not None else self._between(index, form, widths)
-        self._entries[index][(form, *widths, widths[0])] = made
-        return made
+        return self._summed(index, widths, part) if part is not None else self._between(index, form, widths)
 
     def _between(self, index: int, form: int, widths: tuple[int, ...]) -> _Entry:
         """From the same kernel in the same form at other widths."""
@@ -294,22 +323,13 @@ class TableModel:
             self._nearest = Nearest(self.table)
         return self._nearest.estimate(key), constant_bytes_of(key), False
 
-    def _size_bytes(self, state: State, policy: Policy) -> int:
-        """As ``compression.policy.size.size_bytes``, each kernel's share remembered."""
-        count = len(self.structure.kernels)
-        total = FILE_BYTES
-        for index, widths in enumerate(self._widths):
-            name = self._layers[index]
-            own = policy[name] if name is not None else None
-            held = state[2 * count + index]
-            key = (widths(state), held, own and (own.weight_bits, own.integer))
-            stored = self._stored[index].get(key)
-            if stored is None:
-                kernel = self.structure.kernels[index]
-                stored = kernel_bytes(kernel, widths(state)[:-1], own, held)
-                self._stored[index][key] = stored
-            total += stored
-        return total
+
+class _UnseenForm(Exception):
+    """A kernel at a precision that was never seen."""
+
+    def __init__(self, kernel: str) -> None:
+        super().__init__(kernel)
+        self.kernel = kernel
 
 
 def far_share(working_bytes: ArrayLike, near_cache_bytes: float) -> NDArray[np.float64]:

@@ -9,24 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compression.policy.kernels import Kernel, kernels
-from compression.policy.network import LAYER_OPS, Network
+from compression.policy.network import Network
 from compression.policy.policy import Policy
-from compression.policy.precision import FLOAT_LAYERS, INTEGER_OPS, JOINING_OPS, SAME_RANGE_OPS
-from compression.policy.size import (
-    ACTIVATION_BYTES,
-    FILE_BYTES,
-    layer_bytes,
-    operation_bytes,
-    quantizer_bytes,
-    storage_bits,
-)
+from compression.policy.precision import FLOAT_LAYERS, Precision
+from compression.policy.size import FileSize
 
 Counts = NDArray[np.int64]
 
-_STORAGE_BITS = np.array([0, *(storage_bits(bits) for bits in range(1, 33))])
-_QUANTIZER_BYTES = {
-    moved: np.array([quantizer_bytes(moved, bits) for bits in range(33)]) for moved in (False, True)
-}
+
+class _Plan:
+    """What all policies of a network share."""
+
+    def __init__(self, network: Network) -> None:
+        self.kernels = kernels(network)
+        self.layer_index = {layer.name: row for row, layer in enumerate(network.layers)}
+        self.kernel_index = {kernel.name: row for row, kernel in enumerate(self.kernels)}
+        self.rule = Precision(self.kernels)
+        self.file_size = FileSize(self.kernels)
+        self.layer_rows = [self.layer_index[name] for _, name, *_ in self.rule.layers]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,19 +83,23 @@ class PolicyBatch:
         return int(self.weight_bits.shape[1])
 
     @cached_property
+    def _plan(self) -> "_Plan":
+        return _Plan(self.network)
+
+    @property
     def kernels(self) -> tuple[Kernel, ...]:
         """The kernels of the uncut network."""
-        return kernels(self.network)
+        return self._plan.kernels
 
-    @cached_property
+    @property
     def layer_index(self) -> Mapping[str, int]:
         """Layer name -> row of ``weight_bits`` and ``activation_bits``."""
-        return {layer.name: row for row, layer in enumerate(self.network.layers)}
+        return self._plan.layer_index
 
-    @cached_property
+    @property
     def kernel_index(self) -> Mapping[str, int]:
         """Kernel name -> row of ``widths``, ``bits`` and ``integer``."""
-        return {kernel.name: row for row, kernel in enumerate(self.kernels)}
+        return self._plan.kernel_index
 
     @cached_property
     def widths(self) -> Counts:
@@ -170,62 +174,43 @@ class PolicyBatch:
 
     @cached_property
     def _precision(self) -> tuple[Counts, NDArray[np.bool_]]:
-        """The rule of ``compression.policy.precision``, on arrays."""
-        fused, index = self.kernels, self.kernel_index
-        wish = np.full((len(fused), self.count), 32, dtype=np.int64)
-        for row in reversed(range(len(fused))):
-            for source in fused[row].inputs:
-                target = index[source]
-                wish[target] = np.minimum(wish[target], self._wanted(fused[target], fused[row], wish[row]))
-        bits = np.full_like(wish, 32)
-        integer = np.zeros(wish.shape, dtype=np.bool_)
-        for row, kernel in enumerate(fused):
-            integer[row] = self._integer(kernel, bits)
-            made = np.full(self.count, 32, dtype=np.int64)
-            if kernel.op in SAME_RANGE_OPS and kernel.inputs:
-                made = np.where(integer[row], bits[index[kernel.inputs[0]]], 32)
-            elif kernel.op != "linear" or kernel.activation:
-                made = np.where(integer[row], 8, 32)
-            bits[row] = np.where(wish[row] < 32, wish[row], made)
+        """As ``Precision.of``, on arrays."""
+        rule = self._plan.rule
+        bits = np.full((len(self.kernels), self.count), 32, dtype=np.int64)
+        integer = np.zeros(bits.shape, dtype=np.bool_)
+        for layer, (row, _, able, _, wanted) in zip(self._plan.layer_rows, rule.layers, strict=True):
+            integer[row] = self.integer_layers[layer]
+            if able:
+                held = np.where(integer[row], self.activation_bits[layer], 32)
+                for source in wanted:
+                    np.minimum(bits[source], held, out=bits[source])
+        for row, source in rule.sums:
+            layer = self.layer_index[self.kernels[source].nodes[0].layer or ""]
+            stored = (self.weight_bits[layer] <= 8) & (self.activation_bits[layer] <= 8)
+            bits[source] = np.where(stored, np.minimum(bits[source], bits[row]), bits[source])
+        for row, _, _, fuses, _ in rule.layers:
+            if fuses:
+                bits[row][(bits[row] == 32) & integer[row]] = 8
+        for row, inputs, moves in rule.others:
+            integer[row] = (bits[list(inputs)] <= 8).all(axis=0)
+            made = np.where(integer[row], bits[inputs[0]] if moves else 8, 32)
+            bits[row] = np.where(bits[row] < 32, bits[row], made)
         return bits, integer
-
-    def _wanted(self, maker: Kernel, reader: Kernel, wish: Counts) -> Counts | int:
-        """The bits that a kernel wants its input at; ``wish``: those that its own output is wanted at."""
-        if reader.layer is not None:
-            row = self.layer_index[reader.layer.name]
-            return np.where(self.integer_layers[row], self.activation_bits[row], 32)
-        if maker.layer is not None and maker.op in FLOAT_LAYERS and reader.op in JOINING_OPS:
-            row = self.layer_index[maker.layer.name]
-            return np.where((self.weight_bits[row] <= 8) & (self.activation_bits[row] <= 8), wish, 32)
-        return wish if reader.op in SAME_RANGE_OPS else 32
-
-    def _integer(self, kernel: Kernel, bits: Counts) -> NDArray[np.bool_]:
-        if kernel.op in LAYER_OPS and kernel.layer is not None:
-            return np.asarray(self.integer_layers[self.layer_index[kernel.layer.name]])
-        if kernel.op not in INTEGER_OPS or not kernel.inputs:
-            return np.zeros(self.count, dtype=np.bool_)
-        return np.asarray((bits[[self.kernel_index[name] for name in kernel.inputs]] <= 8).all(axis=0))
 
     def size_bytes(self) -> NDArray[np.int64]:
         """(n,): bytes of each policy's ONNX file, as ``compression.policy.size.size_bytes`` has it."""
-        total = np.full(self.count, FILE_BYTES, dtype=np.int64)
-        for row, kernel in enumerate(self.kernels):
-            if kernel.layer is not None:
-                index = self.layer_index[kernel.layer.name]
-                stored = _STORAGE_BITS[self.weight_bits[index]]
-                weights, out = self.weight_counts[index], self.out_channels[index]
-                total += layer_bytes(kernel.layer, weights, out, stored, self.integer_layers[index])
-            else:
-                total += operation_bytes(kernel, self.widths[row])
-            total += ACTIVATION_BYTES if kernel.activation else 0
-            total += _QUANTIZER_BYTES[kernel.op in SAME_RANGE_OPS][self.bits[row]]
-        return total
+        rows = self._plan.layer_rows
+        return self._plan.file_size.of(
+            self.widths, self.bits, self.weight_bits[rows], self.integer_layers[rows]
+        )
 
     def part(self, columns: slice | NDArray[np.int64]) -> "PolicyBatch":
         """Some of the policies."""
-        return PolicyBatch(
+        part = PolicyBatch(
             self.network,
             self.channels[:, columns],
             self.weight_bits[:, columns],
             self.activation_bits[:, columns],
         )
+        part.__dict__["_plan"] = self._plan  # of the same network
+        return part

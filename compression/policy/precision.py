@@ -50,43 +50,66 @@ class Precision:
 
     def __init__(self, kernels: tuple[Kernel, ...]) -> None:
         index = {kernel.name: row for row, kernel in enumerate(kernels)}
-        self._inputs = [tuple(index[name] for name in kernel.inputs) for kernel in kernels]
-        self._layers = [kernel.layer for kernel in kernels]
-        self._moves = [kernel.op in SAME_RANGE_OPS for kernel in kernels]
-        self._joins = [kernel.op in JOINING_OPS for kernel in kernels]
-        self._may = [kernel.op in INTEGER_OPS and bool(kernel.inputs) for kernel in kernels]
-        self._fuses = [kernel.op != "linear" or bool(kernel.activation) for kernel in kernels]
+        inputs = [tuple(index[name] for name in kernel.inputs) for kernel in kernels]
+        self._count = len(kernels)
+        self.layers: list[tuple[int, str, bool, bool, tuple[int, ...]]] = []
+        """Row, name, whether there is an integer kernel, whether that puts out integers though nobody wants
+        them, and the rows of the tensors that it wants at its own bits: seen through ops that move values."""
+        self.sums = [
+            (row, source)
+            for row, kernel in enumerate(kernels)
+            if kernel.op in JOINING_OPS
+            for source in inputs[row]
+            if kernels[source].op in FLOAT_LAYERS
+        ]
+        """Row and input that it wants at the bits it is wanted at itself, if that one's policy is an integer one."""
+        self.others = [
+            (row, inputs[row], kernel.op in SAME_RANGE_OPS)
+            for row, kernel in enumerate(kernels)
+            if kernel.layer is None and kernel.op in INTEGER_OPS and kernel.inputs
+        ]
+        """Row, inputs, and whether it only moves values: what computes in integers if all its inputs are."""
+        for row, kernel in enumerate(kernels):
+            if kernel.layer is not None:
+                wanted = list(inputs[row])
+                for source in wanted:
+                    if kernels[source].layer is None and kernels[source].op in SAME_RANGE_OPS:
+                        wanted += inputs[source]
+                fuses = kernel.op != "linear" or bool(kernel.activation)
+                able = kernel.op not in FLOAT_LAYERS
+                self.layers.append((row, kernel.layer.name, able, fuses, tuple(wanted)))
 
     def of(self, policy: Mapping[str, LayerPolicy]) -> tuple[list[int], list[bool]]:
         """Per kernel: bits of its output tensor (32: float), and whether it computes in integers."""
-        count = len(self._layers)
-        own = [32] * count  # activation bits of the layers that compute in integers
-        stored = [False] * count  # float layers whose policy is an integer one
-        for row, layer in enumerate(self._layers):
-            if layer is not None:
-                layer_policy = policy[layer.name]
-                if computes_in_integers(layer, layer_policy):
-                    own[row] = layer_policy.activation_bits
-                stored[row] = layer_policy.integer and own[row] == 32
-        wish = [32] * count  # the bits that integer layers want, seen through ops that only move values
-        for row in reversed(range(count)):
-            wanted = own[row] if self._layers[row] is not None else wish[row]
-            if wanted == 32 or (self._layers[row] is None and not (self._moves[row] or self._joins[row])):
+        bits = [32] * self._count
+        integer = [False] * self._count
+        unwanted = []  # of integer layers
+        stored = set()  # float layers whose policy is an integer one
+        for row, name, able, fuses, wanted in self.layers:
+            own = policy[name]
+            held = own.activation_bits
+            if held > 8 or own.weight_bits > 8:
                 continue
-            for source in self._inputs[row]:
-                if not self._joins[row] or stored[source]:
-                    wish[source] = min(wish[source], wanted)
-        bits = [32] * count
-        integer = [False] * count
-        for row, inputs in enumerate(self._inputs):
-            if self._layers[row] is not None:
-                integer[row] = own[row] < 32
-            elif self._may[row]:
-                integer[row] = max([bits[source] for source in inputs]) <= 8
-            if wish[row] < 32:
-                bits[row] = wish[row]
-            elif integer[row] and (self._moves[row] or self._fuses[row]):
-                bits[row] = bits[inputs[0]] if self._moves[row] else 8
+            if not able:
+                stored.add(row)
+                continue
+            integer[row] = True
+            if fuses:
+                unwanted.append(row)
+            for source in wanted:
+                if held < bits[source]:
+                    bits[source] = held
+        for row, source in self.sums:
+            if source in stored:
+                bits[source] = min(bits[source], bits[row])
+        for row in unwanted:
+            if bits[row] == 32:
+                bits[row] = 8
+        for row, inputs, moves in self.others:
+            if max([bits[source] for source in inputs]) <= 8:
+                integer[row] = True
+                if bits[row] == 32:
+                    bits[row] = bits[inputs[0]] if moves else 8
         return bits, integer
 
 

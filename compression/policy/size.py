@@ -2,18 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from compression.policy.kernels import Kernel, kernels
-from compression.policy.network import Layer, Network
-from compression.policy.policy import LayerPolicy, Policy
-from compression.policy.precision import SAME_RANGE_OPS, computes_in_integers, tensor_bits
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-Count = TypeVar("Count", int, "NDArray[np.int64]")
+from compression.policy.network import Network
+from compression.policy.policy import Policy
+from compression.policy.precision import SAME_RANGE_OPS, Precision
 
 # Fitted to exported files of a dozen kinds of network: bytes besides the values of weights and biases.
 FILE_BYTES = 180
@@ -44,37 +41,69 @@ def size_bytes(network: Network, policy: Policy) -> int:
     node and stored tensor. Norms that cannot be folded into a layer count 16 bytes a channel.
     """
     fused = kernels(network)
-    bits = tensor_bits(fused, policy)
-    width = {kernel.name: kernel.output.width for kernel in fused}
-    return FILE_BYTES + sum(
-        kernel_bytes(
-            kernel,
-            [width[name] for name in (kernel.name, *kernel.inputs)],
-            policy.get(kernel.layer.name) if kernel.layer else None,
-            bits[kernel.name],
-        )
-        for kernel in fused
+    bits, integer = Precision(fused).of(policy)
+    layers = [(row, kernel.layer.name) for row, kernel in enumerate(fused) if kernel.layer is not None]
+
+    def column(values: Sequence[int]) -> NDArray[np.int64]:
+        return np.array(values, dtype=np.int64).reshape(-1, 1)
+
+    found = FileSize(fused).of(
+        column([kernel.output.width for kernel in fused]),
+        column(bits),
+        column([policy[name].weight_bits for _, name in layers]),
+        column([integer[row] for row, _ in layers]),
     )
+    return int(found[0])
 
 
-def kernel_bytes(
-    kernel: Kernel, widths: Sequence[int], layer_policy: LayerPolicy | None, tensor_bits: int
-) -> int:
-    """Bytes of a file that one kernel and its output's quantizer take.
+class FileSize:
+    """The size of a network's file under many policies."""
 
-    ``widths``: channels of its output and of its inputs, after the cut. ``tensor_bits``: those of its output.
-    """
-    if kernel.layer is not None and layer_policy is not None:
-        shape, out = kernel.layer.shape, widths[0]
-        weights = widths[1] // (out if shape.depthwise else shape.groups) * out * math.prod(shape.kernel)
-        stored = storage_bits(layer_policy.weight_bits)
-        total = layer_bytes(
-            kernel.layer, weights, out, stored, computes_in_integers(kernel.layer, layer_policy)
-        )
-    else:
-        total = operation_bytes(kernel, widths[0])
-    total += ACTIVATION_BYTES if kernel.activation else 0
-    return total + quantizer_bytes(kernel.op in SAME_RANGE_OPS, tensor_bits)
+    def __init__(self, kernels: tuple[Kernel, ...]) -> None:
+        """``kernels``: of the network, cut or not: only channels differ."""
+        index = {kernel.name: row for row, kernel in enumerate(kernels)}
+        layers = [(row, k, k.layer) for row, k in enumerate(kernels) if k.layer is not None]
+        shapes = [layer.shape for _, _, layer in layers]
+
+        def column(values: Sequence[int]) -> NDArray[np.int64]:
+            return np.array(values, dtype=np.int64).reshape(-1, 1)
+
+        self._rows = np.array([row for row, _, _ in layers], dtype=np.int64)
+        self._read = np.array([index[k.inputs[0]] for _, k, _ in layers], dtype=np.int64)
+        self._depthwise = np.array([shape.depthwise for shape in shapes], dtype=np.bool_)
+        self._groups = column([shape.groups for shape in shapes])
+        self._grouped = (self._groups[:, 0] > 1) & ~self._depthwise
+        self._windows = column([math.prod(shape.kernel) for shape in shapes])
+        self._linear = column([shape.op == "linear" for shape in shapes])
+        names = [NAME_COPIES * len(layer.name) for _, _, layer in layers]
+        self._named = column(names) + np.where(self._linear, LINEAR_BYTES, CONVOLUTION_BYTES)
+        self._norms = [row for row, k in enumerate(kernels) if k.op == "batchnorm"]
+        others = sum(k.layer is None and k.op not in ("batchnorm", "input") for k in kernels)
+        self._constant = FILE_BYTES + BATCHNORM_BYTES * len(self._norms) + OTHER_BYTES * others
+        self._constant += ACTIVATION_BYTES * sum(bool(k.activation) for k in kernels)
+        self._moved = column([k.op in SAME_RANGE_OPS for k in kernels])
+
+    def of(
+        self,
+        widths: NDArray[np.int64],
+        bits: NDArray[np.int64],
+        weight_bits: NDArray[np.int64],
+        integer: NDArray[Any],
+    ) -> NDArray[np.int64]:
+        """(n,) bytes. ``widths`` and ``bits``: (kernels, n), of their outputs. ``weight_bits`` and ``integer``
+        (does it compute in integers?): (layers, n), in order of the kernels."""
+        out, read = widths[self._rows], widths[self._read]
+        read[self._depthwise] = 1
+        read[self._grouped] //= self._groups[self._grouped]
+        stored = _STORAGE_BITS[weight_bits]
+        values = (read * out * self._windows * stored + 7 >> 3) + 4 * out  # and the bias
+        codes = (stored < 32) * (CODED_WEIGHT_BYTES + 4 * out)
+        zero_points = self._linear * (ZERO_POINTS_BYTES + 5 * out)
+        in_integers = INTEGER_BIAS_BYTES + 4 * out + zero_points + (stored < 8) * UNPACKING_BYTES
+        layers = self._named + values + codes + integer * in_integers
+        quantizers = _QUANTIZER_BYTES[self._moved, bits]
+        norms = 16 * widths[self._norms].sum(axis=0)
+        return np.asarray(self._constant + norms + layers.sum(axis=0) + quantizers.sum(axis=0))
 
 
 def quantizer_bytes(moved: bool, bits: int) -> int:
@@ -84,21 +113,5 @@ def quantizer_bytes(moved: bool, bits: int) -> int:
     return (MOVED_QUANTIZER_BYTES if moved else QUANTIZER_BYTES) + (CLIP_BYTES if bits < 8 else 0)
 
 
-def operation_bytes(kernel: Kernel, width: Count) -> Count:
-    """An operation that is no layer; ``width`` as a number or an array of them."""
-    if kernel.op == "batchnorm":
-        return BATCHNORM_BYTES + 16 * width
-    return width * 0 + (0 if kernel.op == "input" else OTHER_BYTES)
-
-
-def layer_bytes(layer: Layer, weights: Count, out_channels: Count, stored: Count, integer: Any) -> Count:
-    """A layer of so many weights and output channels, cut, with weights stored in so many bits each and
-    computing in integers or not; numbers or arrays of them."""
-    linear = layer.shape.op == "linear"
-    named = (LINEAR_BYTES if linear else CONVOLUTION_BYTES) + NAME_COPIES * len(layer.name)
-    values = -(-weights * stored // 8) + 4 * out_channels  # and the bias
-    codes = (stored < 32) * (CODED_WEIGHT_BYTES + 4 * out_channels)
-    zero_points = linear * (ZERO_POINTS_BYTES + 5 * out_channels)
-    in_integers = INTEGER_BIAS_BYTES + 4 * out_channels + zero_points + (stored < 8) * UNPACKING_BYTES
-    total: Count = named + values + codes + integer * in_integers
-    return total
+_STORAGE_BITS = np.array([0, *(storage_bits(bits) for bits in range(1, 33))])
+_QUANTIZER_BYTES = np.array([[quantizer_bytes(moved, bits) for bits in range(33)] for moved in (False, True)])
