@@ -113,8 +113,10 @@ class Structure:
         bits, integer = self._rule_of_precision.of(policy)
         layers = network.layers
         counts = np.array([*[layers[row].shape.out_channels for row in self._group_layers], 1])
-        widths = (counts[self._width_rows] * self._width_factors).sum(axis=1)
-        return np.concatenate((widths, np.array(integer, dtype=np.int64), np.array(bits, dtype=np.int64)))
+        found = np.empty(3 * len(bits), dtype=np.int64)
+        found[: len(bits)] = (counts[self._width_rows] * self._width_factors).sum(axis=1)
+        found[len(bits) :] = np.frombuffer(bytes([*integer, *bits]), dtype=np.uint8)
+        return found
 
     def state(self, network: Network, policy: Policy) -> State:
         """What of a network and its policy decides the forms of its kernels."""

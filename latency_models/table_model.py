@@ -340,7 +340,7 @@ def far_share(working_bytes: ArrayLike, near_cache_bytes: float) -> NDArray[np.f
     at half the size.
     """
     ramp = _ramp(np.asarray(working_bytes, dtype=np.float64), near_cache_bytes)
-    return np.asarray(np.clip(ramp, 0.0, 1.0))
+    return np.asarray(np.minimum(np.maximum(ramp, 0.0), 1.0))
 
 
 def _ramp(working_bytes: Any, near_cache_bytes: float) -> Any:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 LAYER_OPS = ("conv2d", "conv_transpose2d", "linear")
 """Operations that carry weights which a policy may cut and quantize."""
@@ -145,6 +145,11 @@ class Network:
         return {name: tuple(layers) for name, layers in members.items()}
 
     @cached_property
+    def uncut(self) -> tuple[str, ...]:
+        """Names of the layers whose channels cannot be cut."""
+        return tuple(layer.name for layer in self.layers if layer.group is None)
+
+    @cached_property
     def reading_together(self) -> tuple[tuple[str, str], ...]:
         """Pairs of layers that read the same tensor: the first that does, and another."""
         first: dict[str, str] = {}
@@ -174,24 +179,28 @@ class Network:
         Raises:
             ValueError: a group is unknown, or would have no channel or more than it has.
         """
+        sizes = self._group_sizes
         for group, count in channels.items():
-            if group not in self.groups:
-                raise ValueError(f"no channel group {group!r}; there are {', '.join(self.groups) or 'none'}")
-            if not 1 <= count <= self.group_size(group):
-                size = self.group_size(group)
-                raise ValueError(f"group {group!r} has {size} channels, cannot keep {count}")
+            if group not in sizes:
+                raise ValueError(f"no channel group {group!r}; there are {', '.join(sizes) or 'none'}")
+            if not 1 <= count <= sizes[group]:
+                raise ValueError(f"group {group!r} has {sizes[group]} channels, cannot keep {count}")
 
-        nodes = list(self.nodes)
+        counts = {**sizes, **channels}
+        nodes, made = list(self.nodes), self._made
         for groups, indices in self._nodes_of_groups.items():
-            kept = tuple([(group, channels[group]) for group in groups if group in channels])
-            for index, node in zip(indices, self._cut(groups, indices, kept), strict=True):
+            kept = tuple([counts.get(group, 0) for group in groups])
+            for index, node in zip(indices, made.get((groups, kept)) or self._cut(groups, kept), strict=True):
                 nodes[index] = node
-        width = {node.name: node.width for node in nodes}
-        layers = tuple(
-            self._resized(layer, width[source], channels.get(layer.group or "", layer.shape.out_channels))
-            for layer, source in zip(self.layers, self._layer_sources, strict=True)
-        )
-        return Network(tuple(nodes), layers, self.outputs)
+        layers = []
+        for row, (own, source) in enumerate(self._layer_sources):
+            key = (row, nodes[source].width, counts[own] if own is not None else 0)
+            layers.append(made.get(key) or self._resized(*key))
+        return Network(tuple(nodes), tuple(layers), self.outputs)
+
+    @cached_property
+    def _group_sizes(self) -> Mapping[str, int]:
+        return {group: self.group_size(group) for group in self.groups}
 
     @cached_property
     def _nodes_of_groups(self) -> Mapping[tuple[str, ...], tuple[int, ...]]:
@@ -203,42 +212,36 @@ class Network:
         return {groups: tuple(indices) for groups, indices in found.items()}
 
     @cached_property
-    def _layer_sources(self) -> tuple[str, ...]:
-        """For each layer the node that it reads."""
-        source = {node.layer: node.inputs[0] for node in self.nodes if node.layer is not None}
-        return tuple(source[layer.name] for layer in self.layers)
+    def _layer_sources(self) -> tuple[tuple[str | None, int], ...]:
+        """For each layer its group, and the index of the node that it reads."""
+        index = {node.name: row for row, node in enumerate(self.nodes)}
+        source = {node.layer: index[node.inputs[0]] for node in self.nodes if node.layer is not None}
+        return tuple((layer.group, source[layer.name]) for layer in self.layers)
 
     @cached_property
     def _made(self) -> dict[object, Any]:
         """Nodes and layers that were cut before: a search resizes the same ones again and again."""
         return {}
 
-    def _cut(
-        self, groups: tuple[str, ...], indices: tuple[int, ...], kept: tuple[tuple[str, int], ...]
-    ) -> tuple[Node, ...]:
-        """The nodes at ``indices``, all of the same groups, with so many channels kept."""
-        made = self._made.get((groups, kept))
-        if made is None:
-            counts = dict(kept)
-            made = tuple(
-                replace(
-                    self.nodes[index],
-                    channels=tuple(
-                        replace(s, size=counts.get(s.group or "", s.size)) for s in self.nodes[index].channels
-                    ),
-                )
-                for index in indices
+    def _cut(self, groups: tuple[str, ...], kept: tuple[int, ...]) -> tuple[Node, ...]:
+        """The nodes whose tensors have the channels of these groups, with so many of each kept; 0: all."""
+        counts = dict(zip(groups, kept, strict=True))
+        made = tuple(
+            replace(
+                node,
+                channels=tuple(replace(s, size=counts.get(s.group or "") or s.size) for s in node.channels),
             )
-            if len(kept) <= _REMEMBERED_GROUPS:
-                self._made[groups, kept] = made
-        return cast("tuple[Node, ...]", made)
+            for node in [self.nodes[index] for index in self._nodes_of_groups[groups]]
+        )
+        if len(kept) <= _REMEMBERED_GROUPS:
+            self._made[groups, kept] = made
+        return made
 
-    def _resized(self, layer: Layer, in_channels: int, out_channels: int) -> Layer:
-        made = self._made.get((layer.name, in_channels, out_channels))
-        if made is None:
-            shape = layer.shape
-            groups = out_channels if shape.depthwise else shape.groups
-            shape = replace(shape, in_channels=in_channels, out_channels=out_channels, groups=groups)
-            made = replace(layer, shape=shape)
-            self._made[layer.name, in_channels, out_channels] = made
-        return cast(Layer, made)
+    def _resized(self, row: int, in_channels: int, kept: int) -> Layer:
+        """A layer with so many channels; 0 kept: as many as it has."""
+        layer = self.layers[row]
+        out_channels = kept or layer.shape.out_channels
+        groups = out_channels if layer.shape.depthwise else layer.shape.groups
+        shape = replace(layer.shape, in_channels=in_channels, out_channels=out_channels, groups=groups)
+        made = self._made[row, in_channels, kept] = replace(layer, shape=shape)
+        return made

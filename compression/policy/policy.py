@@ -164,19 +164,19 @@ class Policy(Mapping[str, LayerPolicy]):
         """Raise PolicyError unless this policy fits the network (see ``channels``), and layers that read
         the same tensor agree on its bits."""
         own = self._by_name
-        if missing := network.layer.keys() - own.keys():
-            raise PolicyError(f"the policy says nothing about layer {sorted(missing)[0]!r}")
-        if unknown := own.keys() - network.layer.keys():
+        if own.keys() != network.layer.keys():
+            if missing := network.layer.keys() - own.keys():
+                raise PolicyError(f"the policy says nothing about layer {sorted(missing)[0]!r}")
+            unknown = own.keys() - network.layer.keys()
             raise PolicyError(f"the policy names a layer {sorted(unknown)[0]!r} that the network has not")
-        for layer in network.layers:
-            if layer.group is None and own[layer.name].cut > 0:
+        for name in network.uncut:
+            if own[name].cut > 0:
                 raise PolicyError(
-                    f"layer {layer.name!r} cannot be cut (its channels are fixed by what reads them),"
-                    f" but the policy gives it sparsity {own[layer.name].sparsity}"
+                    f"layer {name!r} cannot be cut (its channels are fixed by what reads them),"
+                    f" but the policy gives it sparsity {own[name].sparsity}"
                 )
         for group, layers in network.groups.items():
-            shares = {own[layer.name].cut for layer in layers}
-            if len(shares) > 1:
+            if len(layers) > 1 and len(shares := {own[layer.name].cut for layer in layers}) > 1:
                 raise PolicyError(
                     f"the layers of group {group!r} are cut together, but the policy gives them"
                     f" sparsities {sorted(shares)}"

@@ -62,7 +62,7 @@ class Precision:
             for source in inputs[row]
             if kernels[source].op in FLOAT_LAYERS
         ]
-        """Row and input that it wants at the bits it is wanted at itself, if that one's policy is an integer one."""
+        """Row and an input that it wants as itself is wanted, where that one's policy is an integer one."""
         self.others = [
             (row, inputs[row], kernel.op in SAME_RANGE_OPS)
             for row, kernel in enumerate(kernels)

@@ -74,14 +74,16 @@ class FileSize:
         self._groups = column([shape.groups for shape in shapes])
         self._grouped = (self._groups[:, 0] > 1) & ~self._depthwise
         self._windows = column([math.prod(shape.kernel) for shape in shapes])
-        self._linear = column([shape.op == "linear" for shape in shapes])
+        linear = column([shape.op == "linear" for shape in shapes])
+        self._linear = linear * len(_FIXED_BYTES[0])
         names = [NAME_COPIES * len(layer.name) for _, _, layer in layers]
-        self._named = column(names) + np.where(self._linear, LINEAR_BYTES, CONVOLUTION_BYTES)
+        self._constant = FILE_BYTES + sum(names)
+        self._constant += int(np.where(linear, LINEAR_BYTES, CONVOLUTION_BYTES).sum())
         self._norms = [row for row, k in enumerate(kernels) if k.op == "batchnorm"]
         others = sum(k.layer is None and k.op not in ("batchnorm", "input") for k in kernels)
-        self._constant = FILE_BYTES + BATCHNORM_BYTES * len(self._norms) + OTHER_BYTES * others
+        self._constant += BATCHNORM_BYTES * len(self._norms) + OTHER_BYTES * others
         self._constant += ACTIVATION_BYTES * sum(bool(k.activation) for k in kernels)
-        self._moved = column([k.op in SAME_RANGE_OPS for k in kernels])
+        self._moved = column([k.op in SAME_RANGE_OPS for k in kernels]) * len(_QUANTIZER_BYTES[0])
 
     def of(
         self,
@@ -90,20 +92,30 @@ class FileSize:
         weight_bits: NDArray[np.int64],
         integer: NDArray[Any],
     ) -> NDArray[np.int64]:
-        """(n,) bytes. ``widths`` and ``bits``: (kernels, n), of their outputs. ``weight_bits`` and ``integer``
-        (does it compute in integers?): (layers, n), in order of the kernels."""
+        """Bytes of each of n files.
+
+        Args:
+            widths: (kernels, n) channels of their outputs.
+            bits: (kernels, n) of their outputs.
+            weight_bits: (layers, n), in order of the kernels.
+            integer: (layers, n) whether it computes in integers.
+        """
         out, read = widths[self._rows], widths[self._read]
-        read[self._depthwise] = 1
-        read[self._grouped] //= self._groups[self._grouped]
-        stored = _STORAGE_BITS[weight_bits]
-        values = (read * out * self._windows * stored + 7 >> 3) + 4 * out  # and the bias
-        codes = (stored < 32) * (CODED_WEIGHT_BYTES + 4 * out)
-        zero_points = self._linear * (ZERO_POINTS_BYTES + 5 * out)
-        in_integers = INTEGER_BIAS_BYTES + 4 * out + zero_points + (stored < 8) * UNPACKING_BYTES
-        layers = self._named + values + codes + integer * in_integers
-        quantizers = _QUANTIZER_BYTES[self._moved, bits]
-        norms = 16 * widths[self._norms].sum(axis=0)
-        return np.asarray(self._constant + norms + layers.sum(axis=0) + quantizers.sum(axis=0))
+        if self._depthwise.any():
+            read[self._depthwise] = 1
+        if self._grouped.any():
+            read[self._grouped] //= self._groups[self._grouped]
+        weights = read * out
+        weights *= self._windows
+        weights *= _STORAGE_BITS.take(weight_bits)
+        weights += 7
+        weights >>= 3
+        kind = self._linear + 2 * weight_bits + integer
+        weights += _FIXED_BYTES.take(kind)
+        weights += _CHANNEL_BYTES.take(kind) * out
+        total = self._constant + weights.sum(axis=0)
+        total += _QUANTIZER_BYTES.take(bits + self._moved).sum(axis=0)
+        return np.asarray(total + 16 * widths[self._norms].sum(axis=0) if self._norms else total)
 
 
 def quantizer_bytes(moved: bool, bits: int) -> int:
@@ -113,5 +125,27 @@ def quantizer_bytes(moved: bool, bits: int) -> int:
     return (MOVED_QUANTIZER_BYTES if moved else QUANTIZER_BYTES) + (CLIP_BYTES if bits < 8 else 0)
 
 
+def _layer_bytes(linear: bool, weight_bits: int, integer: bool) -> tuple[int, int]:
+    """Bytes of a layer besides its weights, and bytes per output channel: its bias and scales."""
+    fixed, per_channel = 0, 4
+    if weight_bits <= 8:
+        fixed, per_channel = CODED_WEIGHT_BYTES, 8
+    if integer:
+        fixed += INTEGER_BIAS_BYTES + linear * ZERO_POINTS_BYTES
+        fixed += UNPACKING_BYTES * (storage_bits(weight_bits) < 8)
+        per_channel += 4 + linear * 5
+    return fixed, per_channel
+
+
 _STORAGE_BITS = np.array([0, *(storage_bits(bits) for bits in range(1, 33))])
+_FIXED_BYTES, _CHANNEL_BYTES = (
+    np.array(
+        [
+            [_layer_bytes(linear, bits, integer) for bits in range(33) for integer in (False, True)]
+            for linear in (False, True)
+        ]
+    )
+    .transpose(2, 0, 1)
+    .copy()
+)
 _QUANTIZER_BYTES = np.array([[quantizer_bytes(moved, bits) for bits in range(33)] for moved in (False, True)])
