@@ -26,21 +26,6 @@ def encoded(column: NDArray[np.int64]) -> Encoded:
     return numbers[column], values
 
 
-class Rows:
-    """The columns of many states, each encoded once."""
-
-    def __init__(self, column: Callable[[int], NDArray[np.int64]]) -> None:
-        """``column``: number of a column -> its values in n states."""
-        self._column = column
-        self._encoded: dict[int, Encoded] = {}
-
-    def encoded(self, column: int) -> Encoded:
-        """One column, encoded."""
-        if column not in self._encoded:
-            self._encoded[column] = encoded(self._column(column))
-        return self._encoded[column]
-
-
 def gathered(
     columns: Sequence[Encoded], look_up: Callable[[tuple[int, ...]], tuple[float, ...]]
 ) -> NDArray[np.float64]:

@@ -9,8 +9,9 @@ import pytest
 
 from compression.policy import Layer, LayerPolicy, LayerShape, Network, Node, Policy, Segment
 from compression.policy.batch import PolicyBatch
+from compression.policy.size import size_bytes
 from hw_profiles import load_profile
-from latency_models import TableError
+from latency_models import TableError, lookup
 from latency_models.calibrate import Correction
 from latency_models.fill import fill
 from latency_models.fused_graph import fused_nodes
@@ -298,8 +299,21 @@ def test_an_operation_that_shapes_do_not_describe_is_named() -> None:
         network_model(strange, Policy.uniform(strange, FLOAT))
 
 
-def test_many_policies_cost_what_each_costs() -> None:
-    """Widths and precisions that were never built among them."""
+def entries_one_by_one(model: TableModel, network: Network, policy: Policy) -> list[object]:
+    """By the rules themselves, without the tables made of them."""
+    structure, found = model.structure, []
+    state = structure.state(network, policy)
+    for index, columns in enumerate(structure.width_columns):
+        form = structure.form(index, structure.rule(index).pick(state))
+        assert form is not None
+        found.append(model._entry(index, form, tuple(state[column] for column in columns)))
+    return found
+
+
+@pytest.mark.parametrize("most_cells", [0, lookup.MOST_CELLS])
+def test_many_policies_cost_what_each_costs(most_cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Widths and precisions that were never built among them; with tables of entries and without."""
+    monkeypatch.setattr(lookup, "MOST_CELLS", most_cells)
     structure = fake_model().structure
     for policy in (Policy.of(dict(ALL_INTEGER) | {"block.b": FLOAT}), ALL_INTEGER):
         structure.observe(NETWORK.resized({"inner": 6}), policy)
@@ -324,6 +338,28 @@ def test_many_policies_cost_what_each_costs() -> None:
         assert costs.peak_memory_bytes[column] == one.peak_memory_bytes
         assert costs.fits[column] == one.fits
         assert costs.modelled[column] == (one.kind == "modelled")
+        cut = NETWORK.resized(policy.channels(NETWORK))
+        parts = [row.latency_ms for row in model.layers(cut, policy)]
+        assert one.latency_ms == pytest.approx(sum(parts))
+        assert one.size_bytes == size_bytes(cut, policy)
+        assert entries_one_by_one(model, cut, policy) == model._of(cut, policy)
+
+
+def test_what_is_seen_later_counts_at_once() -> None:
+    """A model that was asked before a network was seen says the same as one that was made after it."""
+    mixed, cut = Policy.of(dict(ALL_INTEGER) | {"block.b": FLOAT}), NETWORK.resized({"inner": 5})
+    early, late = Structure(NETWORK, network_model), Structure(NETWORK, network_model)
+    for structure in (early, late):
+        for policy in (ALL_FLOAT, ALL_INTEGER):
+            structure.observe(NETWORK, policy)
+    late.observe(cut, mixed)
+    table = LatencyTable(this_device(), by_size(late))
+    models = [TableModel(structure, table, load_profile("this-machine")) for structure in (early, late)]
+    before = models[0].features(NETWORK, ALL_INTEGER)
+    early.observe(cut, mixed)
+    for network, policy in ((NETWORK, ALL_INTEGER), (cut, mixed), (NETWORK, mixed)):
+        assert models[0].features(network, policy) == models[1].features(network, policy)
+    assert models[0].features(NETWORK, ALL_INTEGER) == before
 
 
 def test_what_was_forgotten_leaves_no_rules(tmp_path: Path) -> None:

@@ -1,10 +1,15 @@
 """What follows for policies that were never built from those that were."""
 
+import itertools
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latency_models.forms import learn
+from latency_models import decisions
+from latency_models.decisions import staged
+from latency_models.forms import Rule, learn, tabulate
 from latency_models.kernel_keys import numbers_of, with_numbers, without_sizes
 from latency_models.nearest import between_widths
 from latency_models.resized_parts import resized_part
@@ -72,3 +77,29 @@ def test_between_widths_a_power_law_is_followed(first: float, second: float) -> 
 
 def test_between_widths_without_any_time_is_none() -> None:
     assert between_widths({(8,): 0.0, (16,): 0.0}, (12,)) == 0.0
+
+
+@given(
+    states=st.lists(st.tuples(*[st.integers(0, 2)] * 4), min_size=1, max_size=30),
+    wanted=st.integers(0, 3**5),
+    most_cells=st.sampled_from([1, 8, 1 << 14]),
+)
+def test_the_tables_of_a_rule_say_what_the_rule_says(
+    states: list[tuple[int, ...]], wanted: int, most_cells: int
+) -> None:
+    """Also for combinations that were never seen, and with little or much in one table."""
+    seen = np.array(states)
+    forms = (seen @ np.array([1, 3, 9, 27]) * (wanted + 1)) % 7 % 3 + 5
+    rule = Rule((0, 1, 2, 3), tabulate(seen, forms, (0, 1, 2, 3), 2))
+    values = [sorted({state[column] for state in states}) for column in range(4)]
+    numbers = [{value: number for number, value in enumerate(known)} for known in values]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decisions, "MOST_CELLS", most_cells)
+        stages, found = staged(rule, numbers)
+    for state in itertools.product(*values):
+        left = 0
+        for stage in stages:
+            for column in stage.columns:
+                left = left * len(values[column]) + numbers[column][state[column]]
+            left = int(stage.table[left])
+        assert found[left] == rule.form(state)
