@@ -7,6 +7,7 @@ neighbours that tell forms apart are looked for, the most telling first, until t
 explained. A state that was never seen is answered by leaving out the least telling neighbours.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,8 +20,14 @@ from numpy.typing import NDArray
 MOST_NEIGHBOURS = 5
 EXPLAINED = 0.99
 STATES = 64  # values that one column of a state may have: bits up to 32, alignments up to 16
+_BLOCKS = (8, 16)  # channels in a block of onnxruntime's blocked layouts
 
 State = Sequence[int]
+
+
+def alignment(width: int) -> int:
+    """What of a width decides about layouts: by what it can be divided, and whether it fills a block."""
+    return math.gcd(width, _BLOCKS[-1]) + 16 * sum(width < block for block in _BLOCKS)
 
 
 @dataclass(frozen=True)

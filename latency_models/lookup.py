@@ -9,14 +9,17 @@ kernel some additions and two or three reads from small tables.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latency_models.columns import encoded, gathered
 from latency_models.decisions import staged
-from latency_models.structure import Structure, alignment
+from latency_models.forms import alignment
+
+if TYPE_CHECKING:
+    from latency_models.structure import Structure
 
 MOST_CELLS = 1 << 22
 """Forms times widths of a kernel that has a table of entries; where there are more, a batch is sorted."""
@@ -101,7 +104,7 @@ class Lookup:
     then the bits of their outputs.
     """
 
-    def __init__(self, structure: Structure, offered: Mapping[int, set[int]], ask: Ask) -> None:
+    def __init__(self, structure: "Structure", offered: Mapping[int, set[int]], ask: Ask) -> None:
         """``offered``: by row of the sources, values besides those of the networks that were seen."""
         self._structure, self._offered, self._ask = structure, offered, ask
         self._variables: list[_Variable] = []

@@ -17,7 +17,7 @@ from compression.policy import LayerPolicy, Network, Node, Policy, kernels
 from compression.policy.precision import Precision
 from latency_models.cost import TableError
 from latency_models.files import replace_file
-from latency_models.forms import Rule, learn, tabulate
+from latency_models.forms import Rule, alignment, learn, tabulate
 from latency_models.fused_graph import FusedNode, fused_nodes
 from latency_models.kernel_keys import without_sizes
 from latency_models.measure import CPU
@@ -25,7 +25,6 @@ from latency_models.resized_parts import resized_part
 
 RADIUS = 4
 """How far away a neighbour may be that decides a kernel's form. Where that explains too little: anywhere."""
-_BLOCKS = (8, 16)  # channels in a block of onnxruntime's blocked layouts
 
 Build = Callable[[Network, Policy], bytes]
 """(network already resized, policy) -> the serialized ONNX model that an export of them has."""
@@ -49,11 +48,6 @@ def canonical(policy: Policy) -> Policy:
             for name, p in policy.items()
         }
     )
-
-
-def alignment(width: int) -> int:
-    """What of a width decides about layouts: by what it can be divided, and whether it fills a block."""
-    return math.gcd(width, _BLOCKS[-1]) + 16 * sum(width < block for block in _BLOCKS)
 
 
 class Structure:
