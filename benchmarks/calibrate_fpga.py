@@ -4,7 +4,7 @@
 
 DPU: efficiency of the array and bandwidth by search, overheads by non-negative least squares of relative
 errors. Systolic array: clock of the array, bandwidth and overhead per layer by least squares. Dataflow: the
-four coefficients of the logic by non-negative least squares of relative errors, power of the Zynq boards by
+coefficients of the logic by non-negative least squares of relative errors, power of the Zynq boards by
 two rows.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares, nnls
 
-from benchmarks.fpga_designs import Published, dataflow_numbers, parts, published
+from benchmarks.fpga_designs import Published, adder_bits, parts, published
 from benchmarks.fpga_overlays import (
     MEMORY_MHZ,
     SYSTOLIC,
@@ -32,14 +32,11 @@ from benchmarks.fpga_overlays import (
     systolic_networks,
 )
 from hw_profiles.fpga import Dataflow, Overlay
-from latency_models.fpga_resources import adder_luts, multiplier_luts
+from latency_models.fpga_resources import multiplier_luts
 from latency_models.overlay import layer_times
 
 EFFICIENCIES = tuple(round(0.60 + 0.02 * step, 2) for step in range(21))
 BANDWIDTHS = tuple(round(5e6 * 1.1**step, -4) for step in range(14))
-ODD_LOGIC = ("FINN CNV w1a2", "FINN CNV w2a2")
-"""Designs with three times the logic of all others for their arithmetic: shown, not fitted."""
-
 Array = NDArray[np.float64]
 Row = TypeVar("Row")
 
@@ -145,33 +142,33 @@ def fit_weight_memory(size: int, overlay: Overlay, names: Sequence[str] = ()) ->
     return min((1e6 * step for step in range(4, 33)), key=error)
 
 
+LOGIC = ("lut_per_layer", "lut_per_lane_bit", "lut_per_multiplier", "lut_per_adder_bit")
+
+
 def logic_columns(design: Published) -> Array:
-    """What the four coefficients of the logic multiply: engines, bits of streams, multipliers, adder bits."""
-    dataflow, _ = dataflow_numbers()
+    """What the coefficients of the logic multiply: engines, bits of streams, and FINN's terms of multipliers
+    in logic and of the adders behind all, which share one coefficient."""
     made = parts(design)
     assert made is not None
-    one = dataflow.model_copy(update={"lut_per_adder_bit": 1.0})
-    products = [
-        float(engine.multipliers * multiplier_luts(engine.weight_bits, engine.activation_bits))
-        for engine, logic in zip(made.engines, made.in_logic, strict=True)
-        if logic
-    ]
-    adders = [float(adder_luts(one, engine)) for engine in made.engines]
-    return np.array([len(made.engines), made.stream_bits, sum(products), sum(adders)])
+    arithmetic = sum(adder_bits(engine) for engine in made.engines)
+    for engine, logic in zip(made.engines, made.in_logic, strict=True):
+        terms = multiplier_luts(engine.weight_bits, engine.activation_bits)
+        arithmetic += float(engine.multipliers * terms) if logic else 0.0
+    return np.array([len(made.engines), made.stream_bits, arithmetic])
 
 
 def fit_logic(designs: Sequence[Published]) -> dict[str, float]:
-    """lut_per_layer, lut_per_lane_bit, lut_per_multiplier, lut_per_adder_bit."""
+    """The numbers LOGIC, of which the last two are one; thresholds and memories in logic are not fitted."""
     luts = np.array([design.blocks["LUT"] for design in designs])
     columns = np.array([logic_columns(design) for design in designs]) / luts[:, None]
-    found, _ = nnls(columns, np.ones(len(designs)))
-    names = ("lut_per_layer", "lut_per_lane_bit", "lut_per_multiplier", "lut_per_adder_bit")
-    return dict(zip(names, map(float, found), strict=True))
+    memories = np.array([made.memory_luts for made in map(parts, designs) if made is not None])
+    found, _ = nnls(columns, np.maximum(0.0, 1 - memories / luts))
+    return dict(zip(LOGIC, map(float, (*found, found[-1])), strict=True))
 
 
 def logic_designs() -> list[Published]:
-    """Designs whose logic and folding are known, without ODD_LOGIC."""
-    return [d for d in published() if "LUT" in d.blocks and parts(d) is not None and d.name not in ODD_LOGIC]
+    """Designs whose logic and folding are known."""
+    return [design for design in published() if "LUT" in design.blocks and parts(design) is not None]
 
 
 def with_logic(dataflow: Dataflow, numbers: dict[str, float]) -> Dataflow:

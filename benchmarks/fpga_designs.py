@@ -13,16 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.fpga_engines import Engine, buffer_blocks, weight_blocks, weight_luts
 from hw_profiles import load_profile
 from hw_profiles.fpga import Dataflow, MemoryBlock
 from latency_models.fpga_pipeline import Stage, first_window, stream
-from latency_models.fpga_resources import (
-    Engine,
-    adder_luts,
-    buffer_blocks,
-    multiplier_luts,
-    weight_blocks,
-)
+from latency_models.fpga_resources import multiplier_luts, sum_bits, threshold_bits, threshold_luts
 
 FOLDER = Path(__file__).parent / "published"
 
@@ -32,17 +27,19 @@ CNV = (
 )  # fmt: skip
 """FINN's CNV: input channels, output channels, kernel, width of the input. No padding."""
 
+CONVOLUTIONAL = ("cnv-w1a1", "cnv-w1a2", "cnv-w2a2")
+
 CNV_POOLED = (1, 3)
 """Layers that are followed by a 2x2 pool."""
 
 FOLDINGS = {
-    "cnv-w1a1": ((16, 3), (32, 32), (16, 32), (16, 32), (4, 32), (1, 32), (1, 4), (1, 8), (5, 1)),
-    "cnv-w1a2": ((8, 3), (16, 16), (8, 16), (8, 16), (4, 8), (1, 8), (1, 2), (2, 2), (5, 1)),
-    "cnv-w2a2": ((8, 3), (16, 16), (8, 16), (8, 16), (4, 8), (1, 8), (1, 2), (2, 2), (5, 1)),
+    "cnv-w1a1": ((16, 3), (32, 32), (16, 32), (16, 32), (4, 32), (1, 32), (1, 4), (1, 8), (4, 1)),
+    "cnv-w1a2": ((16, 3), (32, 32), (16, 32), (16, 32), (4, 32), (1, 32), (1, 4), (1, 8), (4, 1)),
+    "cnv-w2a2": ((8, 3), (16, 16), (8, 16), (8, 16), (4, 8), (1, 8), (1, 2), (2, 2), (4, 1)),
     "lfc-w1a1": ((32, 64), (64, 32), (32, 64), (16, 8)),
     "kws-mlp": ((32, 10), (32, 8), (32, 8), (1, 8)),
 }
-"""PE and SIMD of each layer (Xilinx/BNN-PYNQ hw/config.h; MLPerf Tiny v0.7)."""
+"""PE and SIMD of each layer (Xilinx/BNN-PYNQ bnn/src/network/*/hw/config.h; MLPerf Tiny v0.7)."""
 
 DENSE = {
     "lfc-w1a1": ((832, 1024), (1024, 1024), (1024, 1024), (1024, 64)),
@@ -72,11 +69,16 @@ class Published:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a design is made of. streams: bits of all streams. in_logic: which engines multiply in logic."""
+    """What a design is made of.
+
+    stream_bits: of all streams. in_logic: which engines multiply in logic. memory_luts: tables of thresholds
+    and of weight memories in logic. scales: DSP blocks are spent on so many lanes of requantization.
+    """
 
     engines: tuple[Engine, ...]
     in_logic: tuple[bool, ...]
     stream_bits: float
+    memory_luts: float
     scales: int
     stages: tuple[Stage, ...]
 
@@ -141,18 +143,24 @@ def resources(design: Published, dataflow: Dataflow, memory: MemoryBlock) -> dic
     """
     made = parts(design)
     assert made is not None
-    luts = len(made.engines) * dataflow.lut_per_layer + made.stream_bits * dataflow.lut_per_lane_bit
+    luts = made.memory_luts + made.stream_bits * dataflow.lut_per_lane_bit
+    luts += len(made.engines) * dataflow.lut_per_layer
     dsp, blocks = dataflow.dsp_base + dataflow.dsp_per_scale * made.scales, 0.0
     for engine, logic in zip(made.engines, made.in_logic, strict=True):
-        luts += float(adder_luts(dataflow, engine))
+        luts += adder_bits(engine) * dataflow.lut_per_adder_bit
         if logic:
             each = multiplier_luts(engine.weight_bits, engine.activation_bits)
             luts += float(engine.multipliers * each) * dataflow.lut_per_multiplier
         else:
             dsp += float(engine.multipliers)
-        blocks += float(weight_blocks(memory, engine)) + float(buffer_blocks(memory, dataflow, engine))
+        blocks += float(weight_blocks(memory, engine)) + float(buffer_blocks(memory, engine))
     found = {"LUT": luts, "BRAM36": blocks}
     return found | ({"DSP": dsp} if design.tool == "fpgaConvNet" else {})
+
+
+def adder_bits(engine: Engine) -> float:
+    """Bits that the adder trees and accumulators of an engine add up in a cycle."""
+    return float(engine.multipliers) * (float(engine.weight_bits) + float(engine.activation_bits))
 
 
 def _fpgaconvnet(board: str, task: str) -> Parts:
@@ -210,7 +218,7 @@ def _fpgaconvnet(board: str, task: str) -> Parts:
         stream_bits += 8 * max(lanes_in, lanes_out)
         cycles = max(compute, before * -(-read // lanes_in), after * -(-out // lanes_out))
         stages.append(Stage(_inputs(rows, index), np.array([float(cycles)]), float(after), needed))
-    return Parts(tuple(engines), tuple(logic), stream_bits, scales, tuple(stages))
+    return Parts(tuple(engines), tuple(logic), stream_bits, 0.0, scales, tuple(stages))
 
 
 def _inputs(rows: list[dict[str, str]], index: int) -> tuple[int, ...]:
@@ -239,40 +247,46 @@ def _inputs(rows: list[dict[str, str]], index: int) -> tuple[int, ...]:
 
 def _finn(task: str) -> Parts:
     weight_bits, activation_bits = (3, 3) if task == "kws-mlp" else (int(task[-3]), int(task[-1]))
-    layers = CNV if task.startswith("cnv") else tuple((a, b, 1, 1) for a, b in DENSE[task])
+    conv = task in CONVOLUTIONAL
+    layers = CNV if conv else tuple((a, b, 1, 1) for a, b in DENSE[task])
     engines: list[Engine] = []
     stages: list[Stage] = []
-    stream_bits = 0.0
+    stream_bits, memory_luts = 0.0, 0.0
     for index, ((pe, simd), (read, out, kernel, width)) in enumerate(
         zip(FOLDINGS[task], layers, strict=True)
     ):
-        bits = 8 if index == 0 and task.startswith("cnv") else activation_bits
+        bits = 8 if index == 0 and conv else activation_bits
         lanes = min(simd, read)
-        engines.append(
-            Engine(
-                pe=pe,
-                lanes=lanes,
-                taps=-(-simd // lanes),
-                window_lanes=lanes,
-                weights=read * out * kernel * kernel,
-                out=out,
-                read=read,
-                reduced=read,
-                window=(kernel, kernel),
-                read_width=width,
-                weight_bits=weight_bits,
-                activation_bits=bits,
-            )
+        engine = Engine(
+            pe=pe,
+            lanes=lanes,
+            taps=-(-simd // lanes),
+            window_lanes=read,
+            weights=read * out * kernel * kernel,
+            out=out,
+            read=read,
+            reduced=read,
+            window=(kernel, kernel),
+            read_width=width,
+            weight_bits=weight_bits,
+            activation_bits=bits,
         )
+        engines.append(engine)
+        # a sliding window moves all channels of a position at a time (BNN-PYNQ, slidingwindow.h)
+        stream_bits += max((read if kernel > 1 else simd) * bits, pe * activation_bits)
+        memory_luts += weight_luts(engine)
+        if not conv or index < len(CNV) - 1:  # the last layer of a CNV gives its sums out as they are
+            sums = sum_bits(weight_bits, bits, read * kernel * kernel)
+            memory_luts += float(threshold_luts(threshold_bits(activation_bits, sums), pe, out))
         positions = (width - kernel + 1) ** 2
         cycles = positions * -(-out // pe) * -(-read * kernel * kernel // simd)
-        needed = 1.0 if task in DENSE else first_window((kernel, kernel), (0, 0), width, width * width)
+        needed = first_window((kernel, kernel), (0, 0), width, width * width) if conv else 1.0
         stages.append(
             Stage((len(stages) - 1,) if stages else (), np.array([float(cycles)]), positions, needed)
         )
-        stream_bits += max(lanes, pe) * activation_bits
-        if task.startswith("cnv") and index in CNV_POOLED:
+        if conv and index in CNV_POOLED:
             side = width - kernel + 1
             share = first_window((2, 2), (0, 0), side, side * side)
             stages.append(Stage((len(stages) - 1,), np.array([float(positions)]), positions / 4, share))
-    return Parts(tuple(engines), tuple(True for _ in engines), stream_bits, 0, tuple(stages))
+    in_logic = tuple(True for _ in engines)
+    return Parts(tuple(engines), in_logic, stream_bits, memory_luts, 0, tuple(stages))

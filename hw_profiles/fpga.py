@@ -142,7 +142,6 @@ class Dataflow(_Section):
         multiply-accumulate adds up.
     lut_multiplier_bits: weight and activation bits together up to which multipliers are made of logic.
     dsp_per_scale, dsp_base: DSP blocks per lane of a requantization above 4 bits, and of the interfaces.
-    accumulator_bits: width of a partial sum. shallow_words: line buffers up to this deep are made of logic.
     """
 
     clock_mhz: Positive
@@ -155,8 +154,6 @@ class Dataflow(_Section):
     lut_multiplier_bits: NotNegative
     dsp_per_scale: NotNegative
     dsp_base: NotNegative
-    accumulator_bits: Count
-    shallow_words: CountOrNone
 
 
 class Power(_Section):

@@ -31,7 +31,7 @@ PURE_NUMBERS = frozenset(
         "supported", "channel_multiple", "alignment", "count", "bits", "shapes", "halves", "macs",
         "footprint", "pixel_parallel", "input_parallel", "output_parallel", "depthwise_pixel_parallel",
         "input_multiple", "dsp_base", "lut_per_layer", "lut_per_lane_bit", "lut_per_multiplier",
-        "lut_per_adder_bit", "lut_multiplier_bits", "dsp_per_scale", "accumulator_bits", "shallow_words",
+        "lut_per_adder_bit", "lut_multiplier_bits", "dsp_per_scale",
         # ratios and shares
         "efficiency", "depthwise_efficiency", "bandwidth_efficiency", "overlap", "im2col_passes",
         "gathered_passes", "two_four_gain", "unstructured_break_even", "unstructured_floor", "usable",

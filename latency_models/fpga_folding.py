@@ -4,70 +4,62 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latency_models.fpga_kernels import Array, Work
-from latency_models.fpga_resources import Engine
+from latency_models.fpga_kernels import Array
 
 
 @dataclass(frozen=True, eq=False)
-class Folded:
-    """One kernel at a given pace; arrays are (n,). read_lanes, out_lanes: values per cycle of its streams."""
+class Folding:
+    """Engines at a given pace; arrays are (layers, n).
 
-    work: Work
-    engine: Engine | None
-    cycles: Array
-    read_lanes: Array
-    out_lanes: Array
-
-
-def folded(work: Work, target_cycles: Array) -> Folded:
-    """The least parallel engine that takes at most ``target_cycles`` (where one does).
-
-    cycles = steps x ceil(out / PE) x ceil(reduced x taps / SIMD)   (FINN, get_exp_cycles)
-
-    with PE outputs and SIMD products of each at a time, at most all of them. Of folding the outputs first and
-    folding the products first, what needs fewer multipliers. Streams carry as many values per cycle as the
-    pace asks for.
+    pe: outputs at a time. simd: products of each at a time. slots: multipliers, with those that are idle
+    because a DSP block makes several products of one activation. wide: values per cycle of the wider of
+    what an engine reads and writes.
     """
-    read_lanes = np.ceil(work.read / _cycles_each(work.read_positions, target_cycles))
-    out_lanes = np.ceil(work.out / _cycles_each(work.positions, target_cycles))
-    read_cycles = work.read_positions * np.ceil(work.read / read_lanes)
-    out_cycles = work.positions * np.ceil(work.out / out_lanes)
-    streams = np.maximum(read_cycles, out_cycles)
-    if not work.layer:
-        return Folded(work, None, streams, read_lanes, out_lanes)
-    budget = _cycles_each(work.steps, target_cycles)
-    products = work.reduced * float(work.taps)
-    outputs_first = _split(work.out, products, budget)
-    simd, pe = _split(products, work.out, budget)
-    better = outputs_first[0] * outputs_first[1] <= pe * simd
-    pe = np.where(better, outputs_first[0], pe)
-    simd = np.where(better, outputs_first[1], simd)
-    lanes = np.minimum(simd, work.reduced)
-    engine = Engine(
-        pe=pe,
-        lanes=lanes,
-        taps=np.ceil(simd / lanes),
-        window_lanes=pe if work.depthwise else lanes,
-        weights=work.weights,
-        out=work.out,
-        read=work.read,
-        reduced=work.reduced,
-        window=work.kernel,
-        read_width=float(work.read_width),
-        weight_bits=work.weight_bits,
-        activation_bits=work.activation_bits,
+
+    pe: Array
+    simd: Array
+    slots: Array
+    wide: Array
+
+
+def folding(outputs: Array, products: Array, reduced: Array, packed: Array, budget: Array) -> Folding:
+    """The least parallel engines that take at most ``budget`` cycles for each position.
+
+    cycles of a position = ceil(outputs / PE) x ceil(products / SIMD)   (FINN, get_exp_cycles)
+
+    Of folding the outputs first and folding the products first, what needs fewer slots. The fewer cycles
+    there are, the more slots it takes, never fewer (``wide`` may go either way).
+
+    Args:
+        outputs, products: of a layer, and of each output.
+        reduced: input channels that each output is computed from.
+        packed: products that a DSP block makes in a cycle, of as many outputs.
+        budget: whole cycles for each position, at least 1.
+    """
+    one, other = candidates(outputs, products, reduced, packed, budget)
+    first = (one.slots < other.slots) | ((one.slots == other.slots) & (one.wide <= other.wide))
+    return Folding(
+        *(np.where(first, getattr(one, name), getattr(other, name)) for name in ("pe", "simd", "slots", "wide"))
     )
-    compute = work.steps * np.ceil(work.out / pe) * np.ceil(products / simd)
-    return Folded(work, engine, np.maximum(compute, streams), read_lanes, out_lanes)
 
 
-def _cycles_each(positions: int, target_cycles: Array) -> Array:
-    """Cycles for each position; no engine takes less than one."""
-    return np.maximum(1.0, np.floor(target_cycles / positions))
+def candidates(
+    outputs: Array, products: Array, reduced: Array, packed: Array, budget: Array
+) -> tuple[Folding, Folding]:
+    """Both of ``folding``: outputs folded first, products folded first."""
+    shared = np.maximum(packed, 1.0)
+    found = []
+    for outputs_first in (True, False):
+        first, second = (outputs, products) if outputs_first else (products, outputs)
+        cycles = np.minimum(first, budget)
+        rest = np.minimum(second, np.floor(budget / cycles))
+        parallel, other = np.ceil(first / cycles), np.ceil(second / rest)
+        pe, simd = (parallel, other) if outputs_first else (other, parallel)
+        slots = np.ceil(pe / shared) * shared * simd
+        found.append(Folding(pe, simd, slots, np.maximum(np.minimum(simd, reduced), pe)))
+    return found[0], found[1]
 
 
-def _split(first: Array, second: Array, budget: Array) -> tuple[Array, Array]:
-    """Parallelism of two loops that together take ``budget`` cycles, the first folded as far as it goes."""
-    first_cycles = np.minimum(first, budget)
-    second_cycles = np.minimum(second, np.floor(budget / first_cycles))
-    return np.ceil(first / first_cycles), np.ceil(second / second_cycles)
+def lanes(values: Array, positions: Array, pace: Array) -> Array:
+    """Values per cycle of a stream that brings ``positions`` times ``values`` within ``pace`` cycles."""
+    return np.asarray(np.ceil(values / np.maximum(1.0, np.floor(pace / positions))))

@@ -1,6 +1,7 @@
 """When each engine of a streaming pipeline puts out its first and its last result."""
 
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -64,10 +65,11 @@ def stream(stages: list[Stage], input_cycles: Array) -> Times:
         starts = [first[i] for i in stage.inputs] or [nothing]
         ends = [last[i] for i in stage.inputs] or [input_cycles]
         ready = [start + stage.needed * (end - start) for start, end in zip(starts, ends, strict=True)]
-        begin, end = np.max(ready, axis=0), np.max(ends, axis=0)
-        first[row] = begin + stage.cycles / stage.positions
-        last[row] = np.maximum(begin + stage.cycles, end + stage.cycles / stage.positions)
+        begin, end = reduce(np.maximum, ready), reduce(np.maximum, ends)
+        each = stage.cycles / stage.positions
+        first[row] = begin + each
+        last[row] = np.maximum(begin + stage.cycles, end + each)
         if len(stage.inputs) > 1:
-            early = np.min(ready, axis=0)
+            early = reduce(np.minimum, ready)
             waiting[row] = np.clip((begin - early) / np.maximum(end - early, 1.0), 0.0, 1.0)
     return Times(first, last, waiting)

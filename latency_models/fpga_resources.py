@@ -1,48 +1,15 @@
-"""Logic, multipliers and memory of one engine of a streaming pipeline."""
+"""Logic, multipliers and memory of the engines of a streaming pipeline."""
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from hw_profiles.fpga import Dataflow, MemoryBlock, Multiplier
 from latency_models.fpga_kernels import Array
 
-
-@dataclass(frozen=True, eq=False)
-class Engine:
-    """One layer's engine; arrays are (n,) or numbers.
-
-    pe: outputs at a time. lanes: input channels of each at a time. taps: window positions at a time. So it
-    has pe x lanes x taps multipliers. window_lanes: input channels at a time in all: pe in depthwise layers,
-    else lanes.
-    weights: number of weights. out: output channels. read: input channels. window, read_width: kernel and
-    width of the input in positions. reduced: input channels of each output.
-    """
-
-    pe: ArrayLike
-    lanes: ArrayLike
-    taps: ArrayLike
-    window_lanes: ArrayLike
-    weights: ArrayLike
-    out: ArrayLike
-    read: ArrayLike
-    reduced: ArrayLike
-    window: tuple[int, int]
-    read_width: float
-    weight_bits: ArrayLike
-    activation_bits: ArrayLike
-    own_memories: bool = False
-
-    @property
-    def multipliers(self) -> Array:
-        """Multiply-accumulates per cycle."""
-        return _array(self.pe) * _array(self.lanes) * _array(self.taps)
-
-    @property
-    def memories(self) -> Array:
-        """Memories of weights, and of partial sums."""
-        return _array(self.pe) * (_array(self.lanes) if self.own_memories else 1.0)
+TABLE_BITS = 64
+"""What a 6-input lookup table holds."""
 
 
 def multiplier_luts(weight_bits: ArrayLike, activation_bits: ArrayLike) -> Array:
@@ -54,15 +21,24 @@ def multiplier_luts(weight_bits: ArrayLike, activation_bits: ArrayLike) -> Array
     return np.asarray((2 * np.ceil(bits / 6) - 1) * bits)
 
 
-def fixed_luts(dataflow: Dataflow, streams: ArrayLike, bits: ArrayLike) -> Array:
-    """Logic of an engine besides its arithmetic: control, and stream registers by their width in bits."""
-    return np.asarray(dataflow.lut_per_layer + dataflow.lut_per_lane_bit * _array(streams) * _array(bits))
+def sum_bits(weight_bits: ArrayLike, activation_bits: ArrayLike, products: ArrayLike) -> Array:
+    """Width of a sum of so many products: W + A + log2(products), rounded up (FINN, lut_estimation)."""
+    return np.asarray(_array(weight_bits) + activation_bits + np.ceil(np.log2(_array(products))))
 
 
-def adder_luts(dataflow: Dataflow, engine: Engine) -> Array:
-    """Logic of the adder trees and accumulators: in proportion to the bits that are added up."""
-    bits = _array(engine.weight_bits) + _array(engine.activation_bits)
-    return np.asarray(dataflow.lut_per_adder_bit * engine.multipliers * bits)
+def threshold_bits(out_bits: ArrayLike, width: ArrayLike) -> Array:
+    """Bits that a sum of ``width`` bits is compared with to bring it to ``out_bits``: 2^B - 1 thresholds."""
+    return np.asarray((2.0 ** _array(out_bits) - 1) * width)
+
+
+def threshold_luts(bits: ArrayLike, lanes: ArrayLike, channels: ArrayLike) -> Array:
+    """6-input tables of thresholds, ``lanes`` values per cycle; ``bits``: as ``threshold_bits``.
+
+    Each lane has comparators, a table for each bit; each channel has thresholds of its own, which are held in
+    tables of 64 words (FINN, lut_estimation: comp and thr).
+    """
+    tables = np.maximum(_array(lanes), np.ceil(_array(channels) / TABLE_BITS))
+    return np.asarray(bits * (lanes + tables))
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +46,12 @@ class Arithmetic:
     """What the bits of a layer decide, whatever its folding; arrays are (n,).
 
     in_logic: 1 where multipliers are made of logic because their operands are short, else 0. luts: of one
-    multiplier in logic. packed: products per DSP block and cycle.
+    multiplier in logic. adder_luts: of adding its product up. packed: products per DSP block and cycle.
     """
 
     in_logic: Array
     luts: Array
+    adder_luts: Array
     packed: Array
 
 
@@ -85,63 +62,54 @@ def arithmetic(
     widest = np.maximum(weight_bits, activation_bits)
     modes = sorted(map(int, multiplier.macs))
     return Arithmetic(
-        in_logic=np.asarray(weight_bits + activation_bits <= dataflow.lut_multiplier_bits, dtype=np.float64),
+        in_logic=np.asarray(weight_bits + activation_bits <= dataflow.lut_multiplier_bits, dtype=np.float32),
         luts=dataflow.lut_per_multiplier * multiplier_luts(weight_bits, activation_bits),
-        packed=np.select([widest <= m for m in modes], [multiplier.macs[str(m)] for m in modes], default=1.0),
+        adder_luts=np.asarray(dataflow.lut_per_adder_bit * (weight_bits + activation_bits)),
+        packed=_chosen([(widest <= mode, multiplier.macs[str(mode)]) for mode in modes]),
     )
 
 
-def dsps(engine: Engine, packed: ArrayLike) -> Array:
-    """DSP blocks when all multipliers are in DSP blocks, ``packed`` of them in each.
+def _chosen(cases: list[tuple[NDArray[np.bool_], float]]) -> Array:
+    """For each element the value of the first case that is true there; 1 where none is."""
+    return np.select([where for where, _ in cases], [np.float32(value) for _, value in cases], np.float32(1))
 
-    Products of several outputs with one activation share a block, so a block never serves more outputs than
-    the engine has at a time. Below 1, several blocks make one product.
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """Values held in one memory of some kind of block, whatever the pace; arrays of any one shape.
+
+    The memory's words are as wide as the widest shape of the block, or several blocks beside each other: no
+    narrower than what is read at a time, but wider where that saves blocks (a word then serves several
+    cycles). So a slower engine never needs more blocks.
+
+    group: blocks beside each other that one value takes. per_word: values in a word of such a group.
+    least: groups that hold them all. halves: parts of a block that can be used apart.
     """
-    products = _array(engine.lanes) * _array(engine.taps)
-    shared = np.ceil(_array(engine.pe) / np.maximum(_array(packed), 1.0))
-    return np.asarray(shared * products / np.minimum(_array(packed), 1.0))
 
+    group: Array
+    per_word: Array
+    least: Array
+    halves: int
 
-def blocks(block: MemoryBlock, depth: ArrayLike, width: ArrayLike) -> Array:
-    """Memory blocks of a memory of ``depth`` words of ``width`` bits: the best of the block's shapes."""
-    deep, wide = _array(depth), _array(width)
-    least = np.full(np.broadcast_shapes(deep.shape, wide.shape), np.inf)
-    for shape_width, shape_depth in block.shapes:
-        np.minimum(least, np.ceil(deep / shape_depth) * np.ceil(wide / shape_width), out=least)
-    return np.asarray(np.where(deep * wide > 0, least, 0.0) / block.halves)
+    @staticmethod
+    def of(block: MemoryBlock, values: ArrayLike, bits: ArrayLike) -> "Held":
+        """So many values of so many bits (1 to 32)."""
+        width, depth = max(block.shapes)
+        wide = _array(bits)
+        group, per_word = np.ceil(wide / width), np.maximum(1.0, np.floor(width / wide))
+        return Held(group, per_word, np.ceil(_array(values) / (per_word * depth)), block.halves)
 
+    def blocks(self, at_once: ArrayLike) -> Array:
+        """Memory blocks when ``at_once`` values are read in a cycle: enough words beside each other, and
+        room for all."""
+        wide = np.ceil(_array(at_once) / self.per_word)
+        return np.asarray(np.maximum(wide, self.least) * self.group / self.halves)
 
-def weight_blocks(block: MemoryBlock, engine: Engine) -> Array:
-    """Memories that are each as wide as the weights that they give in a cycle (FINN: WMEM)."""
-    depth = np.ceil(_array(engine.weights) / engine.multipliers)
-    width = engine.multipliers / engine.memories * _array(engine.weight_bits)
-    return np.asarray(engine.memories * blocks(block, depth, width))
-
-
-def buffer_blocks(block: MemoryBlock, dataflow: Dataflow, engine: Engine) -> Array:
-    """Line buffers of a sliding window and memories of partial sums.
-
-    Per lane kh - 1 lines of width x channels, and kh x (kw - 1) cells of one position, where they are deeper
-    than what goes into logic (shallow_words). Partial sums wait where every lane sums over the channels that
-    come after one another (fpgaConvNet); where an output's products are folded innermost (FINN) the sum is a
-    register.
-    """
-    height, width = engine.window
-    lanes, bits = _array(engine.window_lanes), _array(engine.activation_bits)
-    cells = np.ceil(_array(engine.read) / lanes)
-    line = engine.read_width * cells
-    total = np.zeros_like(cells)
-    for deep, memories in ((line, height - 1), (cells, height * (width - 1))):
-        if memories:
-            total = total + np.where(
-                deep > dataflow.shallow_words, lanes * memories * blocks(block, deep, bits), 0.0
-            )
-    if not engine.own_memories:
-        return total
-    folded = _array(engine.reduced) > 1
-    sums = blocks(block, np.ceil(_array(engine.out) / _array(engine.pe)), dataflow.accumulator_bits)
-    return np.asarray(total + np.where(folded, engine.memories * sums, 0.0))
+    @property
+    def least_blocks(self) -> Array:
+        """Memory blocks when they are read one after another."""
+        return np.asarray(self.least * self.group / self.halves)
 
 
 def _array(value: ArrayLike) -> Array:
-    return np.asarray(value, dtype=np.float64)
+    return np.asarray(value)

@@ -53,7 +53,7 @@ def dataflow(**changes: Any) -> HardwareProfile:
     numbers: dict[str, Any] = {
         "clock_mhz": 1.0, "input_bytes_per_cycle": 1e9, "lut_per_layer": 0.0, "lut_per_lane_bit": 0.0,
         "lut_per_multiplier": 1.0, "lut_per_adder_bit": 0.0, "lut_multiplier_bits": 6.0, "dsp_per_scale": 0.0,
-        "dsp_base": 0.0, "accumulator_bits": 32, "shallow_words": 0,
+        "dsp_base": 0.0,
     }  # fmt: skip
     top = {name: changes.pop(name) for name in ("power", "space", "resources") if name in changes}
     return profile(dataflow={**numbers, **changes}, **{"resources": BLOCKS, **top})

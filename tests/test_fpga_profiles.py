@@ -119,7 +119,7 @@ def test_impossible_overlays(sections, words):
         ({"space": {"scrub_share": 1.0}}, ["scrub_share"]),
         ({"space": {"upsets_per_bit_day": -1e-9}}, ["upsets_per_bit_day"]),
         ({"resources": {"usable": 1.5}}, ["usable"]),
-        ({"dataflow": {"accumulator_bits": -3}}, ["accumulator_bits"]),
+        ({"dataflow": {"dsp_base": -3.0}}, ["dsp_base"]),
     ],
 )
 def test_impossible_space_parts(sections, words):
