@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.fpga_engines import Engine, buffer_blocks, weight_blocks, weight_luts
+from benchmarks.fpga_engines import PORTS, Engine, buffer_blocks, weight_blocks, weight_luts
 from hw_profiles import load_profile
 from hw_profiles.fpga import Dataflow, MemoryBlock
 from latency_models.fpga_pipeline import Stage, first_window, stream
@@ -40,6 +40,9 @@ FOLDINGS = {
     "kws-mlp": ((32, 10), (32, 8), (32, 8), (1, 8)),
 }
 """PE and SIMD of each layer (Xilinx/BNN-PYNQ bnn/src/network/*/hw/config.h; MLPerf Tiny v0.7)."""
+
+IN_LOGIC = (("cnv-w2a2", 1),)
+"""Layers whose weight memories are made of logic (cnvW2A2/hw/top.cpp: RAM_2P_LUTRAM)."""
 
 DENSE = {
     "lfc-w1a1": ((832, 1024), (1024, 1024), (1024, 1024), (1024, 64)),
@@ -261,7 +264,7 @@ def _finn(task: str) -> Parts:
             pe=pe,
             lanes=lanes,
             taps=-(-simd // lanes),
-            window_lanes=read,
+            window_lanes=lanes,
             weights=read * out * kernel * kernel,
             out=out,
             read=read,
@@ -270,14 +273,14 @@ def _finn(task: str) -> Parts:
             read_width=width,
             weight_bits=weight_bits,
             activation_bits=bits,
+            weights_in_logic=(task, index) in IN_LOGIC,
         )
         engines.append(engine)
-        # a sliding window moves all channels of a position at a time (BNN-PYNQ, slidingwindow.h)
-        stream_bits += max((read if kernel > 1 else simd) * bits, pe * activation_bits)
+        stream_bits += max(simd * bits, pe * activation_bits)
         memory_luts += weight_luts(engine)
         if not conv or index < len(CNV) - 1:  # the last layer of a CNV gives its sums out as they are
             sums = sum_bits(weight_bits, bits, read * kernel * kernel)
-            memory_luts += float(threshold_luts(threshold_bits(activation_bits, sums), pe, out))
+            memory_luts += float(threshold_luts(threshold_bits(activation_bits, sums), pe, out, PORTS))
         positions = (width - kernel + 1) ** 2
         cycles = positions * -(-out // pe) * -(-read * kernel * kernel // simd)
         needed = first_window((kernel, kernel), (0, 0), width, width * width) if conv else 1.0

@@ -16,10 +16,10 @@ from latency_models.fpga_resources import TABLE_BITS
 
 SHALLOW_WORDS = 32
 """Line buffers up to this deep are made of logic: what the memory blocks of fpgaConvNet's designs tell."""
-SHALLOW_WEIGHT_WORDS = 128
-"""Weight memories up to this deep are made of logic (FINN, lut_estimation)."""
 SUM_BITS = 30
 """Width of the partial sums of fpgaConvNet's designs."""
+PORTS = 2
+"""Tables for each 64 words of a memory in logic that is written at run time: it has a second port."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +45,7 @@ class Engine:
     weight_bits: ArrayLike
     activation_bits: ArrayLike
     own_memories: bool = False
+    weights_in_logic: bool = False
 
     @property
     def multipliers(self) -> Array:
@@ -56,16 +57,10 @@ class Engine:
         """Memories of weights, and of partial sums."""
         return _array(self.pe) * (_array(self.lanes) if self.own_memories else 1.0)
 
-
     @property
     def weight_words(self) -> Array:
         """Depth of the weight memories (FINN: WMEM)."""
         return np.asarray(np.ceil(_array(self.weights) / self.multipliers))
-
-    @property
-    def weights_in_logic(self) -> bool:
-        """Whether FINN makes the weight memories of logic."""
-        return not self.own_memories and float(self.weight_words) <= SHALLOW_WEIGHT_WORDS
 
 
 def weight_luts(engine: Engine) -> float:
@@ -73,7 +68,7 @@ def weight_luts(engine: Engine) -> float:
     if not engine.weights_in_logic:
         return 0.0
     words = np.ceil(engine.weight_words / TABLE_BITS)
-    return float(engine.multipliers * _array(engine.weight_bits) * words)
+    return PORTS * float(engine.multipliers * _array(engine.weight_bits) * words)
 
 
 def blocks(block: MemoryBlock, depth: ArrayLike, width: ArrayLike) -> Array:
@@ -94,25 +89,22 @@ def weight_blocks(block: MemoryBlock, engine: Engine) -> Array:
 
 
 def buffer_blocks(block: MemoryBlock, engine: Engine) -> Array:
-    """Line buffers of a sliding window and memories of partial sums.
+    """Line buffers of a sliding window, and memories of partial sums.
 
-    Per lane kh - 1 lines of width x channels, and kh x (kw - 1) cells of one position, where they are deeper
-    than what goes into logic (SHALLOW_WORDS). Partial sums wait where every lane sums over the channels that
-    come after one another (fpgaConvNet); where an output's products are folded innermost (FINN) the sum is a
-    register.
+    BNN-PYNQ (slidingwindow.h): kh + 1 memories of a line, in words of the lanes. fpgaConvNet: per lane kh - 1
+    lines and kh x (kw - 1) cells of one position, where they are deeper than SHALLOW_WORDS; partial sums wait
+    where every lane sums over the channels that come after one another.
     """
     height, width = engine.window
     lanes, bits = _array(engine.window_lanes), _array(engine.activation_bits)
     cells = np.ceil(_array(engine.read) / lanes)
     line = engine.read_width * cells
+    if not engine.own_memories:
+        return np.asarray((height + 1) * (height > 1) * blocks(block, line, lanes * bits))
     total = np.zeros_like(cells)
     for deep, memories in ((line, height - 1), (cells, height * (width - 1))):
         if memories:
-            total = total + np.where(
-                deep > SHALLOW_WORDS, lanes * memories * blocks(block, deep, bits), 0.0
-            )
-    if not engine.own_memories:
-        return total
+            total = total + np.where(deep > SHALLOW_WORDS, lanes * memories * blocks(block, deep, bits), 0.0)
     folded = _array(engine.reduced) > 1
     sums = blocks(block, np.ceil(_array(engine.out) / _array(engine.pe)), SUM_BITS)
     return np.asarray(total + np.where(folded, engine.memories * sums, 0.0))

@@ -14,8 +14,9 @@ from latency_models.fpga_plan import Plan, sections
 from latency_models.fpga_resources import Held, threshold_luts
 from latency_models.fpga_space import hardened
 
-ROUNDING = 1e-9
-"""A block filled to the brim fits, however rounded."""
+Streams = tuple[Array, Array]
+ROUNDING = 1e-5
+"""A part filled to the brim fits, however single precision rounds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,16 +107,16 @@ def engines_at(plan: Plan, pace: Array, profile: HardwareProfile) -> Engines:
     )
     compute = plan.steps * np.ceil(plan.outputs / folds.pe) * np.ceil(plan.products / folds.simd)
     cycles[plan.layer_rows] = np.maximum(cycles[plan.layer_rows], compute)
-    return Engines(cycles, out_lanes, _demand(plan, folds.slots, folds.wide, read_lanes, out_lanes, profile))
+    return Engines(
+        cycles, out_lanes, _demand(plan, pace, folds.slots, folds.wide, (read_lanes, out_lanes), profile)
+    )
 
 
 def design_of(plan: Plan, engines: Engines, profile: HardwareProfile) -> Design:
     """The pipelines of these engines, with the tensors that wait for a longer branch."""
     stages = [
         Stage(inputs, engines.cycles[row], float(work.positions), needed)
-        for row, (work, inputs, needed) in enumerate(
-            zip(plan.found, plan.sources, plan.needed, strict=True)
-        )
+        for row, (work, inputs, needed) in enumerate(zip(plan.found, plan.sources, plan.needed, strict=True))
     ]
     times = stream(stages, plan.input_cycles)
     waiting, wait_bits = _waiting(plan, times, engines.out_lanes, profile)
@@ -129,35 +130,37 @@ def design_of(plan: Plan, engines: Engines, profile: HardwareProfile) -> Design:
 def least_fits(plan: Plan, pace: Array, profile: HardwareProfile) -> NDArray[np.bool_]:
     """(n,): False where no design of this pace can fit. Once True it is True for all slower paces.
 
-    As ``design_of`` without tensors that wait, with the narrower of the two foldings' streams, and at the best
+    As ``design_of`` without tensors that wait, with the narrower streams of both foldings, and at the best
     rate at which DSP blocks replace logic: of all this, nothing grows with the pace.
     """
-    read_lanes, out_lanes = _lanes(plan, pace)
     budget = np.maximum(1.0, np.floor(pace / plan.steps))
     one, other = candidates(plan.outputs, plan.products, plan.reduced, plan.packed, budget)
     slots, wide = np.minimum(one.slots, other.slots), np.minimum(one.wide, other.wide)
-    demand = _demand(plan, slots, wide, read_lanes, out_lanes, profile)
+    demand = _demand(plan, pace, slots, wide, _lanes(plan, pace), profile)
     return _within(hardened(profile, _used(demand, plan.logic_ratio, profile)), profile)
 
 
-def _lanes(plan: Plan, pace: Array) -> tuple[Array, Array]:
+def _lanes(plan: Plan, pace: Array) -> Streams:
+    """Values per cycle that each kernel reads, and that it writes."""
     return lanes(plan.read, plan.read_positions, pace), lanes(plan.out, plan.positions, pace)
 
 
 def _demand(
-    plan: Plan, slots: Array, wide: Array, read_lanes: Array, out_lanes: Array, profile: HardwareProfile
+    plan: Plan, pace: Array, slots: Array, wide: Array, streams: Streams, profile: HardwareProfile
 ) -> Demand:
     dataflow, _ = sections(profile)
-    layer_read, layer_out = read_lanes[plan.layer_rows], out_lanes[plan.layer_rows]
-    streams = dataflow.lut_per_lane_bit * (wide + layer_read + 2 * layer_out) * plan.activation_bits
+    read_lanes, out_lanes = streams
+    rows = plan.layer_rows
+    layer_read, layer_out = read_lanes[rows], out_lanes[rows]
+    registers = dataflow.lut_per_lane_bit * (wide + layer_read + 2 * layer_out) * plan.activation_bits
     thresholds = threshold_luts(plan.thresholds, layer_out, plan.outputs)
-    luts = (slots * plan.adder_luts + streams + thresholds).sum(axis=0)
-    luts += dataflow.lut_per_layer * len(plan.layer_rows) + (plan.element_luts * out_lanes).sum(axis=0)
+    luts = (slots * plan.adder_luts + registers + thresholds).sum(axis=0)
+    luts += dataflow.lut_per_layer * len(rows) + (plan.element_luts * out_lanes).sum(axis=0)
     made, blocks = slots * plan.luts, slots / plan.packed
     short_luts, short_dsp = (made * plan.in_logic).sum(axis=0), (blocks * plan.in_logic).sum(axis=0)
     weights = plan.weights.blocks(slots)
     second = (weights * plan.second).sum(axis=0)
-    windows = plan.windows.blocks(layer_read * plan.lines)
+    windows = plan.windows.blocks(lanes(plan.window_reads, plan.read_positions[rows], pace))
     return Demand(
         luts=luts,
         long_luts=made.sum(axis=0) - short_luts,
@@ -194,12 +197,11 @@ def _used(demand: Demand, ratio: Array, profile: HardwareProfile) -> dict[str, A
 def _within(used: dict[str, Array], profile: HardwareProfile) -> NDArray[np.bool_]:
     _, resources = sections(profile)
     limits = resources.limits
-    return np.all([used[name] <= limits[name] * (1 + ROUNDING) for name in used], axis=0)
+    each = [used[name] <= limits[name] * (1 + ROUNDING) for name in used]
+    return np.asarray(np.logical_and.reduce(each), dtype=np.bool_)
 
 
-def _waiting(
-    plan: Plan, times: Times, out_lanes: Array, profile: HardwareProfile
-) -> tuple[Array, Array]:
+def _waiting(plan: Plan, times: Times, out_lanes: Array, profile: HardwareProfile) -> tuple[Array, Array]:
     """Memory blocks and bits of the tensors that wait for a longer branch."""
     _, resources = sections(profile)
     block = next(iter(resources.memory.values()))

@@ -39,7 +39,10 @@ def folding(outputs: Array, products: Array, reduced: Array, packed: Array, budg
     one, other = candidates(outputs, products, reduced, packed, budget)
     first = (one.slots < other.slots) | ((one.slots == other.slots) & (one.wide <= other.wide))
     return Folding(
-        *(np.where(first, getattr(one, name), getattr(other, name)) for name in ("pe", "simd", "slots", "wide"))
+        *(
+            np.where(first, getattr(one, name), getattr(other, name))
+            for name in ("pe", "simd", "slots", "wide")
+        )
     )
 
 

@@ -1,7 +1,7 @@
 """What a pipeline is made of before its pace is chosen: all that does not depend on the pace."""
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ class Plan:
     weights; the arrays of layers are in this order.
     out, read, positions, read_positions: of kernels. steps, outputs, products, reduced, lines: of layers
     (positions at which weights are used, output channels, products of each output, input channels of each,
-    lines that a window holds).
+    values read from the lines that a window holds, for each position).
     packed, in_logic, luts, adder_luts: as ``Arithmetic``. activation_bits: of a layer's input.
     thresholds: bits that a result is compared with; 0: no thresholds. scales: DSP blocks for each lane.
     element_luts: tables for each lane of a kernel without weights; 0 for layers.
@@ -52,7 +52,7 @@ class Plan:
     outputs: Array
     products: Array
     reduced: Array
-    lines: Array
+    window_reads: Array
     packed: Array
     in_logic: Array
     luts: Array
@@ -90,7 +90,9 @@ class Plan:
 
 def _columns(value: Any, columns: slice | NDArray[np.intp]) -> Any:
     if isinstance(value, Held):
-        return Held(value.group[:, columns], value.per_word[:, columns], value.least[:, columns], value.halves)
+        return Held(
+            value.group[:, columns], value.per_word[:, columns], value.least[:, columns], value.halves
+        )
     return value if value.ndim == 2 and value.shape[1] == 1 else value[..., columns]
 
 
@@ -116,7 +118,6 @@ def plan_of(batch: PolicyBatch, profile: HardwareProfile, rooms: dict[str, float
     layer_out, layer_bits = out[layer_rows], out_bits[layer_rows]
     narrow = layer_bits <= NARROW_BITS
     width = sum_bits(weight_bits, activation_bits, np.maximum(products, 1.0))
-    lines = _column([w.kernel[0] - 1 for w in layers])
     lines_hold = _column([(w.kernel[0] - 1) * w.read_width + w.kernel[1] - 1 for w in layers])
     window_values = read[layer_rows] * lines_hold
     first = resources.memory[next(iter(resources.memory))]  # for all but weights
@@ -140,7 +141,7 @@ def plan_of(batch: PolicyBatch, profile: HardwareProfile, rooms: dict[str, float
         outputs=layer_out,
         products=products,
         reduced=_rows([w.reduced for w in layers], batch),
-        lines=lines,
+        window_reads=read[layer_rows] * _column([w.kernel[0] - 1 for w in layers]),
         packed=made.packed,
         in_logic=made.in_logic,
         luts=made.luts,
@@ -169,11 +170,13 @@ def sections(profile: HardwareProfile) -> tuple[Dataflow, Resources]:
 
 
 def _rows(rows: list[Array], batch: PolicyBatch) -> Array:
-    return np.array(rows, dtype=np.float32).reshape(len(rows), batch.count)
+    found: Any = np.array(rows, dtype=np.float32).reshape(len(rows), batch.count)
+    return cast(Array, found)
 
 
 def _column(values: list[int] | list[bool]) -> Array:
-    return np.array(values, dtype=np.float32).reshape(len(values), 1)
+    found: Any = np.array(values, dtype=np.float32).reshape(len(values), 1)
+    return cast(Array, found)
 
 
 def _weights(

@@ -13,32 +13,32 @@ TABLE_BITS = 64
 
 
 def multiplier_luts(weight_bits: ArrayLike, activation_bits: ArrayLike) -> Array:
-    """6-input tables of a multiplier in logic: (2 ceil((W + A) / 6) - 1) (W + A).
+    """6-input tables of a multiplier in logic, up to a factor: W x A.
 
-    Source: FINN, finn/custom_op/fpgadataflow/matrixvectoractivation.py, lut_estimation.
+    Source: FINN-R (Blott et al. 2018), cost of the matrix-vector unit: c0 + 1.1 P Q (W A).
     """
-    bits = _array(weight_bits) + _array(activation_bits)
-    return np.asarray((2 * np.ceil(bits / 6) - 1) * bits)
+    return np.asarray(_array(weight_bits) * _array(activation_bits))
 
 
 def sum_bits(weight_bits: ArrayLike, activation_bits: ArrayLike, products: ArrayLike) -> Array:
     """Width of a sum of so many products: W + A + log2(products), rounded up (FINN, lut_estimation)."""
-    return np.asarray(_array(weight_bits) + activation_bits + np.ceil(np.log2(_array(products))))
+    return np.asarray(_array(weight_bits) + _array(activation_bits) + np.ceil(np.log2(_array(products))))
 
 
 def threshold_bits(out_bits: ArrayLike, width: ArrayLike) -> Array:
     """Bits that a sum of ``width`` bits is compared with to bring it to ``out_bits``: 2^B - 1 thresholds."""
-    return np.asarray((2.0 ** _array(out_bits) - 1) * width)
+    return np.asarray((2.0 ** _array(out_bits) - 1) * _array(width))
 
 
-def threshold_luts(bits: ArrayLike, lanes: ArrayLike, channels: ArrayLike) -> Array:
+def threshold_luts(bits: ArrayLike, lanes: ArrayLike, channels: ArrayLike, ports: int = 1) -> Array:
     """6-input tables of thresholds, ``lanes`` values per cycle; ``bits``: as ``threshold_bits``.
 
     Each lane has comparators, a table for each bit; each channel has thresholds of its own, which are held in
-    tables of 64 words (FINN, lut_estimation: comp and thr).
+    tables of 64 words (FINN, lut_estimation: comp and thr), ``ports`` of them: 2 if written at run time.
     """
-    tables = np.maximum(_array(lanes), np.ceil(_array(channels) / TABLE_BITS))
-    return np.asarray(bits * (lanes + tables))
+    compared = _array(lanes)
+    tables = np.maximum(compared, np.ceil(_array(channels) / TABLE_BITS))
+    return np.asarray(_array(bits) * (compared + ports * tables))
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,4 +112,5 @@ class Held:
 
 
 def _array(value: ArrayLike) -> Array:
-    return np.asarray(value)
+    found: Array = np.asarray(value)  # of single precision where the plan is
+    return found

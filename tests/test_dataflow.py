@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from compression.policy import Layer, LayerPolicy, LayerShape, Network, Node, Policy, Segment
 from compression.policy.batch import PolicyBatch
 from hw_profiles import load_profile, profile_names
-from latency_models.dataflow import DataflowModel
+from latency_models.dataflow import STEPS_PER_DOUBLING, DataflowModel
 from latency_models.errors import TableError
+from latency_models.fpga_design import design_of, engines_at, least_fits
 from latency_models.fpga_fit import misfit
-from latency_models.fpga_folding import folded
+from latency_models.fpga_folding import folding
 from latency_models.fpga_kernels import works
 from latency_models.fpga_pipeline import Stage, first_window, stream
-from latency_models.fpga_resources import blocks, multiplier_luts
+from latency_models.fpga_resources import Held, multiplier_luts, sum_bits, threshold_bits, threshold_luts
 from latency_models.layer_table import COLUMNS, read_layer_table
 from latency_models.models import model_of
 from tests.fpga_parts import BLOCKS, chain, conv, dataflow, uniform
@@ -66,42 +67,81 @@ def test_branches_wait_for_each_other():
     ],
 )
 def test_folding(target, multipliers, cycles):
-    network = chain(conv(4, 16, 2, kernel=3))
-    work = next(w for w in works(PolicyBatch.one(network, uniform(network)), dataflow()) if w.layer)
-    found = folded(work, np.array([float(target)]))
-    assert found.engine is not None
-    assert float(found.engine.multipliers[0]) == multipliers
-    assert float(found.cycles[0]) == cycles
+    found = one_folding(4, 16, 2, 3, target)
+    assert float(found.slots[0]) == multipliers
+    assert 4 * cycles_of(found, 16, 36) == cycles
+
+
+def one_folding(read, out, side, kernel, pace, packed=1.0):
+    """Of one convolution at a pace in cycles."""
+    one = np.ones(1)
+    budget = np.maximum(1.0, np.floor(one * pace / side**2))
+    return folding(one * out, one * read * kernel**2, one * read, one * packed, budget)
+
+
+def cycles_of(found, out, products):
+    return float((np.ceil(out / found.pe) * np.ceil(products / found.simd))[0])
 
 
 @given(
     st.integers(1, 64), st.integers(1, 64), st.integers(1, 16), st.sampled_from([1, 3, 5]),
-    st.floats(0, 20),
+    st.floats(0, 20), st.sampled_from([0.5, 1.0, 2.0, 3.0, 4.0]),
 )  # fmt: skip
-def test_an_engine_keeps_its_pace(read, out, side, kernel, step):
-    network = chain(conv(read, out, side, kernel))
-    work = next(w for w in works(PolicyBatch.one(network, uniform(network)), dataflow()) if w.layer)
+def test_an_engine_keeps_its_pace(read, out, side, kernel, step, packed):
     pace = 2.0**step
-    found = folded(work, np.array([pace]))
-    assert found.engine is not None
-    slowest_needed = max(pace, side * side)  # at least a cycle per position
-    assert float(found.cycles[0]) <= slowest_needed + 1e-9
-    assert float(found.engine.multipliers[0]) * float(found.cycles[0]) >= work.macs[0] - 1e-6
+    found = one_folding(read, out, side, kernel, pace, packed)
+    cycles = side**2 * cycles_of(found, out, read * kernel**2)
+    assert cycles <= max(pace, side * side) + 1e-9  # at least a cycle per position
+    assert float(found.slots[0]) * cycles >= read * out * kernel**2 * side**2 - 1e-6
+    assert float(found.slots[0]) >= float((found.pe * found.simd)[0])
+    slower = one_folding(read, out, side, kernel, pace * 1.3, packed)
+    assert slower.slots[0] <= found.slots[0]
 
 
 def test_memory_blocks():
     block = load_profile("zynq-7020").resources.memory["BRAM36"]
-    assert float(blocks(block, 512, 36)) == 0.5  # half a block
-    assert float(blocks(block, 513, 36)) == 1
-    assert float(blocks(block, 1024, 18)) == 0.5
-    assert float(blocks(block, 16384, 1)) == 0.5
-    assert float(blocks(block, 0, 8)) == 0
+
+    def taken(values, bits, at_once):
+        return float(Held.of(block, values, bits).blocks(at_once))
+
+    assert taken(2048, 8, 1) == 0.5  # half a block: 512 words of four
+    assert taken(2049, 8, 1) == 1
+    assert taken(2048, 8, 4) == 0.5
+    assert taken(2048, 8, 5) == 1  # two words beside each other
+    assert taken(12 * 512, 3, 12) == 0.5
+    assert taken(0, 8, 0) == 0
+    small = dataflow().resources.memory["RAM"]  # 8 bits x 1024
+    assert float(Held.of(small, 1024, 9).blocks(1)) == 2  # two beside each other for each value
 
 
-def test_multipliers_in_logic_are_those_of_finn():
-    assert float(multiplier_luts(8, 8)) == (2 * 3 - 1) * 16
-    assert float(multiplier_luts(2, 4)) == 6
-    assert float(multiplier_luts(1, 1)) == 2
+@given(st.integers(1, 10**6), st.integers(1, 9), st.integers(1, 500), st.integers(1, 500))
+def test_memory_never_grows_when_less_is_read_at_a_time(values, bits, one, other):
+    for name in DATAFLOWS:
+        for block in load_profile(name).resources.memory.values():
+            held = Held.of(block, values, bits)
+            few, many = sorted((one, other))
+            assert held.least_blocks <= held.blocks(few) <= held.blocks(many)
+            assert held.blocks(few) * block.bits >= values * bits
+            assert held.blocks(many) * block.halves * max(block.shapes)[0] >= many * bits
+
+
+def test_logic_of_multipliers_and_thresholds():
+    assert float(multiplier_luts(8, 8)) == 64  # FINN-R: W x A
+    assert float(multiplier_luts(1, 1)) == 1
+    assert float(sum_bits(2, 2, 576)) == 14  # 4 bits, and 10 for 576 of them
+    # 3 thresholds of 14 bits; 16 lanes compare and hold 8 channels each; a table holds 64 of them
+    assert float(threshold_luts(threshold_bits(2, 14), 16, 128)) == 3 * 14 * (16 + 16)
+    assert float(threshold_luts(threshold_bits(2, 14), 1, 128)) == 3 * 14 * (1 + 2)
+
+
+def test_a_window_of_few_lanes_is_one_memory():
+    # 2 lines of 8 positions of 64 channels fit one block; at a slow pace nothing asks for a second one
+    blocks = {**BLOCKS, "multiplier": {"name": "DSP", "count": 1, "macs": {"8": 1.0}},
+              "logic": {"name": "LUT", "count": 1}, "memory": {"RAM": {
+                  "count": 1000, "bits": 16384, "shapes": [[8, 2048]]}}}  # fmt: skip
+    network = chain(conv(64, 1, 8, kernel=3))
+    cost = DataflowModel(dataflow(resources=blocks)).cost(network, uniform(network))
+    assert cost.resources["RAM"] == 1 + 1  # the window, and 576 weights
 
 
 def test_all_multipliers_at_once_where_they_fit():
@@ -129,7 +169,7 @@ def test_multipliers_without_a_dsp_block_are_made_of_logic():
     network = chain(conv(4, 4, 8))
     cost = DataflowModel(dataflow(resources=few)).cost(network, uniform(network))
     assert cost.resources["DSP"] == pytest.approx(4)
-    assert cost.resources["LUT"] == pytest.approx(12 * 80)
+    assert cost.resources["LUT"] == pytest.approx(12 * 64)
 
 
 def test_a_transposed_convolution_computes_at_its_inputs():
@@ -154,28 +194,28 @@ def test_short_operands_share_a_dsp_block_or_take_none():
     model = DataflowModel(dataflow())
     narrow = model.cost(network, Policy.uniform(network, LayerPolicy(0.0, 2, 4)))
     assert narrow.resources["DSP"] == 0  # 6 bits together: multipliers of logic
-    assert narrow.resources["LUT"] >= 16 * 6
+    assert narrow.resources["LUT"] >= 16 * 8
     four = dataflow(lut_multiplier_bits=0.0)
     packed = DataflowModel(four).cost(network, Policy.uniform(network, LayerPolicy(0.0, 2, 4)))
     assert packed.resources["DSP"] == 8  # two 4-bit products in each
 
 
 def test_short_operands_without_logic_go_into_dsp_blocks():
-    little = {**BLOCKS, "logic": {"name": "LUT", "count": 48}}  # of 16 multipliers of 6 tables
+    little = {**BLOCKS, "logic": {"name": "LUT", "count": 64}}  # of 16 multipliers of 8 tables
     network = chain(conv(4, 4, 8))
     model = DataflowModel(dataflow(resources=little))
     cost = model.cost(network, Policy.uniform(network, LayerPolicy(0.0, 2, 4)))
     assert model.interval_ms(network, Policy.uniform(network, LayerPolicy(0.0, 2, 4))) == pytest.approx(64e-3)
     assert cost.fits
     assert cost.resources["DSP"] > 0
-    assert cost.resources["LUT"] == pytest.approx(48)
+    assert cost.resources["LUT"] == pytest.approx(64)
 
 
 @pytest.mark.parametrize("triplication", [1.0, 1.1, 3.0])
 def test_a_part_that_is_filled_exactly_fits_however_it_is_rounded(triplication):
     network = chain(conv(4, 4, 8))
     wanted = Policy.uniform(network, LayerPolicy(0.0, 2, 4))
-    for count in range(20, 90, 3):  # of 16 multipliers of 6 tables: what has no room goes into DSP blocks
+    for count in range(20, 190, 3):  # of 16 multipliers of 8 tables: what has no room goes into DSP blocks
         little = {**BLOCKS, "logic": {"name": "LUT", "count": count}, "usable": 0.7}
         model = DataflowModel(dataflow(resources=little, space={"triplication": {"LUT": triplication}}))
         assert model.interval_ms(network, wanted) == pytest.approx(64e-3)
@@ -217,11 +257,11 @@ def test_space():
 
 
 def test_a_network_that_does_not_fit():
-    network = chain(conv(64, 512, 2, kernel=3), conv(512, 512, 2, kernel=3), conv(512, 8, 2))
+    network = chain(conv(64, 800, 2, kernel=3), conv(800, 640, 2, kernel=3), conv(640, 8, 2))
     profile = dataflow()
     cost = DataflowModel(profile).cost(network, uniform(network))
     assert not cost.fits
-    weights = 64 * 512 * 9 + 512 * 512 * 9 + 512 * 8
+    weights = 64 * 800 * 9 + 800 * 640 * 9 + 640 * 8
     assert cost.resources["RAM"] >= weights / 1024
     said = misfit(profile, network, uniform(network), cost)
     assert "RAM" in said
@@ -315,3 +355,51 @@ def test_a_batch_costs_what_its_policies_do(name, data):
         for field in ("latency_ms", "energy_mj", "size_bytes", "fits"):
             assert np.isclose(getattr(found, field)[index], getattr(alone, field)), field
         assert abs(found.peak_memory_bytes[index] - alone.peak_memory_bytes) < 1
+
+
+@st.composite
+def pipelines(draw):
+    """A chain of convolutions with a skip connection, and a part that is about as large as it takes."""
+    widths = draw(st.lists(st.integers(1, 40), min_size=2, max_size=4))
+    kernel = draw(st.sampled_from([1, 3]))
+    shapes = [conv(a, b, 8, kernel) for a, b in zip([3, *widths], widths, strict=False)]
+    network = chain(*shapes)
+    body = network.nodes
+    skip = Node("skip", "conv2d", ("x",), body[-1].channels, (8, 8), layer="skip")
+    joined = Node("sum", "add", (body[-1].name, "skip"), body[-1].channels, (8, 8))
+    layers = (*network.layers, Layer("skip", conv(3, widths[-1], 8), None, bias=False))
+    network = Network((*body, skip, joined), layers, ("sum",))
+    second = {"URAM": {"count": draw(st.integers(0, 9)), "bits": 72 * 512, "shapes": [[72, 512]]}}
+    ram = {"count": draw(st.integers(1, 60)), "bits": 36864, "halves": 2, "shapes": [[36, 512], [18, 1024]]}
+    memory = {"RAM": ram} | (second if draw(st.booleans()) else {})
+    resources = {
+        "logic": {"name": "LUT", "count": draw(st.integers(1_000, 60_000))},
+        "multiplier": {"name": "DSP", "count": draw(st.integers(1, 200)),
+                       "macs": {"8": draw(st.sampled_from([1.0, 2.0, 3.0])), "4": 4.0}},
+        "memory": memory,
+    }  # fmt: skip
+    numbers = {"lut_per_layer": 100.0, "lut_per_lane_bit": 17.0, "lut_per_multiplier": 1.1,
+               "lut_per_adder_bit": 1.1, "dsp_per_scale": 2.0}  # fmt: skip
+    pairs = st.sampled_from([(8, 8), (4, 8), (2, 4)])
+    policy = Policy.of({layer.name: LayerPolicy(0.0, *draw(pairs)) for layer in layers})
+    return network, policy, dataflow(resources=resources, **numbers)
+
+
+@settings(max_examples=60, deadline=None)
+@given(pipelines())
+def test_no_quicker_pace_has_a_design_that_fits(case):
+    network, policy, profile = case
+    model = DataflowModel(profile)
+    plan, found = model.design(PolicyBatch.one(network, policy))
+    last = int(np.ceil(np.log2(plan.slowest_cycles[0]) * STEPS_PER_DOUBLING)) + 1
+    steps = np.arange(last + 1, dtype=np.float64)
+    every = plan.part(np.zeros(last + 1, dtype=np.intp))  # the same pipeline at each pace
+    pace = np.float32(2.0) ** np.float32(steps / STEPS_PER_DOUBLING)
+    designs = design_of(every, engines_at(every, pace, profile), profile)
+    least = least_fits(every, pace, profile)
+    assert not (designs.fits & ~least).any()  # the least is never more than what it takes
+    assert (np.diff(least.astype(int)) >= 0).all()  # and never grows with the pace
+    assert found.fits[0] == designs.fits.any()
+    first = int(np.argmax(designs.fits)) if designs.fits.any() else last
+    assert found.latency_cycles[0] == pytest.approx(designs.latency_cycles[first])
+    assert found.interval_cycles[0] == pytest.approx(designs.interval_cycles[first])
