@@ -193,12 +193,12 @@ def resource_section() -> Section:
         "Streaming dataflow: resources of published designs with their folding",
         "The three coefficients of the logic (of an engine, a bit of a stream, a bit of arithmetic) are"
         " calibrated on the other designs; thresholds and memories made of logic are counted, not fitted."
-        " Memory blocks follow from the shapes of weights and buffers; that line buffers of fpgaConvNet of up"
-        " to 32 words are made of logic, and the DSP blocks of a requantization, were chosen by looking at its"
-        f" designs. Mean errors: {by_kind}. Logic with whole families left out of the calibration: {families}."
-        " What remains: 2-bit weights times 2-bit activations (FINN CNV w2a2) take half as much again as the"
-        " arithmetic explains, a popcount of one-bit products (FINN LFC w1a1) less than it says, and FINN's"
-        " queues and interfaces, which take memory blocks too, are not modelled.",
+        " Memory blocks follow from the shapes of weights and buffers; that line buffers of fpgaConvNet of"
+        " up to 32 words are made of logic, and the DSP blocks of a requantization, were chosen by looking"
+        f" at its designs. Mean errors: {by_kind}. Logic with whole families left out of the calibration:"
+        f" {families}. What remains: 2-bit weights times 2-bit activations (FINN CNV w2a2) take half as much"
+        " again as the arithmetic explains, a popcount of one-bit products (FINN LFC w1a1) less than it"
+        " says, and FINN's queues and interfaces, which take memory blocks too, are not modelled.",
         table,
         "blocks",
         "dataflow-blocks",

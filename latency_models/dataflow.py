@@ -17,7 +17,7 @@ STEPS_PER_DOUBLING = 8
 """How finely the pace of a pipeline is tried: steps of 2 ** (1/8) = 9 %."""
 PART = 4096
 """Policies whose plans are made at a time."""
-ELEMENTS = 8192
+ELEMENTS = 16384
 """Kernels times policies that are designed at a time: what stays in the cache of a core."""
 
 
@@ -110,9 +110,8 @@ class DataflowModel:
     def _least_steps(self, plan: Plan, last: Array, start: Array) -> Array:
         """By bisection, from ``start`` on in growing strides: what is needed at the least never grows."""
         low, high = np.zeros(plan.count), last.copy()
-        probe = np.clip(start, low, high)
         below, above = np.zeros(plan.count, dtype=np.bool_), np.zeros(plan.count, dtype=np.bool_)
-        reach = 1.0
+        probe, reach = np.clip(start, low, high), 1.0
         while (low < high).any():
             fits = least_fits(plan, _pace(probe), self.profile)
             high = np.where(fits, probe, high)

@@ -90,9 +90,7 @@ class Plan:
 
 def _columns(value: Any, columns: slice | NDArray[np.intp]) -> Any:
     if isinstance(value, Held):
-        return Held(
-            value.group[:, columns], value.per_word[:, columns], value.least[:, columns], value.halves
-        )
+        return Held(value.group[:, columns], value.per_word[:, columns], value.least[:, columns])
     return value if value.ndim == 2 and value.shape[1] == 1 else value[..., columns]
 
 
@@ -194,13 +192,8 @@ def _weights(
         second[row] = (there + away) / other < (taken + here) / one
         taken, there = taken + (1 - second[row]) * here, there + second[row] * away
     moved = second > 0
-    halves = np.where(moved, np.float32(kinds[1].halves), np.float32(kinds[0].halves))
-    chosen = Held(
-        np.where(moved, kinds[1].group, kinds[0].group) / halves,
-        np.where(moved, kinds[1].per_word, kinds[0].per_word),
-        np.where(moved, kinds[1].least, kinds[0].least),
-        1,
-    )
+    names = [field.name for field in fields(Held)]
+    chosen = Held(*(np.where(moved, getattr(kinds[1], name), getattr(kinds[0], name)) for name in names))
     return second, chosen
 
 

@@ -82,33 +82,32 @@ class Held:
     narrower than what is read at a time, but wider where that saves blocks (a word then serves several
     cycles). So a slower engine never needs more blocks.
 
-    group: blocks beside each other that one value takes. per_word: values in a word of such a group.
-    least: groups that hold them all. halves: parts of a block that can be used apart.
+    group: blocks beside each other that one value takes (of blocks that can be used in halves, half as many).
+    per_word: values in a word of such a group. least: groups that hold them all.
     """
 
     group: Array
     per_word: Array
     least: Array
-    halves: int
 
     @staticmethod
     def of(block: MemoryBlock, values: ArrayLike, bits: ArrayLike) -> "Held":
         """So many values of so many bits (1 to 32)."""
         width, depth = max(block.shapes)
         wide = _array(bits)
-        group, per_word = np.ceil(wide / width), np.maximum(1.0, np.floor(width / wide))
-        return Held(group, per_word, np.ceil(_array(values) / (per_word * depth)), block.halves)
+        group, per_word = np.ceil(wide / width) / block.halves, np.maximum(1.0, np.floor(width / wide))
+        return Held(group, per_word, np.ceil(_array(values) / (per_word * depth)))
 
     def blocks(self, at_once: ArrayLike) -> Array:
         """Memory blocks when ``at_once`` values are read in a cycle: enough words beside each other, and
         room for all."""
         wide = np.ceil(_array(at_once) / self.per_word)
-        return np.asarray(np.maximum(wide, self.least) * self.group / self.halves)
+        return np.asarray(np.maximum(wide, self.least) * self.group)
 
     @property
     def least_blocks(self) -> Array:
         """Memory blocks when they are read one after another."""
-        return np.asarray(self.least * self.group / self.halves)
+        return np.asarray(self.least * self.group)
 
 
 def _array(value: ArrayLike) -> Array:
