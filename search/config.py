@@ -57,7 +57,7 @@ class HardwareSection(_Section):
 class SearchSection(_Section):
     """How long, how wide and towards what."""
 
-    sampler: Sampler = "tpe"
+    sampler: Sampler = "cascade"
     objectives: Annotated[tuple[Objective, ...], Strict(False)] = ("accuracy", "latency_ms")
     trials: int | None = Field(default=None, ge=1)
     hours: float | None = Field(default=None, gt=0.0)

@@ -109,7 +109,9 @@ class Climb:
 
 
 def configuration(**sections) -> SearchConfig:
-    return parse_config({"task": {"file": "task.py"}, **sections})
+    """One of Optuna's samplers unless told otherwise: cascade wants more than a loop to be tried."""
+    search = {"sampler": "tpe", **sections.pop("search", {})}
+    return parse_config({"task": {"file": "task.py"}, "search": search, **sections})
 
 
 def problem_of(config: SearchConfig, scorer: Scorer, network: Network | None = None) -> Problem:
@@ -157,7 +159,7 @@ def search(
     return searched
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "nsga3", "gp", "random"])
 def test_a_search_finds_a_front(tmp_path, sampler):
     done = search(tmp_path / "run", 40, search={"sampler": sampler})
     assert done.count("complete") == 40
