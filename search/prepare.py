@@ -124,6 +124,8 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         baseline_costs={name: float(getattr(cost, name)) for name in COSTS},
         rungs=config.rung_images,
     )
+    prices = _prices(problem)
+    _check_prices(prices, environment.get("prices"), run)
     check_limits(problem)
     check_objectives(problem)
     if config.search.sampler == "cascade" and run is not None:
@@ -156,6 +158,7 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         measured_on=measured_on(costs),
         sensitivities=sensitivity.summary(problem.sensitivities),
         hashes=hashes,
+        prices=prices,
         seeds={"search": config.search.seed},
         versions=_versions(),
         machine=_machine(),
@@ -221,6 +224,27 @@ def check_limits(problem: Problem) -> None:
         f"no policy of {len(sample)} tried meets the limits {wanted}; the nearest has {found};"
         " raise the limits or widen the space"
     )
+
+
+def _prices(problem: Problem) -> dict[str, list[float]]:
+    """Costs of some policies, as a fingerprint of whatever prices a search."""
+    found = [problem.cost(policy) for policy in problem.space.seeds()]
+    return {name: [float(getattr(cost, name)) for cost in found] for name in ("latency_ms", "energy_mj")}
+
+
+def _check_prices(prices: dict[str, list[float]], before: Any, run: RunFolder | None) -> None:
+    """Raise ConfigError when a run's policies have other prices than when it began: old and new trials would
+    not stand on one front."""
+    if run is None or not before or not run.trials():
+        return
+    for name, values in prices.items():
+        known = before.get(name)
+        if known is not None and (len(known) != len(values) or not np.allclose(known, values, rtol=1e-4)):
+            moved = f"{name} of its first policies {known[:2]} then, {values[:2]} now"
+            raise ConfigError(
+                f"the table or profile that prices {run.path} has changed since its first trial ({moved}):"
+                " old and new trials cannot be compared; start anew with another --run folder"
+            )
 
 
 def check_objectives(problem: Problem) -> None:
