@@ -43,7 +43,14 @@ class Source(_Frozen):
     """Where a number is from. ``assumed``: nobody measured or published it for this part."""
 
     status: Literal["measured", "published", "calibrated", "assumed"]
-    from_: str = Field(alias="from", min_length=1)
+    from_: str = Field(alias="from")
+
+    @field_validator("from_")
+    @classmethod
+    def _says_something(cls, text: str) -> str:
+        if not text.strip():
+            raise ValueError("a source names where the number is from and must not be blank")
+        return text
 
 
 class HardwareProfile(_Frozen):
@@ -74,7 +81,12 @@ class HardwareProfile(_Frozen):
     @field_validator("supported")
     @classmethod
     def _bits_in_range(cls, pairs: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-        for weight_bits, activation_bits in pairs:
+        for index, (weight_bits, activation_bits) in enumerate(pairs):
+            if (weight_bits, activation_bits) in pairs[:index]:
+                raise ValueError(
+                    f"weights of {weight_bits} with activations of {activation_bits} bits are listed twice;"
+                    " list every pair once"
+                )
             if weight_bits not in WEIGHT_BITS:
                 raise ValueError(f"weight bits must be among {WEIGHT_BITS}, not {weight_bits}")
             if activation_bits not in ACTIVATION_BITS:

@@ -169,6 +169,11 @@ def _set(fields: dict, path: str, value: object) -> None:
         ("supported", [[1, 8]], "supported: weight bits must be among .* not 1"),
         ("supported", [[8, 9]], "supported: activation bits must be among .* not 9"),
         ("supported", [], "supported: .*at least 1"),
+        (
+            "supported",
+            [[8, 8], [4, 8], [8, 8]],
+            "supported: weights of 8 with activations of 8 bits are listed twice",
+        ),
         ("kind", "dsp", "kind: .*'cpu', 'gpu' or 'fpga'"),
         ("pattern", "rows", "pattern: "),
         ("name", "My Part", "name: "),
@@ -195,6 +200,11 @@ def _set(fields: dict, path: str, value: object) -> None:
         ("sources/roofline.macs_per_ms", None, "roofline.macs_per_ms.32 has no source"),
         ("sources/power_w", {"status": "guessed", "from": "x"}, "sources.power_w.status: .*'measured'"),
         ("sources/power_w", {"status": "assumed", "from": ""}, "sources.power_w.from: "),
+        (
+            "sources/power_w",
+            {"status": "assumed", "from": " \t"},
+            "sources.power_w.from: .* names where .* blank",
+        ),
         ("sources/powr_w", {"status": "assumed", "from": "x"}, "sources names powr_w.* did you mean power_w"),
     ],
 )
