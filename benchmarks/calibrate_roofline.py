@@ -3,9 +3,9 @@
     python -m benchmarks.calibrate_roofline
 
 Arm boards (TFLite, ruy): the two boards for which there are measurements of many families tell how kinds of
-kernels compare (ARM_SHARED); each board then has five numbers of its own (ARM_OWN). Jetson boards: one set of
-efficiencies for a family of GPUs; the peaks of a board are those of its data sheet, the fixed cost of a
-kernel is one for the family, that of an image goes with the memory bandwidth.
+kernels compare (ARM_SHARED); each board then has five numbers of its own (ARM_OWN). Jetson boards: seven
+numbers for the Orin family; the peaks of a board are those of its data sheet. Xavier's efficiency follows
+from Orin's, and only its time per kernel is fitted to its own rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,13 +45,15 @@ X86 = {
 }  # fmt: skip
 
 JETSON = {
-    "efficiency.32": 0.6, "efficiency.16": 0.7, "efficiency.8": 0.5, "bandwidth_efficiency": 0.85,
-    "overhead_ms": 0.001, "image_ns_at_100_gb_per_s": 1.8, "gathered_passes": 6.0,
+    "efficiency.32": 0.55, "efficiency.16": 0.6, "efficiency.8": 0.5, "tensor_passes": 1.5,
+    "overhead_ms": 0.003, "joined_ns_at_100_gb_per_s": 3.0, "gathered_passes": 2.0,
 }  # fmt: skip
 
 ORIN = ("jetson-orin-nano", "jetson-orin-nano-15w", "jetson-orin-nx", "jetson-agx-orin")
 XAVIER = ("jetson-xavier-nx", "jetson-agx-xavier")
-XAVIER_OWN = {"efficiency.8": 0.5, "overhead_ms": 0.01}
+XAVIER_OWN = {"overhead_ms": 0.003}
+XAVIER_PEAK_OVER_ORIN = 0.5
+"""Multiply-accumulates per cycle that the tensor cores of a multiprocessor have, int8 or float16."""
 
 
 def arm_rows(*devices: str) -> list[Row]:
@@ -114,8 +116,7 @@ def jetson_roofline(device: str, family: Mapping[str, float]) -> Roofline:
     roofline = roofline_of(device)
     numbers = {name: family[name] for name in family if "_at_" not in name}
     numbers["conversion_overhead_ms"] = numbers["overhead_ms"]
-    image_ns = family["image_ns_at_100_gb_per_s"] * 1e8 / roofline.bandwidth_bytes_per_ms
-    numbers |= {f"image_value_ns.{bits}": image_ns for bits in roofline.macs_per_ms}
+    numbers["joined_value_ns"] = family["joined_ns_at_100_gb_per_s"] * 1e8 / roofline.bandwidth_bytes_per_ms
     return with_numbers(roofline, numbers)
 
 
@@ -124,11 +125,25 @@ def fit_orin(rows: Sequence[Row]) -> dict[str, float]:
     return fit(rows, JETSON, lambda row, values: jetson_roofline(row.device, values))
 
 
-def fit_xavier(rows: Sequence[Row], orin: Mapping[str, float]) -> dict[str, float]:
-    """Xavier's int8 efficiency and overheads from its rows; the rest is Orin's, where more rows tell."""
-    others = {**orin, "image_ns_at_100_gb_per_s": 0.0}  # the image is on the device when their clock starts
+def fit_xavier(rows: Sequence[Row], orin: Mapping[str, float], overlap: float = 0.5) -> dict[str, float]:
+    """Xavier's time per kernel from its rows; efficiencies from Orin's, the rest as on Orin."""
+    integer = xavier_efficiency(orin["efficiency.8"], overlap)
+    others = {**orin, "efficiency.8": integer, "efficiency.16": integer}
     found = fit(rows, XAVIER_OWN, lambda row, values: jetson_roofline(row.device, {**others, **values}))
     return {**others, **found}
+
+
+def xavier_efficiency(orin: float, overlap: float) -> float:
+    """What int8 layers reach of Xavier's tensor cores when they reach ``orin`` of Orin's.
+
+    A multiprocessor of either feeds its tensor cores as fast, but Xavier's multiply half as fast. If feeding
+    and multiplying take turns, Orin's cycles without products are Xavier's, too:
+    1 / e = 1 + (1 / orin - 1) / 2. If they overlap, Xavier does as many products per cycle as Orin, up to
+    its peak. Kernels do some of both: ``overlap`` is 0 for the first, 1 for the second.
+    """
+    in_turns = 1.0 / (1.0 + (1.0 / orin - 1.0) * XAVIER_PEAK_OVER_ORIN)
+    overlapped = min(1.0, orin / XAVIER_PEAK_OVER_ORIN)
+    return in_turns + overlap * (overlapped - in_turns)
 
 
 def jetson_rows(*devices: str) -> list[Row]:
@@ -141,6 +156,12 @@ def arm_family() -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """What ships: the family's numbers, and those of every Arm board with measurements."""
     shared, own = fit_arm(arm_rows(*REFERENCES))
     return shared, {**own, PI: fit_board(arm_rows(PI), shared)}
+
+
+@cache
+def orin_family() -> dict[str, float]:
+    """What ships: the Orin family's numbers, from all its rows."""
+    return fit_orin(jetson_rows(*ORIN))
 
 
 def shipped_family() -> dict[str, float]:
@@ -161,13 +182,13 @@ def main() -> None:
         power = fit_power(energies, roofline) if len(energies) > 2 else {}
         print(f"{device}:", _text({**own, **power}), dict(roofline.depthwise_efficiency))
     print("x86-avx512-vnni:", _text(fit_x86(read_rows("x86_cpu.csv"))))
-    orin = fit_orin(jetson_rows(*ORIN))
+    orin = orin_family()
     xavier = fit_xavier(jetson_rows(*XAVIER), orin)
     for name, devices, family in (("Orin", ORIN, orin), ("Xavier", XAVIER, xavier)):
         print(f"{name}:", _text(family))
         for device in devices:
             roofline = jetson_roofline(device, family)
-            print(f"  {device}: overhead_ms {roofline.overhead_ms:.4g}, image", dict(roofline.image_value_ns))
+            print(f"  {device}: joined_value_ns {roofline.joined_value_ns:.4g}")
 
 
 def _text(numbers: Mapping[str, float]) -> str:

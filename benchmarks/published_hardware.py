@@ -5,7 +5,8 @@ python -m benchmarks.published_hardware
 
 from pathlib import Path
 
-from benchmarks import published_fpga, published_processors
+from benchmarks import published_fpga, published_processors, published_sparsity
+from benchmarks.validation_summary import summary
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -24,10 +25,10 @@ without that row, and without the others of its group. The shipped profiles are 
 
 def main() -> None:
     """Write the document and its plots."""
-    parts = [HEAD.strip()]
-    for group in (published_processors.sections(), published_fpga.sections()):
-        parts += [section.markdown(DOCS) for section in group]
-    (DOCS / "validation.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    parts = (published_processors, published_sparsity, published_fpga)
+    sections = [section for part in parts for section in part.sections()]
+    text = [HEAD.strip(), *(section.markdown(DOCS) for section in (summary(sections), *sections))]
+    (DOCS / "validation.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -41,11 +41,6 @@ class Row:
         """The network without width and resolution."""
         return self.network.split("_w")[0].rsplit("_", 1)[0].rstrip("0123456789-") or self.network
 
-    @property
-    def work(self) -> Work:
-        """What the network asks of the device in this precision."""
-        return _work(self.device, self.network, BITS[self.precision])
-
 
 def shared_folder() -> Path:
     """Where compare-only measurements are: $LEANFRONT_PUBLISHED, else ../shared/hardware."""
@@ -77,12 +72,20 @@ def network(name: str) -> Network:
     return read_layer_table(FOLDER / "networks" / f"{name}.csv")
 
 
+TILING = ("multiprocessor_count", "tile_position_count", "tile_channel_count")
+
+
+def work(row: Row, roofline: Roofline) -> Work:
+    """What a row's network asks of its device in its precision, in tiles of this size."""
+    tiling = tuple(getattr(roofline, name) for name in TILING)
+    return _work(row.device, row.network, BITS[row.precision], tiling)
+
+
 @cache
-def _work(device: str, name: str, bits: int) -> Work:
-    profile = load_profile(device)
-    assert profile.roofline is not None
+def _work(device: str, name: str, bits: int, tiling: tuple[int | None, ...]) -> Work:
+    roofline = roofline_of(device).model_copy(update=dict(zip(TILING, tiling, strict=True)))
     policy = Policy.uniform(network(name), LayerPolicy(0.0, bits, bits))
-    return work_of(PolicyBatch.one(network(name), policy), profile, profile.roofline)
+    return work_of(PolicyBatch.one(network(name), policy), load_profile(device), roofline)
 
 
 def roofline_of(device: str) -> Roofline:
@@ -94,7 +97,7 @@ def roofline_of(device: str) -> Roofline:
 
 def predicted(row: Row, roofline: Roofline) -> Times:
     """What the model says of a row's network with these numbers."""
-    return times(row.work, roofline)
+    return times(work(row, roofline), roofline)
 
 
 def predicted_ms(rows: Iterable[Row], roofline: Callable[[Row], Roofline]) -> NDArray[np.float64]:

@@ -7,14 +7,27 @@ from pathlib import Path
 
 Cell = str | float | int
 
-COLOURS = ("#0b6e99", "#d9730d", "#6940a5", "#448361", "#ad1a72", "#64473a")
-SIDE, LEFT, TOP = 340, 58, 12
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+"""Of Okabe and Ito: told apart by every eye."""
+
+SHAPES = (
+    "m-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0z",
+    "m-3.5 -3.5h7v7h-7z",
+    "m0 -4.5l4.5 8h-9z",
+    "m0 -5l5 5l-5 5l-5 -5z",
+)
+"""Circle, square, triangle, diamond; SVG paths around a point."""
+
+SIDE, LEFT, TOP = 420, 68, 14
 """Of a plot, in pixels."""
 
 
 @dataclass(frozen=True)
 class Points:
-    """One series of a plot: published against predicted, on logarithmic axes."""
+    """One series of a plot: published against predicted, on logarithmic axes.
+
+    label: what stands before a comma has a colour, what stands behind it a shape.
+    """
 
     label: str
     published: Sequence[float]
@@ -73,19 +86,20 @@ def scatter(points: Sequence[Points], unit: str) -> str:
     def y(value: float) -> float:
         return TOP + SIDE - (math.log10(value) - low) / (high - low) * SIDE
 
-    width, height = LEFT + SIDE + 12, TOP + SIDE + 40 + 16 * len(points)
+    width, height = LEFT + SIDE + 12, TOP + SIDE + 44 + 17 * len(points)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif"'
-        f' font-size="11"><rect width="{width}" height="{height}" fill="white"/>'
+        f' font-size="12"><rect width="{width}" height="{height}" fill="white"/>'
     ]
+    digits = (1, 2, 5) if high - low < 3 else (1,)
     for exponent in range(math.floor(low), math.ceil(high) + 1):
-        for mark in (digit * 10.0**exponent for digit in (1, 2, 5)):
+        for mark in (digit * 10.0**exponent for digit in digits):
             if low <= math.log10(mark) <= high:
                 parts.append(
                     f'<path d="M{x(mark):.1f} {TOP}V{TOP + SIDE}M{LEFT} {y(mark):.1f}H{LEFT + SIDE}"'
                     f' stroke="#e3e3e3"/>'
-                    f'<text x="{x(mark):.1f}" y="{TOP + SIDE + 14}" text-anchor="middle">{mark:g}</text>'
-                    f'<text x="{LEFT - 5}" y="{y(mark) + 4:.1f}" text-anchor="end">{mark:g}</text>'
+                    f'<text x="{x(mark):.1f}" y="{TOP + SIDE + 15}" text-anchor="middle">{mark:,g}</text>'
+                    f'<text x="{LEFT - 5}" y="{y(mark) + 4:.1f}" text-anchor="end">{mark:,g}</text>'
                 )
     for factor, dash in ((1.0, ""), (1.15, ' stroke-dasharray="4 3"'), (1 / 1.15, ' stroke-dasharray="4 3"')):
         start, end = max(10**low, 10**low / factor), min(10**high, 10**high / factor)
@@ -93,17 +107,22 @@ def scatter(points: Sequence[Points], unit: str) -> str:
             f'<path d="M{x(start):.1f} {y(start * factor):.1f}L{x(end):.1f} {y(end * factor):.1f}"'
             f' stroke="#888"{dash}/>'
         )
+    groups = [series.label.partition(", ")[0] for series in points]
+    kinds = [series.label.partition(", ")[2] for series in points]
     for index, series in enumerate(points):
-        colour, line = COLOURS[index % len(COLOURS)], TOP + SIDE + 46 + 16 * index
+        colour = COLOURS[list(dict.fromkeys(groups)).index(groups[index]) % len(COLOURS)]
+        shape = SHAPES[list(dict.fromkeys(kinds)).index(kinds[index]) % len(SHAPES)]
+        style = f'fill="{colour}" fill-opacity="0.8" stroke="white" stroke-width="0.6"'
         parts += [
-            f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3" fill="{colour}" fill-opacity="0.75"/>'
+            f'<path d="M{x(a):.1f} {y(b):.1f}{shape}" {style}/>'
             for a, b in zip(series.published, series.predicted, strict=True)
         ]
-        parts.append(f'<circle cx="{LEFT + 6}" cy="{line - 4}" r="4" fill="{colour}"/>')
-        parts.append(f'<text x="{LEFT + 16}" y="{line}">{series.label}</text>')
+        line = TOP + SIDE + 50 + 17 * index
+        parts.append(f'<path d="M{LEFT + 6} {line - 4}{shape}" {style}/>')
+        parts.append(f'<text x="{LEFT + 18}" y="{line}">{series.label}</text>')
     middle = TOP + SIDE / 2
     parts.append(
-        f'<text x="{LEFT + SIDE / 2}" y="{TOP + SIDE + 29}" text-anchor="middle">published, {unit}</text>'
+        f'<text x="{LEFT + SIDE / 2}" y="{TOP + SIDE + 31}" text-anchor="middle">published, {unit}</text>'
         f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">predicted,'
         f" {unit} (dashed: 15 %)</text></svg>\n"
     )

@@ -35,6 +35,11 @@ class Roofline(BaseModel):
         or sum between two listed layers).
     conversion_overhead_ms: a change of precision between two kernels, besides its traffic; left out: free.
     alignment: [input channels per group, output channels] are computed in multiples of these, by bits.
+    joined_value_ns: each value of a tensor that joins whole maps over their positions, between two layers of
+        a layer table: what a detection head does around it (transposes, softmax, arithmetic on boxes).
+    tensor_passes: how often the inputs and the output of a layer cross memory; weights do once.
+    multiprocessor_count: of a GPU; each computes tile_position_count x tile_channel_count outputs of a dense
+        layer at a time, and a layer takes the time of whole waves of whole tiles. All three or none.
     fused_activations: activations that are free behind a layer.
     two_four_gain: how much faster a layer with 2:4 sparse weights is; left out: no faster.
     unstructured_break_even: sparsity at which a sparse layer takes as long as a dense one, and
@@ -56,8 +61,13 @@ class Roofline(BaseModel):
     im2col_passes: NotNegative | None = None
     image_value_ns: Mapping[str, NotNegative] = Field(default_factory=dict)
     gathered_passes: NotNegative | None = None
+    joined_value_ns: NotNegative | None = None
+    tensor_passes: Factor | None = None
     conversion_overhead_ms: NotNegative | None = None
     alignment: Mapping[str, tuple[Count, Count]] = Field(default_factory=dict)
+    multiprocessor_count: Count | None = None
+    tile_position_count: Count | None = None
+    tile_channel_count: Count | None = None
     fused_activations: tuple[str, ...] | None = None
     two_four_gain: Factor | None = None
     unstructured_break_even: Annotated[float, Field(strict=True, gt=0, lt=1)] | None = None
@@ -91,6 +101,11 @@ class Roofline(BaseModel):
                     )
         if (self.unstructured_break_even is None) != (self.unstructured_floor is None):
             raise ValueError("give both unstructured_break_even and unstructured_floor, or none of them")
+        tiling = (self.multiprocessor_count, self.tile_position_count, self.tile_channel_count)
+        if len({number is None for number in tiling}) > 1:
+            raise ValueError(
+                "give all of multiprocessor_count, tile_position_count and tile_channel_count, or none"
+            )
         return self
 
     def unit(self, bits: int) -> int | None:

@@ -34,8 +34,8 @@ PURE_NUMBERS = frozenset(
         "lut_per_adder_bit", "lut_multiplier_bits", "dsp_per_scale",
         # ratios and shares
         "efficiency", "depthwise_efficiency", "bandwidth_efficiency", "overlap", "im2col_passes",
-        "gathered_passes", "two_four_gain", "unstructured_break_even", "unstructured_floor", "usable",
-        "per_lut6", "triplication", "memory_ecc", "clock_derating", "scrub_share",
+        "gathered_passes", "tensor_passes", "two_four_gain", "unstructured_break_even", "unstructured_floor",
+        "usable", "per_lut6", "triplication", "memory_ecc", "clock_derating", "scrub_share",
         # choices, which have a source like numbers
         "fused_activations", "folds_kernel_width", "weights", "features_outside", "configuration_immune",
         "name",

@@ -54,12 +54,14 @@ class Times:
 def times(work: Work, roofline: Roofline, gains: Array | float = 1.0) -> Times:
     """How long each kernel takes.
 
-    arithmetic  macs / (macs_per_ms x efficiency, or depthwise_efficiency)
-    traffic     (moved + im2col_passes x windows + gathered_passes x gathered) / (bandwidth x its efficiency)
+    arithmetic  macs (rounded up to alignment and to waves of tiles) / (macs_per_ms x efficiency, or
+                depthwise_efficiency)
+    traffic     (moved, the tensors of layers tensor_passes times + im2col_passes x windows
+                + gathered_passes x gathered) / (bandwidth x its efficiency)
                 + value_ns x values (those of the windows im2col_passes times)
     kernel      overhead_ms + the longer of both + (1 - overlap) x the shorter, divided by ``gains``
     besides     conversion_overhead_ms and the traffic of each change of precision; image_value_ns for each
-                value of the network's input
+                value of the network's input, joined_value_ns for each of a detection head's
 
     With overlap 1 and all efficiencies 1 this is ``roofline_ms``.
     """
@@ -68,6 +70,7 @@ def times(work: Work, roofline: Roofline, gains: Array | float = 1.0) -> Times:
     compute = np.divide(work.macs, rate)
     passes = roofline.im2col_passes or 0.0
     moved = work.moved_bytes + passes * work.window_bytes
+    moved = moved + ((roofline.tensor_passes or 1.0) - 1.0) * work.layer_bytes
     moved = moved + (roofline.gathered_passes or 0.0) * work.gathered_bytes
     bandwidth = roofline.bandwidth_bytes_per_ms * (roofline.bandwidth_efficiency or 1.0)
     memory = moved / bandwidth + (roofline.value_ns or 0.0) * NS * (work.values + passes * work.window_values)
@@ -75,6 +78,7 @@ def times(work: Work, roofline: Roofline, gains: Array | float = 1.0) -> Times:
     other = roofline.overhead_ms * work.launches + (memory - exposed) / gains
     other = other + (roofline.conversion_overhead_ms or 0.0) * work.conversions
     other = other + work.converted_bytes / bandwidth
+    other = other + (roofline.joined_value_ns or 0.0) * NS * work.joined_values
     if roofline.image_value_ns:
         image_ns = np.array([roofline.image_value_ns.get(str(bits), 0.0) for bits in range(33)])
         other = other + image_ns[work.image_bits] * NS * work.image_values[:, None]

@@ -33,11 +33,14 @@ class Work:
     """What the kernels ask for under n policies; arrays are (kernels, n). Nothing in it is a speed.
 
     names: of the layer, or of the kernel. unit: bits of the arithmetic unit, 0 where there is no arithmetic.
-    macs: multiply-accumulates, channels rounded up to the unit's alignment. depthwise: (kernels,).
-    moved_bytes: inputs and output once, weights at their bits, a bias at 32. values: how many these are
+    macs: multiply-accumulates, channels rounded up to the unit's alignment and outputs to whole waves of
+    tiles. depthwise: (kernels,).
+    moved_bytes: inputs and output once, weights at their bits, a bias at 32; layer_bytes: those of them that
+    are inputs or the output of a layer. values: how many these are
     (without biases). window_bytes, window_values: the matrix of windows of a convolution larger than 1x1.
     image_values: (kernels,) elements of the network's first input; image_bits: at which it is handed over.
-    gathered_bytes: tensors that appear from nowhere (a layer table has no concats and sums).
+    gathered_bytes: tensors that appear from nowhere (a layer table has no concats and sums); joined_values:
+    elements of those that join whole maps over their positions.
     launches: kernels that are started. conversions: changes of precision; converted_bytes: their traffic.
     """
 
@@ -50,10 +53,12 @@ class Work:
     unit: NDArray[np.int64]
     macs: Array
     moved_bytes: Array
+    layer_bytes: Array
     values: Array
     window_bytes: Array
     window_values: Array
     gathered_bytes: Array
+    joined_values: Array
     launches: Array
     conversions: Array
     converted_bytes: Array
@@ -70,7 +75,8 @@ def work_of(batch: PolicyBatch, profile: HardwareProfile, roofline: Roofline) ->
     held = held_bits(batch)
     height, n = len(batch.kernels), batch.count
     fields = {name: np.zeros((height, n)) for name in (
-        "macs", "moved_bytes", "values", "window_bytes", "window_values", "gathered_bytes", "launches",
+        "macs", "moved_bytes", "layer_bytes", "values", "window_bytes", "window_values", "gathered_bytes",
+        "joined_values", "launches",
     )}  # fmt: skip
     unit = np.zeros((height, n), dtype=np.int64)
     busy, depthwise = np.zeros(height, dtype=np.bool_), np.zeros(height, dtype=np.bool_)
@@ -85,6 +91,8 @@ def work_of(batch: PolicyBatch, profile: HardwareProfile, roofline: Roofline) ->
                 busy[row] = True
                 fields["launches"][row] = 1.0
                 fields["gathered_bytes"][row] = elements[row] * held[row] / 8
+                if _joins_maps(row, batch):
+                    fields["joined_values"][row] = elements[row]
             continue
         if kernel.op in FREE_OPS or _fused(kernel, batch, roofline):
             continue
@@ -95,6 +103,7 @@ def work_of(batch: PolicyBatch, profile: HardwareProfile, roofline: Roofline) ->
         fields["moved_bytes"][row] = (elements[touched] * held[touched]).sum(axis=0) / 8
         if kernel.layer is not None:
             depthwise[row] = kernel.layer.shape.depthwise
+            fields["layer_bytes"][row] = fields["moved_bytes"][row]
             _add_layer(row, inputs[0], kernel, batch, held, roofline, fields, unit)
         elif kernel.op == PRODUCT_OP:
             first = batch.kernels[inputs[0]].output
@@ -178,11 +187,46 @@ def _add_layer(
     taps = math.prod(shape.kernel)
     inside, outside = _alignments(roofline)
     padded_in = _rounded_up(read // shape.groups, inside[unit[row]])
-    padded_out = _rounded_up(out, outside[unit[row]])
-    fields["macs"][row] = positions * taps * padded_in * padded_out
+    outputs = positions * _rounded_up(out, outside[unit[row]])
+    fields["macs"][row] = taps * padded_in * np.maximum(outputs, _waves(positions, out, roofline))
     if taps > 1:
         fields["window_values"][row] = positions * read * taps
         fields["window_bytes"][row] = fields["window_values"][row] * held[source] / 8
+
+
+def _joins_maps(row: int, batch: PolicyBatch) -> bool:
+    """Whether a gathered tensor is no map: its height over width is far from that of every layer before it.
+
+    A concat, sum, pool or upsampling keeps the proportions. A detection head that reads its boxes from all
+    maps at once joins these over their positions (4 x 8400 from 80 x 80, 40 x 40 and 20 x 20).
+    """
+    size = batch.kernels[row].output.spatial
+    maps = False
+    for kernel in reversed(batch.kernels[:row]):
+        other = kernel.output.spatial
+        if kernel.layer is not None and len(size) == len(other) == 2:
+            maps = True
+            if 0.5 <= size[0] * other[1] / (size[1] * other[0]) <= 2.0:
+                return False
+    return maps
+
+
+def _waves(positions: Array, out: NDArray[np.int64], roofline: Roofline) -> Array | float:
+    """Outputs that a GPU has time for while it computes these: each multiprocessor takes a tile at a time,
+    and tiles at the edges and the last wave of tiles take as long as full ones. Fewer tiles than
+    multiprocessors are split along the sum (split-K), so that all are busy. 0 where there are no tiles, and
+    for a product with one vector, which has kernels of its own and waits for its weights.
+
+    Source: NVIDIA, Matrix Multiplication Background User's Guide, tile quantization and wave quantization.
+    """
+    height, width, side_by_side = (
+        roofline.tile_position_count, roofline.tile_channel_count, roofline.multiprocessor_count,
+    )  # fmt: skip
+    if height is None or width is None or side_by_side is None:
+        return 0.0
+    tiles = np.ceil(positions / height) * np.ceil(out / width)
+    filled = np.where(tiles < side_by_side, tiles, np.ceil(tiles / side_by_side) * side_by_side)
+    return np.asarray(np.where(positions > 1, filled * (height * width), 0.0))
 
 
 def _rounded_up(counts: NDArray[np.int64], multiple: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -18,11 +18,14 @@ from benchmarks.calibrate_roofline import (
     fit_xavier,
     jetson_roofline,
     jetson_rows,
+    orin_family,
     shipped_family,
+    xavier_efficiency,
 )
-from benchmarks.published_processors import TWO_FOUR, two_four_gain, width
+from benchmarks.processors_left_out import width
 from benchmarks.published_rows import mape, predicted, predicted_ms, read_rows, roofline_of
-from benchmarks.validation_section import Points, Section
+from benchmarks.published_sparsity import TWO_FOUR, two_four_gain
+from benchmarks.validation_section import COLOURS, SHAPES, Points, Section
 from hw_profiles import Roofline, load_profile
 
 SHARED = shipped_family()
@@ -48,14 +51,32 @@ def test_the_raspberry_pi_has_the_numbers_of_a_fit_to_all_its_rows() -> None:
 
 
 def test_jetson_boards_have_the_numbers_of_fits_to_all_rows() -> None:
-    orin = fit_orin(jetson_rows(*ORIN))
+    orin = orin_family()
     xavier = fit_xavier(jetson_rows(*XAVIER), orin)
     for device in ORIN:
         close(jetson_roofline(device, orin), roofline_of(device), tuple(n for n in JETSON if "_at_" not in n))
-        image = jetson_roofline(device, orin).image_value_ns["8"]
-        assert roofline_of(device).image_value_ns["8"] == pytest.approx(image, rel=0.01)
     for device in XAVIER:
-        close(jetson_roofline(device, xavier), roofline_of(device), tuple(XAVIER_OWN))
+        close(
+            jetson_roofline(device, xavier),
+            roofline_of(device),
+            (*XAVIER_OWN, "efficiency.8", "efficiency.16"),
+        )
+    for device in (*ORIN, *XAVIER):
+        close(jetson_roofline(device, orin), roofline_of(device), ("joined_value_ns", "tensor_passes"))
+
+
+def test_xavier_reaches_more_of_slower_tensor_cores_than_orin() -> None:
+    # half of Orin's peak: as many cycles with products as without; in turns, Xavier has two of three with
+    assert xavier_efficiency(0.5, overlap=0.0) == pytest.approx(2 / 3)
+    assert xavier_efficiency(0.5, overlap=1.0) == 1.0
+    assert xavier_efficiency(0.5, overlap=0.5) == pytest.approx(5 / 6)
+    assert xavier_efficiency(1.0, overlap=0.0) == 1.0
+
+
+def test_a_kernel_on_a_gpu_takes_microseconds_to_start() -> None:
+    """So a very small network takes several times as many; 20 kernels of no work are no 6 us."""
+    for device in ORIN:
+        assert 0.002 <= roofline_of(device).overhead_ms <= 0.008
 
 
 @pytest.mark.parametrize("left_out", ["0.5", "1"])
@@ -102,6 +123,15 @@ def test_families_that_a_board_was_not_calibrated_on(device: str) -> None:
         assert mape(found, [row.latency_ms for row in tested]) <= 0.15, family
 
 
+@pytest.mark.parametrize("device", XAVIER)
+def test_a_xavier_board_left_out(device: str) -> None:
+    others = [row for row in jetson_rows(*XAVIER) if row.device != device]
+    family = fit_xavier(others, orin_family())
+    tested = jetson_rows(device)
+    found = predicted_ms(tested, lambda row: jetson_roofline(row.device, family))
+    assert mape(found, [row.latency_ms for row in tested]) <= 0.15
+
+
 @pytest.mark.parametrize("device", ORIN)
 def test_an_orin_board_left_out(device: str) -> None:
     family = fit_orin([row for row in jetson_rows(*ORIN) if row.device != device])
@@ -136,9 +166,16 @@ def test_a_section_is_written_with_its_table_and_plot(tmp_path: object) -> None:
     from pathlib import Path
 
     folder = Path(str(tmp_path))
-    points = [Points("a board", [1.0, 20.0], [1.1, 19.0])]
+    points = [
+        Points("a board, int8", [1.0, 20.0], [1.1, 19.0]),
+        Points("a board, fp32", [3.0], [3.1]),
+        Points("another, fp32", [5.0], [5.1]),
+    ]
     section = Section("Title", "Text.", [{"network": "a", "predicted": 1.1}], points, "ms", "board")
     text = section.markdown(folder)
     assert "| a | 1.1 |" in text
     assert "validation-board.svg" in text
-    assert (folder / "validation-board.svg").read_text().count("<circle") == 3
+    plot = (folder / "validation-board.svg").read_text()
+    # a colour for each board, a shape for each precision, both in the legend
+    assert [plot.count(f'fill="{colour}"') for colour in COLOURS[:3]] == [5, 2, 0]
+    assert [plot.count(shape) for shape in SHAPES[:3]] == [3, 4, 0]

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.published_rows import Row, roofline_of, work
 from compression.policy import Layer, LayerPolicy, LayerShape, Network, Node, Policy, Segment
 from compression.policy.batch import PolicyBatch
-from hw_profiles import HardwareProfile, load_profile, profile_names
+from hw_profiles import HardwareProfile, Roofline, load_profile, profile_names
 from latency_models.roofline import RooflineModel, sparse_gain
 
 TOY = load_profile("toy")
@@ -74,6 +75,41 @@ def test_channels_are_computed_in_multiples() -> None:
     assert ms(part, grouped) == pytest.approx(0.01 + 16 * 128 * 100 / 1e6)
 
 
+def test_outputs_take_the_time_of_whole_waves_of_tiles() -> None:
+    part = toy(multiprocessor_count=3, tile_position_count=64, tile_channel_count=32)
+    # 100 positions, 100 channels: 2 x 4 tiles of 2048 outputs, in 3 waves of 3
+    assert ms(part, DENSE) == pytest.approx(0.01 + 9 * 2048 * 100 / 1e6)
+    many = toy(multiprocessor_count=9, tile_position_count=64, tile_channel_count=32)  # split along the sum
+    assert ms(many, DENSE) == pytest.approx(0.01 + 8 * 2048 * 100 / 1e6)
+    one = chain(conv(100, 100, side=1), side=1)  # a single vector: no tiles; 40,800 bytes
+    assert ms(part, one) == ms(TOY, one)
+    depthwise = chain(conv(100, 100, 3, groups=100))
+    assert ms(part, depthwise) == ms(TOY, depthwise)
+    aligned = toy(
+        multiprocessor_count=3, tile_position_count=64, tile_channel_count=32, alignment={"32": (16, 8)}
+    )
+    assert ms(aligned, DENSE) == pytest.approx(0.01 + 9 * 2048 * 112 / 1e6)
+
+
+@pytest.mark.parametrize("name", [name for name in ROOFLINES if name.startswith("jetson")])
+@pytest.mark.parametrize("side", [7, 14, 56])
+def test_a_wider_layer_is_never_faster_on_a_gpu(name: str, side: int) -> None:
+    profile = load_profile(name)
+    network = chain(conv(64, 512, 3, side=side), conv(512, 256, side=side), side=side)
+    widths = np.arange(8, 513, 8)[None, :]
+    for bits in (8, 16, 32):
+        pairs = np.full((2, widths.shape[1]), bits)
+        found = RooflineModel(profile).costs(PolicyBatch(network, widths, pairs, pairs)).latency_ms
+        assert (np.diff(found) >= 0).all()
+        assert found[-1] > found[0]
+
+
+def test_a_part_of_the_tiling_is_refused() -> None:
+    assert TOY.roofline is not None
+    with pytest.raises(ValueError, match="give all of multiprocessor_count, tile_position_count and"):
+        Roofline.model_validate({**TOY.roofline.model_dump(), "tile_channel_count": 64})
+
+
 def test_windows_and_values_are_handled_in_memory() -> None:
     wide = chain(conv(10, 10, 3))  # 9e4 windows' values; 1000 + 1000 + 900 values besides
     base = ms(toy(overlap=0.0), wide)
@@ -91,13 +127,46 @@ def test_the_image_is_converted_by_its_bits() -> None:
     assert ms(part, DENSE, 16) == pytest.approx(ms(TOY, DENSE, 16))  # not listed: free
 
 
-def test_tensors_that_a_table_does_not_list_are_gathered() -> None:
-    first = chain(conv(10, 10))
-    source = Node("l1.input", "input", (), (Segment(None, 40),), (10, 10))
-    last = Node("l1", "conv2d", ("l1.input",), (Segment(None, 10),), (10, 10), layer="l1")
-    network = Network(
-        (*first.nodes, source, last), (*first.layers, Layer("l1", conv(40, 10), None, bias=False)), ("l1",)
+def test_tensors_of_layers_cross_memory_in_several_passes() -> None:
+    # 80,000 bytes of tensors, 40,000 of weights: 0.12 ms
+    base = ms(toy(overlap=0.0), DENSE)
+    assert ms(toy(overlap=0.0, tensor_passes=2.5), DENSE) - base == pytest.approx(1.5 * 80_000 / 1e6)
+    pooled = Network(
+        (*DENSE.nodes, Node("pool", "maxpool", ("l0",), (Segment("l0", 100),), (5, 5))),
+        DENSE.layers,
+        ("pool",),
     )
+    alone = ms(toy(overlap=0.0, tensor_passes=2.5), pooled) - ms(toy(overlap=0.0), pooled)
+    assert alone == pytest.approx(1.5 * 80_000 / 1e6)  # a pool reads what it reads once
+
+
+def gathering(height: int, width: int) -> Network:
+    """A layer, and one that reads 40 channels of a size from nowhere."""
+    first = chain(conv(10, 10))
+    size = (height, width)
+    source = Node("l1.input", "input", (), (Segment(None, 40),), size)
+    last = Node("l1", "conv2d", ("l1.input",), (Segment(None, 10),), size, layer="l1")
+    shape = LayerShape("conv2d", 40, 10, (1, 1), (1, 1), 1, height, width)
+    return Network(
+        (*first.nodes, source, last), (*first.layers, Layer("l1", shape, None, bias=False)), ("l1",)
+    )
+
+
+@pytest.mark.parametrize(("size", "joined"), [((10, 10), 0), ((5, 5), 0), ((20, 11), 0), ((4, 525), 84_000)])
+def test_a_head_that_joins_maps_costs_for_each_value(size: tuple[int, int], joined: int) -> None:
+    network = gathering(*size)
+    more = ms(toy(gathered_passes=1.0, joined_value_ns=3.0), network) - ms(toy(gathered_passes=1.0), network)
+    assert more == pytest.approx(joined * 3e-6)
+
+
+def test_only_the_head_of_a_yolo_joins_maps() -> None:
+    for name, values in (("yolo11n_640", 16 * 4 * 8400), ("yolov8s_640", 16 * 4 * 8400), ("resnet50_224", 0)):
+        row = Row("jetson-orin-nano", name, "int8", 1.0, None, None, "")
+        assert work(row, roofline_of(row.device)).joined_values.sum() == values, name
+
+
+def test_tensors_that_a_table_does_not_list_are_gathered() -> None:
+    network = gathering(10, 10)
     more = ms(toy(gathered_passes=3.0), network) - ms(TOY, network)
     assert more == pytest.approx(0.01 + 3 * 4000 * 4 / 1e6)
     rows = RooflineModel(toy(gathered_passes=3.0)).layers(network, uniform(network, 32))
