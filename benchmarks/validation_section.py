@@ -18,7 +18,7 @@ SHAPES = (
 )
 """Circle, square, triangle, diamond; SVG paths around a point."""
 
-SIDE, LEFT, TOP = 420, 68, 14
+SIDE, LEFT, TOP = 420, 76, 14
 """Of a plot, in pixels."""
 
 

@@ -121,6 +121,8 @@ LINES = (
 def summary(sections: Sequence[Section]) -> Section:
     """The table of LINES from the sections' own tables; a line whose rows are not there says so.
 
+    A row that sums up ``layers`` counts as so many.
+
     Raises:
         ValueError: a line reads a section that is not there.
     """
@@ -141,7 +143,7 @@ def summary(sections: Sequence[Section]) -> Section:
                 "to reach": line.target,
                 "left out": line.left_out,
                 "reached": line.reached(chosen) if chosen else "no rows here",
-                "rows": str(len(chosen)),
+                "rows": str(sum(int(row.get("layers", 1)) for row in chosen)),
             }
         )
     return Section(
