@@ -36,7 +36,7 @@ def report_html(data: "RunData") -> str:
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    from search import report_tables, report_text, report_validation
+    from search import report_rungs, report_tables, report_text, report_validation
     from search.report_figures import figure_json, progress_figure, strip_rows, strips_figure, strips_key
     from search.report_front import below_the_figure, front_figure
 
@@ -45,6 +45,7 @@ def report_html(data: "RunData") -> str:
         "strips": strips_figure(data),
         "progress": progress_figure(data),
         "validation": report_validation.figure(data),
+        "sensitivity": report_rungs.sensitivity_figure(data),
     }
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
@@ -66,7 +67,9 @@ def report_html(data: "RunData") -> str:
         states=report_tables.states(data),
         state_colours=STATE_COLOURS,
         reasons=report_tables.reasons(data),
-        time=report_tables.time_shares(data),
+        time=report_rungs.time_shares(data),
+        correlations=report_rungs.correlations(data),
+        sensitivity=report_rungs.sensitivity_facts(data),
         warnings=report_validation.warnings(data),
         validation=report_validation.figures(data),
         compared=report_validation.table(data),

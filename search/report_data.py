@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,10 @@ import numpy as np
 import pandas as pd
 
 from search.front import COSTS, non_dominated
-from search.run_folder import RunError, open_run
+from search.noise import alike, within_noise
+from search.paired import load_scores
+from search.run_folder import ADDED, RunError, RunFolder, TrialRow, open_run
+from search.sensitivity import COLUMNS as SENSITIVITY_COLUMNS
 
 NUMBERS = (
     "accuracy",
@@ -20,8 +23,12 @@ NUMBERS = (
     "seconds",
     "seconds_training",
     "seconds_scoring",
+    "seconds_proposing",
+    "seconds_pricing",
+    "rung",
+    "divergence",
 )
-TEXTS = ("trial", "state", "reason", "started", "finished", "worker", "policy")
+TEXTS = ("trial", "state", "reason", "started", "finished", "worker", "policy", "rungs")
 DEFAULT_DROP = 0.01
 HYPERVOLUME_DROP = 0.10
 PAUSE_HOURS = 1 / 6
@@ -36,7 +43,8 @@ class RunData:
     ``complete`` are the trials with an accuracy and every objective, ``front`` the non-dominated ones
     among them, fastest first. ``max_drop`` (a fraction) is what the result is told for: one point,
     or the run's own limit where that is tighter. ``verifications``: (folder name, verification.json) of each
-    export.
+    export. ``sensitivities``: decision, code, level, divergence, accuracy. ``alike``: member of the front ->
+    the baseline and the fastest cheaper member, if it is no more accurate than they are but for noise.
     """
 
     path: Path
@@ -48,6 +56,8 @@ class RunData:
     environment: Mapping[str, Any]
     config: str
     verifications: tuple[tuple[str, Mapping[str, Any]], ...]
+    sensitivities: pd.DataFrame
+    alike: Mapping[str, tuple[str, ...]]
 
     @property
     def baseline(self) -> Mapping[str, Any]:
@@ -82,7 +92,43 @@ def read_run(run: Path) -> RunData:
         environment=folder.environment(),
         config=folder.config_file.read_text(encoding="utf-8"),
         verifications=tuple((file.parent.name, _object(file)) for file in verified),
+        sensitivities=_sensitivities(folder.path / "sensitivities.csv"),
+        alike=_alike(folder, front, folder.environment().get("baseline") or {}, objectives),
     )
+
+
+def _sensitivities(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        return pd.DataFrame(columns=list(SENSITIVITY_COLUMNS))
+    try:
+        table = pd.read_csv(path, dtype={"decision": str, "level": str}, keep_default_na=False)
+    except ValueError as error:
+        raise RunError(f"{path} is not a table of sensitivities: {error}") from error
+    if missing := [name for name in SENSITIVITY_COLUMNS if name not in table.columns]:
+        raise RunError(f"{path} has no column {missing[0]!r}")
+    return table
+
+
+def _alike(
+    folder: RunFolder, front: pd.DataFrame, baseline: Mapping[str, Any], objectives: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
+    names = ("accuracy", "accuracy_low", "accuracy_high", *COSTS)
+    rows = [
+        replace(TrialRow(int(row["trial"]), "complete"), **{n: row[n] for n in names if not pd.isna(row[n])})
+        for row in front.to_dict("records")
+    ]
+    same = alike(folder, rows, objectives)
+    low, high = baseline.get("accuracy_ci") or (None, None)
+    base = TrialRow(-1, "complete", "", baseline.get("accuracy"), low, high)
+    kept = load_scores(folder.scores_file("baseline"))
+    found = {}
+    for row in rows:
+        near = within_noise(
+            row, base, lambda r: kept if r is base else load_scores(folder.scores_file(r.trial))
+        )
+        cheaper = (f"#{same[row.trial]}",) if row.trial in same else ()
+        found[str(row.trial)] = (("baseline",) if near else ()) + cheaper
+    return found
 
 
 def _object(path: Path) -> Mapping[str, Any]:
@@ -104,6 +150,9 @@ def _trials(path: Path) -> pd.DataFrame:
             table = pd.read_csv(path, dtype=str, keep_default_na=False)
         except ValueError as error:  # pandas' parser errors are ValueErrors
             raise RunError(f"{path} is not a table of trials: {error}") from error
+    for name in ADDED:
+        if name not in table.columns:
+            table[name] = ""
     if missing := [name for name in (*TEXTS, *NUMBERS) if name not in table.columns]:
         raise RunError(f"{path} has no column {missing[0]!r}; it has {', '.join(table.columns)}")
     if not table.trial.str.fullmatch(r"\d+").all():

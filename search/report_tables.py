@@ -51,25 +51,12 @@ def _row(data: RunData, row: Mapping[Any, Any], costs: list[str]) -> dict[str, A
         "within": accuracy is not None and accuracy - row["accuracy"] <= data.max_drop + 1e-9,
         "drop": DASH if accuracy is None else points(accuracy - row["accuracy"]),
         "costs": [(cost_text(row[cost], cost), ratio(baseline.get(cost), row[cost])) for cost in costs],
-        "noise": _same_within_noise(data, row) if known else [],
+        "noise": list(data.alike.get(str(row["trial"]), ())),
     }
 
 
 def _span(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{100 * low:.2f} to {100 * high:.2f}"
-
-
-def _same_within_noise(data: RunData, row: Mapping[Any, Any]) -> list[str]:
-    """The baseline, and the fastest faster member, where their 95 % intervals overlap with this one's."""
-    names = []
-    interval = data.baseline.get("accuracy_ci")
-    if interval and interval[0] <= row["accuracy_high"] and row["accuracy_low"] <= interval[1]:
-        names.append("baseline")
-    faster = data.front[data.front.latency_ms < row["latency_ms"]]
-    near = faster[
-        (faster.accuracy_high >= row["accuracy_low"]) & (faster.accuracy_low <= row["accuracy_high"])
-    ]
-    return names + ([f"#{near.trial.iloc[0]}"] if len(near) else [])
 
 
 def states(data: RunData) -> list[tuple[str, int, float]]:
@@ -92,17 +79,6 @@ def reasons(data: RunData) -> dict[str, Any]:
         lines.append({"state": state, "count": len(group), "reason": text, "trials": shown})
     lines.sort(key=lambda line: (line["state"] != "failed", -line["count"]))
     return {"rows": lines[:REASON_ROWS], "left_out": max(0, len(lines) - REASON_ROWS)}
-
-
-def time_shares(data: RunData) -> list[tuple[str, str, float]]:
-    """(what, time, share in %) of training, scoring and the rest, over all trials and workers."""
-    seconds = data.trials[["seconds", "seconds_training", "seconds_scoring"]].fillna(0.0).sum()
-    total = float(seconds.seconds)
-    if total <= 0:
-        return []
-    parts = {"training": float(seconds.seconds_training), "scoring": float(seconds.seconds_scoring)}
-    parts["other"] = max(0.0, total - sum(parts.values()))
-    return [(name, duration(part / 3600), 100 * part / total) for name, part in parts.items()]
 
 
 def details(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

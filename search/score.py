@@ -70,7 +70,8 @@ def evaluate(module: nn.Module, batches: Iterable[Batch], task: Task) -> tuple[T
             scores.append(task.score(outputs, targets).float().cpu())
             if outputs.dim() > 1:  # a single output has no classes to differ in
                 divergence += len(inputs) * float(distillation_loss(outputs.float(), teacher, 1.0))
-    return torch.cat(scores), divergence / sum(map(len, scores))
+    # rounding can leave the divergence of a network from itself just below 0
+    return torch.cat(scores), max(0.0, divergence / sum(map(len, scores)))
 
 
 class Scorer:

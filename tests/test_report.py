@@ -17,10 +17,12 @@ import pandas as pd
 import pytest
 
 from search.config import parse_config
+from search.paired import save_scores
 from search.report import write_report
 from search.report_data import best_speed_up, hypervolume_share, read_run
 from search.report_front import WEBGL_POINTS, front_figure
-from search.report_text import headline, next_steps, without_credentials
+from search.report_rungs import correlations, sensitivity_figure, time_shares
+from search.report_text import DASH, headline, next_steps, without_credentials
 from search.run_folder import COLUMNS, RunError
 
 LAYERS = ("features.0", "features.4", "classifier")
@@ -354,3 +356,87 @@ def test_the_validation_is_shown_and_a_bad_one_at_the_top(tmp_path: Path) -> Non
     assert "off by 13 % on average" in page
     assert "it was &lt;noisy&gt;" in page
     assert page.index('role="alert"') < page.index("<h2>Front</h2>")
+
+
+def test_rungs_sensitivities_and_where_the_time_went(tmp_path: Path) -> None:
+    def reached(*scores: tuple[float, float]) -> str:
+        images = (0, 1536, 8192)
+        return json.dumps(
+            [
+                {"rung": i, "images": images[i], "accuracy": a, "divergence": d, "seconds": 1.0 + i}
+                for i, (a, d) in enumerate(scores)
+            ]
+        )
+
+    # the first rung ranks all right, but for the best two; divergence ranks all right
+    finals = [0.80, 0.82, 0.84, 0.86, 0.88, 0.89]
+    firsts = [0.10, 0.20, 0.30, 0.40, 0.60, 0.50]
+    rows = [
+        trial(i, final, 0.1 * (i + 1), rung=2, rungs=reached((first, 1 - final), (final, 0.1), (final, 0.05)))
+        for i, (first, final) in enumerate(zip(firsts, finals, strict=True))
+    ]
+    stopped = trial(6, 0.4, 0.9, state="pruned", rung=0, rungs=reached((0.4, 0.6)))
+    for number, row in enumerate([*rows, stopped]):
+        row["policy"] = policy(weight_bits=number + 2)
+    rows.append(stopped)
+    environment = {"sensitivities": {"seconds": 30.0, "images": 512, "baseline_divergence": 0.0}}
+    run = make_run(tmp_path / "run", rows, environment)
+    decisions = ["sparsity/a<b>", "sparsity/a<b>", "bits/c", "bits/c"]
+    levels, divergences = ["0", "0.5", "w4a8", "w32a32"], [0.0, 0.25, 0.015, 0.0]
+    lines = zip(decisions, [0, 1, 0, 1], levels, divergences, [0.9] * 4, strict=True)
+    (run / "sensitivities.csv").write_text(
+        "decision,code,level,divergence,accuracy\n" + "".join(",".join(map(str, x)) + "\n" for x in lines)
+    )
+    data = read_run(run)
+    assert correlations(data) == [
+        ("accuracy after 0 images with accuracy after 1536", 6, "0.94", "0.50"),
+        ("divergence after 0 images with accuracy after 1536", 6, "1.00", "1.00"),
+        ("accuracy after 1536 images with accuracy after 8192", 6, "1.00", "1.00"),
+        ("divergence after 1536 images with accuracy after 8192", 6, DASH, DASH),  # all alike
+    ]
+    # 7 x 1 s, 6 x 2 s, 6 x 3 s of 7 x 10 s in trials, and 30 s before
+    shares = {name: share for name, _, share in time_shares(data)}
+    assert shares == pytest.approx(
+        {
+            "sensitivities": 30.0,
+            "rung 0, 0 images": 7.0,
+            "rung 1, 1536 images": 12.0,
+            "rung 2, 8192 images": 18.0,
+            "other": 33.0,
+        }
+    )
+    page = own_part(write_report(run).read_text())
+    for text in ("How well a rung foretells the next", "on 512 images", 'data-figure="sensitivity"'):
+        assert text in page
+    bits, sparsity = sensitivity_figure(data).data
+    assert (list(bits.x), list(bits.y)) == (["w32a32", "w4a8"], ["c"])
+    assert (list(sparsity.x), list(sparsity.y)) == (["0", "0.5"], ["a&lt;b&gt;"])
+    assert list(sparsity.text[0]) == ["0", "0.25"]
+    assert sparsity.z[0][1] == pytest.approx(np.log10(0.25))
+
+
+def test_the_first_rung_of_a_policy_that_went_on_later_took_its_time_once(tmp_path: Path) -> None:
+    first = {"rung": 0, "images": 0, "accuracy": 0.5, "divergence": 1.0, "seconds": 4.0}
+    second = {"rung": 1, "images": 96, "accuracy": 0.8, "divergence": 0.1, "seconds": 6.0}
+    rows = [
+        trial(0, 0.5, 0.5, state="pruned", seconds=4.0, rungs=json.dumps([first])),
+        trial(1, 0.8, 0.5, seconds=6.0, rungs=json.dumps([first, second])),
+    ]
+    shares = {name: share for name, _, share in time_shares(read_run(make_run(tmp_path / "run", rows)))}
+    assert shares == pytest.approx({"rung 0, 0 images": 40.0, "rung 1, 96 images": 60.0, "other": 0.0})
+
+
+def test_members_alike_within_noise_are_named(tmp_path: Path) -> None:
+    rows = [trial(0, 0.880, 0.3), trial(1, 0.881, 0.4), trial(2, 0.899, 0.5)]
+    run = make_run(tmp_path / "run", rows)
+    assert read_run(run).alike == {"0": (), "1": ("#0",), "2": ("baseline",)}
+    order = np.arange(1000)
+    for name, right in {
+        "0": order < 880,
+        "1": order < 881,
+        "2": order < 899,
+        "baseline": order < 920,
+    }.items():
+        save_scores(run / "scores" / f"{name}.npz", {8192: right.astype(np.float32)})
+    # paired, 19 of 1000 more and none fewer are no noise
+    assert read_run(run).alike == {"0": (), "1": ("#0",), "2": ()}
