@@ -70,8 +70,8 @@ def evaluate(module: nn.Module, batches: Iterable[Batch], task: Task) -> tuple[T
             scores.append(task.score(outputs, targets).float().cpu())
             if outputs.dim() > 1:  # a single output has no classes to differ in
                 divergence += len(inputs) * float(distillation_loss(outputs.float(), teacher, 1.0))
-    # rounding can leave the divergence of a network from itself just below 0
-    return torch.cat(scores), max(0.0, divergence / sum(map(len, scores)))
+    mean = divergence / sum(map(len, scores))
+    return torch.cat(scores), 0.0 if mean < 0 else mean  # rounding can leave a network's own just below 0
 
 
 class Scorer:

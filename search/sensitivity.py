@@ -7,7 +7,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +64,14 @@ def decisions(space: Space) -> Iterator[Decision]:
     for group, levels in space.levels.items():
         policies = tuple(_alone(space, sparsity={group: level}) for level in levels)
         yield Decision(f"sparsity/{group}", tuple(f"{level:g}" for level in levels), policies)
+    for branch in getattr(space, "branches", ()):
+        gone = Policy.of(
+            {
+                name: replace(layer, sparsity=1.0) if name in branch.layers else layer
+                for name, layer in reference(space).items()
+            }
+        )
+        yield Decision(f"branch/{branch.name}", ("stays", "left out"), (reference(space), gone))
     for layer in space.network.layers:
         policies = tuple(_alone(space, bits={layer.name: pair}) for pair in space.pairs)
         texts = tuple(f"w{weights}a{activations}" for weights, activations in space.pairs)
