@@ -56,7 +56,7 @@ def test_a_sensitivity_is_the_divergence_of_that_network() -> None:
         one.name: LayerPolicy(0.0, 2, 8) if one is layer else LayerPolicy() for one in space.network.layers
     }
     compressed = compress(judge.traced, Policy.of(policy))
-    calibrate(compressed.module, judge.calibration_batches)
+    calibrate(compressed.module, judge.calibration_batches[: sensitivity.RANGE_IMAGES // 32])
     inputs, _ = judge.search.batch(torch.arange(len(judge.search)), None)
     with torch.no_grad():
         student, teacher = (module(inputs).log_softmax(1) for module in (compressed.module, judge.teacher))
