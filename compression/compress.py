@@ -1,10 +1,12 @@
-"""Apply a policy to a traced model: cut it, then put quantizers in. The traced model is not touched."""
+"""Apply a policy to a copy of a traced model: leave branches out, cut channels, put quantizers in."""
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import fx
 
-from compression.policy import Network, Policy, PolicyError
+from compression.policy import Branch, Network, Policy, PolicyError
 from compression.prune import cut
 from compression.quantize import attach_quantizers
 from compression.trace import Traced
@@ -35,7 +37,26 @@ def compress(traced: Traced, policy: Policy, multiple: int = 1) -> Compressed:
                 ' only whole channels are cut: pattern "channel"'
             )
     channels = policy.channels(traced.network, multiple)
-    network = traced.network.resized(channels)
-    module = cut(traced, channels)
+    shallower = left_out(traced, policy.left_out(traced.network))
+    network = shallower.network.resized(channels)
+    module = cut(shallower, channels)
     attach_quantizers(module, network, policy)
     return Compressed(module, network, policy)
+
+
+def left_out(traced: Traced, branches: Sequence[Branch]) -> Traced:
+    """The traced model without some of its branches: what reads a join reads the operand that stays.
+
+    Nothing is left of the branches, neither modules nor nodes. ``branches``: in order of execution.
+    """
+    if not branches:
+        return traced
+    module = copy.deepcopy(traced.module)
+    node = {node.name: node for node in module.graph.nodes}
+    for branch in reversed(branches):  # the operand that stays may be the join of an earlier one
+        node[branch.join].replace_all_uses_with(node[branch.stays])
+    # only what reaches the output stays: the default keeps what might have effects, such as dropout
+    module.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return replace(traced, module=module, network=traced.network.without(branches))

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from compression.compress import Compressed
 from compression.onnx_writer import Writer, nodes_read
 from compression.policy import Kernel, LayerPolicy, Network, Policy, kernels, tensor_bits
+from compression.policy.branches import ALIAS
 from compression.policy.precision import SAME_RANGE_OPS, computes_in_integers
 from compression.policy.size import storage_bits
 from compression.quantize import ActivationGrid
@@ -102,18 +103,20 @@ def _written(
         if kernel.op in SAME_RANGE_OPS and bits[kernel.name] <= 8:
             grids[kernel.name] = grids[kernel.inputs[0]]
     layer_of = {TENSOR + k.nodes[0].name: k for k in fused if k.layer is not None}
-    # a folded batch norm and an identity put out what goes in
+    graph_input = source.graph.input[0].name
+    # a folded batch norm, an identity and the join of a branch that is left out put out what goes in
     alias = {
         TENSOR + node.name: TENSOR + node.inputs[0]
         for kernel in fused
-        for node in kernel.nodes[1:]
-        if node.op == "identity" or (node.op == "batchnorm" and kernel.layer is not None)
+        for node in kernel.nodes[kernel.op != ALIAS :]
+        if node.op in ("identity", ALIAS) or (node.op == "batchnorm" and kernel.layer is not None)
     }
+    alias |= {TENSOR + k.name: graph_input for k in fused if k.op == "input"}
     pooled = {TENSOR + k.nodes[0].name: k for k in fused if k.op == "global_avgpool"}
-    tensor_of = {_resolved(TENSOR + k.name, alias): k for k in fused}
+    tensor_of = {_resolved(TENSOR + k.name, alias): k for k in fused if k.op != ALIAS}
     constants = {tensor.name: tensor for tensor in source.graph.initializer}
     producer = {output: node for node in source.graph.node for output in node.output}
-    needed = _needed(network, producer, layer_of, alias, source.graph.input[0].name)
+    needed = _needed(network, producer, layer_of, alias)
 
     out = Writer()
     value: dict[str, str] = {}  # value of the template -> value of the file
@@ -127,7 +130,6 @@ def _written(
             value[original] = _quantized(out, name, grids[kernel.name])
             integer_value.add(value[original])
 
-    graph_input = source.graph.input[0].name
     value[graph_input] = "input"
     input_kernel = next(k for k in fused if k.op == "input")
     if bits[input_kernel.name] <= 8:
@@ -143,7 +145,7 @@ def _written(
         if target in layer_of:
             kernel = layer_of[target]
             assert kernel.layer is not None
-            read = value[_resolved(TENSOR + kernel.inputs[0], alias, network, graph_input)]
+            read = value[_resolved(TENSOR + kernel.inputs[0], alias)]
             layer_policy = policy[kernel.layer.name]
             integer = computes_in_integers(kernel.layer, layer_policy)
             if not integer and read in integer_value and bits[kernel.name] <= 8:
@@ -193,15 +195,9 @@ def _written(
     return _model(out, template, network, [value[_resolved(TENSOR + o, alias)] for o in network.outputs])
 
 
-def _resolved(
-    name: str, alias: Mapping[str, str], network: Network | None = None, graph_input: str = ""
-) -> str:
+def _resolved(name: str, alias: Mapping[str, str]) -> str:
     while name in alias:
         name = alias[name]
-    if network is not None and name.startswith(TENSOR):
-        node = network.node.get(name.removeprefix(TENSOR))
-        if node is not None and node.op == "input":
-            return graph_input
     return name
 
 
@@ -235,7 +231,6 @@ def _needed(
     producer: Mapping[str, onnx.NodeProto],
     layer_of: Mapping[str, Kernel],
     alias: Mapping[str, str],
-    graph_input: str,
 ) -> set[str]:
     """Values that the outputs depend on; a layer depends on the one tensor that it reads."""
     needed: set[str] = set()
@@ -246,7 +241,7 @@ def _needed(
             continue
         needed.add(name)
         if name in layer_of:
-            waiting.append(_resolved(TENSOR + layer_of[name].inputs[0], alias, network, graph_input))
+            waiting.append(_resolved(TENSOR + layer_of[name].inputs[0], alias))
         else:
             waiting.extend(_resolved(source, alias) for source in producer[name].input)
     return needed
@@ -371,12 +366,14 @@ def _model(out: Writer, template: Template, network: Network, outputs: list[str]
         size = list(node.spatial)
         size.insert(template.axes[node.name] - 1, node.width)
         infos.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, *size]))
+    nodes = nodes_read(out.nodes, {info.name for info in infos})
+    read = {name for node in nodes for name in node.input}
     graph = helper.make_graph(
-        nodes_read(out.nodes, {info.name for info in infos}),
+        nodes,
         "leanfront",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, template.input_shape)],
         infos,
-        out.initializers,
+        [tensor for tensor in out.initializers if tensor.name in read],
     )
     ir_version = IR_VERSION if out.opset == OPSET else 13
     return helper.make_model(

@@ -8,6 +8,7 @@ from onnx import ModelProto, NodeProto
 
 from compression.onnx_graph import Graph, OnnxError, graph_of, read_model
 from compression.policy import Layer, LayerPolicy, LayerShape, Network, Node, Policy, Segment
+from compression.policy.branches import FILLED
 from compression.policy.policy import ACTIVATION_BITS, WEIGHT_BITS
 
 __all__ = ["OnnxError", "OnnxNetwork", "network_of", "read_onnx"]
@@ -262,6 +263,8 @@ def _operation(graph: Graph, node: NodeProto, inputs: tuple[str, ...]) -> tuple[
         return ("upsample_nearest" if mode == b"nearest" else "upsample"), detail
     if node.op_type == "MatMul" and len(inputs) == 2:
         return "matmul", detail  # two tensors, as in attention
+    if node.op_type == "Pad" and len(node.input) > 2 and node.input[2] and graph.scalar(node.input[2]) != 0.0:
+        return "pad", FILLED
     if node.op_type in LAYERS:
         return "other", f"{detail} that is no layer"
     return SIMPLE_OPS.get(node.op_type, "other"), detail

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from compression.policy.branches import FILLED, SCALED
+
 MODULE_OPS: Mapping[type[nn.Module], str] = {
     nn.Conv2d: "conv2d",
     nn.ConvTranspose2d: "conv_transpose2d",
@@ -153,8 +155,18 @@ def operation(graph: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
         return (MODULE_OPS[kind] if known and kind else "other"), type(module).__name__
     if node.op == "call_function":
         name = getattr(node.target, "__name__", str(node.target))
-        return (FUNCTION_OPS.get(node.target, "other") if callable(node.target) else "other"), name
-    return METHOD_OPS.get(str(node.target), "other"), str(node.target)
+        op = FUNCTION_OPS.get(node.target, "other") if callable(node.target) else "other"
+        return op, _variant(op, node) or name
+    op = METHOD_OPS.get(str(node.target), "other")
+    return op, _variant(op, node) or str(node.target)
+
+
+def _variant(op: str, node: fx.Node) -> str:
+    """A word on additions and paddings whose operands do not come out as they went in."""
+    if op == "add" and node.kwargs.get("alpha", 1) != 1:
+        return SCALED
+    fill = node.kwargs.get("value", node.args[3] if len(node.args) > 3 else None)
+    return FILLED if op == "pad" and fill not in (None, 0) else ""
 
 
 def _pads_oddly(module: nn.Module) -> bool:

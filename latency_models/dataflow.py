@@ -8,6 +8,7 @@ from compression.policy import Network, Policy
 from compression.policy.batch import PolicyBatch
 from hw_profiles import HardwareProfile
 from latency_models.cost import Cost, CostArrays, LayerCost
+from latency_models.depth import costs_by_depth
 from latency_models.fpga_design import Design, Engines, design_of, engines_at, least_fits, rooms
 from latency_models.fpga_kernels import Array
 from latency_models.fpga_plan import Plan, plan_of, sections
@@ -48,6 +49,9 @@ class DataflowModel:
 
     def costs(self, batch: PolicyBatch) -> CostArrays:
         """Many policies at once; see ``cost``."""
+        return costs_by_depth(batch, self._costs)
+
+    def _costs(self, batch: PolicyBatch) -> CostArrays:
         starts = range(0, batch.count, PART)
         parts = [batch.part(slice(start, start + PART)) for start in starts]
         return self._arrays(batch, [self.design(part)[1] for part in parts])

@@ -43,7 +43,7 @@ def _largest(profile: HardwareProfile, network: Network, policy: Policy) -> str:
     """The widest uniform bits that fit uncut, or else the least uniform sparsity that does."""
     if profile.model not in COMPUTED:
         return "take a larger part or a smaller network"
-    pairs = sorted({(p.weight_bits, p.activation_bits) for p in policy.values()})
+    pairs = sorted({(p.weight_bits, p.activation_bits) for p in policy.values() if not p.left_out})
     widest = max(pairs, key=lambda pair: (pair[1], pair[0]))
     narrower = [
         pair
@@ -68,5 +68,5 @@ def _largest(profile: HardwareProfile, network: Network, policy: Policy) -> str:
 
 def _fits(profile: HardwareProfile, network: Network, sparsity: float, pair: tuple[int, int]) -> bool:
     wanted = Policy.uniform(network, LayerPolicy(sparsity, *pair))
-    cut = network.resized(wanted.channels(network, profile.channel_multiple)) if sparsity else network
+    cut = wanted.cut(network, profile.channel_multiple) if sparsity else network
     return model_of(profile).cost(cut, wanted).fits

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from compression.policy import Kernel
 from compression.policy.batch import PolicyBatch
+from compression.policy.branches import ALIAS
 from hw_profiles import HardwareProfile
 from latency_models.errors import TableError
 
 Array = NDArray[np.float64]
 
-FREE_OPS = ("input", "constant", "flatten", "reshape", "identity")
+FREE_OPS = ("input", "constant", "flatten", "reshape", "identity", ALIAS)
 """No value is computed or moved."""
 
 PLACED_OPS = ("concat", "slice", "pad", "transpose")

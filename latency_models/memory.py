@@ -4,8 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compression.policy import Kernel, Network, Policy, kernels, tensor_bits
+from compression.policy.branches import ALIAS
 
-_SAME_TENSOR = ("flatten", "reshape", "identity")
+_SAME_TENSOR = ("flatten", "reshape", "identity", ALIAS)
 
 
 def peak_memory_bytes(network: Network, policy: Policy) -> int:

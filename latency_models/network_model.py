@@ -22,6 +22,7 @@ from compression.policy import (
     kernels,
     tensor_bits,
 )
+from compression.policy.branches import ALIAS
 from latency_models.cost import TableError
 
 _UNARY = {
@@ -70,6 +71,9 @@ class _Builder:
         for kernel in self.kernels:
             self.current = kernel.name
             name, shape = self._kernel(kernel)
+            if kernel.op == ALIAS:
+                self.value[kernel.name] = (name, shape)
+                continue
             if self.bits[kernel.name] <= 8:
                 name = self._quantized(name, signed=kernel.activation not in ("relu", "relu6"))
             self.value[kernel.name] = (name, shape)
@@ -82,6 +86,8 @@ class _Builder:
 
     def _kernel(self, kernel: Kernel) -> tuple[str, tuple[int, ...]]:
         head, shape = kernel.nodes[0], tensor_shape(kernel.output)
+        if kernel.op == ALIAS:
+            return self.value[kernel.inputs[0]]
         if kernel.op in ("input", "constant"):
             return self._input(shape), shape
         if kernel.layer is not None:

@@ -10,6 +10,7 @@ from compression.policy.batch import PolicyBatch
 from hw_profiles import HardwareProfile
 from hw_profiles.fpga import Overlay
 from latency_models.cost import Cost, CostArrays, LayerCost
+from latency_models.depth import costs_by_depth
 from latency_models.errors import TableError
 from latency_models.fpga_kernels import MEAN_OPS, PLACED_OPS, WINDOW_OPS, Array, Work, works
 from latency_models.fpga_space import clock_mhz, energy_mj, occupied, slowed
@@ -114,12 +115,15 @@ class OverlayModel:
         Raises:
             TableError: an operation or a bit pair that the part cannot run; it is named.
         """
-        found = self.costs(PolicyBatch.one(network, policy))
+        found = self._costs(PolicyBatch.one(network, policy))
         _, resources = occupied(self.profile, _overlay(self.profile).footprint)
         return found.first("modelled", self.profile.estimated, resources)
 
     def costs(self, batch: PolicyBatch) -> CostArrays:
         """Many policies at once; see ``cost``."""
+        return costs_by_depth(batch, self._costs)
+
+    def _costs(self, batch: PolicyBatch) -> CostArrays:
         overlay = _overlay(self.profile)
         times, moved = self._times(batch)
         latency_ms = slowed(self.profile, times.sum(axis=0) + overlay.call_overhead_ms)
@@ -142,7 +146,7 @@ class OverlayModel:
         busy = [work for work in works(batch, self.profile) if work.busy]
         times, _ = self._times(batch)
         slow = slowed(self.profile, times[:, 0])
-        total = self.costs(batch)
+        total = self._costs(batch)
         per_ms = float(total.energy_mj[0] / total.latency_ms[0])
         return tuple(
             LayerCost(work.name, float(slow[work.row]), float(slow[work.row]) * per_ms, "modelled")

@@ -9,6 +9,7 @@ from compression.policy import LayerPolicy, Network, Policy
 from compression.policy.batch import PolicyBatch
 from hw_profiles import HardwareProfile, Roofline
 from latency_models.cost import Cost, CostArrays, Kind, LayerCost
+from latency_models.depth import costs_by_depth
 from latency_models.errors import TableError
 from latency_models.memory import lifetimes
 from latency_models.roofline_work import FREE_OPS as FREE_OPS
@@ -136,7 +137,7 @@ class RooflineModel:
         Raises:
             TableError: as ``cost`` does.
         """
-        return self._costs(batch, self._times(batch))
+        return costs_by_depth(batch, lambda part: self._costs(part, self._times(part)))
 
     def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:
         """Cost of each kernel that does something, in order of execution; raises TableError as ``cost``."""

@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 
 from compression.policy import Kernel
 from compression.policy.batch import PolicyBatch
+from compression.policy.branches import ALIAS
 from hw_profiles import HardwareProfile, Roofline
 from latency_models.errors import TableError
 
 Array = NDArray[np.float64]
 
-FREE_OPS = ("constant", "flatten", "reshape", "identity")
+FREE_OPS = ("constant", "flatten", "reshape", "identity", ALIAS)
 """No value is computed or moved: another view of a tensor that is there."""
 
 MEMORY_OPS = (

@@ -31,7 +31,10 @@ Build = Callable[[Network, Policy], bytes]
 
 State = tuple[int, ...]
 """For all kernels in order their widths, then whether they compute in integers, then the bits of their
-outputs, then the ``alignment`` of their widths."""
+outputs, then the ``alignment`` of their widths. Width and bits are 0 where a kernel is left out."""
+
+ABSENT = 0
+"""The form of a kernel that is left out, and of the addition behind it: no nodes."""
 
 Part = tuple[str, ...]
 """Keys of the optimised nodes of one kernel, in order."""
@@ -39,7 +42,7 @@ Part = tuple[str, ...]
 
 def canonical(policy: Policy) -> Policy:
     """The policy as far as it decides which kernels run: integer layers hold 8-bit weights, whatever the
-    policy stores them in, and layers that are not integer compute in float32."""
+    policy stores them in, and layers that are not integer compute in float32. What is left out stays so."""
     return Policy.of(
         {
             name: LayerPolicy(p.sparsity, 8, p.activation_bits, p.pattern)
@@ -55,6 +58,7 @@ class Structure:
 
     def __init__(self, network: Network, build: Build, threads: int = 1, provider: str = CPU) -> None:
         """``network``: uncut. ``build`` is called with its resized forms."""
+        self.network = network
         self.kernels = kernels(network)
         self.outputs = network.outputs
         self.nodes: dict[str, FusedNode] = {}
@@ -83,12 +87,14 @@ class Structure:
         groups = {group: row for row, group in enumerate(network.groups)}
         self._group_layers = [network.layers.index(layers[0]) for layers in network.groups.values()]
         parts = [_parts(k.output, groups) for k in self.kernels]
+        within = [tuple(b.name for b in network.branches if k.name in b.nodes) for k in self.kernels]
         most = max(map(len, parts))
         padded = np.array([(*own, *[(0, 0)] * (most - len(own))) for own in parts], dtype=np.int64)
         self._width_rows, self._width_factors = padded[..., 0], padded[..., 1]
         first: dict[object, int] = {}
-        self.alike = tuple(first.setdefault(own, i) for i, own in enumerate(parts))
-        """Per kernel the first one whose output has as many channels, however the network is cut."""
+        self.alike = tuple(first.setdefault(own, i) for i, own in enumerate(zip(parts, within, strict=True)))
+        """Per kernel the first one whose output has as many channels, however the network is cut, and that is
+        left out together with it."""
         self.positions = tuple(math.prod(k.output.spatial) for k in self.kernels)
         """Per kernel the positions of its output tensor: 1 for a vector, height x width for an image."""
         self._states: dict[State, list[Part]] = {}  # what was seen
@@ -98,19 +104,35 @@ class Structure:
         self._known_forms: list[dict[tuple[int, ...], int | None]] = [{} for _ in self.kernels]
         self._columns: list[tuple[int, ...]] = [()] * count  # of rules that were learned before
         self._rule_of_precision = Precision(self.kernels)
+        self._without: dict[tuple[str, ...], tuple[Precision, list[int]]] = {}
         self.version = 0
         """Counts whatever was seen: what was made of it before is out of date."""
 
     def sources(self, network: Network, policy: Policy) -> NDArray[np.int64]:
         """(3 x kernels,): widths of the kernels' outputs, whether they compute in integers, and the bits of
-        their outputs."""
-        bits, integer = self._rule_of_precision.of(policy)
+        their outputs; 0 of what is left out."""
         layers = network.layers
+        if len(layers) < len(self.network.layers):
+            return self._sources_without(network, policy)
+        bits, integer = self._rule_of_precision.of(policy)
         counts = np.array([*[layers[row].shape.out_channels for row in self._group_layers], 1])
         found = np.empty(3 * len(bits), dtype=np.int64)
         found[: len(bits)] = (counts[self._width_rows] * self._width_factors).sum(axis=1)
         found[len(bits) :] = np.frombuffer(bytes([*integer, *bits]), dtype=np.uint8)
         return found
+
+    def _sources_without(self, network: Network, policy: Policy) -> NDArray[np.int64]:
+        """The same of a network without some of its branches."""
+        layers = tuple(network.layer)
+        if layers not in self._without:
+            row = {kernel.name: index for index, kernel in enumerate(self.kernels)}
+            there = kernels(network)
+            self._without[layers] = Precision(there), [row[kernel.name] for kernel in there]
+        rule, rows = self._without[layers]
+        bits, integer = rule.of(policy)
+        found = np.zeros((3, len(self.kernels)), dtype=np.int64)
+        found[:, rows] = [network.node[self._outputs[row]].width for row in rows], integer, bits
+        return found.reshape(-1)
 
     def state(self, network: Network, policy: Policy) -> State:
         """What of a network and its policy decides the forms of its kernels."""
@@ -123,15 +145,13 @@ class Structure:
         return np.array(list(self._states), dtype=np.int64).reshape(-1, 4 * len(self.kernels))
 
     def rule(self, index: int) -> Rule:
-        """What decides the form of a kernel.
+        """What decides the form of a kernel, where it is not left out.
 
         Raises:
-            TableError: nothing was seen yet.
+            TableError: it was never seen yet.
         """
         rule = self._rules[index]
         if rule is None:
-            if not self._states:
-                raise TableError("no optimised graph of this network was seen yet")
             rule = self._learned(index)
             self._rules[index] = rule
             self._known_forms[index] = {}
@@ -139,6 +159,8 @@ class Structure:
 
     def form(self, index: int, values: tuple[int, ...]) -> int | None:
         """The form of a kernel where the columns of its rule have these values; None: never seen."""
+        if 0 in values[1 : len(self._precision_columns[index])]:  # its own bits, and those of its inputs
+            return ABSENT
         known = self._known_forms[index]
         if values not in known:
             known[values] = self.rule(index).form(values)
@@ -147,6 +169,8 @@ class Structure:
     def part(self, index: int, widths: tuple[int, ...], form: int) -> Part | None:
         """The nodes of a kernel of this form at these widths (``width_columns``): as seen, or as they follow
         from other widths; None where they do not."""
+        if form == ABSENT:
+            return ()
         known = self._parts[index].get((form, *widths))
         return known or resized_part(self.parts_of_form(index, form), widths)
 
@@ -204,6 +228,8 @@ class Structure:
         self._states[state] = parts
         self.version += 1
         for index, part in enumerate(parts):
+            if 0 in [state[column] for column in self.width_columns[index]]:
+                continue
             form = self._form_of(part)
             self._parts[index].setdefault((form, *(state[c] for c in self.width_columns[index])), part)
             rule = self._rules[index]
@@ -211,11 +237,16 @@ class Structure:
                 self._rules[index] = None  # to be learned again
 
     def _form_of(self, part: Part) -> int:
-        return self._forms.setdefault(tuple(map(without_sizes, part)), len(self._forms))
+        return self._forms.setdefault(tuple(map(without_sizes, part)), len(self._forms) + 1)
 
     def _learned(self, index: int) -> Rule:
-        states = np.array(list(self._states), dtype=np.int64)
-        forms = np.array([self._form_of(parts[index]) for parts in self._states.values()], dtype=np.int64)
+        widths = self.width_columns[index]
+        seen = [(s, parts) for s, parts in self._states.items() if all(s[column] for column in widths)]
+        states = np.array([state for state, _ in seen], dtype=np.int64)
+        forms = np.array([self._form_of(parts[index]) for _, parts in seen], dtype=np.int64)
+        if not seen:
+            name = self.kernels[index].name
+            raise TableError(f"no optimised graph of this network with {name!r} in it was seen yet")
         least = len(self._precision_columns[index])
         if columns := self._columns[index]:
             self._columns[index] = ()

@@ -11,15 +11,15 @@ from compression.policy import Network, Policy
 from compression.policy.batch import PolicyBatch
 from compression.policy.size import FileSize
 from hw_profiles import HardwareProfile
-from latency_models.arena import Arena
 from latency_models.calibrate import Accuracy, Correction
 from latency_models.cost import Cost, CostArrays, Kind, LayerCost
+from latency_models.depth import Arenas
 from latency_models.errors import TableError
 from latency_models.footprint import footprint
 from latency_models.kernel_keys import constant_bytes_of, kind_of
 from latency_models.lookup import Lookup, UnseenValues
 from latency_models.nearest import Nearest, between_widths
-from latency_models.structure import Part, Structure
+from latency_models.structure import ABSENT, Part, Structure
 from latency_models.table import CALL, LatencyTable
 
 MODELLED_SHARE = 0.05
@@ -73,7 +73,7 @@ class TableModel:
         self.profile = profile
         self.correction = correction or Correction()
         self._nearest: Nearest | None = None
-        self._arena = Arena(structure.kernels, structure.outputs)
+        self._arenas = Arenas(structure.network)
         self._near_cache_bytes = table.near_cache_bytes
         self._lookup: Lookup | None = None
         self._lookup_version = 0
@@ -110,7 +110,8 @@ class TableModel:
         """
         sources, numbers = self._numbers(network, policy)
         latency_ms, modelled = self._latency(self._rows[numbers].sum(axis=0))
-        peak = self._arena.peak_bytes([self._entries[number].footprint for number in numbers.tolist()])
+        entries = [self._entries[number] for number in numbers.tolist()]
+        peak = self._arenas.peak_bytes(network, [entry.footprint for entry in entries])
         limit = self.profile.memory_bytes
         return Cost(
             latency_ms=float(latency_ms),
@@ -140,11 +141,12 @@ class TableModel:
 
         def memory() -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
             footprints = np.array([entry.footprint for entry in self._entries])
-            found = [
-                self._arena.peaks_bytes(np.array([footprints[numbers] for numbers in self._many(part)]))
-                for _, part in self._portions(batch)
-            ]
-            peaks, limit = np.concatenate(found), self.profile.memory_bytes
+            peaks, limit = np.empty(batch.count), self.profile.memory_bytes
+            for columns, left in batch.by_depth():
+                own = batch if len(columns) == batch.count else batch.part(columns)
+                for at, part in self._portions(own):
+                    needed = np.array([footprints[numbers] for numbers in self._many(part)])
+                    peaks[columns[at]] = self._arenas.peaks_bytes(left.network, needed)
             return peaks, np.asarray(peaks <= (np.inf if limit is None else limit))
 
         return CostArrays(
@@ -238,6 +240,8 @@ class TableModel:
 
     def _asked(self, index: int, form: int | None, widths: tuple[int, ...]) -> int:
         """The number of the entry of a kernel in a form at its widths."""
+        if 0 in widths:
+            form = ABSENT
         if form is None:
             raise _UnseenForm(self.structure.kernels[index].name)
         number = self._number[index].get((form, *widths))
@@ -310,7 +314,7 @@ class TableModel:
             far_alone += float(far_share(resident, self._near_cache_bytes)) * stored
         features["constant_bytes"] = float(constants)
         corrected_ms = sum(self.correction.weight(name) * value for name, value in features.items())
-        needed = self._arena.number(footprint(part))
+        needed = self._arenas.number(footprint(part))
         return _Entry(
             tuple(features.items()), plain_ms, corrected_ms, constants, far_alone, modelled_ms, needed
         )

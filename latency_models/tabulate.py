@@ -47,7 +47,7 @@ def tabulated(profile: HardwareProfile, network: Network, policies: Iterable[Pol
     found: dict[str, list[float]] = {}
     source: Kind = "modelled"
     for policy in policies:
-        resized = network.resized(policy.channels(network, profile.channel_multiple))
+        resized = policy.cut(network, profile.channel_multiple)
         source = _add(found, model, resized, policy)
     entries = {
         key: Entry(

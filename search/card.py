@@ -67,6 +67,8 @@ def predictions(verification: Verification) -> list[tuple[str, str]]:
 
 def _layer_row(name: str, policy: Policy, network: Network, kernels: dict[str, Any]) -> str:
     layer = policy[name]
+    if layer.left_out:
+        return f"| {name} | left out | | | | |"
     integer = "yes" if name in kernels["integer"] else "no"
     return (
         f"| {name} | {network.layer[name].shape} | {100 * layer.sparsity:.0f} % | {layer.weight_bits} |"

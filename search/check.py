@@ -50,6 +50,7 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
             }
             for group, layers in network.groups.items()
         ],
+        "branches": [{"branch": branch.name, "layers": list(branch.layers)} for branch in space.branches],
         "layers": [
             {"layer": layer.name, "shape": str(layer.shape), "group": layer.group or ""}
             for layer in network.layers
@@ -73,13 +74,16 @@ def check_table(answer: dict[str, Any]) -> None:
         for entry in answer["groups"]
     ]
     print_table(groups, title="groups of channels that are cut together")
+    branches = [{**entry, "layers": " ".join(entry["layers"])} for entry in answer["branches"]]
+    if branches:
+        print_table(branches, title="residual branches that may be left out")
     print(f"profile            {answer['profile']}")
     if answer["measured_on"] is not None:
         print(f"measured on        {answer['measured_on']}")
     print(f"baseline accuracy  {answer['baseline_accuracy']:.4f} on the search split")
     print(f"bits               {' '.join(f'w{weights}a{acts}' for weights, acts in answer['bits'])}")
     if answer["bits_left_out"]:
-        print(f"left out           {answer['bits_left_out']}")
+        print(f"bits left out      {answer['bits_left_out']}")
     print(f"space              {answer['space_size']:.3g} policies")
     print(f"a trial takes      about {answer['seconds_per_trial']:.1f} s")
     if answer["trials"] is not None:

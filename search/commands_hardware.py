@@ -168,8 +168,8 @@ def cost(
         wanted = _uniform(original, own, weight_bits, activation_bits, sparsity)
     _check_supported(hardware, wanted)
     resized = original
-    if any(layer_policy.sparsity for layer_policy in wanted.values()):
-        resized = original.resized(wanted.channels(original, hardware.channel_multiple))
+    if any(layer_policy.cut for layer_policy in wanted.values()):
+        resized = wanted.cut(original, hardware.channel_multiple)
     model = _cost_model(resized, wanted, hardware)
     total, rows = model.cost(resized, wanted), model.layers(resized, wanted)
     upsets = _upsets_per_day(hardware, total, upsets_per_bit_day)
@@ -262,7 +262,7 @@ def _uniform(
 
 def _check_supported(profile: HardwareProfile, policy: Policy) -> None:
     for name, layer in policy.items():
-        if not profile.supports(layer.weight_bits, layer.activation_bits):
+        if not layer.left_out and not profile.supports(layer.weight_bits, layer.activation_bits):
             raise ProfileError(
                 f"profile {profile.name!r} cannot run weights of {layer.weight_bits} with activations of"
                 f" {layer.activation_bits} bits (layer {name!r}); it can: {profile.supported_sentence}"
@@ -316,6 +316,9 @@ def _print_costs(
         macs = f"{layer.shape.macs:,}" if layer else "-"
         latency, energy = f"{row.latency_ms:.4f}", f"{row.energy_mj:.4f}"
         table.add_row(escape(row.name), escape(shape), bits, macs, latency, energy, row.source)
+    for name, layer_policy in policy.items():
+        if layer_policy.left_out:
+            table.add_row(escape(name), "left out", "-", "-", "-", "-", "-")
     console = _console()
     console.print(table)
     console.print(

@@ -112,6 +112,8 @@ def _cells(name: str, entry: Mapping[str, Any], baseline: Mapping[str, Any]) -> 
     interval = entry.get("accuracy_ci") or [None, None]
     accuracy = entry.get("accuracy")
     half = None if None in interval else (interval[1] - interval[0]) / 2
+    there = [layer for layer in policy.values() if not is_left_out(layer)]
+    out = len(policy) - len(there)
     return {
         "trial": name,
         "accuracy": "?" if accuracy is None else f"{accuracy:.4f}",
@@ -121,9 +123,14 @@ def _cells(name: str, entry: Mapping[str, Any], baseline: Mapping[str, Any]) -> 
         "size": quantity("size_bytes", entry.get("size_bytes")),
         "x ": _ratio("size_bytes", entry, baseline),
         "energy": quantity("energy_mj", entry.get("energy_mj")),
-        "bits": _span([layer["weight_bits"] for layer in policy.values()] or [entry.get("weight_bits", 32)]),
-        "cut": _mean_percent([layer["sparsity"] for layer in policy.values()]),
+        "bits": _span([layer["weight_bits"] for layer in there] or [entry.get("weight_bits", 32)]),
+        "cut": _mean_percent([layer["sparsity"] for layer in there]) + (f", {out} out" if out else ""),
     }
+
+
+def is_left_out(layer: Mapping[str, Any]) -> bool:
+    """Whether a policy's entry, as plain values, leaves its layer out whole."""
+    return layer.get("sparsity") == 1.0 and layer.get("pattern", "channel") == "channel"
 
 
 def _ratio(name: str, entry: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:

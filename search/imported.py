@@ -101,7 +101,7 @@ def _noted(structure: Structure, network: Network, profile: HardwareProfile, pla
     timed = []
     for seen in (one for result in placed.results for one in result.networks if one.set_digest == digest):
         policy = Policy.from_json(seen.policy)
-        cut = network.resized(policy.channels(network, profile.channel_multiple))
+        cut = policy.cut(network, profile.channel_multiple)
         _note(structure, cut, policy, seen.parts)
         if seen.whole is not None:
             timed.append(Timed(cut, policy, seen.whole.median_ms, seen.whole.spread))

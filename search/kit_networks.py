@@ -70,7 +70,7 @@ def networks_of_search(loaded: "Loaded", log: Log = lambda line: None) -> "tuple
         network = space.resized(policy)
         plain = canonical(policy)
         widths = sorted(space.channels(policy).items())
-        key = f"{widths} {sorted((name, p.activation_bits) for name, p in plain.items())}"
+        key = f"{widths} {sorted((name, p.activation_bits, p.left_out) for name, p in plain.items())}"
         if key not in found:
             found[key] = KitNetwork(policy.to_json(), build(network, plain), whole)
         cover.note(policy)

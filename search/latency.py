@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Log = Callable[[str], None]
 
-METHOD = 4
+METHOD = 5
 """To be raised when the same measurements would be used in another way."""
 ENERGY_SAMPLES = 8
 """Whole networks whose energy is measured, where the machine has counters."""
@@ -140,7 +140,15 @@ class _Kept:
         which = hashlib.sha256(f"{network!r} {exporter_digest()}".encode()).hexdigest()[:12]
         integer_pairs = sorted({max(pair) <= 8 for pair in space.pairs})
         offered = json.dumps(
-            [METHOD, dict(space.levels), integer_pairs, measure_space.SAMPLES, measure_space.DRAWS, *PRIOR],
+            [
+                METHOD,
+                dict(space.levels),
+                [branch.name for branch in space.branches],
+                integer_pairs,
+                measure_space.SAMPLES,
+                measure_space.DRAWS,
+                *PRIOR,
+            ],
             sort_keys=True,
         )
         digest = hashlib.sha256(offered.encode()).hexdigest()[:12]

@@ -6,19 +6,21 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from compression.policy import Network, Policy
+from compression.policy import Branch, Network, Policy
 from latency_models.spread import spread_evenly as spread_evenly
 from search.space import Pair, Space
 
-Combination = tuple[str, bool, str | None, bool | None, tuple[tuple[str, float], ...]]
-"""(layer, is it integer, a reader of its output, is that integer, (group, sparsity) ...)"""
+Combination = tuple[str, bool, str | None, bool | None, tuple[tuple[str, float], ...], str]
+"""(layer, is it integer, a reader of its output, is that integer, (group, sparsity) ..., name of the branch
+that is left out between them or "")"""
 
 MOST_COMBINATIONS = 2000
 """More levels than this of one layer (concats of many groups): only those of its own group are listed."""
 
 
 def draw(space: Space, rng: np.random.Generator) -> Policy:
-    """One policy: an overall level of sparsity with a jitter per group, and one of several mixes of bits.
+    """One policy: an overall level of sparsity with a jitter per group, one of several mixes of bits, and in
+    every second one a share of the branches left out.
 
     Uniform draws of every decision would all lie near the middle of the range of latency.
     """
@@ -27,7 +29,15 @@ def draw(space: Space, rng: np.random.Generator) -> Policy:
     for group, levels in space.levels.items():
         at = np.clip(overall + jitter * rng.standard_normal(), 0.0, 1.0)
         sparsity[group] = levels[round(float(at) * (len(levels) - 1))]
-    return space.policy(sparsity, _bits(space, rng))
+    return space.policy(sparsity, _bits(space, rng), _left_out(space, rng))
+
+
+def _left_out(space: Space, rng: np.random.Generator) -> list[Branch]:
+    """No branch, or each with a probability that is drawn first."""
+    if not space.branches or rng.random() < 0.5:
+        return []
+    share = rng.uniform(0.0, 0.8)
+    return [branch for branch in space.branches if rng.random() < share]
 
 
 def _bits(space: Space, rng: np.random.Generator) -> dict[str, Pair]:
@@ -54,7 +64,8 @@ class Cover:
     """Which combinations of widths and bits a set of policies has shown, and policies that show the rest.
 
     For each layer: its input channels, its output channels and whether it computes in integers, together;
-    and between a layer and those that read its output: the width, and both precisions.
+    and between a layer and those that read its output: the width, and both precisions. For each branch that
+    may be left out: it is, with the precisions of the layers before and behind it.
     """
 
     def __init__(self, space: Space) -> None:
@@ -70,6 +81,8 @@ class Cover:
             for layer in network.layers
         }
         self._after = _following_layers(network)
+        around = {branch.name: _around(network, branch, self._after) for branch in space.branches}
+        self._around = {name: layers for name, layers in around.items() if layers is not None}
         self._open = set(self._everything())
 
     @property
@@ -110,28 +123,39 @@ class Cover:
                 groups = groups[-1:]
             for levels in self._levels(groups):
                 for integer in self._precisions():
-                    yield (layer.name, integer, None, None, tuple(zip(groups, levels, strict=True)))
+                    yield (layer.name, integer, None, None, tuple(zip(groups, levels, strict=True)), "")
             for reader in self._after[layer.name]:
                 out = (layer.group,) if layer.group else ()
                 for levels in self._levels(out):
                     for integer, reads in itertools.product(self._precisions(), repeat=2):
-                        yield (layer.name, integer, reader, reads, tuple(zip(out, levels, strict=True)))
+                        yield (layer.name, integer, reader, reads, tuple(zip(out, levels, strict=True)), "")
+        for name, (before, behind) in self._around.items():
+            for integer, reads in itertools.product(self._precisions(), repeat=2):
+                yield (before, integer, behind, reads, (), name)
 
     def _shown(self, policy: Policy) -> Iterator[Combination]:
-        at = {group: policy[layers[0].name].sparsity for group, layers in self._space.network.groups.items()}
-        for layer in self._space.network.layers:
+        there = [layer for layer in self._space.network.layers if not policy[layer.name].left_out]
+        at = {layer.group: policy[layer.name].sparsity for layer in there if layer.group is not None}
+        for layer in there:
             integer = policy[layer.name].integer
             groups = tuple(
                 dict.fromkeys([*self._sources[layer.name], *([layer.group] if layer.group else [])])
             )
-            yield (layer.name, integer, None, None, tuple((group, at[group]) for group in groups))
-            yield (layer.name, integer, None, None, tuple((group, at[group]) for group in groups[-1:]))
+            levels = tuple((group, at.get(group, 0.0)) for group in groups)
+            yield (layer.name, integer, None, None, levels, "")
+            yield (layer.name, integer, None, None, levels[-1:], "")
             out = ((layer.group, at[layer.group]),) if layer.group else ()
             for reader in self._after[layer.name]:
-                yield (layer.name, integer, reader, policy[reader].integer, out)
+                if not policy[reader].left_out:
+                    yield (layer.name, integer, reader, policy[reader].integer, out, "")
+        for branch in policy.left_out(self._space.network):
+            layers = self._around.get(branch.name)
+            if layers is not None and not any(policy[name].left_out for name in layers):
+                before, behind = layers
+                yield (before, policy[before].integer, behind, policy[behind].integer, (), branch.name)
 
     def _with(self, wanted: Combination, rng: np.random.Generator) -> Policy:
-        name, integer, reader, reads, at = wanted
+        name, integer, reader, reads, at, out = wanted
         space = self._space
         sparsity = {group: float(levels[rng.integers(len(levels))]) for group, levels in space.levels.items()}
         sparsity |= dict(at)
@@ -143,7 +167,7 @@ class Cover:
         for layer, kind in kinds.items():
             choice = (self._integer if kind else self._float) or list(space.pairs)
             bits[layer] = choice[int(rng.integers(len(choice)))]
-        return space.policy(sparsity, bits)
+        return space.policy(sparsity, bits, [branch for branch in space.branches if branch.name == out])
 
 
 def _following_layers(network: Network) -> dict[str, tuple[str, ...]]:
@@ -159,3 +183,12 @@ def _following_layers(network: Network) -> dict[str, tuple[str, ...]]:
         if node.layer is not None:
             after[node.layer] = tuple(readers)
     return after
+
+
+def _around(network: Network, branch: Branch, after: dict[str, tuple[str, ...]]) -> tuple[str, str] | None:
+    """Of the layers whose output reads on past the branch the last before it, and the first behind it."""
+    order = [layer.name for layer in network.layers]
+    first, last = branch.layers[0], branch.layers[-1]
+    before = [name for name in order if first in after[name] and name not in branch.layers]
+    behind = [name for name in order if name in after[last] and name not in branch.layers]
+    return (before[-1], behind[0]) if before and behind else None

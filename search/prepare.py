@@ -58,7 +58,9 @@ def load(config: SearchConfig) -> Loaded:
     task = load_task(config.task.file, config.task.options)
     traced = trace(task.model, task.example_input)
     spaces = config.space
-    space = Space(traced.network, profile, spaces.sparsity, spaces.weight_bits, spaces.activation_bits)
+    space = Space(
+        traced.network, profile, spaces.sparsity, spaces.weight_bits, spaces.activation_bits, spaces.depth
+    )
     return Loaded(config, profile, task, traced, space)
 
 

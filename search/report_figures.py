@@ -13,7 +13,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from search.front import quantity
+from search.front import is_left_out, quantity
 from search.report_data import RunData, best_speed_up, hypervolume_share, policies
 from search.report_front import small
 from search.report_text import TIMES
@@ -86,8 +86,9 @@ def strips_figure(data: RunData) -> go.Figure | None:
 
 
 def layer_value(policy: dict[str, dict[str, Any]], layer: str, field: str) -> float:
-    """What a policy says of a layer, with the defaults of an untouched one; NaN for a layer it has not."""
-    if layer not in policy:
+    """What a policy says of a layer, with the defaults of an untouched one; NaN for a layer it has not, and
+    for the bits of one that is left out."""
+    if layer not in policy or (field != "sparsity" and is_left_out(policy[layer])):
         return math.nan
     return float(policy[layer].get(field, 0.0 if field == "sparsity" else 32))
 
@@ -121,6 +122,7 @@ def strips_key(data: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
     keys = []
     for field, title, rgb in STRIPS:
         found = {layer_value(policy, name, field) for policy in chosen for name in policy}
+        found = {value for value in found if not math.isnan(value)}
         ordered = sorted(found, reverse=field != "sparsity")
         shown = ordered if len(ordered) <= 9 else [ordered[0], ordered[len(ordered) // 2], ordered[-1]]
         keys.append((title, [(_cell(value, field), _css(_level(value, field), rgb)) for value in shown]))
@@ -141,6 +143,8 @@ def _level(value: float, field: str) -> float:
 def _cell(value: float, field: str) -> str:
     if math.isnan(value):
         return ""
+    if field == "sparsity" and value == 1.0:
+        return "out"
     return f"{100 * value:.3g}%" if field == "sparsity" and value else f"{value:.0f}"
 
 

@@ -1,16 +1,18 @@
-"""The space of policies: one sparsity per channel group, one pair of bit widths per layer."""
+"""The space of policies: sparsities of channel groups, branches that are left out, bit widths of layers."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from compression.policy import LayerPolicy, Network, Policy
+from compression.policy import Branch, LayerPolicy, Network, Policy
 from compression.policy.policy import kept_channels
 from hw_profiles import HardwareProfile
 from search.config import ConfigError
+from search.space_size import number_of_policies
 
 if TYPE_CHECKING:
     import optuna
@@ -30,11 +32,13 @@ class Space:
 
     Decisions: ``levels[group]`` are the sparsities of a group of channels that are cut together, snapped to
     the profile's channel multiple (levels that keep the same number of channels are one), ascending;
-    ``pairs`` are the bit widths that a layer may have. Layers that read the same tensor share its
-    activation bits. ``left_out`` says which of the wanted bits the part has no units for; "" if none.
+    ``branches`` are the residual branches that may be left out whole; ``pairs`` are the bit widths that a
+    layer may have. Layers that read the same tensor share its activation bits. ``left_out`` says which of the
+    wanted bits the part has no units for; "" if none.
 
     As parameters of a study: "sparsity/<group>" is an index into ``levels[group]`` (an integer, so that
-    samplers know that levels are ordered), "bits/<layer>" a category such as "w4a8".
+    samplers know that levels are ordered), "branch/<name>" is 1 where the branch is left out, and
+    "bits/<layer>" a category such as "w4a8".
     """
 
     def __init__(
@@ -44,9 +48,14 @@ class Space:
         sparsity: Iterable[float],
         weight_bits: Iterable[int],
         activation_bits: Iterable[int],
+        depth: bool = True,
     ) -> None:
-        """Raises ConfigError when the profile can run none of the bit widths, or one of them with nothing."""
+        """``depth``: branches may be left out.
+
+        Raises ConfigError when the profile can run none of the bit widths, or one of them with nothing.
+        """
         self.network = network
+        self.branches: tuple[Branch, ...] = network.branches if depth else ()
         self.multiple = profile.channel_multiple
         weight_bits, activation_bits, self.left_out = _run_by(profile, weight_bits, activation_bits)
         self.pairs = _pairs(profile, weight_bits, activation_bits)
@@ -70,18 +79,10 @@ class Space:
     @cached_property
     def size(self) -> int:
         """Number of policies."""
-        sparsities = math.prod(len(levels) for levels in self.levels.values())
-        sharing: dict[str, int] = {}
-        for first in self.first_readers.values():
-            sharing[first] = sharing.get(first, 0) + 1
-        weights_at: dict[int, int] = {}
-        for _, activations in self.pairs:
-            weights_at[activations] = weights_at.get(activations, 0) + 1
-        bits = math.prod(sum(n**layers for n in weights_at.values()) for layers in sharing.values())
-        return int(sparsities * bits)
+        return number_of_policies(self.network, self.branches, self.levels, self.pairs, self.first_readers)
 
     def channels(self, policy: Policy) -> dict[str, int]:
-        """Group -> channels that a policy keeps."""
+        """Group -> channels that a policy keeps, of the groups that are there."""
         return policy.channels(self.network, self.multiple)
 
     def resized(self, policy: Policy) -> Network:
@@ -90,20 +91,26 @@ class Space:
         Raises:
             PolicyError: the policy does not fit the network.
         """
-        return self.network.resized(self.channels(policy))
+        return policy.cut(self.network, self.multiple)
 
-    def policy(self, sparsity: Mapping[str, float], bits: Mapping[str, Pair]) -> Policy:
-        """Group -> sparsity and layer -> pair, as a policy of this space.
+    def policy(
+        self,
+        sparsity: Mapping[str, float],
+        bits: Mapping[str, Pair],
+        left_out: Collection[Branch] = (),
+    ) -> Policy:
+        """Group -> sparsity, layer -> pair, and the branches that are left out, as a policy of this space.
 
-        A layer that reads a tensor together with an earlier one takes that one's activation bits, and of
-        the weight bits that go with them the nearest to its own.
+        A layer that reads a tensor together with an earlier one takes that one's activation bits (also where
+        that one is left out), and of the weight bits that go with them the nearest to its own.
         """
+        gone = {name for branch in left_out for name in branch.layers}
         layers = {}
         for layer in self.network.layers:
             weights, _ = bits[layer.name]
             activations = bits[self.first_readers.get(layer.name, layer.name)][1]
             layers[layer.name] = LayerPolicy(
-                sparsity=sparsity[layer.group] if layer.group is not None else 0.0,
+                sparsity=1.0 if layer.name in gone else sparsity[layer.group] if layer.group else 0.0,
                 weight_bits=self._weight_bits(weights, activations),
                 activation_bits=activations,
             )
@@ -117,6 +124,7 @@ class Space:
             else levels[0]
             for group, levels in self.levels.items()
         }
+        left_out = [b for b in self.branches if trial.suggest_int(f"branch/{b.name}", 0, 1)]
         texts = list(self._text)
         bits = {
             layer.name: self._text[trial.suggest_categorical(f"bits/{layer.name}", texts)]
@@ -124,7 +132,7 @@ class Space:
             else self.pairs[0]
             for layer in self.network.layers
         }
-        return self.policy(sparsity, bits)
+        return self.policy(sparsity, bits, left_out)
 
     def params_of(self, policy: Policy) -> dict[str, Any]:
         """The parameters that make ``suggest`` return this policy, for ``study.enqueue_trial``.
@@ -136,30 +144,52 @@ class Space:
         params: dict[str, Any] = {}
         for group, levels in self.levels.items():
             counts = [kept_channels(self.network.group_size(group), level, self.multiple) for level in levels]
-            if kept[group] not in counts:
-                raise ValueError(f"group {group!r} cannot keep {kept[group]} channels here, but {counts}")
+            here = kept.get(group, counts[0])
+            if here not in counts:
+                raise ValueError(f"group {group!r} cannot keep {here} channels here, but {counts}")
             if len(levels) > 1:
-                params[f"sparsity/{group}"] = counts.index(kept[group])
-        for layer in self.network.layers:
-            pair = (policy[layer.name].weight_bits, policy[layer.name].activation_bits)
+                params[f"sparsity/{group}"] = counts.index(here)
+        left_out = policy.left_out(self.network)
+        if left_out and not self.branches:
+            raise ValueError(f"branch {left_out[0].name!r} cannot be left out here")
+        params |= {f"branch/{branch.name}": int(branch in left_out) for branch in self.branches}
+        for name, pair in self._bits(policy).items():
             if pair not in self.pairs:
-                raise ValueError(f"layer {layer.name!r} cannot have bits {pair} here, but {list(self.pairs)}")
+                raise ValueError(f"layer {name!r} cannot have bits {pair} here, but {list(self.pairs)}")
             if len(self.pairs) > 1:
-                params[f"bits/{layer.name}"] = f"w{pair[0]}a{pair[1]}"
+                params[f"bits/{name}"] = f"w{pair[0]}a{pair[1]}"
         return params
+
+    def _bits(self, policy: Policy) -> dict[str, Pair]:
+        """The decision on the bits of each layer. One that is left out has those of a layer that reads the
+        same tensor and follows it, or the most frequent."""
+        found = {name: (p.weight_bits, p.activation_bits) for name, p in policy.items() if not p.left_out}
+        usual = Counter(found.values()).most_common(1)[0][0] if found else self.pairs[0]
+        followed = {first: found[name] for name, first in self.first_readers.items() if name in found}
+        return {
+            layer.name: found.get(layer.name) or followed.get(layer.name, usual)
+            for layer in self.network.layers
+        }
 
     def random(self, rng: np.random.Generator) -> Policy:
         """A policy, each decision drawn uniformly."""
         sparsity = {group: levels[rng.integers(len(levels))] for group, levels in self.levels.items()}
         bits = {layer.name: self.pairs[rng.integers(len(self.pairs))] for layer in self.network.layers}
-        return self.policy(sparsity, bits)
+        left_out = [branch for branch in self.branches if rng.integers(2)]
+        return self.policy(sparsity, bits, left_out)
 
-    def batch(self, levels: "NDArray[np.int64]", pairs: "NDArray[np.int64]") -> "PolicyBatch":
+    def batch(
+        self,
+        levels: "NDArray[np.int64]",
+        pairs: "NDArray[np.int64]",
+        left_out: "NDArray[np.integer[Any] | np.bool_] | None" = None,
+    ) -> "PolicyBatch":
         """Many policies at once: what ``policy`` makes of each column.
 
         Args:
             levels: (groups, n) indices into ``self.levels`` of each group, in order.
             pairs: (layers, n) indices into ``self.pairs``.
+            left_out: (branches, n) which of ``self.branches`` are left out; None: none.
         """
         from compression.policy.batch import PolicyBatch
 
@@ -178,13 +208,17 @@ class Space:
             for bits in {activations for _, activations in self.pairs}:
                 nearest[row, bits] = self._weight_bits(weights, bits)
         channels = np.array(kept, dtype=np.int64).reshape(len(kept), pairs.shape[1])
-        return PolicyBatch(network, channels, nearest[pairs, activations], activations)
+        found = PolicyBatch(network, channels, nearest[pairs, activations], activations)
+        if left_out is None or not self.branches:
+            return found
+        return found.leaving_out(left_out.astype(np.bool_))
 
     def random_batch(self, count: int, rng: np.random.Generator) -> "PolicyBatch":
         """Policies as ``random`` draws them, many at once."""
         levels = [rng.integers(len(offered), size=count) for offered in self.levels.values()]
         pairs = rng.integers(len(self.pairs), size=(len(self.network.layers), count))
-        return self.batch(np.array(levels, dtype=np.int64).reshape(len(levels), count), pairs)
+        left_out = rng.integers(2, size=(len(self.branches), count))
+        return self.batch(np.array(levels, dtype=np.int64).reshape(len(levels), count), pairs, left_out)
 
     def _weight_bits(self, wanted: int, activation_bits: int) -> int:
         """Of the weight bits that go with these activation bits the nearest."""
@@ -193,29 +227,36 @@ class Space:
 
     def mutated(self, policy: Policy, rng: np.random.Generator, changes: int = 2) -> Policy:
         """A policy that differs from ``policy`` in about ``changes`` decisions: levels move by one."""
-        sparsity = {group: policy[layers[0].name].sparsity for group, layers in self.network.groups.items()}
-        bits = {name: (p.weight_bits, p.activation_bits) for name, p in policy.items()}
+        left_out = set(policy.left_out(self.network)).intersection(self.branches)
+        sparsity = {group: levels[0] for group, levels in self.levels.items()}
+        for layer in self.network.layers:
+            if layer.group is not None and not policy[layer.name].left_out:
+                sparsity[layer.group] = policy[layer.name].sparsity
+        bits = self._bits(policy)
         movable = [group for group, levels in self.levels.items() if len(levels) > 1]
         layers = list(bits) if len(self.pairs) > 1 else []
         for _ in range(changes):
-            choice = int(rng.integers(max(1, len(movable) + len(layers))))
+            choice = int(rng.integers(max(1, len(movable) + len(self.branches) + len(layers))))
             if choice < len(movable):
                 group = movable[choice]
                 levels = self.levels[group]
                 here = int(np.argmin([abs(level - sparsity[group]) for level in levels]))
                 there = min(len(levels) - 1, max(0, here + int(rng.choice([-1, 1]))))
                 sparsity[group] = levels[there]
+            elif choice < len(movable) + len(self.branches):
+                left_out ^= {self.branches[choice - len(movable)]}
             elif layers:
-                bits[layers[choice - len(movable)]] = self.pairs[rng.integers(len(self.pairs))]
-        return self.policy(sparsity, bits)
+                name = layers[choice - len(movable) - len(self.branches)]
+                bits[name] = self.pairs[rng.integers(len(self.pairs))]
+        return self.policy(sparsity, bits, left_out)
 
-    def uniform(self, sparsity: float, pair: Pair) -> Policy:
-        """Every group at its level nearest to ``sparsity``, every layer at ``pair``."""
+    def uniform(self, sparsity: float, pair: Pair, left_out: Collection[Branch] = ()) -> Policy:
+        """Every group at its level nearest to ``sparsity``, every layer at ``pair``, some branches out."""
         nearest = {
             group: min(levels, key=lambda level: abs(level - sparsity))
             for group, levels in self.levels.items()
         }
-        return self.policy(nearest, {layer.name: pair for layer in self.network.layers})
+        return self.policy(nearest, {layer.name: pair for layer in self.network.layers}, left_out)
 
     def uniform_policies(self) -> list[Policy]:
         """Every pair of bits in all layers, with every level of sparsity in all groups; each policy once."""
@@ -227,7 +268,7 @@ class Space:
 
         The uncompressed network, then uniform policies at sparsities from 0 to about a half (beyond, uniform
         cuts lose too much to be near any front): 8-bit integers, lower weight bits, floats; of each only what
-        the space contains.
+        the space contains. Last the first kind uncut with a branch left out, and with a third of them.
         """
         cuts = sorted({level for levels in self.levels.values() for level in levels} - {0.0})
         moderate = [level for level in cuts if level <= _MOST_UNIFORM] or cuts[:1]
@@ -244,7 +285,17 @@ class Space:
         wanted = [(0.0, max(self.pairs))]
         wanted += [(level, pair) for level in levels for pair in compressed]
         wanted += [(level, pair) for level in levels for pair in pairs if pair not in compressed]
-        return list(dict.fromkeys(self.uniform(level, pair) for level, pair in wanted))
+        shallower = [self._shallower(1), self._shallower(-(-len(self.branches) // 3))]
+        found = [self.uniform(level, pair) for level, pair in wanted]
+        found += [self.uniform(0.0, compressed[0], left_out) for left_out in shallower if left_out]
+        return list(dict.fromkeys(found))
+
+    def _shallower(self, count: int) -> list[Branch]:
+        """So many branches, spread over the network."""
+        every = len(self.branches) / max(count, 1)
+        return [
+            self.branches[int((number + 0.5) * every)] for number in range(min(count, len(self.branches)))
+        ]
 
 
 def _run_by(

@@ -58,8 +58,9 @@ def print_validation(found: "Validation", model: "TableModel", space: Space) -> 
 
 
 def _network(number: int, row: "Compared") -> dict[str, Any]:
-    integer = sum(layer.integer for layer in row.policy.values()) / max(len(row.policy), 1)
-    cut = float(np.mean([layer.sparsity for layer in row.policy.values()]))
+    there = [layer for layer in row.policy.values() if not layer.left_out]
+    integer = sum(layer.integer for layer in there) / max(len(there), 1)
+    cut = float(np.mean([layer.sparsity for layer in there]))
     return {
         "network": number,
         "predicted": quantity("latency_ms", row.predicted_ms),
@@ -67,6 +68,7 @@ def _network(number: int, row: "Compared") -> dict[str, Any]:
         "error": f"{row.error:+.1%}",
         "spread": f"{row.spread:.1%}",
         "cut": f"{cut:.0%}",
+        "layers out": len(row.policy) - len(there),
         "integer layers": f"{integer:.0%}",
     }
 
@@ -88,6 +90,9 @@ def layer_rows(
         sparsities = np.array([one.sparsity for one in all_])
         unlike = abs(own.sparsity - sparsities.mean()) > max(float(sparsities.std()), 1e-9)
         rare = np.mean([one.integer == own.integer for one in all_]) < 1 / 3
+        if own.left_out:
+            rows.append({"layer": layer.name, "channels": "left out", "bits": "", "share of latency": ""})
+            continue
         kept = network.layer[layer.name].shape.out_channels
         rows.append(
             {

@@ -115,7 +115,16 @@ def test_contradictions_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("sparsity", "multiple", "kept"),
-    [(0.0, 1, 8), (0.5, 1, 4), (0.4, 1, 5), (1.0, 1, 1), (0.5, 3, 3), (0.9, 3, 3), (0.0, 3, 8), (0.2, 16, 8)],
+    [
+        (0.0, 1, 8),
+        (0.5, 1, 4),
+        (0.4, 1, 5),
+        (0.99, 1, 1),
+        (0.5, 3, 3),
+        (0.9, 3, 3),
+        (0.0, 3, 8),
+        (0.2, 16, 8),
+    ],
 )
 def test_channels_snap_to_the_multiple(sparsity: float, multiple: int, kept: int) -> None:
     """8 channels; at least one multiple stays, and never more than there are."""

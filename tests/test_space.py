@@ -5,9 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compression.policy import Layer, LayerPolicy, LayerShape, Network, Node, Policy, Segment
+from compression.policy.batch import PolicyBatch
+from compression.trace import trace
 from hw_profiles import load_profile
 from search.config import ConfigError
 from search.space import Space
+from tests.networks import example
+from tests.residual_networks import RESIDUAL, built
 
 
 def network(first: int = 16, second: int = 12) -> Network:
@@ -35,10 +39,15 @@ def network(first: int = 16, second: int = 12) -> Network:
 
 
 def space(
-    sparsity=(0.0, 0.25, 0.5), weight_bits=(4, 8, 32), activation_bits=(8, 32), multiple=1, **sizes
+    sparsity=(0.0, 0.25, 0.5),
+    weight_bits=(4, 8, 32),
+    activation_bits=(8, 32),
+    multiple=1,
+    depth=True,
+    **sizes,
 ) -> Space:
     profile = load_profile("toy").model_copy(update={"channel_multiple": multiple})
-    return Space(network(**sizes), profile, sparsity, weight_bits, activation_bits)
+    return Space(network(**sizes), profile, sparsity, weight_bits, activation_bits, depth)
 
 
 def test_pairs_are_those_the_profile_runs():
@@ -69,8 +78,10 @@ def test_levels_are_what_is_really_cut_each_once():
 
 def test_the_size_is_the_number_of_different_policies():
     small = space(sparsity=(0.0, 0.5), weight_bits=(4, 8, 32), activation_bits=(8, 32))
-    # a and fc: 5 pairs each; b and c read one tensor: 2 x 2 at 8 bits, 3 x 3 at 32; two groups of 2 levels
-    assert small.size == 4 * 5 * 5 * (4 + 9)
+    # a and fc: 5 pairs each; b and c read one tensor: 2 x 2 at 8 bits, 3 x 3 at 32; two groups of 2 levels;
+    # with b left out c has 2 or 3 widths
+    assert small.size == 4 * 5 * 5 * (4 + 9 + 2 + 3)
+    assert space((0.0, 0.5), (4, 8, 32), (8, 32), depth=False).size == 4 * 5 * 5 * (4 + 9)
     rng = np.random.default_rng(0)
     assert len({small.random(rng).digest for _ in range(30_000)}) == small.size
 
@@ -82,7 +93,8 @@ def test_every_policy_fits_and_is_found_again(seed, multiple, changes):
     rng = np.random.default_rng(seed)
     for policy in (where.random(rng), where.mutated(where.random(rng), rng, changes)):
         policy.check(where.network)
-        assert all((p.weight_bits, p.activation_bits) in where.pairs for p in policy.values())
+        there = [p for p in policy.values() if not p.left_out]
+        assert all((p.weight_bits, p.activation_bits) in where.pairs for p in there)
         assert all(count % multiple == 0 or count == 12 for count in where.channels(policy).values())
         fixed = optuna.trial.FixedTrial(where.params_of(policy))
         assert where.suggest(fixed) == policy
@@ -106,8 +118,8 @@ def test_seeds_start_uncompressed_and_are_in_the_space():
 
 def test_seeds_of_a_space_without_floats_or_without_cuts():
     integers = space(weight_bits=(8,), activation_bits=(8,))
-    assert {p.weight_bits for policy in integers.seeds() for p in policy.values()} == {8}
-    uncut = space(sparsity=(0.0,))
+    assert {p.weight_bits for policy in integers.seeds() for p in policy.values() if not p.left_out} == {8}
+    uncut = space(sparsity=(0.0,), depth=False)
     assert all(p.sparsity == 0 for policy in uncut.seeds() for p in policy.values())
     assert [len(levels) for levels in uncut.levels.values()] == [1, 1]
 
@@ -124,4 +136,66 @@ def test_one_decision_for_a_group_and_one_for_a_layer():
     study = optuna.create_study()
     trial = study.ask()
     space().suggest(trial)
-    assert set(trial.params) == {"sparsity/a", "sparsity/b", "bits/a", "bits/b", "bits/c", "bits/fc"}
+    decisions = {"sparsity/a", "sparsity/b", "bits/a", "bits/b", "bits/c", "bits/fc"}
+    assert set(trial.params) == decisions | {"branch/b"}
+    trial = study.ask()
+    space(depth=False).suggest(trial)
+    assert set(trial.params) == decisions
+
+
+@settings(max_examples=30, deadline=None)
+@given(name=st.sampled_from(list(RESIDUAL)), seed=st.integers(0, 2**32 - 1))
+def test_branches_that_are_left_out_are_found_again(name, seed):
+    where = residual_space(name)
+    rng = np.random.default_rng(seed)
+    for policy in (where.random(rng), where.mutated(where.random(rng), rng, 3)):
+        policy.check(where.network)
+        assert where.suggest(optuna.trial.FixedTrial(where.params_of(policy))) == policy
+    levels = np.array([rng.integers(len(offered), size=4) for offered in where.levels.values()]).reshape(
+        -1, 4
+    )
+    pairs = rng.integers(len(where.pairs), size=(len(where.network.layers), 4))
+    out = rng.integers(2, size=(len(where.branches), 4))
+    batch = where.batch(levels, pairs, out)
+    one_by_one = [
+        where.policy(
+            {
+                group: offered[i]
+                for (group, offered), i in zip(where.levels.items(), levels[:, n], strict=True)
+            },
+            {layer.name: where.pairs[i] for layer, i in zip(where.network.layers, pairs[:, n], strict=True)},
+            [branch for branch, gone in zip(where.branches, out[:, n], strict=True) if gone],
+        )
+        for n in range(4)
+    ]
+    same = PolicyBatch.of(where.network, one_by_one, where.multiple)
+    assert (same.channels == batch.channels).all()
+    assert (same.weight_bits == batch.weight_bits).all()
+    assert (same.activation_bits == batch.activation_bits).all()
+    assert same.left_out is None or (same.left_out == batch.left_out).all()
+    assert (same.widths == batch.widths).all()
+    assert (same.bits == batch.bits).all()
+    assert (same.integer == batch.integer).all()
+    assert (same.size_bytes() == batch.size_bytes()).all()
+
+
+def residual_space(name, sparsity=(0.0, 0.5), weight_bits=(4, 8, 32), activation_bits=(8, 32)) -> Space:
+    traced = trace(built(name), example(name)).network
+    return Space(traced, load_profile("toy"), sparsity, weight_bits, activation_bits)
+
+
+@pytest.mark.parametrize("name", ["OptionA", "Sequence", "Around", "Nested"])
+def test_the_size_counts_what_differs_with_branches(name):
+    bits = ((8, 32), (8, 32)) if name != "Nested" else ((32,), (32,))
+    where = residual_space(name, (0.0,), *bits)
+    if name == "Nested":  # two within a third, and another: (2 x 2 + 1) x 2
+        assert where.size == 10
+    rng = np.random.default_rng(0)
+    assert len({where.random(rng).digest for _ in range(20 * where.size)}) == where.size
+
+
+def test_few_seeds_leave_branches_out():
+    where = residual_space("Residual")
+    shallower = [len(policy.left_out(where.network)) for policy in where.seeds()]
+    assert shallower[-1:] == [1]
+    assert not any(shallower[:-1])

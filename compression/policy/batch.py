@@ -1,8 +1,8 @@
 """Many policies of one network at once, as arrays: what a search that prices a million of them works with."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from compression.policy.kernels import Kernel, kernels
 from compression.policy.network import Network
 from compression.policy.policy import Policy
-from compression.policy.precision import FLOAT_LAYERS, Precision
+from compression.policy.precision import FLOAT_LAYERS, SAME_RANGE_OPS, Precision
 from compression.policy.size import FileSize
 
 Counts = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 
 class _Plan:
@@ -28,19 +29,29 @@ class _Plan:
         self.file_size = FileSize(self.kernels)
         self.layer_rows = [self.layer_index[name] for _, name, *_ in self.rule.layers]
 
+    def moved(self, row: int) -> list[int]:
+        """A kernel and those whose values it only moves."""
+        rows = [row]
+        for at in rows:
+            if self.kernels[at].layer is None and self.kernels[at].op in SAME_RANGE_OPS:
+                rows += [self.kernel_index[name] for name in self.kernels[at].inputs]
+        return rows
+
 
 @dataclass(frozen=True, eq=False)
 class PolicyBatch:
     """n policies of one network. Rows are groups, layers or kernels; columns are policies.
 
     network: uncut. channels: (groups, n) channels that each group of ``network.groups`` keeps.
-    weight_bits, activation_bits: (layers, n), in order of ``network.layers``.
+    weight_bits, activation_bits: (layers, n), in order of ``network.layers``. left_out: (branches, n), which
+    of ``network.branches`` are left out; none where it is None. ``leaving_out`` makes one with some.
     """
 
     network: Network
     channels: Counts
     weight_bits: Counts
     activation_bits: Counts
+    left_out: Flags | None = None
 
     @staticmethod
     def of(network: Network, policies: Sequence[Policy], multiple: int = 1) -> "PolicyBatch":
@@ -57,9 +68,16 @@ class PolicyBatch:
 
         return PolicyBatch(
             network,
-            table([[counts[group] for group in network.groups] for counts in kept], len(network.groups)),
+            table(
+                [
+                    [counts.get(group, network.group_size(group)) for group in network.groups]
+                    for counts in kept
+                ],
+                len(network.groups),
+            ),
             table([[policy[name].weight_bits for name in names] for policy in policies], len(names)),
             table([[policy[name].activation_bits for name in names] for policy in policies], len(names)),
+            _left_out(network, policies),
         )
 
     @staticmethod
@@ -102,8 +120,60 @@ class PolicyBatch:
         return self._plan.kernel_index
 
     @cached_property
+    def _without(self) -> tuple[dict[int, Flags], dict[int, tuple[int, Flags]]]:
+        """Of the kernels that are not there in all policies: row -> where (n,) they are absent; and of joins
+        row -> the row of the tensor that they are another name of, and where (n,) they are that."""
+        absent: dict[int, Flags] = {}
+        aliases: dict[int, tuple[int, Flags]] = {}
+        if self.left_out is None or not self.left_out.any():
+            return absent, aliases
+        for branch, gone in zip(self.network.branches, self.left_out, strict=True):
+            if not gone.any():
+                continue
+            for row, kernel in enumerate(self.kernels):
+                if kernel.name in branch.nodes:
+                    absent[row] = absent[row] | gone if row in absent else gone
+            aliases[self.kernel_index[branch.join]] = (self.kernel_index[branch.stays], gone)
+        return absent, aliases
+
+    @cached_property
+    def absent_layers(self) -> Mapping[int, Flags]:
+        """Row of a layer -> where (n,) it is absent, of those that are in some policy."""
+        found = {}
+        for row, absent in self._without[0].items():
+            if (layer := self.kernels[row].layer) is not None:
+                found[self.layer_index[layer.name]] = absent
+        return found
+
+    def leaving_out(self, left_out: Flags) -> "PolicyBatch":
+        """These policies with branches (branches, n) left out, in the one form that equal policies have:
+        branches within others go with them, layers that are gone have 32 bits, and groups of channels without
+        a layer that is there are not cut."""
+        branches = self.network.branches
+        left_out = left_out.copy()
+        for row, branch in enumerate(branches):
+            for other in range(len(branches)):
+                if branch.nodes < branches[other].nodes:
+                    left_out[row] |= left_out[other]
+        found = replace(self, left_out=left_out)
+        found.__dict__["_plan"] = self._plan
+        channels, bits = self.channels.copy(), (self.weight_bits.copy(), self.activation_bits.copy())
+        for index, absent in found.absent_layers.items():
+            for layer_bits in bits:
+                layer_bits[index, absent] = 32
+        for row, (group, layers) in enumerate(self.network.groups.items()):
+            rows = [self.layer_index[layer.name] for layer in layers]
+            gone = [found.absent_layers[index] for index in rows if index in found.absent_layers]
+            if len(gone) == len(rows):
+                channels[row, np.logical_and.reduce(gone)] = self.network.group_size(group)
+        made = PolicyBatch(self.network, channels, *bits, left_out)
+        made.__dict__["_plan"] = self._plan
+        return made
+
+    @cached_property
     def widths(self) -> Counts:
-        """(kernels, n): channels (features) of each kernel's output tensor after the cut."""
+        """(kernels, n): channels (features) of each kernel's output tensor after the cut; 0 where it is
+        absent."""
         row = {group: index for index, group in enumerate(self.network.groups)}
         found = np.zeros((len(self.kernels), self.count), dtype=np.int64)
         for index, kernel in enumerate(self.kernels):
@@ -112,6 +182,8 @@ class PolicyBatch:
                     found[index] += self.channels[row[segment.group]] * segment.repeat
                 else:
                     found[index] += segment.size * segment.repeat
+        for index, absent in self._without[0].items():
+            found[index] *= ~absent
         return found
 
     @cached_property
@@ -129,7 +201,7 @@ class PolicyBatch:
                 continue
             shape = kernel.layer.shape
             out = self.out_channels[self.layer_index[kernel.layer.name]]
-            groups = out if shape.depthwise else shape.groups
+            groups = np.maximum(out, 1) if shape.depthwise else shape.groups
             read = self.widths[self.kernel_index[kernel.inputs[0]]] // groups
             found[self.layer_index[kernel.layer.name]] = read * out * math.prod(shape.kernel)
         return found
@@ -152,6 +224,8 @@ class PolicyBatch:
         for index, layer in enumerate(self.network.layers):
             cut = layer.group in row
             found[index] = self.channels[row[layer.group or ""]] if cut else layer.shape.out_channels
+        for index, absent in self.absent_layers.items():
+            found[index] *= ~absent
         return found
 
     @cached_property
@@ -160,11 +234,15 @@ class PolicyBatch:
         kernel = np.array(
             [layer.shape.op not in FLOAT_LAYERS for layer in self.network.layers], dtype=np.bool_
         )
-        return np.asarray((self.weight_bits <= 8) & (self.activation_bits <= 8) & kernel[:, None])
+        found = (self.weight_bits <= 8) & (self.activation_bits <= 8) & kernel[:, None]
+        for index, absent in self.absent_layers.items():
+            found[index] &= ~absent
+        return found
 
     @cached_property
     def bits(self) -> Counts:
-        """(kernels, n): bits at which each kernel's output tensor is held, as ``tensor_bits`` has it."""
+        """(kernels, n): bits at which each kernel's output tensor is held, as ``tensor_bits`` has it; 0 where
+        it is absent."""
         return self._precision[0]
 
     @cached_property
@@ -184,6 +262,12 @@ class PolicyBatch:
                 held = np.where(integer[row], self.activation_bits[layer], 32)
                 for source in wanted:
                     np.minimum(bits[source], held, out=bits[source])
+        absent, aliases = self._without
+        for row in sorted(aliases, reverse=True):  # an alias hands on the wish of its readers
+            stays, alias = aliases[row]
+            held = np.where(alias, bits[row], 32)
+            for source in self._plan.moved(stays):
+                np.minimum(bits[source], held, out=bits[source])
         for row, source in rule.sums:
             layer = self.layer_index[self.kernels[source].nodes[0].layer or ""]
             stored = (self.weight_bits[layer] <= 8) & (self.activation_bits[layer] <= 8)
@@ -194,7 +278,14 @@ class PolicyBatch:
         for row, inputs, moves in rule.others:
             integer[row] = (bits[list(inputs)] <= 8).all(axis=0)
             made = np.where(integer[row], bits[inputs[0]] if moves else 8, 32)
+            if row in aliases:
+                stays, alias = aliases[row]
+                integer[row] = np.where(alias, bits[stays] <= 8, integer[row])
+                made = np.where(alias, np.where(integer[row], bits[stays], 32), made)
             bits[row] = np.where(bits[row] < 32, bits[row], made)
+        for row, flags in absent.items():
+            integer[row] &= ~flags
+            bits[row] *= ~flags
         return bits, integer
 
     def size_bytes(self) -> NDArray[np.int64]:
@@ -211,6 +302,35 @@ class PolicyBatch:
             self.channels[:, columns],
             self.weight_bits[:, columns],
             self.activation_bits[:, columns],
+            None if self.left_out is None else self.left_out[:, columns],
         )
         part.__dict__["_plan"] = self._plan  # of the same network
         return part
+
+    def by_depth(self) -> "Iterator[tuple[NDArray[np.int64], PolicyBatch]]":
+        """The policies by the branches that they leave out: columns (m,), and these policies as policies of
+        the network without those branches."""
+        if self.left_out is None or not self.left_out.any():
+            yield np.arange(self.count), replace(self, left_out=None)
+            return
+        numbers = np.zeros(self.count, dtype=np.int64)
+        for gone in self.left_out:  # number the sets anew with each branch: there may be many
+            numbers = np.unique(2 * numbers + gone, return_inverse=True)[1].reshape(-1)
+        order = np.argsort(numbers, kind="stable")
+        for columns in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
+            flags = self.left_out[:, columns[0]]
+            branches = [b for b, gone in zip(self.network.branches, flags, strict=True) if gone]
+            network, own = self.network.without(branches), self.part(columns)
+            row_of = {group: row for row, group in enumerate(self.network.groups)}
+            groups = [row_of[group] for group in network.groups]
+            layers = [self.layer_index[layer.name] for layer in network.layers]
+            bits = own.weight_bits[layers], own.activation_bits[layers]
+            yield columns, PolicyBatch(network, own.channels[groups], *bits)
+
+
+def _left_out(network: Network, policies: Sequence[Policy]) -> Flags | None:
+    """(branches, policies): which branches each leaves out; None where none does."""
+    left_out = [policy.left_out(network) for policy in policies]
+    if not any(left_out):
+        return None
+    return np.array([[branch in gone for gone in left_out] for branch in network.branches], dtype=np.bool_)

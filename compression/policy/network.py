@@ -1,15 +1,19 @@
 """A network as the cost models and the search see it: shapes and connections, no weights."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compression.policy.branches import Branch
 
 LAYER_OPS = ("conv2d", "conv_transpose2d", "linear")
 """Operations that carry weights which a policy may cut and quantize."""
 
 _REMEMBERED_GROUPS = 3  # tensors of more groups come in too many sizes to remember them
+_REMEMBERED_CUTS = 4096
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,31 @@ class Network:
             if node.layer is not None and first.setdefault(node.inputs[0], node.layer) != node.layer:
                 pairs.append((first[node.inputs[0]], node.layer))
         return tuple(pairs)
+
+    @cached_property
+    def branches(self) -> "tuple[Branch, ...]":
+        """Residual branches that can be left out whole, in order of execution."""
+        from compression.policy.branches import find_branches
+
+        return find_branches(self)
+
+    def without(self, branches: "Iterable[Branch]") -> "Network":
+        """The network with some of its ``branches`` left out; itself where there are none."""
+        from compression.policy.branches import leave_out
+
+        left_out = tuple(branches)
+        if not left_out:
+            return self
+        key = frozenset(branch.join for branch in left_out)
+        if key not in self._without:
+            if len(self._without) >= _REMEMBERED_CUTS:
+                self._without.clear()
+            self._without[key] = leave_out(self, left_out)
+        return self._without[key]
+
+    @cached_property
+    def _without(self) -> "dict[frozenset[str], Network]":
+        return {}
 
     @property
     def macs(self) -> int:

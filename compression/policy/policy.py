@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from compression.policy.branches import Branch
 from compression.policy.network import Network
 
 PATTERNS = ("channel", "2:4", "block", "unstructured")
@@ -22,7 +23,8 @@ class PolicyError(ValueError):
 class LayerPolicy:
     """How one layer is compressed.
 
-    sparsity: share of the output channels that are cut (pattern "channel"), 0 .. below 1; with another
+    sparsity: share of the output channels that are cut (pattern "channel"), 0 .. below 1; at 1 the layer is
+        left out, with all of its residual branch, and its bits, which mean nothing then, are 32. With another
         pattern the share of weights that are 0, and the channels stay.
     weight_bits: 32 is float32, 16 float16, 8 and below integers (symmetric, one scale per output channel).
     activation_bits: the same for the tensor that the layer reads.
@@ -46,11 +48,19 @@ class LayerPolicy:
         object.__setattr__(self, "sparsity", float(self.sparsity) + 0.0)
         object.__setattr__(self, "weight_bits", int(self.weight_bits))
         object.__setattr__(self, "activation_bits", int(self.activation_bits))
+        if self.left_out:
+            object.__setattr__(self, "weight_bits", 32)
+            object.__setattr__(self, "activation_bits", 32)
 
     @property
     def cut(self) -> float:
         """Share of the output channels that go: only the pattern "channel" takes any."""
         return self.sparsity if self.pattern == "channel" else 0.0
+
+    @property
+    def left_out(self) -> bool:
+        """Whether the layer is left out whole."""
+        return self.cut == 1.0
 
     @property
     def integer(self) -> bool:
@@ -132,6 +142,11 @@ class Policy(Mapping[str, LayerPolicy]):
     def _by_name(self) -> dict[str, LayerPolicy]:
         return dict(self.items_)
 
+    @cached_property
+    def _gone(self) -> frozenset[str]:
+        """Layers that are left out."""
+        return frozenset(name for name, layer_policy in self.items_ if layer_policy.left_out)
+
     def __getitem__(self, name: str) -> LayerPolicy:
         return self._by_name[name]
 
@@ -148,17 +163,33 @@ class Policy(Mapping[str, LayerPolicy]):
         return isinstance(other, Policy) and self.digest == other.digest
 
     def channels(self, network: Network, multiple: int = 1) -> dict[str, int]:
-        """Group name -> channels that stay, snapped to the nearest ``multiple`` (at least one of them).
+        """Group name -> channels that stay, snapped to the nearest ``multiple`` (at least one of them), of
+        groups of which a layer is there.
 
         Raises:
-            PolicyError: a layer is missing or unknown, a layer is cut that cannot be, or the layers of one
-                group disagree.
+            PolicyError: a layer is missing or unknown, a layer is cut that cannot be, the layers of one group
+                disagree, or a layer is left out without its residual branch.
         """
         self.check(network)
+        there = network.without(self.left_out(network))
         return {
-            group: kept_channels(network.group_size(group), self._by_name[layers[0].name].cut, multiple)
-            for group, layers in network.groups.items()
+            group: kept_channels(there.group_size(group), self._by_name[layers[0].name].cut, multiple)
+            for group, layers in there.groups.items()
         }
+
+    def cut(self, network: Network, multiple: int = 1) -> Network:
+        """The network as this policy leaves it: residual branches left out, channels cut to ``multiple``.
+
+        Raises:
+            PolicyError: as ``channels``.
+        """
+        channels = self.channels(network, multiple)
+        return network.without(self.left_out(network)).resized(channels)
+
+    def left_out(self, network: Network) -> tuple[Branch, ...]:
+        """The residual branches of a network of which every layer is left out."""
+        gone = self._gone
+        return tuple(branch for branch in network.branches if gone.issuperset(branch.layers)) if gone else ()
 
     def check(self, network: Network) -> None:
         """Raise PolicyError unless this policy fits the network (see ``channels``), and layers that read
@@ -169,24 +200,42 @@ class Policy(Mapping[str, LayerPolicy]):
                 raise PolicyError(f"the policy says nothing about layer {sorted(missing)[0]!r}")
             unknown = own.keys() - network.layer.keys()
             raise PolicyError(f"the policy names a layer {sorted(unknown)[0]!r} that the network has not")
-        for name in network.uncut:
+        self._check_left_out(network)
+        there = network.without(self.left_out(network))
+        for name in there.uncut:
             if own[name].cut > 0:
                 raise PolicyError(
                     f"layer {name!r} cannot be cut (its channels are fixed by what reads them),"
                     f" but the policy gives it sparsity {own[name].sparsity}"
                 )
-        for group, layers in network.groups.items():
+        for group, layers in there.groups.items():
             if len(layers) > 1 and len(shares := {own[layer.name].cut for layer in layers}) > 1:
                 raise PolicyError(
                     f"the layers of group {group!r} are cut together, but the policy gives them"
                     f" sparsities {sorted(shares)}"
                 )
-        for first, other in network.reading_together:
+        for first, other in there.reading_together:
             if own[first].activation_bits != own[other].activation_bits:
                 raise PolicyError(
                     f"layers {first!r} and {other!r} read the same tensor, but the policy gives it"
                     f" {own[first].activation_bits} and {own[other].activation_bits} bits"
                 )
+
+    def _check_left_out(self, network: Network) -> None:
+        """Raise PolicyError for a layer at sparsity 1.0 whose branch stays, or that is in none."""
+        whole = {name for branch in self.left_out(network) for name in branch.layers}
+        for name in sorted(self._gone - whole):
+            around = next((branch for branch in network.branches if name in branch.layers), None)
+            if around is None:
+                starts = ", ".join(branch.name for branch in network.branches) or "none"
+                raise PolicyError(
+                    f"layer {name!r} has sparsity 1.0 but cannot be left out: it is in no residual branch"
+                    f" that can be; those start with {starts}"
+                )
+            raise PolicyError(
+                f"layer {name!r} has sparsity 1.0, but a residual branch is left out whole or not at all:"
+                f" give 1.0 to all of {', '.join(around.layers)}"
+            )
 
 
 def kept_channels(size: int, sparsity: float, multiple: int) -> int:

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
+from compression.policy.branches import ALIAS
 from compression.policy.kernels import Kernel
 from compression.policy.network import Layer
 from compression.policy.policy import LayerPolicy
 
-SAME_RANGE_OPS = ("maxpool", "flatten", "reshape", "transpose", "slice", "pad", "identity")
+SAME_RANGE_OPS = ("maxpool", "flatten", "reshape", "transpose", "slice", "pad", "identity", ALIAS)
 """Operations that move values and compute none: their output keeps the quantizer of their input."""
 
 INTEGER_OPS = ("add", "concat", "avgpool", "global_avgpool", *SAME_RANGE_OPS)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from compression.policy.branches import ALIAS
 from compression.policy.kernels import Kernel, kernels
 from compression.policy.network import Network
 from compression.policy.policy import Policy
@@ -76,14 +77,16 @@ class FileSize:
         self._windows = column([math.prod(shape.kernel) for shape in shapes])
         linear = column([shape.op == "linear" for shape in shapes])
         self._linear = linear * len(_FIXED_BYTES[0])
-        names = [NAME_COPIES * len(layer.name) for _, _, layer in layers]
-        self._constant = FILE_BYTES + sum(names)
-        self._constant += int(np.where(linear, LINEAR_BYTES, CONVOLUTION_BYTES).sum())
         self._norms = [row for row, k in enumerate(kernels) if k.op == "batchnorm"]
-        others = sum(k.layer is None and k.op not in ("batchnorm", "input") for k in kernels)
-        self._constant += BATCHNORM_BYTES * len(self._norms) + OTHER_BYTES * others
-        self._constant += ACTIVATION_BYTES * sum(bool(k.activation) for k in kernels)
-        self._moved = column([k.op in SAME_RANGE_OPS for k in kernels]) * len(_QUANTIZER_BYTES[0])
+        self._own = np.array([_own_bytes(k) for k in kernels], dtype=np.int64)
+        self._constant = FILE_BYTES + int(self._own.sum())
+        kinds = [2 if k.op == ALIAS else int(k.op in SAME_RANGE_OPS) for k in kernels]
+        self._moved = column(kinds) * len(_QUANTIZER_BYTES[0])
+        self._joins = [
+            (row, [index[name] for name in kernel.inputs])
+            for row, kernel in enumerate(kernels)
+            if kernel.op == "add"
+        ]
 
     def of(
         self,
@@ -95,8 +98,8 @@ class FileSize:
         """Bytes of each of n files.
 
         Args:
-            widths: (kernels, n) channels of their outputs.
-            bits: (kernels, n) of their outputs.
+            widths: (kernels, n) channels of their outputs; 0: left out, as is an addition that reads it.
+            bits: (kernels, n) of their outputs; 0 where they are left out.
             weight_bits: (layers, n), in order of the kernels.
             integer: (layers, n) whether it computes in integers.
         """
@@ -115,12 +118,29 @@ class FileSize:
         weights += _CHANNEL_BYTES.take(kind) * out
         total = self._constant + weights.sum(axis=0)
         total += _QUANTIZER_BYTES.take(bits + self._moved).sum(axis=0)
+        gone = widths == 0
+        if gone.any():
+            total -= self._own @ gone
+            for row, inputs in self._joins:
+                alias = gone[inputs].any(axis=0) & ~gone[row]
+                total -= alias * (self._own[row] + _QUANTIZER_BYTES[0].take(bits[row]))
         return np.asarray(total + 16 * widths[self._norms].sum(axis=0) if self._norms else total)
 
 
+def _own_bytes(kernel: Kernel) -> int:
+    """Bytes of a kernel besides weights, channels and quantizers."""
+    own = ACTIVATION_BYTES if kernel.activation else 0
+    if kernel.layer is not None:
+        linear = kernel.layer.shape.op == "linear"
+        return own + (LINEAR_BYTES if linear else CONVOLUTION_BYTES) + NAME_COPIES * len(kernel.layer.name)
+    if kernel.op in ("input", ALIAS):
+        return own
+    return own + (BATCHNORM_BYTES if kernel.op == "batchnorm" else OTHER_BYTES)
+
+
 def quantizer_bytes(moved: bool, bits: int) -> int:
-    """What quantizes a tensor; ``moved``: behind an operation that keeps the range."""
-    if bits > 8:
+    """What quantizes a tensor; ``moved``: behind an operation that keeps the range. 0 bits: no tensor."""
+    if bits > 8 or bits == 0:
         return 0
     return (MOVED_QUANTIZER_BYTES if moved else QUANTIZER_BYTES) + (CLIP_BYTES if bits < 8 else 0)
 
@@ -148,4 +168,7 @@ _FIXED_BYTES, _CHANNEL_BYTES = (
     .transpose(2, 0, 1)
     .copy()
 )
-_QUANTIZER_BYTES = np.array([[quantizer_bytes(moved, bits) for bits in range(33)] for moved in (False, True)])
+_QUANTIZER_BYTES = np.array(
+    [*([quantizer_bytes(moved, bits) for bits in range(33)] for moved in (False, True)), [0] * 33]
+)
+"""[what it is behind: another operation, one that keeps the range, an alias][bits]"""

@@ -22,7 +22,7 @@ class Encoding:
 
     def __init__(self, space: Space) -> None:
         self.space = space
-        self._branches = tuple(getattr(space, "branches", ()))
+        self._branches = space.branches
         self.names = (
             *(f"sparsity/{group}" for group in space.levels),
             *(f"branch/{branch.name}" for branch in self._branches),
@@ -48,7 +48,7 @@ class Encoding:
 
     def batch(self, codes: Codes) -> PolicyBatch:
         """The policies that columns of codes stand for."""
-        return self.space.batch(codes[: self._groups], codes[self._bits :])
+        return self.space.batch(codes[: self._groups], codes[self._bits :], codes[self._groups : self._bits])
 
     def canonical(self, codes: Codes) -> Codes:
         """The codes that each column's policy has when read back: equal policies have equal ones."""
@@ -59,7 +59,9 @@ class Encoding:
         rows = []
         for counts, lookup in zip(batch.channels, self._level_of, strict=True):
             rows.append(lookup[counts])
-        rows += list(getattr(batch, "left_out", np.zeros((0, batch.count))).astype(np.int64))
+        if self._branches:
+            none = np.zeros((len(self._branches), batch.count))
+            rows += list((none if batch.left_out is None else batch.left_out).astype(np.int64))
         rows += list(self._pair_of[batch.weight_bits, batch.activation_bits])
         return np.array(rows, dtype=np.int64).reshape(len(self.sizes), batch.count)
 
