@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compression.policy import Policy
-from search.policy_draws import Cover, draw, spread_evenly
+from search.policy_draws import Cover, alone, draw, spread_evenly
 
 if TYPE_CHECKING:
     from latency_models.calibrate import Correction
@@ -30,6 +30,8 @@ SURE = 0.02
 SURPRISE_SECONDS = 20.0
 """Networks are built until, of so many new ones, only this share of the kernels is not as expected,
 for at most so long. What is left are transposes that land on one side of an addition or the other."""
+SHALLOW = 40
+"""Policies of one precision that are built besides, where branches can be left out."""
 COVER_SECONDS = 40.0
 """How long to look for kernels that the space can reach; what is found later is estimated from these."""
 
@@ -44,7 +46,9 @@ def cover(structure: "Structure", space: "Space", log: Log) -> list[Policy]:
     left = Cover(space)
     draws = [draw(space, rng) for _ in range(DRAWS)]
     drawn = list(dict.fromkeys([*space.seeds(), *draws]))
-    for policy in drawn:
+    # networks of one precision are what searches end at, and rare among mixes of bits and branches
+    shallow = [draw(space, rng, mode) for mode in ("integer", "float") for _ in range(SHALLOW)]
+    for policy in dict.fromkeys([*drawn, *alone(space), *(shallow if space.branches else [])]):
         structure.observe(space.resized(policy), policy)
         left.note(policy)
     while not left.complete and time.perf_counter() < deadline:

@@ -18,18 +18,26 @@ MOST_COMBINATIONS = 2000
 """More levels than this of one layer (concats of many groups): only those of its own group are listed."""
 
 
-def draw(space: Space, rng: np.random.Generator) -> Policy:
+def draw(space: Space, rng: np.random.Generator, mode: str | None = None) -> Policy:
     """One policy: an overall level of sparsity with a jitter per group, one of several mixes of bits, and in
     every second one a share of the branches left out.
 
-    Uniform draws of every decision would all lie near the middle of the range of latency.
+    Uniform draws of every decision would all lie near the middle of the range of latency. ``mode``: the mix
+    of bits ("integer", "float", "mixed" or "runs"); drawn where it is None.
     """
     overall, jitter = rng.random(), rng.choice([0.0, 0.1, 0.25])
     sparsity = {}
     for group, levels in space.levels.items():
         at = np.clip(overall + jitter * rng.standard_normal(), 0.0, 1.0)
         sparsity[group] = levels[round(float(at) * (len(levels) - 1))]
-    return space.policy(sparsity, _bits(space, rng), _left_out(space, rng))
+    return space.policy(sparsity, _bits(space, rng, mode), _left_out(space, rng))
+
+
+def alone(space: Space) -> list[Policy]:
+    """Each branch left out alone, at uniform bits: integers and floats where the space has them."""
+    kinds = [[pair for pair in space.pairs if (max(pair) <= 8) == integer] for integer in (True, False)]
+    pairs = [max(kind) for kind in kinds if kind]
+    return [space.uniform(0.0, pair, [branch]) for branch in space.branches for pair in pairs]
 
 
 def _left_out(space: Space, rng: np.random.Generator) -> list[Branch]:
@@ -40,12 +48,12 @@ def _left_out(space: Space, rng: np.random.Generator) -> list[Branch]:
     return [branch for branch in space.branches if rng.random() < share]
 
 
-def _bits(space: Space, rng: np.random.Generator) -> dict[str, Pair]:
+def _bits(space: Space, rng: np.random.Generator, mode: str | None) -> dict[str, Pair]:
     """All integer, all float, layer by layer at random, or in runs of neighbours."""
     integers = [pair for pair in space.pairs if max(pair) <= 8]
     floats = [pair for pair in space.pairs if max(pair) > 8]
     names = [layer.name for layer in space.network.layers]
-    mode = rng.choice(["integer", "float", "mixed", "runs"], p=[0.2, 0.15, 0.3, 0.35])
+    mode = mode or rng.choice(["integer", "float", "mixed", "runs"], p=[0.2, 0.15, 0.3, 0.35])
     share = {"integer": 1.0, "float": 0.0}.get(mode, rng.uniform(0.15, 0.95))
     if not integers or not floats:
         share = 1.0 if integers else 0.0
