@@ -56,7 +56,7 @@ def seen(name: str) -> Structure:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_table_prices_what_is_left_as_if_it_were_the_network(name: str) -> None:
-    """Kernels of the whole network without their branches, against a structure of the network that is left."""
+    """Kernels of the whole network without branches, against a structure of the network that is left."""
     space, structure = space_of(name), seen(name)
     policies = [policy for policy in drawn(space, 40) if policy.left_out(space.network)][:12]
     model = table_model(structure, structure.keys())
