@@ -25,6 +25,10 @@ _BLOCKS = (8, 16)  # channels in a block of onnxruntime's blocked layouts
 State = Sequence[int]
 
 
+LEFT_OUT = 2
+"""What stands beside 0, computes in floats, and 1, in integers."""
+
+
 def alignment(width: int) -> int:
     """What of a width decides about layouts: by what it can be divided, and whether it fills a block."""
     return math.gcd(width, _BLOCKS[-1]) + 16 * sum(width < block for block in _BLOCKS)

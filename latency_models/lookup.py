@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from latency_models.columns import encoded, gathered
 from latency_models.decisions import staged
-from latency_models.forms import alignment
+from latency_models.forms import LEFT_OUT, alignment
 
 if TYPE_CHECKING:
     from latency_models.structure import Structure
@@ -237,7 +237,7 @@ class Lookup:
             known = {*states[:, column].tolist()}
             offered = self._offered.get(index if of_width else column, set())
             known |= {alignment(width) for width in offered} if field == 3 else offered
-            most = (self._structure.kernels[index].output.width, 1, 32)[field % 3]
+            most = (self._structure.kernels[index].output.width, LEFT_OUT, 32)[field % 3]
             number = {value: n for n, value in enumerate(sorted(known))}
             numbers = [number.get(alignment(value) if field == 3 else value, -1) for value in range(most + 1)]
             self._of_column[column] = len(self._variables)

@@ -17,7 +17,7 @@ from compression.policy import LayerPolicy, Network, Node, Policy, kernels
 from compression.policy.precision import Precision
 from latency_models.cost import TableError
 from latency_models.files import replace_file
-from latency_models.forms import Rule, alignment, learn, tabulate
+from latency_models.forms import LEFT_OUT, Rule, alignment, learn, tabulate
 from latency_models.fused_graph import FusedNode, fused_nodes
 from latency_models.kernel_keys import without_sizes
 from latency_models.measure import CPU
@@ -31,7 +31,8 @@ Build = Callable[[Network, Policy], bytes]
 
 State = tuple[int, ...]
 """For all kernels in order their widths, then whether they compute in integers, then the bits of their
-outputs, then the ``alignment`` of their widths. Width and bits are 0 where a kernel is left out."""
+outputs, then the ``alignment`` of their widths. Where a kernel is left out, width and bits are 0, and the
+second says LEFT_OUT: what reads a tensor and is left out is another neighbour than one in floats."""
 
 ABSENT = 0
 """The form of a kernel that is left out, and of the addition behind it: no nodes."""
@@ -110,7 +111,7 @@ class Structure:
 
     def sources(self, network: Network, policy: Policy) -> NDArray[np.int64]:
         """(3 x kernels,): widths of the kernels' outputs, whether they compute in integers, and the bits of
-        their outputs; 0 of what is left out."""
+        their outputs; as in a state where they are left out."""
         layers = network.layers
         if len(layers) < len(self.network.layers):
             return self._sources_without(network, policy)
@@ -131,6 +132,7 @@ class Structure:
         rule, rows = self._without[layers]
         bits, integer = rule.of(policy)
         found = np.zeros((3, len(self.kernels)), dtype=np.int64)
+        found[1] = LEFT_OUT
         found[:, rows] = [network.node[self._outputs[row]].width for row in rows], integer, bits
         return found.reshape(-1)
 

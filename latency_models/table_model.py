@@ -16,6 +16,7 @@ from latency_models.cost import Cost, CostArrays, Kind, LayerCost
 from latency_models.depth import Arenas
 from latency_models.errors import TableError
 from latency_models.footprint import footprint
+from latency_models.forms import LEFT_OUT
 from latency_models.kernel_keys import constant_bytes_of, kind_of
 from latency_models.lookup import Lookup, UnseenValues
 from latency_models.nearest import Nearest, between_widths
@@ -208,7 +209,7 @@ class TableModel:
         widths, _, bits = sources.reshape(3, -1, 1)
         own = [policy[name] for name in self._layers]
         weight_bits = np.array([[layer.weight_bits] for layer in own])
-        integer = sources[self._layer_rows + len(self.structure.kernels), None]
+        integer = sources[self._layer_rows + len(self.structure.kernels), None] == 1
         return int(self._file_size.of(widths, bits, weight_bits, integer)[0])
 
     def _portions(self, batch: PolicyBatch) -> Iterator[tuple[slice, PolicyBatch]]:
@@ -218,7 +219,10 @@ class TableModel:
 
     def _many(self, batch: PolicyBatch) -> Iterator[NDArray[Any]]:
         """The numbers of the entries of many policies, kernel by kernel."""
-        fields = (batch.widths, batch.integer.view(np.uint8), batch.bits)
+        integer = batch.integer.view(np.uint8)
+        if batch.left_out is not None:
+            integer = integer + np.uint8(LEFT_OUT) * (batch.widths == 0)
+        fields = (batch.widths, integer, batch.bits)
         count = len(self.structure.kernels)
         while True:
             try:
