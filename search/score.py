@@ -66,10 +66,10 @@ def evaluate(module: nn.Module, batches: Iterable[Batch], task: Task) -> tuple[T
     divergence = 0.0
     with torch.no_grad():
         for inputs, targets, teacher in batches:
-            outputs = module(inputs)
+            outputs = module(inputs).float()
             scores.append(task.score(outputs, targets).float().cpu())
             if outputs.dim() > 1:  # a single output has no classes to differ in
-                divergence += len(inputs) * float(distillation_loss(outputs.float(), teacher, 1.0))
+                divergence += len(inputs) * float(distillation_loss(outputs, teacher, 1.0))
     mean = divergence / sum(map(len, scores))
     return torch.cat(scores), 0.0 if mean < 0 else mean  # rounding can leave a network's own just below 0
 
@@ -122,7 +122,7 @@ class Scorer:
         """
         started = time.perf_counter()
         with training(self.note), _explained():
-            compressed = self.prepared(policy)
+            compressed = self.prepared(policy, rough=len(self.config.rung_images) > 1)
         return Climb(self, compressed, time.perf_counter() - started)
 
     def refine(
@@ -148,20 +148,26 @@ class Scorer:
         trained = time.perf_counter()
         return compressed, self.scored(fold(compressed).module, trained - started, trained)
 
-    def prepared(self, policy: Policy) -> Compressed:
-        """Cut and quantized, batch norms and ranges estimated, not yet trained."""
+    def prepared(self, policy: Policy, rough: bool = False) -> Compressed:
+        """Cut and quantized, batch norms and ranges estimated, not yet trained. ``rough``: in bfloat16."""
         compressed = compress(self.traced, policy, self.multiple)
         _placed(compressed.module, self.device)
-        self.re_estimate(compressed)
-        wanted = self.config.finetune.calibration_images
-        calibrate(compressed.module, self._first(self.calibration_batches, wanted))
+        with self._rough(rough):
+            self.re_estimate(compressed)
+            wanted = self.config.finetune.calibration_images
+            calibrate(compressed.module, self._first(self.calibration_batches, wanted))
         return compressed
+
+    def _rough(self, enabled: bool = True) -> torch.autocast:
+        """Compute in bfloat16: three times as fast, and the divergence of the uncompressed network from itself
+        is 1e-5 to 1e-4 then. For scores that only decide what is trained further."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     def untrained(self, policy: Policy, images: int, norm_images: int, range_images: int) -> Score:
         """A policy's network as it is before any training, scored on the first ``images`` search images.
 
         Quicker than ``start``: batch norms are estimated only where something was cut, on ``norm_images``,
-        and ranges on ``range_images``.
+        and ranges on ``range_images``; in bfloat16.
 
         Raises:
             TrialFailed: memory ran out.
@@ -170,10 +176,11 @@ class Scorer:
         with training(self.note), _explained():
             compressed = compress(self.traced, policy, self.multiple)
             _placed(compressed.module, self.device)
-            if any(layer.sparsity for layer in policy.values()):
-                re_estimate(compressed.module, self._first(self.calibration_batches, norm_images))
-            calibrate(compressed.module, self._first(self.calibration_batches, range_images))
-            return self.scored(fold(compressed).module, 0.0, started, images)
+            with self._rough():
+                if any(layer.sparsity for layer in policy.values()):
+                    re_estimate(compressed.module, self._first(self.calibration_batches, norm_images))
+                calibrate(compressed.module, self._first(self.calibration_batches, range_images))
+                return self.scored(fold(compressed).module, 0.0, started, images)
 
     def re_estimate(self, compressed: Compressed) -> None:
         """Batch-norm statistics of the compressed network itself."""
@@ -306,8 +313,10 @@ class Climb:
             self._next = rung + 1
             trained = time.perf_counter()
             spent, self._seconds = self._seconds + trained - started, 0.0
-            scored_on = UNTRAINED_IMAGES if rung < len(images) - 1 and not images[rung] else None
-            return scorer.scored(fold(self.compressed).module, spent, trained, scored_on)
+            last = rung == len(images) - 1
+            scored_on = UNTRAINED_IMAGES if not last and not images[rung] else None
+            with scorer._rough(not last):
+                return scorer.scored(fold(self.compressed).module, spent, trained, scored_on)
 
     def _train(self, rung: int, images: int) -> None:
         if images == 0:

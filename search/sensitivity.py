@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from search.score import Scorer
 
 Log = Callable[[str], None]
-METHOD = "1"
+METHOD = "2"
 """Part of the cache's key: another number whenever something here changes what is measured."""
 IMAGES = 256
 NORM_IMAGES = 256
@@ -64,7 +64,7 @@ def decisions(space: Space) -> Iterator[Decision]:
     for group, levels in space.levels.items():
         policies = tuple(_alone(space, sparsity={group: level}) for level in levels)
         yield Decision(f"sparsity/{group}", tuple(f"{level:g}" for level in levels), policies)
-    for branch in getattr(space, "branches", ()):
+    for branch in space.branches:
         gone = Policy.of(
             {
                 name: replace(layer, sparsity=1.0) if name in branch.layers else layer
