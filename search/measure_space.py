@@ -48,7 +48,9 @@ def cover(structure: "Structure", space: "Space", log: Log) -> list[Policy]:
     drawn = list(dict.fromkeys([*space.seeds(), *draws]))
     # networks of one precision are what searches end at, and rare among mixes of bits and branches
     shallow = [draw(space, rng, mode) for mode in ("integer", "float") for _ in range(SHALLOW)]
-    for policy in dict.fromkeys([*drawn, *alone(space), *(shallow if space.branches else [])]):
+    deep = [space.random(rng, depth=False) for _ in range(DRAWS)]  # every kernel at every mix of bits
+    more = [*alone(space), *shallow, *deep] if space.branches else []
+    for policy in dict.fromkeys([*drawn, *more]):
         structure.observe(space.resized(policy), policy)
         left.note(policy)
     while not left.complete and time.perf_counter() < deadline:

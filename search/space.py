@@ -171,11 +171,11 @@ class Space:
             for layer in self.network.layers
         }
 
-    def random(self, rng: np.random.Generator) -> Policy:
-        """A policy, each decision drawn uniformly."""
+    def random(self, rng: np.random.Generator, depth: bool = True) -> Policy:
+        """A policy, each decision drawn uniformly; without ``depth`` no branch is left out."""
         sparsity = {group: levels[rng.integers(len(levels))] for group, levels in self.levels.items()}
         bits = {layer.name: self.pairs[rng.integers(len(self.pairs))] for layer in self.network.layers}
-        left_out = [branch for branch in self.branches if rng.integers(2)]
+        left_out = [branch for branch in self.branches if depth and rng.integers(2)]
         return self.policy(sparsity, bits, left_out)
 
     def batch(
