@@ -32,7 +32,7 @@ def test_each_decision_is_taken_alone() -> None:
         f"bits/{layer.name}" for layer in space.network.layers
     ]
     assert list(found.divergence) == list(found.accuracy) == names
-    assert found.baseline_divergence == pytest.approx(0.0, abs=1e-6)
+    assert found.baseline_divergence == pytest.approx(0.0, abs=1e-3)  # bfloat16
     for group, levels in space.levels.items():
         none, some, most = found.divergence[f"sparsity/{group}"]
         assert len(levels) == 3
