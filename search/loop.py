@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from compression.policy import Policy
 from search.ledger import Ledger, row_of
+from search.memory import give_back, keep_what_is_there
 from search.paired import load_scores, save_scores
 from search.progress import trial_line
 from search.promotion import Standing, dominator, standings
@@ -112,6 +113,7 @@ def search_loop(
     rng = np.random.default_rng(zlib.crc32(worker.encode()))
     ledger = Ledger(run, study)
     ledger.write(force=True)
+    keep_what_is_there()
     fruitless = failures = 0
     while True:
         recover(study, run)
@@ -142,6 +144,8 @@ def search_loop(
             raise
         row = row_of(tell(study, trial, result))
         ledger.write()
+        if "seconds" in result.values:
+            give_back()
         trained = reached_the_end(result.to_dict())
         fruitless = 0 if trained else fruitless + 1
         failures = failures + 1 if result.state == "failed" else 0 if trained else failures
