@@ -141,28 +141,29 @@ def search(
 
 
 @app.command()
-def status(run: RunArgument, format_: FormatOption = Format.TABLE) -> None:
-    """Say how a search stands: trials, failures and why, the front, time left."""
+def status(
+    run: RunArgument,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the search ends.")] = False,
+    format_: FormatOption = Format.TABLE,
+) -> None:
+    """Say how a search stands: trials, failures and why, the front, time left, what to do next."""
+    from search import status_text
     from search.status import status as status_of
 
-    answer = status_of(open_run(run))
-    if format_ is Format.JSON:
-        print_json(answer)
-        return
-    rows = [
-        {"what": name.replace("_", " "), "value": value}
-        for name, value in answer.items()
-        if name not in ("failures", "run")
-    ]
-    failures = [
-        {"trial": failure["trial"], "why it failed": failure["reason"]} for failure in answer["failures"]
-    ]
-    if format_ is Format.CSV:
-        print_csv(rows)
-        return
-    print_table(rows, title=_shown(Path(answer["run"])))
-    if failures:
-        print_table(failures[-10:], title=f"the last of {len(failures)} failures")
+    folder = open_run(run)
+    if follow:
+        if format_ is not Format.TABLE:
+            raise typer.BadParameter("--follow prints lines of text; leave --format out")
+        try:
+            status_text.follow(folder, _shown(folder.path))
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+    elif format_ is Format.JSON:
+        print_json(status_of(folder))
+    elif format_ is Format.CSV:
+        print_csv(status_text.rows(status_of(folder)))
+    else:
+        status_text.print_status(status_of(folder), _shown(folder.path))
 
 
 @app.command()

@@ -19,7 +19,7 @@ from compression.policy import Policy
 from search.ledger import Ledger, row_of
 from search.memory import give_back, keep_what_is_there
 from search.paired import load_scores, save_scores
-from search.progress import trial_line
+from search.progress import log_line
 from search.promotion import Standing, dominator, standings
 from search.run_folder import RunFolder, TrialRow
 from search.study import digests, enqueue, finished, hand_back, held, reached_the_end, recover, tell
@@ -149,7 +149,7 @@ def search_loop(
         trained = reached_the_end(result.to_dict())
         fruitless = 0 if trained else fruitless + 1
         failures = failures + 1 if result.state == "failed" else 0 if trained else failures
-        run.log(trial_line(row))
+        run.log(log_line(row))
         on_trial(row)
         if failures >= _FAILURES_IN_A_ROW:
             ledger.write(force=True)

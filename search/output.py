@@ -30,7 +30,9 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> 
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in rows[0] if rows else ():
-        table.add_column(name, justify="left" if name in ("what", "layer", "shape", "group") else "right")
+        table.add_column(
+            name, justify="left" if name in ("what", "why", "layer", "shape", "group") else "right"
+        )
     for row in rows:
         table.add_row(*(escape(_text(value)) for value in row.values()))
     console = Console(highlight=False)

@@ -1,11 +1,12 @@
 """What a search shows while it runs: a live table on a terminal, one line a trial anywhere else."""
 
+import json
 import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from search.front import quantity
+from search.front import COSTS, quantity
 from search.run_folder import TrialRow
 
 if TYPE_CHECKING:
@@ -25,6 +26,15 @@ def trial_line(row: TrialRow) -> str:
     if row.seconds is not None:
         parts.append(f"{row.seconds:.1f} s")
     return "  ".join(parts) + (f"  ({row.reason})" if row.reason else "")
+
+
+def log_line(row: TrialRow) -> str:
+    """One trial as ``name=value`` pairs, the unit at the end of each name; texts with spaces are quoted."""
+    numbers = ("rung", "accuracy", "divergence", *COSTS, "seconds", "seconds_training", "seconds_scoring")
+    pairs = [f"trial={row.trial}", f"state={row.state}"]
+    pairs += [f"{name}={value:.6g}" for name in numbers if (value := getattr(row, name)) is not None]
+    pairs.append(f"worker={row.worker}")
+    return " ".join(pairs) + (f" reason={json.dumps(row.reason, ensure_ascii=False)}" if row.reason else "")
 
 
 class Progress:

@@ -1,8 +1,9 @@
 """How a search stands, from the files of its run folder."""
 
-import statistics
+import re
 import time
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,17 @@ from search.front import front_rows, objective_values
 from search.lock import is_held
 from search.run_folder import STATES, RunFolder, TrialRow
 
+CURVE_POINTS = 24
+_RATE_TRIALS = 50
+_PAUSE_SECONDS = 600.0
+"""A longer stretch without any trial at work is a pause, and does not lower the rate."""
+
 
 def status(run: RunFolder) -> dict[str, Any]:
-    """The JSON object that DESIGN.md fixes: counts, front_size, hypervolume, seconds_left, failures.
+    """The JSON object of ``leanfront status``, which docs/commands.md describes.
 
     hypervolume: the share that the front dominates of the box between (accuracy 1, costs 0) and (accuracy 0,
-    the baseline's costs). seconds_left: 0 when no search runs, None when it has no end.
+    the baseline's costs). seconds_left: 0 when no search runs, None when it has no end or nobody can say yet.
 
     Raises:
         RunError: a file cannot be read.
@@ -29,14 +35,22 @@ def status(run: RunFolder) -> dict[str, Any]:
     alive = is_held(run.locks / "search") or bool(run.live_workers())
     if not alive:
         counts["running"] = 0
+    budget = environment.get("budget") or {}
+    baseline = environment.get("baseline") or {}
+    rate = trials_per_hour(rows)
+    failed = [row for row in rows if row.state == "failed"]
     return {
         "run": str(run.path),
         **counts,
+        "trials_per_hour": rate,
         "front_size": len(front),
-        "hypervolume": hypervolume(front, objectives, environment.get("baseline") or {}),
-        "seconds_left": _seconds_left(rows, environment.get("budget") or {}) if alive else 0.0,
+        "hypervolume": hypervolume(front, objectives, baseline),
+        "hypervolume_curve": hypervolume_curve(rows, objectives, baseline),
+        "seconds_left": _seconds_left(rows, budget, rate) if alive else 0.0,
         "alive": alive,
-        "failures": [{"trial": row.trial, "reason": row.reason} for row in rows if row.state == "failed"],
+        "next": next_step(alive, _used_up(rows, budget), bool(front), any(run.exported.glob("*"))),
+        "why_failed": why_failed(failed),
+        "failures": [{"trial": row.trial, "reason": row.reason} for row in failed],
     }
 
 
@@ -58,16 +72,99 @@ def hypervolume(
     return float(compute_hypervolume(inside, reference)) if len(inside) else 0.0
 
 
-def _seconds_left(rows: Sequence[TrialRow], budget: Mapping[str, Any]) -> float | None:
+def hypervolume_curve(
+    rows: Sequence[TrialRow],
+    objectives: Sequence[str],
+    baseline: Mapping[str, float],
+    points: int = CURVE_POINTS,
+) -> list[float]:
+    """The hypervolume after equal shares of the complete trials, in the order they finished; the last is
+    today's. Empty without a baseline or before the first complete trial."""
+    complete = sorted((row for row in rows if row.state == "complete"), key=lambda row: row.finished)
+    ends = sorted({round(len(complete) * (point + 1) / points) for point in range(points)} - {0})
+    front: list[TrialRow] = []
+    curve: list[float] = []
+    begin = 0
+    for end in ends:
+        front = front_rows([*front, *complete[begin:end]], objectives)
+        begin = end
+        value = hypervolume(front, objectives, baseline)
+        if value is None:
+            return []
+        curve.append(value)
+    return curve
+
+
+def trials_per_hour(rows: Sequence[TrialRow]) -> float | None:
+    """Trials trained to the end in an hour, of all workers together: over the last fifty, pauses left out.
+    None before the first."""
+    times = sorted(
+        (datetime.fromisoformat(row.started), datetime.fromisoformat(row.finished), _trained(row))
+        for row in rows
+        if row.started and row.finished
+    )
+    counted = [place for place, (_, _, trained) in enumerate(times) if trained][-_RATE_TRIALS:]
+    if not counted:
+        return None
+    times = times[counted[0] : counted[-1] + 1]
+    seconds, last = 0.0, times[0][0]
+    for started, finished, _ in times:
+        idle = (started - last).total_seconds()
+        if finished > last:
+            seconds += (finished - last).total_seconds() - (idle if idle > _PAUSE_SECONDS else 0.0)
+            last = finished
+    return 3600.0 * len(counted) / max(seconds, 1.0)
+
+
+def why_failed(failed: Sequence[TrialRow]) -> list[dict[str, Any]]:
+    """Reasons of failed trials, the commonest first; those that differ only in their numbers are one.
+
+    Each has ``trials`` (how many), ``last`` (the number of the last one) and its ``reason``.
+    """
+    kinds: dict[str, list[TrialRow]] = {}
+    for row in failed:
+        kinds.setdefault(re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "0", row.reason), []).append(row)
+    by_count = sorted(kinds.values(), key=lambda alike: (-len(alike), -alike[-1].trial))
+    return [
+        {
+            "trials": len(alike),
+            "last": alike[-1].trial,
+            "reason": alike[-1].reason or "no reason was recorded",
+        }
+        for alike in by_count
+    ]
+
+
+def next_step(alive: bool, used_up: bool, has_front: bool, exported: bool) -> str:
+    """The command to give next, RUN standing for the run folder."""
+    if alive:
+        return "leanfront front RUN" if has_front else "leanfront status RUN --follow"
+    if not used_up:
+        return "leanfront search RUN/config.toml --run RUN"
+    if not has_front:
+        return "leanfront search RUN/config.toml --run RUN --hours 1"
+    return "leanfront report RUN" if exported else "leanfront pick RUN --max-drop 0.01"
+
+
+def _used_up(rows: Sequence[TrialRow], budget: Mapping[str, Any]) -> bool:
+    """Whether the search has had all its trials or all its time."""
+    if budget.get("trials") is not None and _trained_count(rows) >= int(budget["trials"]):
+        return True
+    return budget.get("deadline") is not None and time.time() > float(budget["deadline"])
+
+
+def _trained(row: TrialRow) -> bool:
+    return row.state in ("complete", "failed") or (row.state == "infeasible" and row.accuracy is not None)
+
+
+def _trained_count(rows: Sequence[TrialRow]) -> int:
+    return sum(_trained(row) for row in rows)
+
+
+def _seconds_left(rows: Sequence[TrialRow], budget: Mapping[str, Any], rate: float | None) -> float | None:
     ends = []
     if budget.get("deadline") is not None:
         ends.append(max(0.0, float(budget["deadline"]) - time.time()))
-    seconds = [row.seconds for row in rows if row.state == "complete" and row.seconds is not None]
-    if budget.get("trials") is not None and seconds:
-        trained = sum(
-            row.state in ("complete", "failed") or (row.state == "infeasible" and row.accuracy is not None)
-            for row in rows
-        )
-        left = max(0, int(budget["trials"]) - trained)
-        ends.append(left * statistics.median(seconds) / int(budget.get("workers") or 1))
+    if budget.get("trials") is not None and rate is not None:
+        ends.append(max(0, int(budget["trials"]) - _trained_count(rows)) * 3600.0 / rate)
     return min(ends) if ends else None

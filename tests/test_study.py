@@ -292,7 +292,7 @@ def test_failures_are_recorded_with_their_reason_and_the_search_goes_on(tmp_path
         "KeyError: 'conv9'",
     ]
     assert (done.count("complete"), done.count("failed")) == (7, 5)
-    assert "failed  latency" in done.run.log_file.read_text()
+    assert "state=failed latency_ms=" in done.run.log_file.read_text()
 
 
 def test_ten_failures_in_a_row_are_not_the_policies_fault(tmp_path):
@@ -455,7 +455,7 @@ def test_kill_9_at_random_moments_loses_no_finished_trial(tmp_path):
         process.kill()
         process.communicate()
         log = open_run(folder).log_file.read_text().splitlines()
-        done = {int(line.split("trial ")[1].split()[0]): line for line in log if "complete" in line}
+        done = {int(line.split("trial=")[1].split()[0]): line for line in log if "state=complete" in line}
         assert finished.items() <= done.items()
         finished = done
     trained = len(finished)
