@@ -178,6 +178,7 @@ when it was interrupted. Made of leanfront's own modules, which follow as text.
 
 import __future__
 
+import os
 import sys
 import types
 from pathlib import Path
@@ -202,6 +203,7 @@ def load():
 if __name__ == "__main__":
     if sys.version_info < (3, 9):
         sys.exit("measure.py needs python 3.9 or newer, this is " + sys.version.split()[0])
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime sends what it runs unless told not to
     try:
         import numpy, onnxruntime  # noqa: E401, F401
     except ImportError as error:

@@ -269,7 +269,7 @@ def load_task(path: Path, options: Mapping[str, object]) -> Task:
     if spec is None or spec.loader is None:
         raise TaskError(f"A task is a Python file, but {path} does not end in .py; rename it")
     module = importlib.util.module_from_spec(spec)
-    with _user_code(path):
+    with _user_code(path), _no_bytecode():
         sys.modules[name] = module  # dataclasses and pickle look a class's module up there
         try:
             spec.loader.exec_module(module)
@@ -290,6 +290,17 @@ def load_task(path: Path, options: Mapping[str, object]) -> Task:
             "return a Task"
         )
     return task
+
+
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Leave no __pycache__ beside the user's files."""
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _check_options(path: Path, signature: inspect.Signature, options: Mapping[str, object]) -> None:

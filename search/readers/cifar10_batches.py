@@ -19,6 +19,8 @@ from search.readers.error import TaskError
 from search.readers.images import Images, check_labels
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+MOST_BYTES = 1 << 26
+"""A batch has 31 MB; what claims more is none, however little of the archive it takes."""
 BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
 
 
@@ -61,6 +63,8 @@ def _read_tar(path: Path, split: str) -> Images:
             members = {Path(member.name).name: member for member in archive if member.isfile()}
 
             def read(name: str) -> bytes:
+                if (size := members[name].size) > MOST_BYTES:
+                    raise tarfile.TarError(f"{name} has {size} bytes, a batch at most {MOST_BYTES}")
                 file = archive.extractfile(members[name])
                 assert file is not None  # only files are in `members`
                 return file.read()

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from search.readers.error import TaskError
 from search.readers.images import Images, check_labels
 
+MOST_BYTES = 1 << 32
+"""The most that a header may promise: a gzipped file may unpack to a thousand times its size."""
 FASHION_MNIST_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FASHION_MNIST_CLASSES = (
     "t-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
@@ -77,6 +79,8 @@ def _read(path: Path, dimensions: int) -> NDArray[np.uint8]:
                     "labels second"
                 )
             shape = struct.unpack(f">{dimensions}I", file.read(4 * dimensions))
+            if math.prod(shape) > MOST_BYTES:
+                raise OSError(f"it promises {math.prod(shape)} bytes, {MOST_BYTES} are the most")
             data = file.read(math.prod(shape))
     except FileNotFoundError as problem:
         raise TaskError(

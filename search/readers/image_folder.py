@@ -19,6 +19,8 @@ from search.readers.cache import cached, content_key
 from search.readers.error import TaskError
 from search.readers.images import Images
 
+MOST_BYTES = 1 << 28
+"""The largest file that is taken for an image: an entry of a .zip may unpack to a thousand times its size."""
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 FORMATS = (
     "JPEG",
@@ -193,7 +195,7 @@ def _decode(source: _Source, root: PurePosixPath, channels: int, skip_corrupt: b
     for label, name in wanted:
         short = str(PurePosixPath(name).relative_to(root))
         try:
-            pixels = _decode_one(source.read(name), channels)
+            pixels = _decode_one(_content(source, name), channels)
         except TaskError as problem:
             raise TaskError(f"{problem} ({name} of {source.name})") from None
         except Exception as problem:  # decoders and the zip reader raise a dozen types for broken bytes
@@ -223,6 +225,13 @@ def _decode(source: _Source, root: PurePosixPath, channels: int, skip_corrupt: b
     return Images(
         images[: len(kept)], np.asarray(labels, dtype=np.int64), tuple(members), tuple(kept), tuple(skipped)
     )
+
+
+def _content(source: _Source, name: str) -> bytes:
+    size = int(source.files[name].split()[0])
+    if size > MOST_BYTES:
+        raise TaskError(f"An image file has at most {MOST_BYTES} bytes, but one has {size}; make it smaller")
+    return source.read(name)
 
 
 def _decode_one(data: bytes, channels: int) -> NDArray[np.uint8]:
