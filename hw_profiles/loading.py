@@ -43,7 +43,10 @@ def find_profile(name_or_path: str | Path) -> Path:
     """The file of a profile; raises ProfileError as ``load_profile`` does when there is none."""
     wanted = str(name_or_path)
     if wanted.endswith(".toml") or "/" in wanted or os.sep in wanted:
-        return Path(wanted).expanduser()
+        try:
+            return Path(wanted).expanduser()
+        except RuntimeError as error:  # of a user that does not exist
+            raise ProfileError(f"cannot read the profile {wanted}: {error}") from error
     paths = profile_paths()
     if wanted not in paths:
         near = difflib.get_close_matches(wanted, paths, n=3)
@@ -65,7 +68,7 @@ def read_profile(path: Path) -> HardwareProfile:
         fields = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ProfileError(f"cannot read the profile {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not text, not TOML, too many digits or brackets, no path
         raise ProfileError(f"{path} is not TOML: {error}") from error
     profile = HardwareProfile.of(fields, where=str(path))
     if profile.name != path.stem:

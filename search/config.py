@@ -204,14 +204,21 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> SearchConfig
         raise ConfigError(f"no configuration {str(path)!r}; give the path of a search.toml") from None
     except OSError as error:
         raise ConfigError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not text, not TOML, too many digits or brackets
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     for override in overrides:
         _override(raw, override)
     config = parse_config(raw, str(path))
-    task_file = config.task.file.expanduser()
-    task_file = (path.parent / task_file).resolve()
-    if not task_file.is_file():
+    try:
+        task_file = (path.parent / config.task.file.expanduser()).resolve()
+        there = task_file.is_file()
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # no such user, too long, a zero
+        raise ConfigError(f"{path}: task.file is {str(config.task.file)!r}, no path: {error}") from error
+    if not there:
         raise ConfigError(f"{path}: task.file is {str(config.task.file)!r}, but there is no file {task_file}")
     return config.model_copy(update={"task": config.task.model_copy(update={"file": task_file})})
 
@@ -235,7 +242,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set takes section.key=value (such as search.seed=1), not {override!r}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     table = raw
     for part in parts[:-1]:

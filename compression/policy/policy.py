@@ -105,6 +105,8 @@ class Policy(Mapping[str, LayerPolicy]):
             raw = json.loads(text)
         except json.JSONDecodeError as error:
             raise PolicyError(f"a policy is JSON, but line {error.lineno} is not: {error.msg}") from error
+        except (ValueError, RecursionError) as error:  # too many digits or brackets
+            raise PolicyError(f"a policy is JSON of two levels, but: {error}") from error
         return Policy.from_dict(raw)
 
     @staticmethod
