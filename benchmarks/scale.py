@@ -1,4 +1,4 @@
-"""How long leanfront takes with ten thousand trials: status, front, report, resuming, one more trial.
+"""Processor time with ten thousand trials: status, front, report, resuming, one more trial.
 
     python benchmarks/scale.py [--trials 10000] [--layers 20]
 
@@ -239,28 +239,43 @@ class FreeCost:
 class FreeScore:
     """A score that takes no time to find."""
 
-    accuracy, accuracy_ci, seconds_training, seconds_scoring = 0.5, (0.49, 0.51), 0.0, 0.0
+    accuracy, accuracy_ci, divergence, seconds_training, seconds_scoring = 0.5, (0.49, 0.51), 0.1, 0.0, 0.0
+    scores = np.array([0.0, 1.0], dtype=np.float32)
+
+
+class FreeClimb:
+    """Scores alike at every rung, and keeps nothing."""
+
+    def score(self, rung: int) -> FreeScore:
+        """Nothing is trained."""
+        return FreeScore()
+
+    def keep(self, checkpoint: Path) -> None:
+        """Nothing is written."""
 
 
 class FreeScorer:
     """Scores every policy alike."""
 
-    def score(self, policy: Policy, checkpoint: Path | None) -> FreeScore:
-        """Nothing is trained."""
-        return FreeScore()
+    def start(self, policy: Policy) -> FreeClimb:
+        """Nothing is compressed."""
+        return FreeClimb()
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long it takes once."""
-    started = time.perf_counter()
+    """Processor time of this process for it: other programs may be busy."""
+    started = time.process_time()
     work()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def command(*words: str) -> float:
-    """Seconds of a leanfront command, start of Python included."""
+    """Processor time of a leanfront command, start of Python included."""
     line = [sys.executable, "-m", "search.cli", *words]
-    return seconds(lambda: subprocess.run(line, check=True, stdout=subprocess.DEVNULL))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def resident_mb() -> float:
@@ -303,7 +318,7 @@ def _after(trials: int, begun: list[float]) -> Callable[[], bool]:
     """Ends a search after so many trials; ``begun`` gets the time at which each of them began."""
 
     def stop() -> bool:
-        begun.append(time.perf_counter())
+        begun.append(time.process_time())
         return len(begun) > trials
 
     return stop

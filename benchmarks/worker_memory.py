@@ -56,7 +56,7 @@ def main() -> None:
     scorer = Scorer(traced, task, config)
     keep_what_is_there()
     for trial in range(1, given.trials + 1):
-        scorer.score(space.random(rng), None)
+        scorer.start(space.random(rng)).score(len(config.rung_images) - 1)
         if not given.keep:
             give_back()
         if trial in (1, 2, 5) or trial % 20 == 0:

@@ -85,7 +85,7 @@ def save_scores(path: Path, scores: Mapping[int, Scores]) -> None:
 def load_scores(path: Path, images: int | None = None) -> Scores | None:
     """The scores at the end of one rung, the last if none is named; None where they were not kept."""
     try:
-        with np.load(path) as kept:
+        with np.load(path, allow_pickle=False) as kept:
             return np.asarray(kept[str(images) if images is not None else kept.files[-1]], dtype=np.float32)
     except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile):
         return None

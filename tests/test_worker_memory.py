@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scale import FreeCost, FreeScore, configuration, space_of
+from benchmarks.scale import FreeClimb, FreeCost, configuration, space_of
 from search.loop import Budget, search_loop
 from search.memory import give_back
 from search.run_folder import make_run, registered
@@ -32,10 +32,10 @@ def test_a_trial_is_freed_when_it_ends(tmp_path: Path) -> None:
     alive: list[int] = []
 
     class Scorer:
-        def score(self, policy: object, checkpoint: object) -> FreeScore:
+        def start(self, policy: object) -> FreeClimb:
             alive.append(sum(weights() is not None for weights in made))
             made.append(weakref.ref(Weights()))
-            return FreeScore()
+            return FreeClimb()
 
     config = configuration()
     run = make_run(tmp_path / "run", config)
