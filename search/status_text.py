@@ -1,5 +1,6 @@
 """The status of a search as text: a table, the front's growth as a row of bars, what to do next."""
 
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -63,7 +64,7 @@ def print_status(answer: Mapping[str, Any], shown: str) -> None:
                 for line in reasons[:_MOST_REASONS]
             ]
         )
-    print(f"next: {answer['next'].replace('RUN', shown)}")
+    print(f"next: {answer['next'].replace('RUN', shlex.quote(shown))}")
 
 
 def line(answer: Mapping[str, Any]) -> str:
