@@ -62,7 +62,7 @@ def test_a_sensitivity_is_the_divergence_of_that_network() -> None:
         student, teacher = (module(inputs).log_softmax(1) for module in (compressed.module, judge.teacher))
     divergence = float((teacher.exp() * (teacher - student)).sum(1).mean())
     assert found.divergence[f"bits/{layer.name}"][space.pairs.index((2, 8))] == pytest.approx(
-        divergence, rel=1e-3
+        divergence, rel=1e-2
     )
 
 
