@@ -6,7 +6,7 @@ from typing import Any
 from latency_models.cost import measured_on
 from search.config import SearchConfig
 from search.output import print_table
-from search.prepare import Loaded, load, prepare, threads_per_worker
+from search.prepare import Loaded, load, prepare, threads_of_workers
 from search.run_search import use_threads
 
 _TIMED_BATCHES = 3
@@ -20,7 +20,7 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
         What ``search.prepare.load`` and ``prepare`` raise.
     """
     settings = config.search
-    use_threads(threads_per_worker(settings.workers))
+    use_threads(max(threads_of_workers(settings.workers)))
     loaded = load(config)
     problem = prepare(loaded, None, lambda text: None)
     seconds = _seconds_per_trial(loaded)

@@ -59,6 +59,11 @@ TrialsOption = Annotated[
     int | None, typer.Option("--trials", min=1, help="Trained trials in all, earlier ones included.")
 ]
 
+StorageOption = Annotated[
+    str | None,
+    typer.Option("--storage", metavar="URL", help="postgresql:// or grpc:// address, without a password."),
+]
+
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -116,6 +121,7 @@ def search(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Processes on this machine.")
     ] = None,
+    storage: StorageOption = None,
     run: Annotated[
         Path | None, typer.Option("--run", help="The run folder; the default is under runs/.")
     ] = None,
@@ -125,7 +131,7 @@ def search(
     from search.front import front_of
     from search.run_search import run_search
 
-    settings = _config(config, set_, hours=hours, trials=trials, workers=workers)
+    settings = _config(config, set_, hours=hours, trials=trials, workers=workers, storage=storage)
     try:
         folder, ended = run_search(settings, config, run)
     except KeyboardInterrupt:  # the second Ctrl-C: the running trial is lost, and run again next time
@@ -171,23 +177,33 @@ def worker(
     run: RunArgument,
     hours: HoursOption = None,
     trials: TrialsOption = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of this worker.")] = 1,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of this worker.")] = None,
+    storage: StorageOption = None,
 ) -> None:
-    """Add one worker to a search, here or on a machine that shares the folder."""
+    """Add one worker to a search, here or on another machine."""
     import time
 
     from search.loop import Budget
     from search.run_folder import RunError
-    from search.run_search import work
+    from search.run_search import threads_of_one_more, with_storage, work
 
     folder = open_run(run)
     budget = folder.environment().get("budget")
     if budget is None:
         raise RunError(f"{run} was not prepared yet; start leanfront search first")
+    config = _config(folder.config_file, [], storage=storage)
+    config = with_storage(config, storage, config.search.storage)
     deadline = time.time() + hours * 3600 if hours is not None else budget.get("deadline")
     wanted = trials if trials is not None else budget.get("trials")
     try:
-        ended = work(folder, Budget(wanted, deadline), index=os.getpid(), threads=threads, on_trial=_say)
+        ended = work(
+            folder,
+            config,
+            Budget(wanted, deadline),
+            index=os.getpid(),
+            threads=threads or threads_of_one_more(folder),
+            on_trial=_say,
+        )
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
     print(f"done: {ended}")

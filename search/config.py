@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
 
+from search.storage_url import without_password
+
 Sampler = Literal["cascade", "tpe", "nsga2", "nsga3", "gp", "random"]
 Objective = Literal["accuracy", "latency_ms", "size_bytes", "energy_mj"]
 Provider = Literal["cpu", "cuda", "tensorrt"]
@@ -63,6 +65,17 @@ class SearchSection(_Section):
     hours: float | None = Field(default=None, gt=0.0)
     workers: int = Field(default=1, ge=1, le=1024)
     seed: int = Field(default=0, ge=0, lt=2**32)
+    storage: str | None = None
+    trial_minutes: float | None = Field(default=None, gt=0.0)
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _no_password(cls, value: object) -> str | None:
+        if value is None:
+            return None
+        if not isinstance(value, str):  # said here: the message of any other check repeats the value
+            raise ValueError("must be text in quotes")
+        return without_password(value)
 
     @field_validator("objectives")
     @classmethod
@@ -162,8 +175,9 @@ class SearchConfig(_Section):
     def shared(self) -> dict[str, Any]:
         """What all calls that work on one run folder must have in common, as flat "section.key" -> value.
 
-        Not in it: how long (hours, trials), how many workers, the seed, the sampler, and the long training
-        of a pick. Of the task file the name counts, not its folder: folders may be moved.
+        Not in it: how long (hours, trials), how many workers, the seed, the sampler, the address of the
+        storage, and the long training of a pick. Of the task file the name counts, not its folder: folders
+        may be moved.
         """
         raw = self.model_dump(mode="json", exclude={"pick": True})
         raw["task"]["file"] = self.task.file.name

@@ -10,6 +10,7 @@ from typing import Any
 
 from optuna.storages.journal import JournalFileBackend
 
+from search.disk import Note, when_there_is_space
 from search.lock import locked
 from search.replay import QuickJournal
 
@@ -23,12 +24,13 @@ class RepairingJournal(JournalFileBackend):
     The lock is an flock, which a killed process cannot leave behind (Optuna's waits 30 s for those); what
     an interrupted writer left after the last newline is cut off before anything is appended (Optuna's
     appends to it, and then cannot read the file any more); the disk is waited for (fsync) only when a trial
-    is made or finished, not for each of its parameters; and many lines are read at once, of which only
-    the place of the last is remembered.
+    is made or finished, not for each of its parameters; while it is full, nothing is given up; and many lines
+    are read at once, of which only the place of the last is remembered.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, note: Note = lambda text: None) -> None:
         self._path = path
+        self._note = note
         self._lock_path = path.with_name(path.name + ".lock")
         with self._writing():
             cut_back(path)
@@ -61,7 +63,10 @@ class RepairingJournal(JournalFileBackend):
                 self._reached = (number, offset)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Append whole lines; see the class. Raises OSError (such as a full disk) with the file unharmed."""
+        """Append whole lines; see the class. Raises OSError with the file unharmed."""
+        when_there_is_space(lambda: self._append(logs), self._note)
+
+    def _append(self, logs: list[dict[str, Any]]) -> None:
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         with self._writing():
             cut_back(self._path)
@@ -78,9 +83,12 @@ class RepairingJournal(JournalFileBackend):
                 raise
 
 
-def open_journal(path: Path) -> QuickJournal:
-    """The storage in a file, which is made if it is missing and repaired if its end is torn."""
-    return QuickJournal(RepairingJournal(path))
+def open_journal(path: Path, note: Note = lambda text: None) -> QuickJournal:
+    """The storage in a file, which is made if it is missing and repaired if its end is torn.
+
+    ``note`` hears when it waits for space on the disk.
+    """
+    return QuickJournal(RepairingJournal(path, note))
 
 
 def cut_back(path: Path) -> int:

@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from search.front import front_rows
 from search.lock import locked
-from search.run_folder import RunFolder, TrialRow
+from search.run_folder import DiskFull, RunFolder, TrialRow
 
 _SHARE_OF_TIME = 0.02
 """Writing the tables takes at most about this share of a search's time, however long they get."""
@@ -54,8 +54,13 @@ class Ledger:
         with locked(self._run.locks / "tables"):  # so that no older state replaces a newer one
             rows = self.rows()
             front = front_rows(rows, self._objectives)
-            self._run.write_trials(rows)
-            self._run.write_trials(front, "front.csv")
+            try:
+                self._run.write_trials(rows)
+                self._run.write_trials(front, "front.csv")
+            except DiskFull:  # they are made from the journal again, which waits for space
+                if force:
+                    raise
+                return []
         self._drop_checkpoints(rows, front)
         ended = time.monotonic()
         self._next_write = ended + (ended - started) / _SHARE_OF_TIME

@@ -1,6 +1,8 @@
 """The search loop of one worker: ask, price, train, tell, until the budget is used up."""
 
+import faulthandler
 import json
+import os
 import signal
 import statistics
 import time
@@ -8,26 +10,44 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from compression.policy import Policy
+from search.disk import has_space, is_full, when_there_is_space
+from search.lease import Lease, Watch
 from search.ledger import Ledger, row_of
 from search.memory import give_back, keep_what_is_there
 from search.paired import load_scores, save_scores
 from search.progress import log_line
 from search.promotion import Standing, dominator, standings
 from search.run_folder import RunFolder, TrialRow
-from search.study import digests, enqueue, finished, hand_back, held, reached_the_end, recover, tell
+from search.study import (
+    OVERDUE,
+    digests,
+    enqueue,
+    finished,
+    hand_back,
+    held,
+    reached_the_end,
+    recover,
+    tell,
+)
 from search.trial import ClimbLike, Problem, Result, ScoreLike, priced, scored
 
 _GIVE_UP_AFTER = 500
 """So many proposals in a row without one that is new and allowed: the space is used up."""
 _FAILURES_IN_A_ROW = 10
+_SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_AFTER_A_FULL_DISK = 5.0
+_LEAST_LIMIT_SECONDS = 1200.0
+_SECONDS_OF_THE_FIRST = 7200.0
 
 
 @dataclass(frozen=True)
@@ -42,10 +62,8 @@ class Budget:
 
         A trial of median length must still fit before the deadline.
         """
-        if self.trials is not None:
-            running = sum(trial.state == TrialState.RUNNING for trial in trials)
-            if finished(trials) + running >= self.trials:
-                return f"{self.trials} trials are done"
+        if self.trials is not None and finished(trials) >= self.trials:
+            return f"{self.trials} trials are done"
         if self.deadline is not None:
             left = self.deadline - time.time()
             typical = seconds_per_trial(trials)
@@ -54,6 +72,11 @@ class Budget:
             if typical is not None and left < typical:
                 return f"the {left:.0f} s that are left do not fit a trial of {typical:.0f} s"
         return ""
+
+    def all_begun(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether the trials that run now are the last, if none of them is lost."""
+        running = sum(trial.state == TrialState.RUNNING for trial in trials)
+        return self.trials is not None and finished(trials) + running >= self.trials
 
 
 def seconds_per_trial(trials: Sequence[FrozenTrial]) -> float | None:
@@ -65,6 +88,31 @@ def seconds_per_trial(trials: Sequence[FrozenTrial]) -> float | None:
         and result["state"] != "pruned"
     ]
     return statistics.median(seconds) if seconds else None
+
+
+def time_limit(trials: Sequence[FrozenTrial], minutes: float | None) -> float:
+    """Seconds after which a trial is taken to hang: ``minutes``, or five times the longest so far (which was
+    trained to the end, and no less than 20 minutes); two hours before there is one."""
+    if minutes is not None:
+        return 60 * minutes
+    results = [trial.user_attrs.get("result") or {} for trial in trials]
+    longest = max((result["seconds"] for result in results if "accuracy" in result), default=None)
+    return _SECONDS_OF_THE_FIRST if longest is None else max(_LEAST_LIMIT_SECONDS, 5 * longest)
+
+
+def _end_process(study: optuna.Study, trial: optuna.Trial, run: RunFolder, limit: float) -> None:
+    """What a trial that hangs comes to: nothing but the end of its process stops a reader that never returns.
+
+    A trial that waits for space on the disk does not hang.
+    """
+    if not has_space(run.path):
+        return
+    with suppress(Exception):
+        study._storage.set_trial_user_attr(trial._trial_id, OVERDUE, limit)
+    run.log(f"trial {trial.number} takes longer than {limit / 60:.3g} min; its process ends. It is here:")
+    with suppress(OSError), run.log_file.open("a") as log:
+        faulthandler.dump_traceback(log)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Interrupt:
@@ -111,18 +159,23 @@ def search_loop(
         RuntimeError: ten trials in a row failed.
     """
     rng = np.random.default_rng(zlib.crc32(worker.encode()))
+    watch = Watch()
+    minutes = run.config().search.trial_minutes
     ledger = Ledger(run, study)
-    ledger.write(force=True)
+    ledger.write()
     keep_what_is_there()
     fruitless = failures = 0
     while True:
-        recover(study, run)
+        recover(study, run, watch)
         trials = study.get_trials(deepcopy=False)
         if stop():
             ended = "stopped"
             break
         if ended := budget.used_up(trials):
             break
+        if budget.all_begun(trials):
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            continue
         if len(digests(trials)) >= problem.space.size:
             ended = f"all {problem.space.size} policies of the space were tried"
             break
@@ -131,18 +184,27 @@ def search_loop(
             break
         asked = time.perf_counter()
         trial = study.ask()
-        trial.set_user_attr("worker", worker)
-        policy = problem.space.suggest(trial)
-        proposing = {"seconds_proposing": time.perf_counter() - asked}
         try:
-            result = _attempt(problem, study, run, trial, policy, rng, ledger)
-            result = replace(result, values={**result.values, **proposing})
-        except BaseException:  # told to stop at once, a full disk: the policy is not to blame
+            seconds = time_limit(trials, minutes)
+            overdue = partial(_end_process, study, trial, run, seconds)
+            with Lease(study, trial, seconds, overdue):
+                trial.set_user_attr("worker", worker)
+                policy = problem.space.suggest(trial)
+                proposing = {"seconds_proposing": time.perf_counter() - asked}
+                result = _attempt(problem, study, run, trial, policy, rng, ledger)
+                result = replace(result, values={**result.values, **proposing})
+                row = row_of(tell(study, trial, result))
+        except UpdateFinishedTrialError:
+            run.log(f"trial {trial.number} was taken back while {worker} did not answer; dropped here")
+            continue
+        except BaseException as error:  # told to stop at once, a full disk: the policy is not to blame
             with suppress(Exception):
-                hand_back(study, trial)
+                hand_back(study, trial)  # a journal waits for space here, but weights need more of it
                 ledger.write(force=True)
-            raise
-        row = row_of(tell(study, trial, result))
+            if not is_full(error):
+                raise
+            time.sleep(_SECONDS_AFTER_A_FULL_DISK)
+            continue
         ledger.write()
         if "seconds" in result.values:
             give_back()
@@ -188,7 +250,8 @@ def _attempt(
 
     def keep(climb: ClimbLike, scores: Mapping[int, ScoreLike]) -> None:
         climb.keep(run.checkpoint(trial.number))
-        save_scores(run.scores_file(trial.number), {images: score.scores for images, score in scores.items()})
+        each = {images: score.scores for images, score in scores.items()}
+        when_there_is_space(lambda: save_scores(run.scores_file(trial.number), each), run.log)
 
     before = held(trials).get(policy.digest, ()) if len(problem.rungs) > 1 else ()
     return scored(problem, policy, price, stays, keep, before)

@@ -16,7 +16,7 @@ from latency_models.machine_lock import measuring, training
 from search.card import card, predictions
 from search.choose import Wish, choose
 from search.front import front_of, quantity
-from search.prepare import Loaded, load, threads_per_worker
+from search.prepare import Loaded, cores, load
 from search.run_folder import RunError, RunFolder, TrialRow, now, writable
 from search.score import Score, Scorer, save_weights
 from search.task import as_data
@@ -153,7 +153,7 @@ def _gain(what: str, uncompressed: str, picked: str, gained: str) -> dict[str, s
 def _opened(run: RunFolder, log: Log = lambda line: None) -> tuple[Loaded, Scorer]:
     import torch
 
-    torch.set_num_threads(threads_per_worker(1))
+    torch.set_num_threads(cores())
     loaded = load(run.config())
     return loaded, Scorer(loaded.traced, loaded.task, loaded.config, log)
 

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 from latency_models.files import replace_file
 from search.config import ConfigError, SearchConfig, parse_config
+from search.disk import is_full
 from search.lock import is_held, locked, try_lock
 
 STATES = ("complete", "infeasible", "failed", "pruned", "running")
@@ -23,6 +25,10 @@ STATES = ("complete", "infeasible", "failed", "pruned", "running")
 
 class RunError(ValueError):
     """A run folder that is none, belongs to another search, or cannot be written."""
+
+
+class DiskFull(RunError):
+    """A file of a run folder that cannot be written until there is space."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,11 @@ class RunFolder:
         return self.path / "log.txt"
 
     @property
+    def begun(self) -> bool:
+        """Whether a search has made trials in it, here or in a shared storage."""
+        return self.journal.exists() or self.trials_file.exists()
+
+    @property
     def checkpoints(self) -> Path:
         """Weights of trials."""
         return self.path / "checkpoints"
@@ -154,6 +165,17 @@ class RunFolder:
             text = json.dumps(self.environment() | values, indent=1, default=str)
             replace_file(self.environment_file, text + "\n")
 
+    def study_name(self) -> str:
+        """The name of this run's study in a storage that other runs may share; drawn at the first call."""
+        with writable(self.environment_file):
+            self.locks.mkdir(exist_ok=True)
+        with writable(self.environment_file), locked(self.locks / "environment"):
+            known = self.environment()
+            if "study" not in known:
+                known["study"] = f"leanfront-{self.path.name}-{uuid.uuid4().hex[:12]}"
+                replace_file(self.environment_file, json.dumps(known, indent=1) + "\n")
+        return str(known["study"])
+
     def log(self, line: str) -> None:
         """Append one line with the time to log.txt. A log that cannot be written stops nothing."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -194,8 +216,15 @@ class RunFolder:
             replace_file(self.path / name, text.getvalue())
 
     def is_live(self, worker: str) -> bool:
-        """Whether a worker's process lives."""
+        """Whether a worker's process lives and holds its lock, as far as can be seen from here."""
         return is_held(self.locks / worker)
+
+    def is_dead(self, worker: str) -> bool:
+        """Whether a worker is surely gone: it ran here, under this kernel, and nobody holds its lock.
+
+        Of a worker elsewhere only its lease tells.
+        """
+        return _place(self) in worker.split("-") and not self.is_live(worker)
 
     def live_since(self) -> list[float]:
         """When each worker that lives began, in seconds since 1970."""
@@ -227,15 +256,21 @@ def make_run(path: Path, config: SearchConfig) -> RunFolder:
     """
     run = RunFolder(path.absolute())
     if run.config_file.exists():
-        if run.journal.exists():  # before the first trial there is nothing to lose
+        if run.begun:  # before the first trial there is nothing to lose
             _check_same(run, config)
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+    elif path.exists() and (not path.is_dir() or any(map(_not_ours, path.iterdir()))):
         raise RunError(f"{path} exists and is no run folder; name another with --run")
     with writable(path):
-        for folder in (run.path, run.checkpoints, run.exported, run.locks):
-            folder.mkdir(parents=True, exist_ok=True)
-        replace_file(run.config_file, config.to_toml())
+        run.path.mkdir(parents=True, exist_ok=True)
+        replace_file(run.config_file, config.to_toml())  # first: it makes the folder ours
+        for folder in (run.checkpoints, run.exported, run.locks):
+            folder.mkdir(exist_ok=True)
     return run
+
+
+def _not_ours(path: Path) -> bool:
+    """All that a search leaves that was killed before its configuration was there is a part of that."""
+    return not path.name.startswith(".config.toml.")
 
 
 def open_run(path: Path | str) -> RunFolder:
@@ -253,33 +288,9 @@ def open_run(path: Path | str) -> RunFolder:
 
 
 @contextmanager
-def owned(run: RunFolder) -> Iterator[None]:
-    """Be the one search of a run folder for the length of a with block.
-
-    Raises:
-        RunError: another living search is.
-    """
-    path = run.locks / "search"
-    with writable(path):
-        descriptor = try_lock(path)
-    if descriptor is None:
-        owner = path.read_text(errors="replace").strip() or "unknown"
-        raise RunError(
-            f"a search already works on {run.path} (process {owner}); wait for it, or add a worker to it"
-            f" with: leanfront worker {run.path}"
-        )
-    try:
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
 def registered(run: RunFolder) -> Iterator[str]:
     """A worker's name, alive for the length of a with block, however that ends."""
-    name = f"worker-{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+    name = f"worker-{os.uname().nodename}-{os.getpid()}-{_place(run)}-{uuid.uuid4().hex[:6]}"
     path = run.locks / name
     descriptor = None
     with writable(path):
@@ -299,9 +310,11 @@ def writable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            what = "the disk is full; make space, then give the same command again"
-        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if is_full(error):
+            raise DiskFull(
+                f"cannot write {path}: the disk is full; make space, then give the same command again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             what = f"{error.strerror}; name a folder that you may write to with --run"
         else:
             what = str(error.strerror or error)
@@ -313,8 +326,26 @@ def now() -> str:
     return datetime.now().isoformat(timespec="seconds")
 
 
+def _place(run: RunFolder) -> str:
+    """What tells this folder under the running kernel from a copy, another machine, and the time before a
+    reboot: where it is the same, a lock that nobody is seen to hold is held by nobody."""
+    try:
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        kernel = os.uname().nodename
+    folder = run.locks.stat()
+    text = f"{kernel} {folder.st_dev} {folder.st_ino}"
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def _check_same(run: RunFolder, config: SearchConfig) -> None:
     before = run.config()
+    if (before.search.storage is None) != (config.search.storage is None):
+        kept = before.search.storage or run.journal
+        raise RunError(
+            f"the trials of {run.path} are in {kept} and stay there; name that storage (none for the journal)"
+            " or another folder with --run"
+        )
     if before.digest == config.digest:
         return
     old, new = before.shared, config.shared

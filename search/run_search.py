@@ -4,72 +4,99 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import optuna
 from optuna.trial import TrialState
 
 from search.config import ConfigError, SearchConfig
+from search.disk import has_space
+from search.lease import Watch
 from search.ledger import Ledger
 from search.loop import Budget, Interrupt, search_loop
-from search.prepare import load, prepare, threads_per_worker
+from search.owner import owned
+from search.prepare import cores, load, prepare, threads_of_workers
 from search.progress import Progress
-from search.run_folder import RunFolder, TrialRow, default_run, make_run, owned, registered, writable
+from search.run_folder import RunFolder, TrialRow, default_run, make_run, open_run, registered, writable
+from search.storage import open_storage
+from search.storage_url import storage_url
 from search.study import enqueue_seeds, open_study, recover
-from search.trial import Problem
 
-_MOST_RESTARTS = 5
+_PROGRAM = ("-m", "search.worker")
+_MOST_RESTARTS = 10
+"""So many workers killed in a row, without a trial that was trained in between: it is not the policies."""
 _SECONDS_TO_STOP = 10
 
 
 def run_search(config: SearchConfig, config_path: Path, folder: Path | None = None) -> tuple[RunFolder, str]:
     """Search, or go on with a search; the run folder, and why it ended ("stopped": by Ctrl-C).
 
-    ``hours`` counts from now, ``trials`` includes those of earlier calls.
+    ``hours`` counts from now, ``trials`` includes those of earlier calls. Trials run in processes of their
+    own: one that exhausts the memory, or hangs, takes no more than its worker with it.
 
     Raises:
-        ConfigError, TaskError, TraceError, ProfileError, TableError, RunError: wrong input, one sentence.
+        ConfigError, TaskError, TraceError, ProfileError, TableError, RunError, StorageURLError: wrong input,
+            one sentence.
         RuntimeError: trials fail one after the other, or workers die.
     """
+    folder = folder or default_run(config_path, config)
+    config = with_storage(config, config.search.storage, _recorded_storage(folder))
     settings = config.search
     if settings.hours is None and settings.trials is None:
         raise ConfigError("the search has no end: give --hours or --trials, or set one in [search]")
     deadline = None if settings.hours is None else time.time() + settings.hours * 3600
     budget = Budget(settings.trials, deadline)
-    threads = threads_per_worker(settings.workers)
-    use_threads(threads)
+    threads = threads_of_workers(settings.workers)
+    use_threads(max(threads))
     loaded = load(config)
-    run = make_run(folder or default_run(config_path, config), config)
+    run = make_run(folder, config)
     progress = Progress(settings.objectives, deadline, settings.trials)
-    with owned(run):
 
-        def note(text: str) -> None:
-            run.log(text)
-            progress.note(text)
+    def note(text: str) -> None:
+        run.log(text)
+        progress.note(text)
 
+    with owned(run, note):
         run.log(f"search started: {settings.model_dump_json()}")
         progress.note(f"run folder {run.path}")
+        if url := storage_url(settings.storage):
+            open_storage(url, run.journal, note)  # what cannot be reached is said before anything is measured
         problem = prepare(loaded, run, note)
         run.update_environment(
             budget={"deadline": deadline, "trials": settings.trials, "workers": settings.workers}
         )
-        study = open_study(run, settings, knowledge=problem.knowledge)
+        study = open_study(run, settings, knowledge=problem.knowledge, note=note)
         if problem.knowledge is None:  # cascade has a start of its own
             enqueue_seeds(study, problem.space)
+        del problem, loaded  # the workers load their own
         rows = Ledger(run, study).rows()
         progress.earlier([row for row in rows if row.state != "running"])
         with (
             writable(run.path),
             progress,
-            Interrupt(lambda: note("finishing the running trial; Ctrl-C again stops at once")) as asked,
+            Interrupt(lambda: note("finishing the running trials; Ctrl-C again stops at once")) as asked,
         ):
-            if settings.workers == 1:
-                ended = _here(problem, study, run, budget, asked, progress)
-            else:
-                ended = _in_workers(study, run, budget, settings.workers, threads, asked, progress)
+            ended = _in_workers(study, run, budget, threads, asked, progress, note)
         run.log(f"search ended: {ended}")
     return run, ended
+
+
+def with_storage(config: SearchConfig, given: str | None, before: str | None) -> SearchConfig:
+    """The configuration with the storage that is meant: as given, by LEANFRONT_STORAGE, or as before."""
+    url = storage_url(given)
+    text = before if url is None else url.text
+    return config.model_copy(update={"search": config.search.model_copy(update={"storage": text})})
+
+
+def _recorded_storage(folder: Path) -> str | None:
+    """The storage that a run was begun with; None: its journal, or it is not begun."""
+    return open_run(folder).config().search.storage if (folder / "config.toml").exists() else None
+
+
+def threads_of_one_more(run: RunFolder) -> int:
+    """Threads for a worker that joins: all cores of a machine where no other worker of the run is seen."""
+    return 1 if run.live_workers() else cores()
 
 
 def use_threads(count: int) -> None:
@@ -83,41 +110,42 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def _here(
-    problem: Problem,
-    study: optuna.Study,
-    run: RunFolder,
-    budget: Budget,
-    asked: Interrupt,
-    progress: Progress,
-) -> str:
-    with registered(run) as worker:
-        return search_loop(problem, study, run, budget, worker, lambda: asked.requested, progress.trial)
-
-
 def _in_workers(
     study: optuna.Study,
     run: RunFolder,
     budget: Budget,
-    workers: int,
-    threads: int,
+    threads: Sequence[int],
     asked: Interrupt,
     progress: Progress,
+    note: Callable[[str], None],
 ) -> str:
-    """Start worker processes, show what they finish, start killed ones again; why they ended.
+    """Start a worker process for each number of threads, show what they finish, start killed ones again; why
+    they ended.
 
     They are in sessions of their own: a Ctrl-C of the terminal reaches this process alone, which passes it
     on once.
     """
     ledger = Ledger(run, study)
+    watch = Watch()
     shown = {row.trial for row in ledger.rows() if row.state != "running"}
-    processes = [_start(run, budget, threads, index) for index in range(workers)]
-    restarts = 0
+    started = len(threads)
+    processes = {_start(run, budget, count, index): count for index, count in enumerate(threads)}
+    restarts = 0  # since a trial was trained
     passed_on = False
+    space = True
+    rounds = 0
     codes: list[int] = []
     try:
         while processes:
             time.sleep(0.3)
+            rounds += 1
+            if rounds % 10 == 0 and has_space(run.path) != space:
+                space = not space
+                note(
+                    "there is space again"
+                    if space
+                    else f"the disk of {run.path} is full; trials wait for space"
+                )
             if asked.requested and not passed_on:
                 passed_on = True
                 for process in processes:
@@ -126,19 +154,21 @@ def _in_workers(
                 if row.state != "running" and row.trial not in shown:
                     shown.add(row.trial)
                     progress.trial(row)
+                    restarts = 0 if row.state == "complete" else restarts
             for process in [process for process in processes if process.poll() is not None]:
-                processes.remove(process)
+                count = processes.pop(process)
                 codes.append(process.returncode)
                 run.log(f"worker process {process.pid} ended with code {process.returncode}")
                 killed = process.returncode < 0
                 if killed and not asked.requested and restarts < _MOST_RESTARTS:
                     restarts += 1
-                    progress.note(f"a worker was killed (signal {-process.returncode}); starting another")
-                    recover(study, run)
-                    processes.append(_start(run, budget, threads, workers + restarts))
+                    started += 1
+                    note(f"a worker was killed (signal {-process.returncode}); starting another")
+                    recover(study, run, watch)
+                    processes[_start(run, budget, count, started)] = count
     finally:
-        _stop(processes)  # this process ends early: a second Ctrl-C, or an error
-        recover(study, run)
+        _stop(list(processes))  # this process ends early: a second Ctrl-C, or an error
+        recover(study, run, watch)
         ledger.write(force=True)
     if codes and all(codes):
         raise RuntimeError(f"all workers ended with an error; the last lines of {run.log_file} say which")
@@ -165,7 +195,7 @@ def _stop(processes: "list[subprocess.Popen[bytes]]") -> None:
 
 
 def _start(run: RunFolder, budget: Budget, threads: int, index: int) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "search.worker", str(run.path), "--index", str(index)]
+    command = [sys.executable, *_PROGRAM, str(run.path), "--index", str(index)]
     command += ["--threads", str(threads), "--parent", str(os.getpid())]
     if budget.trials is not None:
         command += ["--trials", str(budget.trials)]
@@ -185,28 +215,36 @@ def _start(run: RunFolder, budget: Budget, threads: int, index: int) -> "subproc
 
 def work(
     run: RunFolder,
+    config: SearchConfig,
     budget: Budget,
     index: int,
     threads: int,
-    parent_lives: Callable[[], bool] = lambda: True,
+    parent_lives: Callable[[], bool] | None = None,
     on_trial: Callable[[TrialRow], None] = lambda row: None,
 ) -> str:
-    """One more worker on a run that a search has prepared; why it ended.
+    """One more worker on a run that a search has prepared; why it ended. ``parent_lives``: of a search that
+    has started it, and that it ends with.
 
     Raises:
         As ``run_search``.
     """
     use_threads(threads)
-    config = run.config()
     problem = prepare(load(config), run, run.log, write=False)
     with writable(run.path), registered(run) as worker, Interrupt() as asked:
-        study = open_study(run, config.search, worker_seed=index, knowledge=problem.knowledge)
+        study = open_study(
+            run,
+            config.search,
+            worker_seed=index,
+            knowledge=problem.knowledge,
+            join=True,
+            wait=parent_lives is not None,
+        )
         return search_loop(
             problem,
             study,
             run,
             budget,
             worker,
-            lambda: asked.requested or not parent_lives(),
+            lambda: asked.requested or not (parent_lives is None or parent_lives()),
             on_trial,
         )

@@ -25,6 +25,7 @@ from compression.trace import Traced
 from hw_profiles import load_profile
 from latency_models.machine_lock import Note, training
 from search.config import SearchConfig
+from search.disk import when_there_is_space
 from search.paired import Scores, wilson_interval
 from search.task import Task, TaskError, as_data, check_labels, class_count
 
@@ -379,10 +380,19 @@ def _placed(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
-    """Write a module's state as safetensors, beside and renamed."""
+    """Write a module's state as safetensors, beside and renamed. A full disk is waited for."""
     beside = path.with_suffix(".partial")
-    save_file({name: value.contiguous() for name, value in module.state_dict().items()}, beside)
-    beside.replace(path)
+    state = {name: value.contiguous() for name, value in module.state_dict().items()}
+
+    def write() -> None:
+        try:
+            save_file(state, beside)
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+
+    when_there_is_space(write)
 
 
 def load_weights(module: nn.Module, path: Path) -> None:

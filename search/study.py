@@ -3,20 +3,24 @@
 import time
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from compression.policy import Policy
 from search.config import SearchSection
-from search.journal import open_journal
+from search.lease import Watch
 from search.lock import locked
-from search.run_folder import RunFolder
+from search.run_folder import RunError, RunFolder
 from search.sampler import sampler
 from search.space import Space
+from search.storage import Note, open_storage
+from search.storage_url import storage_url
 from search.trial import Result
 
 if TYPE_CHECKING:
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
 
 NAME = "leanfront"
 INTERRUPTED = "its worker was stopped; run again"
+OVERDUE = "overdue"
+"""Attribute of a trial that was ended for its time limit, in seconds."""
 _SECONDS_TO_SAY_WHO = 60.0
 _OPTUNA_STATES = {
     "complete": TrialState.COMPLETE,
@@ -34,20 +40,34 @@ _OPTUNA_STATES = {
 
 
 def open_study(
-    run: RunFolder, settings: SearchSection, worker_seed: int = 0, knowledge: "Knowledge | None" = None
+    run: RunFolder,
+    settings: SearchSection,
+    worker_seed: int = 0,
+    knowledge: "Knowledge | None" = None,
+    join: bool = False,
+    wait: bool = False,
+    note: Note | None = None,
 ) -> optuna.Study:
-    """Make or load the study in a run's journal; ``worker_seed`` makes workers draw different policies."""
+    """Make or load the study of a run; ``worker_seed`` makes workers draw different policies.
+
+    ``join``: it must have been made already. ``wait``: if the server of a shared storage is away, wait for
+    it; ``note`` hears of that, otherwise log.txt does.
+
+    Raises:
+        RunError: its storage cannot be opened, or has no such study although the run has begun.
+        StorageLost: its storage was away for too long.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions = [
         StudyDirection.MAXIMIZE if name == "accuracy" else StudyDirection.MINIMIZE
         for name in settings.objectives
     ]
-    study = optuna.create_study(
-        study_name=NAME,
-        storage=open_journal(run.journal),
-        directions=directions,
-        load_if_exists=True,
-    )
+    url = storage_url(settings.storage)
+    storage = open_storage(url, run.journal, note or run.log, wait=wait)
+    name = NAME if url is None else run.study_name()
+    if url is not None and (join or run.begun):
+        _check_there(storage, name, f"{url.text} has no study {name}, which {run.path} goes by")
+    study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
     # a resumed search must not draw what it drew before: its seed depends on how far it got
     offset = 7919 * worker_seed + 104_729 * len(study.get_trials(deepcopy=False))
     study.sampler = sampler(settings, offset, knowledge)
@@ -56,6 +76,13 @@ def open_study(
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names(list(settings.objectives))
     return study
+
+
+def _check_there(storage: BaseStorage, name: str, otherwise: str) -> None:
+    try:
+        storage.get_study_id_from_name(name)
+    except KeyError:
+        raise RunError(f"{otherwise}; give the storage that the search was started with") from None
 
 
 def enqueue(study: optuna.Study, space: Space, policy: Policy, origin: str) -> None:
@@ -94,31 +121,36 @@ def _finish(study: optuna.Study, number: int, state: str, values: Mapping[str, A
     return study.tell(number, state=_OPTUNA_STATES[state])
 
 
-def recover(study: optuna.Study, run: RunFolder) -> list[int]:
-    """Take back the trials of workers that are dead; their numbers.
+def recover(study: optuna.Study, run: RunFolder, watch: Watch | None = None) -> list[int]:
+    """Take back the trials of workers that are lost; their numbers.
 
-    A trial that had its result is finished with it. Any other is enqueued again, once: a policy that loses
-    its second worker, too, is set aside as failed.
+    A worker of this machine is lost when it let go of its lock; any other when ``watch``, which a caller
+    keeps from call to call, has seen its lease run out. A trial that had its result is finished with it. Any
+    other is enqueued again, once: a policy that loses its second worker, too, is set aside as failed.
     """
+    watch = watch or Watch()
     running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    if not any(_abandoned(trial, run) for trial in running):
+    if not any(_abandoned(trial, run, watch) for trial in running):
         return []
     run.locks.mkdir(exist_ok=True)
     taken = []
     with locked(run.locks / "recover"):
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if _abandoned(trial, run):
-                _take_back(study, trial)
+            if _abandoned(trial, run, watch):
+                with suppress(UpdateFinishedTrialError):  # another machine was faster
+                    _take_back(study, trial)
                 taken.append(trial.number)
     return taken
 
 
-def _abandoned(trial: FrozenTrial, run: RunFolder) -> bool:
+def _abandoned(trial: FrozenTrial, run: RunFolder, watch: Watch) -> bool:
     worker = trial.user_attrs.get("worker")
     if worker is not None:
-        return not run.is_live(str(worker))
-    # Killed, or alive, in the milliseconds between asking for a trial and saying who works on it: some
-    # worker that lives may have asked only if it was there by then, and not long ago.
+        run_out = watch.has_run_out(trial)
+        return not run.is_live(str(worker)) and (run_out or run.is_dead(str(worker)))
+    # Killed, or alive, in the milliseconds between asking for a trial and saying who works on it: some worker
+    # that lives may have asked only if it was there by then, and not long ago. A worker that is misjudged, on
+    # another machine, finds out when it says who it is, and has lost nothing.
     started = trial.datetime_start.timestamp() if trial.datetime_start is not None else 0.0
     long_ago = time.time() - started > _SECONDS_TO_SAY_WHO
     return long_ago or all(since > started for since in run.live_since())
@@ -130,7 +162,10 @@ def _take_back(study: optuna.Study, trial: FrozenTrial) -> None:
     if "result" in attributes:
         _finish(study, trial.number, attributes["result"]["state"], attributes["result"])
     elif attributes.get("again") is not None:
-        reason = f"killed its worker twice, here and as trial {attributes['again']}"
+        what = "killed its worker"
+        if OVERDUE in attributes:
+            what = f"took longer than {attributes[OVERDUE] / 60:.3g} min"
+        reason = f"{what} twice, here and as trial {attributes['again']}"
         tell(study, handle, Result("failed", reason))
     else:
         _run_again(study, trial, again=trial.number)

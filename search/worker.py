@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from search.errors import exit_code
@@ -25,9 +26,12 @@ def main() -> int:
     def parent_lives() -> bool:
         return given.parent is None or os.getppid() == given.parent
 
+    with suppress(OSError):  # when the memory is used up, a worker is what the kernel should end
+        Path("/proc/self/oom_score_adj").write_text("500")
     try:
         run = open_run(given.run)
-        work(run, Budget(given.trials, given.deadline), given.index, given.threads, parent_lives)
+        budget = Budget(given.trials, given.deadline)
+        work(run, run.config(), budget, given.index, given.threads, parent_lives)
     except KeyboardInterrupt:
         return 130
     except Exception as error:

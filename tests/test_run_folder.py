@@ -11,18 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
+import search.disk
 from latency_models.files import replace_file
 from search.config import parse_config
 from search.journal import cut_back, open_journal
 from search.lock import is_held, try_lock
+from search.owner import owned
 from search.run_folder import (
     RunError,
     TrialRow,
     default_run,
     make_run,
     open_run,
-    owned,
     registered,
     writable,
 )
@@ -57,6 +59,11 @@ def test_a_folder_full_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(RunError, match="no run folder"):
         make_run(tmp_path, config())
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_whose_search_was_killed_before_it_began_is_used(tmp_path):
+    (tmp_path / ".config.toml.77").write_text("[ta")
+    assert make_run(tmp_path, config()).config() == config()
 
 
 @pytest.mark.parametrize("name", ["nothing", "file", "empty"])
@@ -142,7 +149,7 @@ def test_files_are_replaced_whole(tmp_path):
 
 def test_two_searches_never_share_a_folder(tmp_path):
     run = make_run(tmp_path / "run", config())
-    refused = pytest.raises(RunError, match=rf"process {os.getpid()}.*leanfront worker")
+    refused = pytest.raises(RunError, match=rf"process {os.getpid()} on .* since .*leanfront worker")
     with owned(run), refused, owned(run):
         pass
     with owned(run):
@@ -249,13 +256,30 @@ def test_a_write_that_fails_leaves_the_journal_as_it_was(tmp_path, monkeypatch):
     study = study_in(path)
     before = path.read_bytes()
 
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
+    def broken(descriptor):
+        raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output"):
         study.ask()
     monkeypatch.undo()
     assert path.read_bytes() == before
     study.tell(study.ask(), 1.0)
     assert len(study_in(path).trials) == 3
+
+
+def test_a_journal_waits_for_space(tmp_path, monkeypatch):
+    monkeypatch.setattr(search.disk, "_SECONDS_BETWEEN_TRIES", 0.01)
+    path = tmp_path / "journal"
+    said: list[str] = []
+    study = optuna.create_study(storage=open_journal(path, said.append))
+    failures = iter([28, 122, 28])
+
+    def full(descriptor):
+        if number := next(failures, 0):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", full)
+    study.tell(study.ask(), 1.0)
+    assert said == ["the disk is full; waiting for space"]
+    assert [trial.state for trial in study.get_trials()] == [TrialState.COMPLETE]

@@ -301,13 +301,12 @@ def test_ten_failures_in_a_row_are_not_the_policies_fault(tmp_path):
     assert len(open_run(tmp_path / "run").trials()) == 10
 
 
-def test_a_full_disk_stops_the_search_and_is_held_against_no_policy(tmp_path):
-    for _ in range(3):
-        full = Scorer(fails=[OSError(28, "No space left on device")])
-        with pytest.raises(OSError, match="No space left"):
-            search(tmp_path / "run", 5, full)
-    done = search(tmp_path / "run", 5)
+def test_a_full_disk_is_waited_for_and_held_against_no_policy(tmp_path, monkeypatch):
+    monkeypatch.setattr("search.loop._SECONDS_AFTER_A_FULL_DISK", 0.01)
+    full = [OSError(28, "No space left on device"), RuntimeError("IoError: No space left on device")] * 2
+    done = search(tmp_path / "run", 5, Scorer(fails=full))
     assert (done.count("complete"), done.count("failed")) == (5, 0)
+    assert [row.reason for row in done.rows if row.state == "pruned"] == [INTERRUPTED] * 4
 
 
 def test_an_unknown_cost_ends_the_search(tmp_path, monkeypatch):
@@ -374,7 +373,8 @@ def abandoned(run: RunFolder, problem: Problem, with_result: bool = False) -> in
     """A trial as a killed worker leaves it."""
     study = open_study(run, configuration().search)
     trial = study.ask()
-    trial.set_user_attr("worker", "worker-gone-1-abc")
+    with registered(run) as worker:
+        trial.set_user_attr("worker", worker)
     policy = problem.space.suggest(trial)
     trial.set_user_attr("digest", policy.digest)
     if with_result:
