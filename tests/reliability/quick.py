@@ -1,0 +1,79 @@
+"""A search as ``leanfront search`` runs it, supervisor, workers and all, of which every trial takes 50 ms.
+
+    python quick.py FOLDER TRIALS WORKERS [section.key=value ...]
+
+Cost and score are made up; QUICK_FAULT says what goes wrong, "hang" or "kill", in trials whose policy cuts
+half of the first layer.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import search.lease
+import search.loop
+import search.run_search
+import search.worker
+from compression.policy import Policy
+from search.config import SearchConfig, parse_config
+from search.run_search import run_search
+from search.trial import Problem
+from tests.test_study import Climb, Scorer, problem_of
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+class Faulty(Scorer):
+    def start(self, policy: Policy) -> Climb:
+        if policy["conv0"].sparsity == 0.5:
+            if os.environ.get("QUICK_FAULT") == "hang":
+                time.sleep(3600)
+            if os.environ.get("QUICK_FAULT") == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().start(policy)
+
+
+def load(config: SearchConfig) -> SearchConfig:
+    return config
+
+
+def prepare(config: SearchConfig, *rest: object, write: bool = True) -> Problem:
+    return problem_of(config, Faulty(seconds=0.05))
+
+
+def start(folder: Path, trials: int, workers: int, *more: str, **environment: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, __file__, str(folder), str(trials), str(workers), *more]
+    return subprocess.Popen(
+        command,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def main() -> None:
+    search.run_search.load = load  # type: ignore[assignment]
+    search.run_search.prepare = prepare  # type: ignore[assignment]
+    search.run_search.use_threads = lambda count: None
+    search.run_search._PROGRAM = (__file__, "worker")  # type: ignore[assignment]
+    search.loop._SECONDS_AFTER_A_FULL_DISK = 0.2
+    search.lease.BEAT_SECONDS = 0.2
+    if sys.argv[1] == "worker":
+        del sys.argv[1]
+        sys.exit(search.worker.main())
+    folder, trials, workers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    sections: dict[str, dict[str, object]] = {"task": {"file": "task.py"}, "search": {}}
+    for pair in sys.argv[4:]:
+        key, _, value = pair.partition("=")
+        section, _, name = key.partition(".")
+        sections.setdefault(section, {})[name] = float(value)
+    sections["search"] |= {"trials": trials, "workers": workers}
+    print(run_search(parse_config(sections), Path("search.toml"), folder)[1])
+
+
+if __name__ == "__main__":
+    main()
