@@ -5,6 +5,7 @@ from typing import Any
 
 from latency_models.cost import measured_on
 from search.config import SearchConfig
+from search.morning import reserved_seconds
 from search.output import print_table
 from search.prepare import Loaded, load, prepare, threads_of_workers
 from search.run_search import use_threads
@@ -25,7 +26,9 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
     problem = prepare(loaded, None, lambda text: None)
     seconds = _seconds_per_trial(loaded)
     network, space = loaded.traced.network, loaded.space
-    trials = None if settings.hours is None else int(settings.hours * 3600 / seconds * settings.workers)
+    trials = None
+    if settings.hours is not None:
+        trials = int((settings.hours * 3600 - reserved_seconds(config)) / seconds * settings.workers)
     if settings.trials is not None:
         trials = settings.trials if trials is None else min(trials, settings.trials)
     return {

@@ -145,10 +145,11 @@ class FinetuneSection(_Section):
 
 
 class PickSection(_Section):
-    """The long training of the network that is picked."""
+    """The long training of the network that is picked. ``share_of_hours``: of a search, kept for it."""
 
     epochs: float = Field(default=8, ge=0)
     learning_rate: float = Field(default=0.02, gt=0.0)
+    share_of_hours: Share = 0.15
 
 
 class SearchConfig(_Section):

@@ -15,6 +15,7 @@ from search.disk import has_space
 from search.lease import Watch
 from search.ledger import Ledger
 from search.loop import Budget, Interrupt, search_loop
+from search.morning import fine_tune_front, report, reserved_seconds
 from search.owner import owned
 from search.prepare import cores, load, prepare, threads_of_workers
 from search.progress import Progress
@@ -32,7 +33,8 @@ _SECONDS_TO_STOP = 10
 def run_search(config: SearchConfig, config_path: Path, folder: Path | None = None) -> tuple[RunFolder, str]:
     """Search, or go on with a search; the run folder, and why it ended ("stopped": by Ctrl-C).
 
-    ``hours`` counts from now, ``trials`` includes those of earlier calls. Trials run in processes of their
+    ``hours`` counts from now, and a share of it is kept for the long fine-tune of the front; ``trials``
+    includes those of earlier calls. At the end the report is written. Trials run in processes of their
     own: one that exhausts the memory, or hangs, takes no more than its worker with it.
 
     Raises:
@@ -46,6 +48,9 @@ def run_search(config: SearchConfig, config_path: Path, folder: Path | None = No
     if settings.hours is None and settings.trials is None:
         raise ConfigError("the search has no end: give --hours or --trials, or set one in [search]")
     deadline = None if settings.hours is None else time.time() + settings.hours * 3600
+    reserved = reserved_seconds(config)
+    if deadline is not None:
+        deadline -= reserved
     budget = Budget(settings.trials, deadline)
     threads = threads_of_workers(settings.workers)
     use_threads(max(threads))
@@ -78,7 +83,11 @@ def run_search(config: SearchConfig, config_path: Path, folder: Path | None = No
             Interrupt(lambda: note("finishing the running trials; Ctrl-C again stops at once")) as asked,
         ):
             ended = _in_workers(study, run, budget, threads, asked, progress, note)
-        run.log(f"search ended: {ended}")
+            note(f"search ended: {ended}")
+            if ended != "stopped":
+                if reserved:
+                    fine_tune_front(run, time.time() + reserved, lambda: asked.requested, note)
+                report(run, note)
     return run, ended
 
 
