@@ -20,6 +20,7 @@ from search.config import ConfigError, SearchConfig, parse_config
 from search.disk import is_full
 from search.lock import is_held, locked, try_lock
 
+_SECONDS_OF_A_WRITE = 3600.0
 STATES = ("complete", "infeasible", "failed", "pruned", "running")
 
 
@@ -319,6 +320,14 @@ def writable(path: Path) -> Iterator[None]:
         else:
             what = str(error.strerror or error)
         raise RunError(f"cannot write {path}: {what}") from error
+
+
+def sweep(run: RunFolder) -> None:
+    """Remove what killed processes left half-written, beside the files that it should have become."""
+    for path in (*run.path.glob(".*.*"), *run.checkpoints.glob("*.partial")):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _SECONDS_OF_A_WRITE:
+                path.unlink()
 
 
 def now() -> str:

@@ -19,7 +19,16 @@ from search.morning import fine_tune_front, report, reserved_seconds
 from search.owner import owned
 from search.prepare import cores, load, prepare, threads_of_workers
 from search.progress import Progress
-from search.run_folder import RunFolder, TrialRow, default_run, make_run, open_run, registered, writable
+from search.run_folder import (
+    RunFolder,
+    TrialRow,
+    default_run,
+    make_run,
+    open_run,
+    registered,
+    sweep,
+    writable,
+)
 from search.storage import open_storage
 from search.storage_url import storage_url
 from search.study import enqueue_seeds, open_study, recover
@@ -65,6 +74,7 @@ def run_search(config: SearchConfig, config_path: Path, folder: Path | None = No
     with owned(run, note):
         run.log(f"search started: {settings.model_dump_json()}")
         progress.note(f"run folder {run.path}")
+        sweep(run)
         if url := storage_url(settings.storage):
             open_storage(url, run.journal, note)  # what cannot be reached is said before anything is measured
         problem = prepare(loaded, run, note)

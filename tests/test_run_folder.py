@@ -26,6 +26,7 @@ from search.run_folder import (
     make_run,
     open_run,
     registered,
+    sweep,
     writable,
 )
 
@@ -125,6 +126,18 @@ def test_a_table_of_trials_that_is_none(tmp_path):
     run.trials_file.write_text(run.trials_file.read_text().replace("0.5", "half"))
     with pytest.raises(RunError, match="cannot be read"):
         run.trials()
+
+
+def test_what_killed_writers_left_is_swept_when_it_is_old(tmp_path):
+    run = make_run(tmp_path / "run", config())
+    old = [run.path / ".trials.csv.77", run.checkpoints / "5.partial"]
+    for path in old:
+        path.touch()
+        os.utime(path, (0, 0))
+    (run.path / ".front.csv.78").touch()  # by a process that writes now
+    before = set(run.path.rglob("*"))
+    sweep(run)
+    assert before - set(run.path.rglob("*")) == set(old)
 
 
 def test_environment_keeps_what_it_is_not_told(tmp_path):

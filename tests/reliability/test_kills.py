@@ -76,12 +76,15 @@ def check_whole(run: RunFolder, finished: set[int]) -> None:
     run.config()
 
 
-def test_30_kills_at_random_moments(tmp_path):
-    folder, rng = tmp_path / "run", random.Random(6)
+@pytest.mark.parametrize(
+    ("kills", "seed"), [(30, 6), *(pytest.param(200, seed, marks=pytest.mark.slow) for seed in range(3))]
+)
+def test_kills_at_random_moments(tmp_path, kills, seed):
+    folder, rng = tmp_path / "run", random.Random(seed)
     finished: set[int] = set()
     process = start(folder, 100_000, 2)
     try:
-        for _ in range(30):
+        for _ in range(kills):
             before = len(logged(folder))
             until(lambda before=before, process=process: len(logged(folder)) > before or process.poll())
             time.sleep(rng.uniform(0.0, 0.3))
