@@ -71,7 +71,7 @@ def main() -> None:
         key, _, value = pair.partition("=")
         section, _, name = key.partition(".")
         sections.setdefault(section, {})[name] = float(value)
-    sections["search"] |= {"trials": trials, "workers": workers}
+    sections["search"] |= {"trials": trials, "workers": workers, "sampler": "tpe"}
     print(run_search(parse_config(sections), Path("search.toml"), folder)[1])
 
 
