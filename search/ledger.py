@@ -82,6 +82,8 @@ def row_of(trial: FrozenTrial) -> TrialRow:
     elif not result:  # told by something else than this search
         state = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}.get(trial.state, "failed")
         result = {"state": state}
+    if "rung" in result:
+        result["rung"] = float(result["rung"])  # as it is read back
     if "rungs" in result:
         result["rungs"] = json.dumps(result["rungs"], separators=(",", ":"))
     known = {name: value for name, value in result.items() if name in TrialRow.__dataclass_fields__}

@@ -34,6 +34,7 @@ file = "task.py"
 [hardware]
 profile = "toy"
 [search]
+sampler = "tpe"
 trials = 4
 [space]
 sparsity = [0.0, 0.25, 0.5]
