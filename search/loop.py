@@ -28,6 +28,7 @@ from search.paired import load_scores, save_scores
 from search.progress import log_line
 from search.promotion import Standing, dominator, standings
 from search.run_folder import RunFolder, TrialRow
+from search.sampler import expected_accuracy
 from search.study import (
     OVERDUE,
     digests,
@@ -180,7 +181,7 @@ def search_loop(
             ended = f"all {problem.space.size} policies of the space were tried"
             break
         if fruitless >= _GIVE_UP_AFTER:
-            ended = f"{fruitless} proposals in a row were known already, over a limit or not promoted"
+            ended = f"{fruitless} proposals in a row were known already or over a limit"
             break
         asked = time.perf_counter()
         trial = study.ask()
@@ -191,6 +192,8 @@ def search_loop(
                 trial.set_user_attr("worker", worker)
                 policy = problem.space.suggest(trial)
                 proposing = {"seconds_proposing": time.perf_counter() - asked}
+                if (expected := expected_accuracy(study.sampler)) is not None:
+                    proposing["expected_accuracy"] = expected
                 result = _attempt(problem, study, run, trial, policy, rng, ledger)
                 result = replace(result, values={**result.values, **proposing})
                 row = row_of(tell(study, trial, result))
@@ -209,7 +212,7 @@ def search_loop(
         if "seconds" in result.values:
             give_back()
         trained = reached_the_end(result.to_dict())
-        fruitless = 0 if trained else fruitless + 1
+        fruitless = 0 if trained or result.rungs else fruitless + 1
         failures = failures + 1 if result.state == "failed" else 0 if trained else failures
         run.log(log_line(row))
         on_trial(row)

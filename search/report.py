@@ -69,6 +69,7 @@ def report_html(data: "RunData") -> str:
         reasons=report_tables.reasons(data),
         time=report_rungs.time_shares(data),
         correlations=report_rungs.correlations(data),
+        expectations=report_rungs.surrogate_errors(data),
         sensitivity=report_rungs.sensitivity_facts(data),
         warnings=report_validation.warnings(data),
         validation=report_validation.figures(data),

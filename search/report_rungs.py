@@ -61,6 +61,28 @@ def correlations(data: RunData) -> list[tuple[str, int, str, str]]:
     return lines
 
 
+def surrogate_errors(data: RunData) -> list[tuple[str, int, str, str]]:
+    """(which trials, how many, mean error in points, rank correlation) of the accuracies that the sampler
+    expected against those that came out, by thirds of the search."""
+    done = data.trials[data.trials.accuracy.notna() & data.trials.expected_accuracy.notna()]
+    done = done[done.state.isin(["complete", "infeasible"])].sort_values("trial")
+    if len(done) < 3 * LEAST:
+        return []
+    lines = []
+    for name, part in zip(("first", "second", "last"), np.array_split(np.arange(len(done)), 3), strict=True):
+        rows = done.iloc[part]
+        error = (rows.expected_accuracy - rows.accuracy).abs().mean()
+        lines.append(
+            (
+                f"{name} third, from trial {rows.trial.iloc[0]}",
+                len(rows),
+                f"{100 * error:.2f}",
+                _shown(spearman(rows.expected_accuracy, rows.accuracy)),
+            )
+        )
+    return lines
+
+
 def spearman(one: pd.Series, other: pd.Series) -> float:
     """Rank correlation; NaN where one of them is constant or too few are there."""
     if len(one) < 3 or one.nunique() < 2 or other.nunique() < 2:

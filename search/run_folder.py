@@ -35,7 +35,7 @@ class DiskFull(RunError):
 @dataclass(frozen=True)
 class TrialRow:
     """One line of trials.csv. None: not known (yet). ``policy`` and ``rungs`` (each that was reached)
-    are JSON; times are ISO 8601, local."""
+    are JSON; ``expected_accuracy``: what the sampler expected before the trial; times are ISO 8601, local."""
 
     trial: int
     state: str
@@ -59,10 +59,11 @@ class TrialRow:
     rung: float | None = None
     divergence: float | None = None
     rungs: str = ""
+    expected_accuracy: float | None = None
 
 
 COLUMNS = tuple(field.name for field in fields(TrialRow))
-ADDED = ("seconds_proposing", "seconds_pricing", "rung", "divergence", "rungs")
+ADDED = ("seconds_proposing", "seconds_pricing", "rung", "divergence", "rungs", "expected_accuracy")
 """Columns that run folders made before there were rungs do not have."""
 _TEXT = ("state", "reason", "rungs", "started", "finished", "worker", "policy")
 

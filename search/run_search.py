@@ -62,7 +62,7 @@ def run_search(config: SearchConfig, config_path: Path, folder: Path | None = No
         deadline -= reserved
     budget = Budget(settings.trials, deadline)
     threads = threads_of_workers(settings.workers)
-    use_threads(max(threads))
+    use_threads(cores())  # until the workers start
     loaded = load(config)
     run = make_run(folder, config)
     progress = Progress(settings.objectives, deadline, settings.trials)

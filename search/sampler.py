@@ -43,3 +43,9 @@ def sampler(settings: SearchSection, offset: int = 0, knowledge: "Knowledge | No
             return GPSampler(seed=seed)
         case "tpe":
             return TPESampler(multivariate=True, constant_liar=True, n_startup_trials=10, seed=seed)
+
+
+def expected_accuracy(sampler: BaseSampler) -> float | None:
+    """What a sampler expects of the policy that it proposed last; None where it does not say."""
+    expected: float | None = getattr(sampler, "expected_accuracy", None)
+    return expected

@@ -1,6 +1,5 @@
 """Cascade as one of Optuna's samplers: storages, workers and dashboards work with it as with any other."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +16,7 @@ from search.cascade.encoding import Codes, keys
 from search.cascade.gaussian import Hyperparameters
 from search.cascade.knowledge import Knowledge
 from search.cascade.proposing import Objectives, propose
-from search.cascade.surrogate import Seen, log_divergence, shortfall
+from search.cascade.surrogate import Seen, accuracy_of, log_divergence, shortfall
 
 _TARGET_AFTER = 4
 """Scores at the last rung from which on proposals aim at it; before, at what divergence alone says."""
@@ -38,12 +37,12 @@ class CascadeSampler(BaseSampler):
     """Proposes whole policies by the expected gain in hypervolume.
 
     A policy that was scored at the first rung alone may be proposed again: it then goes on from there.
-    ``seconds``: spent proposing so far.
+    ``expected_accuracy``: of what was proposed last, at the last rung; None in the start.
     """
 
     def __init__(self, knowledge: Knowledge, seed: int = 0) -> None:
         self.knowledge = knowledge
-        self.seconds = 0.0
+        self.expected_accuracy: float | None = None
         self._rng = np.random.default_rng(seed)
         self._independent = RandomSampler(seed=seed)
         self._read = _Read()
@@ -76,9 +75,7 @@ class CascadeSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         """The parameters of the policy that promises most."""
-        started = time.perf_counter()
         codes = self._propose(study, trial)
-        self.seconds += time.perf_counter() - started
         params = self.knowledge.encoding.params(codes)
         return {name: params[name] for name in search_space if name in params}
 
@@ -118,9 +115,12 @@ class CascadeSampler(BaseSampler):
             self._rng,
             self._hyperparameters,
         )
+        self.expected_accuracy = None
         if found is None:
             return encoding.random(1, self._rng)[:, 0]
         self._hyperparameters = {**found.hyperparameters}
+        if target == last:
+            self.expected_accuracy = accuracy_of(found.mean, knowledge.baseline["accuracy"])
         return found.codes
 
     def _take_in(self, trials: Sequence[FrozenTrial], own: int) -> Codes:

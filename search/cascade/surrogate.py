@@ -33,6 +33,11 @@ def shortfall(accuracy: float | Array, baseline: float) -> Array:
     return np.asarray(np.log(np.maximum(baseline - np.asarray(accuracy), -0.5 * SOFT) + SOFT))
 
 
+def accuracy_of(log_shortfall: float, baseline: float) -> float:
+    """The accuracy of which ``shortfall`` is this."""
+    return baseline + SOFT - float(np.exp(log_shortfall))
+
+
 def log_divergence(divergence: float | Array) -> Array:
     """Log of divergences from the teacher."""
     return np.asarray(np.log(np.maximum(np.asarray(divergence), 0.0) + LEAST_DIVERGENCE))
