@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage, get_storage
 
@@ -65,6 +66,7 @@ def _database(url: StorageURL) -> BaseStorage:
     """Optuna makes its tables where there are none. The password is in no address, so in no message."""
     import psycopg  # noqa: F401 (a missing driver is said by its name)
 
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns of lost connections by the page
     text = url.text.replace("postgresql://", "postgresql+psycopg://", 1)
     return get_storage(
         RDBStorage(
@@ -143,8 +145,10 @@ def _is_away(error: Exception) -> bool:
 
 
 def _is_away_database(error: BaseException) -> bool:
-    from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+    from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
+    if isinstance(error, PendingRollbackError):
+        return True  # Optuna went on with a connection that had just been lost; the session is a new one now
     if isinstance(error, OperationalError | InterfaceError):
         return not any(words in str(error.orig) for words in _NO_MATTER_OF_TIME)
     return isinstance(error, DBAPIError) and error.connection_invalidated

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError, PendingRollbackError
 
 import search.lease
 import search.owner
@@ -169,7 +169,8 @@ def test_a_server_that_comes_back_is_waited_for(monkeypatch):
     monkeypatch.setattr(search.storage, "_PAUSE_SECONDS", 0.01)
     gone = OperationalError("SELECT 1", {}, Exception("server closed the connection"))
     said: list[str] = []
-    operation = Away(gone, wrapped(gone), ConnectionRefusedError())
+    lost = wrapped(PendingRollbackError("Can't reconnect until invalid transaction is rolled back."))
+    operation = Away(gone, wrapped(gone), ConnectionRefusedError(), lost)
     assert search.storage._patiently(operation, POSTGRES, said.append)() == "answer"
     assert [line.partition(POSTGRES)[2][:15] for line in said] == [" does not answe", " answers again"]
     assert "server closed the connection" in said[0]
