@@ -34,7 +34,7 @@ def logged(folder: Path) -> set[int]:
         lines = (folder / "log.txt").read_text().splitlines()
     except FileNotFoundError:
         return set()
-    return {int(line.split("trial ")[1].split()[0]) for line in lines if "  complete  " in line}
+    return {int(line.split("trial=")[1].split()[0]) for line in lines if " state=complete " in line}
 
 
 def until(condition, seconds: float = 60.0) -> None:
