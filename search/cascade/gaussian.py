@@ -75,6 +75,14 @@ class GaussianProcess:
         variance = self._signal * np.maximum(own - (explained**2).sum(axis=0), 1e-9)
         return mean, self._scale**2 * variance
 
+    def left_out(self) -> tuple[Array, Array]:
+        """Of each point: by how much the process without it misses its value, and the standard deviation that
+        it expects of that, noise included: (n,) and (n,). Rasmussen and Williams, (5.12)."""
+        inverse = cho_solve(self._factor, np.eye(len(self._weights)))
+        precision = np.diag(inverse)
+        missed = self._scale * self._weights / precision
+        return missed, self._scale * np.sqrt(self._signal / precision)
+
     @property
     def slopes(self) -> Array:
         """(k,): how the mean moves with each of the linear columns."""

@@ -71,7 +71,8 @@ def propose(
     encoding = objectives.encoding
     seen = nearest_the_front(seen, target, objectives.low)
     surrogate = Surrogate(prior, seen, objectives.rungs, known)
-    landscape = _landscape(objectives, surrogate, seen, pending, target)
+    low = _within_reach(objectives, surrogate, seen, archive, target)
+    landscape = _landscape(objectives, surrogate, seen, pending, target, low)
     waiting = [s.codes for s in seen if target not in s.scores]
     best = [s.codes for s in seen if s.scores]
     parents = np.hstack([archive, np.stack([*best, *waiting], axis=1)] if best else [archive])
@@ -111,7 +112,12 @@ def propose(
 
 
 def _landscape(
-    objectives: Objectives, surrogate: Surrogate, seen: Sequence[Seen], pending: Codes, target: int
+    objectives: Objectives,
+    surrogate: Surrogate,
+    seen: Sequence[Seen],
+    pending: Codes,
+    target: int,
+    low: Array,
 ) -> Landscape:
     """What the front reaches: as the surrogate sees what was scored, which takes out some of its noise."""
     reached = [s for s in seen if target in s.scores]
@@ -123,8 +129,26 @@ def _landscape(
         there = np.hstack([there, pending])
         log_costs = np.vstack([log_costs, objectives.log_costs(pending)])
     shortfalls = surrogate.predict(there, target)[0] if there.shape[1] else np.zeros(0)
-    floor = objectives.floor if target else _FLOOR_OF_DIVERGENCE
-    return Landscape(strewn(objectives.low), floor, log_costs, shortfalls)
+    return Landscape(strewn(low), _floor(objectives, target), log_costs, shortfalls)
+
+
+def _floor(objectives: Objectives, target: int) -> float:
+    return objectives.floor if target == objectives.rungs - 1 else _FLOOR_OF_DIVERGENCE
+
+
+def _within_reach(
+    objectives: Objectives, surrogate: Surrogate, seen: Sequence[Seen], archive: Codes, target: int
+) -> Array:
+    """(k,): the lowest log costs at which a policy may still come out above the floor of accuracy: the box
+    that points are strewn over must not be mostly out of reach."""
+    codes = np.hstack([archive, np.stack([s.codes for s in seen], axis=1)]) if seen else archive
+    log_costs = objectives.log_costs(codes)
+    mean, deviation = surrogate.predict(codes, target)
+    likely = mean - 2.0 * deviation < _floor(objectives, target)
+    likely &= np.isfinite(log_costs).all(axis=1)
+    if not likely.any():
+        return objectives.low
+    return np.asarray(np.maximum(objectives.low, np.minimum(log_costs[likely].min(axis=0) * 1.05, -1e-3)))
 
 
 def nearest_the_front(seen: Sequence[Seen], target: int, low: Array) -> Sequence[Seen]:

@@ -80,17 +80,22 @@ class Seen:
 
 @dataclass(frozen=True)
 class _Stage:
-    """One rung: a process on (features, score of the rung before), or a shift where too little was seen."""
+    """One rung: a process on (features, score of the rung before), or a shift where too little was seen.
+
+    ``doubt``: how much larger the variance is than the process believes, among the better half of the scores:
+    there they are rougher, and there it matters.
+    """
 
     process: GaussianProcess | None
     shift: float = 0.0
     variance: float = 0.0
+    doubt: float = 1.0
 
     def predict(self, features: Array, before: Array, variance: Array) -> tuple[Array, Array]:
         if self.process is None:
             return before + self.shift, variance + self.variance
         mean, own = self.process.predict(features, stacked([before]))
-        return mean, own + self.process.slopes[0] ** 2 * variance
+        return mean, self.doubt * own + self.process.slopes[0] ** 2 * variance
 
 
 class Surrogate:
@@ -136,7 +141,10 @@ class Surrogate:
         values = np.array([s.scores[rung] for s, _ in seen])
         process = GaussianProcess(features, stacked([before]), values, (known or {}).get(rung))
         self.hyperparameters[rung] = process.hyperparameters
-        return _Stage(process)
+        missed, expected = process.left_out()
+        better = values <= np.median(values)
+        doubt = float(np.mean((missed[better] / expected[better]) ** 2))
+        return _Stage(process, doubt=max(1.0, doubt))
 
     def _chain(self, features: Array, sums: Array, rungs: int) -> tuple[Array, Array]:
         mean, variance = sums, np.zeros(len(sums))
