@@ -11,7 +11,7 @@ whole, then the working buffers of single operations and the outputs beside it. 
    or behind the last of them.
 """
 
-from bisect import insort
+from bisect import bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +25,7 @@ _FAR = 4
 """How many kernels up a tensor is looked for: an addition done within a layer leaves nothing of its own."""
 
 _OUTSIDE = 0  # kind of tensors that are not in the block
+_NEVER = 1 << 62  # more bytes than any gap
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Arena:
                 returned += tape.sizes[tensor]
                 tape.kinds[tensor] = _OUTSIDE
         working = max([row.workspace for row in tape.rows], default=0)
-        return _block_bytes(_buffers(tape)) + max(returned, working)
+        return _block_bytes(*_buffers(tape)) + max(returned, working)
 
     def _play(self, i: int, row: _Row, tape: _Tape) -> None:
         """Append the tensors of a kernel, or of what it does late, and note what it reads."""
@@ -207,51 +208,60 @@ class Arena:
         return np.array([self.peak_bytes(column) for column in different.T.tolist()], dtype=np.float64)[place]
 
 
-def _buffers(tape: _Tape) -> list[tuple[int, int, int]]:
-    """The buffers that the tensors take, in order of their beginnings: (bytes, first step, last step)."""
-    kinds, last = tape.kinds, tape.last
-    of: list[int] = []  # tensor -> buffer
-    sizes: list[int] = []
-    begins: list[int] = []
+def _buffers(tape: _Tape) -> tuple[list[tuple[int, int]], list[int]]:
+    """The buffers that the tensors take, in order of their beginnings: (bytes, first step), last step."""
+    kinds, last, made, over = tape.kinds, tape.last, tape.made, tape.over
+    most = len(kinds)  # buffers; so a step times this, less a buffer, tells both
+    of = [-1] * most  # tensor -> buffer
+    buffers: list[tuple[int, int]] = []
     ends: list[int] = []
-    freed: dict[int, list[int]] = {}  # kind -> buffers
-    for tensor, (kind, begin) in enumerate(zip(kinds, tape.made, strict=True)):
+    known: dict[int, list[int]] = {}  # kind -> buffers: the last to end is last, of several the oldest
+    for tensor, kind in enumerate(kinds):
         if kind == _OUTSIDE:
-            of.append(-1)
             continue
-        buffer = -1
-        for other in tape.over.get(tensor, ()):
-            if kinds[other] == kind and last[other] == begin == ends[of[other]]:
-                buffer = of[other]
-                break
-        known = freed.setdefault(kind, [])
+        begin, end, buffer = made[tensor], last[tensor], -1
+        if kind in known:
+            alike = known[kind]
+            if tensor in over:
+                for other in over[tensor]:
+                    if kinds[other] == kind and last[other] == begin == ends[of[other]]:
+                        buffer = of[other]
+                        alike.remove(begin * most - buffer)
+                        break
+            if buffer < 0 and (place := bisect_right(alike, (begin - 1) * most)):  # ended before it begins
+                buffer = -alike.pop(place - 1) % most
+        else:
+            alike = known[kind] = []
         if buffer < 0:
-            for candidate in known:
-                if ends[candidate] < begin and (buffer < 0 or ends[candidate] > ends[buffer]):
-                    buffer = candidate
-        if buffer < 0:
-            buffer = len(sizes)
-            known.append(buffer)
-            sizes.append(tape.sizes[tensor])
-            begins.append(begin)
-            ends.append(0)
-        ends[buffer] = last[tensor]
-        of.append(buffer)
-    return list(zip(sizes, begins, ends, strict=True))
+            buffer = len(ends)
+            buffers.append((tape.sizes[tensor], begin))
+            ends.append(end)
+        else:
+            ends[buffer] = end
+        insort(alike, end * most - buffer)
+        of[tensor] = buffer
+    return buffers, ends
 
 
-def _block_bytes(buffers: list[tuple[int, int, int]]) -> int:
+def _block_bytes(buffers: Sequence[tuple[int, int]], ends: Sequence[int]) -> int:
     """The size of the block that holds buffers, in order of their beginnings."""
     block = 0
     held: list[tuple[int, int, int]] = []  # (begin, end in the block, last step)
-    for size, first, last in buffers:
-        held = [one for one in held if one[2] >= first]
-        at, best, waste = 0, held[-1][1] if held else 0, -1
-        for begin, end, _ in held:
-            gap = begin - at
-            if gap >= size and (waste < 0 or gap - size < waste):
-                best, waste = at, gap - size
-            at = end
-        insort(held, (best, best + size, last))
-        block = max(block, best + size)
+    for (size, first), last in zip(buffers, ends, strict=True):
+        at, best, smallest, freed = 0, -1, _NEVER, False
+        for begin, end, until in held:
+            if until < first:
+                freed = True
+            else:
+                if size <= begin - at < smallest:
+                    best, smallest = at, begin - at
+                at = end
+        if freed:
+            held = [one for one in held if one[2] >= first]
+        if best >= 0:
+            insort(held, (best, best + size, last))
+            continue
+        held.append((at, at + size, last))
+        if at + size > block:
+            block = at + size
     return block
