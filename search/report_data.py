@@ -27,6 +27,7 @@ NUMBERS = (
     "seconds_pricing",
     "rung",
     "divergence",
+    "expected_accuracy",
 )
 TEXTS = ("trial", "state", "reason", "started", "finished", "worker", "policy", "rungs")
 DEFAULT_DROP = 0.01

@@ -31,7 +31,7 @@ from search.run_folder import (
 )
 from search.storage import open_storage
 from search.storage_url import storage_url
-from search.study import enqueue_seeds, open_study, recover
+from search.study import anchor, enqueue_seeds, open_study, recover
 
 _PROGRAM = ("-m", "search.worker")
 _MOST_RESTARTS = 10
@@ -82,8 +82,8 @@ def run_search(config: SearchConfig, config_path: Path, folder: Path | None = No
             budget={"deadline": deadline, "trials": settings.trials, "workers": settings.workers}
         )
         study = open_study(run, settings, knowledge=problem.knowledge, note=note)
-        if problem.knowledge is None:  # cascade has a start of its own
-            enqueue_seeds(study, problem.space)
+        # cascade has a start of its own, but for what everybody would try first
+        enqueue_seeds(study, problem.space, None if problem.knowledge is None else [anchor(problem.space)])
         del problem, loaded  # the workers load their own
         rows = Ledger(run, study).rows()
         progress.earlier([row for row in rows if row.state != "running"])

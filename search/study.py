@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -90,12 +90,18 @@ def enqueue(study: optuna.Study, space: Space, policy: Policy, origin: str) -> N
     study.enqueue_trial(space.params_of(policy), user_attrs={"origin": origin, "seed": policy.digest})
 
 
-def enqueue_seeds(study: optuna.Study, space: Space) -> int:
-    """Enqueue the seeds of a space that the study has not; their number. Safe to call again."""
+def anchor(space: Space) -> Policy:
+    """Nothing cut, 8 bits where the space has them, else the widest that are not float."""
+    integers = [pair for pair in space.pairs if max(pair) <= 8]
+    return space.uniform(0.0, (8, 8) if (8, 8) in integers else max(integers, default=max(space.pairs)))
+
+
+def enqueue_seeds(study: optuna.Study, space: Space, wanted: Sequence[Policy] | None = None) -> int:
+    """Enqueue policies (the seeds of the space) that the study has not; their number. Safe to call again."""
     if study.user_attrs.get("seeded"):
         return 0
     there = {trial.user_attrs.get("seed") for trial in study.get_trials(deepcopy=False)}
-    seeds = [policy for policy in space.seeds() if policy.digest not in there]
+    seeds = [policy for policy in (space.seeds() if wanted is None else wanted) if policy.digest not in there]
     for policy in seeds:
         enqueue(study, space, policy, "seed")
     study.set_user_attr("seeded", True)

@@ -1,5 +1,7 @@
 """Tiny networks, one for each way in which layers can hang together. Inputs are (1, 3, 8, 8) but for one."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -182,11 +184,11 @@ def inputs(name: str, count: int, seed: int) -> Tensor:
     return torch.randn(count, *example(name).shape[1:], generator=torch.Generator().manual_seed(seed))
 
 
-def built(name: str) -> nn.Module:
+def built(name: str, kinds: Mapping[str, type[nn.Module]] = ALL) -> nn.Module:
     """A network with norms as training leaves them; some of their gains are negative, one is 0."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = ALL[name]()
+        model = kinds[name]()
         for norm in model.modules():
             if isinstance(norm, _BatchNorm):
                 nn.init.normal_(norm.weight, 1.0, 0.3)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.networks import ALL, ConvNormRelu, OptionA, Residual, Sequence
+from tests.networks import ConvNormRelu, OptionA, Residual, Sequence
 from tests.networks import built as plainly_built
 
 
@@ -95,5 +95,4 @@ RESIDUAL: dict[str, type[nn.Module]] = {
 
 def built(name: str) -> nn.Module:
     """As ``tests.networks.built``."""
-    ALL.setdefault(name, RESIDUAL[name])
-    return plainly_built(name)
+    return plainly_built(name, RESIDUAL)
