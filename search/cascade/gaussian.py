@@ -19,10 +19,13 @@ _WIDE = 25.0
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """length: of the kernel, in the units of the points. noise: variance as a share of the signal's."""
+    """length: of the kernel, in the units of the points. noise: variance as a share of the signal's. doubt:
+    how much larger the variance of predictions is than the process believes, see ``doubt_among``; not used by
+    the process itself."""
 
     length: float
     noise: float
+    doubt: float = 1.0
 
 
 class GaussianProcess:
@@ -82,6 +85,11 @@ class GaussianProcess:
         precision = np.diag(inverse)
         missed = self._scale * self._weights / precision
         return missed, self._scale * np.sqrt(self._signal / precision)
+
+    def doubt_among(self, points: NDArray[np.bool_]) -> float:
+        """Mean squared error at some points, each left out, over what is expected of it; at least 1."""
+        missed, expected = self.left_out()
+        return max(1.0, float(np.mean((missed[points] / expected[points]) ** 2)))
 
     @property
     def slopes(self) -> Array:

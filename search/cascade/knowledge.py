@@ -11,6 +11,7 @@ import numpy as np
 from search.cascade.cheap_front import cheap_front
 from search.cascade.encoding import Codes, Encoding
 from search.cascade.gaussian import Array
+from search.cascade.proposing import Objectives
 from search.cascade.surrogate import Prior, Surrogate, shortfall
 from search.config import LimitsSection
 
@@ -111,6 +112,13 @@ class Knowledge:
     def start_codes(self) -> Codes:
         """The cheap front, made now if it was not given."""
         return self.archive if self.archive is not None else self.cheap_front()
+
+    @cached_property
+    def searched(self) -> Objectives:
+        """As the proposing sees it."""
+        archive = self.start_codes
+        costs = self.log_costs(archive)
+        return Objectives(self.encoding, self.log_costs, archive, costs, self.low, self.floor, self.rungs)
 
 
 def knowledge_of(problem: "Problem", kept: Path | None = None) -> Knowledge:

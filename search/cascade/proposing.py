@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from search.cascade.cheap_front import children
 from search.cascade.encoding import Codes, Encoding, keys
@@ -15,7 +16,10 @@ CANDIDATES = 256
 ROUNDS = 3
 _PARENTS = 32
 _PLACES = 256
-_FLOOR_OF_DIVERGENCE = float(np.log(1.5))
+_MORE_DOUBT = 0.3
+_BEYOND = 1.05
+"""Log costs this much lower than what is known to be within reach may be, too."""
+_FLOOR_OF_DIVERGENCE = float(np.log(1.2))
 """In the start, before anything is trained: divergences beyond this (nats) count as nothing reached."""
 
 
@@ -24,12 +28,15 @@ class Objectives:
     """What is searched, as the proposing sees it.
 
     log_costs: codes (decisions, n) -> (n, k) logarithms of costs over the baseline's, infinite where a limit
-    is broken. low: (k,) the lowest there are. floor: log shortfall of accuracy that counts as nothing
-    reached. rungs: their number.
+    is broken. archive: (decisions, m) policies to start from beside those that were seen, such as the cheap
+    front; archive_log_costs: (m, k) theirs. low: (k,) the lowest there are. floor: log shortfall of accuracy
+    that counts as nothing reached. rungs: their number.
     """
 
     encoding: Encoding
     log_costs: Callable[[Codes], Array]
+    archive: Codes
+    archive_log_costs: Array
     low: Array
     floor: float
     rungs: int
@@ -52,7 +59,6 @@ def propose(
     seen: Sequence[Seen],
     taken: Collection[bytes],
     pending: Codes,
-    archive: Codes,
     target: int,
     rng: np.random.Generator,
     known: Mapping[int, Hyperparameters] | None = None,
@@ -60,10 +66,13 @@ def propose(
     """The best of some hundred candidates by expected gain of hypervolume at the rung ``target``.
 
     Args:
+        objectives: what is searched.
+        prior: sensitivities of its decisions.
         seen: scored policies, at whatever rung.
         taken: keys of policies that must not come again: at their end, or with another worker.
         pending: (decisions, p) what other workers are at; taken to come out as predicted.
-        archive: (decisions, m) policies to start from beside those seen, such as the cheap front.
+        target: a rung.
+        rng: draws the candidates.
         known: hyperparameters that need not be looked for again.
 
     None: no candidate is new and within the limits.
@@ -71,12 +80,12 @@ def propose(
     encoding = objectives.encoding
     seen = nearest_the_front(seen, target, objectives.low)
     surrogate = Surrogate(prior, seen, objectives.rungs, known)
-    low = _within_reach(objectives, surrogate, seen, archive, target)
-    landscape = _landscape(objectives, surrogate, seen, pending, target, low)
-    waiting = [s.codes for s in seen if target not in s.scores]
-    best = [s.codes for s in seen if s.scores]
-    parents = np.hstack([archive, np.stack([*best, *waiting], axis=1)] if best else [archive])
-    candidates = np.hstack([parents, encoding.random(_PARENTS, rng)])
+    start = _Start.of(objectives, surrogate, seen, pending, target)
+    landscape = start.landscape(objectives)
+    # with a little more doubt, what is on the front or just behind it promises most: parents of what is new
+    gains = landscape.expected_gain(start.log_costs, start.mean, start.deviation + _MORE_DOUBT)
+    parents = start.codes[:, np.argsort(-gains, kind="stable")[:_PARENTS]]
+    candidates = np.hstack([start.codes, encoding.random(_PARENTS, rng)])
     found: Proposal | None = None
     looked_at: set[bytes] = set()
     for _ in range(ROUNDS):
@@ -111,44 +120,55 @@ def propose(
     return found
 
 
-def _landscape(
-    objectives: Objectives,
-    surrogate: Surrogate,
-    seen: Sequence[Seen],
-    pending: Codes,
-    target: int,
-    low: Array,
-) -> Landscape:
-    """What the front reaches: as the surrogate sees what was scored, which takes out some of its noise."""
-    reached = [s for s in seen if target in s.scores]
-    codes = [s.codes for s in reached]
-    there = np.stack(codes, axis=1) if codes else pending[:, :0]
-    costs = [s.log_costs for s in reached]
-    log_costs = np.array(costs).reshape(len(costs), len(objectives.low))
-    if pending.shape[1]:
-        there = np.hstack([there, pending])
-        log_costs = np.vstack([log_costs, objectives.log_costs(pending)])
-    shortfalls = surrogate.predict(there, target)[0] if there.shape[1] else np.zeros(0)
-    return Landscape(strewn(low), _floor(objectives, target), log_costs, shortfalls)
+@dataclass(frozen=True)
+class _Start:
+    """What proposals start from: the archive, what was seen, what is pending, with the surrogate's opinion.
 
+    reached: (n,) which of them the front is made of. floor: log shortfall that counts as nothing reached.
+    """
 
-def _floor(objectives: Objectives, target: int) -> float:
-    return objectives.floor if target == objectives.rungs - 1 else _FLOOR_OF_DIVERGENCE
+    codes: Codes
+    log_costs: Array
+    mean: Array
+    deviation: Array
+    reached: NDArray[np.bool_]
+    floor: float
 
+    @staticmethod
+    def of(
+        objectives: Objectives, surrogate: Surrogate, seen: Sequence[Seen], pending: Codes, target: int
+    ) -> "_Start":
+        archive = objectives.archive
+        costs = [s.log_costs for s in seen]
+        log_costs = np.vstack(
+            [
+                objectives.archive_log_costs,
+                np.array(costs).reshape(len(costs), len(objectives.low)),
+                objectives.log_costs(pending),
+            ]
+        )
+        codes = np.hstack([archive, *(s.codes[:, None] for s in seen), pending])
+        scored = [target in s.scores for s in seen]
+        reached = np.array([False] * archive.shape[1] + scored + [True] * pending.shape[1])
+        within = np.isfinite(log_costs).all(axis=1)
+        codes, log_costs, reached = codes[:, within], log_costs[within], reached[within]
+        mean, deviation = surrogate.predict(codes, target)
+        floor = objectives.floor if target == objectives.rungs - 1 else _FLOOR_OF_DIVERGENCE
+        return _Start(codes, log_costs, mean, deviation, reached, floor)
 
-def _within_reach(
-    objectives: Objectives, surrogate: Surrogate, seen: Sequence[Seen], archive: Codes, target: int
-) -> Array:
-    """(k,): the lowest log costs at which a policy may still come out above the floor of accuracy: the box
-    that points are strewn over must not be mostly out of reach."""
-    codes = np.hstack([archive, np.stack([s.codes for s in seen], axis=1)]) if seen else archive
-    log_costs = objectives.log_costs(codes)
-    mean, deviation = surrogate.predict(codes, target)
-    likely = mean - 2.0 * deviation < _floor(objectives, target)
-    likely &= np.isfinite(log_costs).all(axis=1)
-    if not likely.any():
-        return objectives.low
-    return np.asarray(np.maximum(objectives.low, np.minimum(log_costs[likely].min(axis=0) * 1.05, -1e-3)))
+    def landscape(self, objectives: Objectives) -> Landscape:
+        """What the front reaches, as the surrogate sees what was scored, which takes out some of its noise.
+
+        Its points lie where a policy may still come out above the floor of accuracy: a box that is mostly out
+        of reach would leave few of them where it matters.
+        """
+        likely = self.mean - 2.0 * self.deviation < self.floor
+        low = objectives.low
+        if likely.any():
+            lowest = np.minimum(_BEYOND * self.log_costs[likely].min(axis=0), -1e-3)
+            low = np.maximum(low, lowest)
+        points = strewn(low)
+        return Landscape(points, self.floor, self.log_costs[self.reached], self.mean[self.reached])
 
 
 def nearest_the_front(seen: Sequence[Seen], target: int, low: Array) -> Sequence[Seen]:

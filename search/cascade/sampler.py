@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search.cascade.encoding import Codes, keys
 from search.cascade.gaussian import Hyperparameters
 from search.cascade.knowledge import Knowledge
-from search.cascade.proposing import Objectives, propose
+from search.cascade.proposing import propose
 from search.cascade.surrogate import Seen, accuracy_of, log_divergence, shortfall
 
 _TARGET_AFTER = 4
@@ -105,12 +105,11 @@ class CascadeSampler(BaseSampler):
         if target == 0 and last > 0:  # the start: a policy once is enough
             taken = taken | set(self._read.seen)
         found = propose(
-            Objectives(encoding, knowledge.log_costs, knowledge.low, knowledge.floor, knowledge.rungs),
+            knowledge.searched,
             knowledge.prior,
             seen,
             taken,
             pending,
-            knowledge.start_codes,
             target,
             self._rng,
             self._hyperparameters,
