@@ -26,9 +26,9 @@ from search.ledger import Ledger, row_of
 from search.memory import give_back, keep_what_is_there
 from search.paired import load_scores, save_scores
 from search.progress import log_line
-from search.promotion import Standing, dominator, standings
+from search.promotion import HOPELESS, Standing, dominator, standings
 from search.run_folder import RunFolder, TrialRow
-from search.sampler import expected_accuracy
+from search.sampler import expected_accuracy, hopeless
 from search.study import (
     OVERDUE,
     digests,
@@ -249,7 +249,16 @@ def _attempt(
     ledger.write()
 
     def stays(rung: int, score: ScoreLike) -> str:
-        return _stays(problem, study, run, trial.number, price, rung, score)
+        reason = _stays(problem, study, run, trial.number, price, rung, score)
+        standing = {
+            "rung": rung,
+            "images": problem.rungs[rung],
+            "accuracy": score.accuracy,
+            "divergence": score.divergence,
+        }
+        if not reason and hopeless(study.sampler, policy, standing):
+            return HOPELESS
+        return reason
 
     def keep(climb: ClimbLike, scores: Mapping[int, ScoreLike]) -> None:
         climb.keep(run.checkpoint(trial.number))

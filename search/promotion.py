@@ -6,6 +6,9 @@ from typing import Any
 
 from search.paired import Scores, paired_interval, unpaired_interval, wilson_interval
 
+HOPELESS = "too far below the accuracy that counts"
+"""Why a trial is given up whose policy must not be proposed again."""
+
 
 @dataclass(frozen=True)
 class Standing:

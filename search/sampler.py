@@ -1,6 +1,7 @@
 """The samplers that a search can be run with: our own, and Optuna's."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from optuna.samplers import (
     BaseSampler,
@@ -14,6 +15,7 @@ from optuna.samplers import (
 from search.config import SearchSection
 
 if TYPE_CHECKING:
+    from compression.policy import Policy
     from search.cascade.knowledge import Knowledge
 
 _POPULATION = 20
@@ -43,6 +45,12 @@ def sampler(settings: SearchSection, offset: int = 0, knowledge: "Knowledge | No
             return GPSampler(seed=seed)
         case "tpe":
             return TPESampler(multivariate=True, constant_liar=True, n_startup_trials=10, seed=seed)
+
+
+def hopeless(sampler: BaseSampler, policy: "Policy", reached: Mapping[str, Any]) -> bool:
+    """Whether a sampler gives up a policy that stands like this after a rung; only cascade ever does."""
+    judge = getattr(sampler, "hopeless", None)
+    return bool(judge(policy, reached)) if judge is not None else False
 
 
 def expected_accuracy(sampler: BaseSampler) -> float | None:

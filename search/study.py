@@ -16,6 +16,7 @@ from compression.policy import Policy
 from search.config import SearchSection
 from search.lease import Watch
 from search.lock import locked
+from search.promotion import HOPELESS
 from search.run_folder import RunError, RunFolder
 from search.sampler import sampler
 from search.space import Space
@@ -244,4 +245,5 @@ def held(trials: Iterable[FrozenTrial]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _is_held(result: Mapping[str, Any]) -> bool:
-    return result.get("state") == "pruned" and result.get("rung") == 0
+    given_up = str(result.get("reason")).endswith(HOPELESS)
+    return result.get("state") == "pruned" and result.get("rung") == 0 and not given_up

@@ -13,7 +13,7 @@ from search.cascade.cheap_front import Archive, cheap_front, children
 from search.cascade.encoding import Encoding, keys
 from search.cascade.gain import Landscape, strewn
 from search.cascade.gaussian import GaussianProcess, Hyperparameters, matern, squared_distances
-from search.cascade.surrogate import SOFT, Prior, Seen, Surrogate, log_divergence, shortfall
+from search.cascade.surrogate import SOFT, Prior, Seen, Surrogate, _Line, log_divergence, shortfall
 from search.space import Space
 from tests.test_study import chain
 
@@ -226,3 +226,28 @@ def test_shortfall_is_finite_and_monotone():
     assert np.isfinite(values).all()
     assert (np.diff(values) <= 0).all()
     assert shortfall(0.9, 0.9) == pytest.approx(np.log(SOFT))
+
+
+def test_what_is_believed_of_a_step_gives_way_to_what_is_seen():
+    """Without scores the belief itself; with many, their own line; in between, in between."""
+    before = np.linspace(-4.0, 1.0, 200)
+    believed = _Line.of((-2.2, 0.8), [], [])
+    mean, variance = believed.predict(np.array([0.0]), np.zeros(1))
+    assert mean[0] == pytest.approx(-2.2)
+    assert variance[0] == pytest.approx(0.8**2)
+    seen = _Line.of((-2.2, 0.8), before.tolist(), (1.5 * before - 0.4).tolist())
+    mean, variance = seen.predict(np.array([0.5, -1.0]), np.zeros(2))
+    assert mean == pytest.approx([0.35, -1.9], abs=0.02)
+    assert (variance < 0.01).all()
+    one = _Line.of((-2.2, 0.8), [0.9], [-0.3])
+    assert -2.2 + 0.9 < one.predict(np.array([0.9]), np.zeros(1))[0][0] < -0.3 + 0.1
+    assert believed.predict(np.array([-5.0]), np.zeros(1))[0][0] == pytest.approx(np.log(SOFT))
+
+
+def test_sums_saturate_where_networks_are_useless_anyway():
+    prior = Prior([[0.0, 1.0, 2.0]] * 4)
+    codes = np.array([[0, 0, 0, 1], [0, 1, 2, 2], [0, 0, 0, 0], [0, 0, 0, 2]]).T[:, [0, 1, 3]]
+    small, large, single = np.exp(prior.sums(codes))
+    assert small == pytest.approx(1.0, rel=0.3)
+    assert large < 3.0
+    assert small < single < large

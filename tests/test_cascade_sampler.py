@@ -15,6 +15,7 @@ from search.cascade.knowledge import Knowledge
 from search.cascade.sampler import CascadeSampler, scores_of
 from search.cascade.surrogate import log_divergence, shortfall
 from search.config import LimitsSection
+from search.sampler import hopeless
 from search.space import Space
 from tests.test_study import chain
 
@@ -209,3 +210,16 @@ def test_scores_of_a_trial_are_log_shortfalls():
     assert scores_of(result, 0.9, 3) == {0: log_divergence(0.3), 1: shortfall(0.8, 0.9)}
     assert scores_of({"accuracy": 0.7}, 0.9, 3) == {2: shortfall(0.7, 0.9)}
     assert scores_of({}, 0.9, 3) == {}
+
+
+def test_what_stands_far_below_the_floor_is_given_up_and_what_does_not_is_not():
+    toy = Toy.of()
+    knowledge = toy.knowledge(("accuracy", "latency_ms"), rungs=2, start=0)
+    study = study_of(knowledge)
+    policy = toy.space.seeds()[0]
+    assert not study.sampler.hopeless(policy, {"rung": 0, "images": 0, "divergence": 9.0, "accuracy": 0.1})
+    ask(toy, study)
+    for divergence, given_up in ((0.05, False), (400.0, True)):
+        standing = {"rung": 0, "images": 0, "divergence": divergence, "accuracy": 0.1}
+        assert study.sampler.hopeless(policy, standing) is given_up
+    assert not hopeless(optuna.samplers.RandomSampler(), policy, standing)

@@ -44,13 +44,13 @@ class Objectives:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Codes (decisions,), the gain expected, and what the surrogate expects at the last rung."""
+    """Codes (decisions,), the gain expected, and what the surrogate expects of them at the target rung."""
 
     codes: Codes
     gain: float
     mean: float
     deviation: float
-    hyperparameters: Mapping[int, Hyperparameters]
+    surrogate: Surrogate
 
 
 def propose(
@@ -113,7 +113,7 @@ def propose(
                 float(gains[first]),
                 float(mean[first]),
                 float(deviation[first]),
-                surrogate.hyperparameters,
+                surrogate,
             )
         parents = candidates[:, order[:_PARENTS]]
         candidates = parents[:, :0]

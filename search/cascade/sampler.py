@@ -12,14 +12,18 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from compression.policy import Policy
 from search.cascade.encoding import Codes, keys
 from search.cascade.gaussian import Hyperparameters
 from search.cascade.knowledge import Knowledge
 from search.cascade.proposing import propose
-from search.cascade.surrogate import Seen, accuracy_of, log_divergence, shortfall
+from search.cascade.surrogate import Seen, Surrogate, accuracy_of, log_divergence, shortfall
+from search.promotion import HOPELESS
 
 _TARGET_AFTER = 4
 """Scores at the last rung from which on proposals aim at it; before, at what divergence alone says."""
+_SURE = 2.0
+"""Standard deviations beyond which a policy is not trained further: one in fifty is given up wrongly."""
 _REFIT = 1.2
 """Hyperparameters are looked for again when there is so much more to fit."""
 
@@ -46,6 +50,7 @@ class CascadeSampler(BaseSampler):
         self._rng = np.random.default_rng(seed)
         self._independent = RandomSampler(seed=seed)
         self._read = _Read()
+        self._surrogate: Surrogate | None = None
         self._hyperparameters: dict[int, Hyperparameters] = {}
         self._fitted_at = 0
 
@@ -89,6 +94,17 @@ class CascadeSampler(BaseSampler):
         """A parameter that is none of the space's decisions: at random."""
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
+    def hopeless(self, policy: Policy, reached: Mapping[str, Any]) -> bool:
+        """Whether a policy that stands like this after a rung (rung, images, accuracy, divergence) will
+        hardly come out above the floor of accuracy, as far as trials have shown."""
+        knowledge = self.knowledge
+        if self._surrogate is None:
+            return False
+        scores = scores_of({"rungs": [reached]}, knowledge.baseline["accuracy"], knowledge.rungs)
+        ((rung, score),) = scores.items()
+        mean, deviation = self._surrogate.after(knowledge.encoding.of(policy), rung, score)
+        return mean - _SURE * deviation > knowledge.floor
+
     def _propose(self, study: optuna.Study, trial: FrozenTrial) -> NDArray[np.int64]:
         knowledge = self.knowledge
         encoding = knowledge.encoding
@@ -117,7 +133,8 @@ class CascadeSampler(BaseSampler):
         self.expected_accuracy = None
         if found is None:
             return encoding.random(1, self._rng)[:, 0]
-        self._hyperparameters = {**found.hyperparameters}
+        self._surrogate = found.surrogate
+        self._hyperparameters = {**found.surrogate.hyperparameters}
         if target == last:
             self.expected_accuracy = accuracy_of(found.mean, knowledge.baseline["accuracy"])
         return found.codes
@@ -148,7 +165,8 @@ class CascadeSampler(BaseSampler):
         canonical = self.knowledge.encoding.canonical(codes[:, None])
         (key,) = keys(canonical)
         scores = scores_of(result, self.knowledge.baseline["accuracy"], self.knowledge.rungs)
-        if trial.state != TrialState.PRUNED or max(scores, default=-1) != 0:
+        given_up = str(result.get("reason")).endswith(HOPELESS)
+        if given_up or trial.state != TrialState.PRUNED or max(scores, default=-1) != 0:
             self._read.final.add(key)  # complete, refused, failed, or it fell behind after training
         if scores and all(name in result for name in self.knowledge.costs):
             costs = [np.log(result[name] / self.knowledge.baseline[name]) for name in self.knowledge.costs]

@@ -180,6 +180,15 @@ class Surrogate:
             mean, variance = stage.predict(features, mean, variance)
         return mean, variance
 
+    def after(self, codes: Codes, rung: int, score: float) -> tuple[float, float]:
+        """Mean and standard deviation of the log shortfall at the last rung, of one policy (decisions,) that
+        has ``score`` at an earlier one."""
+        features = self.prior.features(codes[:, None])
+        mean, variance = np.array([score]), np.zeros(1)
+        for stage in self._stages[rung + 1 :]:
+            mean, variance = stage.predict(features, mean, variance)
+        return float(mean[0]), float(np.sqrt(variance[0]))
+
     def predict(self, codes: Codes, rung: int) -> tuple[Array, Array]:
         """Mean and standard deviation of the log shortfall at a rung, of columns of codes: (n,) and (n,)."""
         features = self.prior.features(codes)
