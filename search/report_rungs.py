@@ -65,7 +65,8 @@ def surrogate_errors(data: RunData) -> list[tuple[str, int, str, str]]:
     """(which trials, how many, mean error in points, rank correlation) of the accuracies that the sampler
     expected against those that came out, by thirds of the search."""
     done = data.trials[data.trials.accuracy.notna() & data.trials.expected_accuracy.notna()]
-    done = done[done.state.isin(["complete", "infeasible"])].sort_values("trial")
+    done = done[done.state.isin(["complete", "infeasible"])]
+    done = done.sort_values("trial", key=lambda number: number.astype(int))
     if len(done) < 3 * LEAST:
         return []
     lines = []

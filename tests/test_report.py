@@ -21,7 +21,7 @@ from search.paired import save_scores
 from search.report import write_report
 from search.report_data import best_speed_up, hypervolume_share, read_run
 from search.report_front import WEBGL_POINTS, front_figure
-from search.report_rungs import correlations, sensitivity_figure, time_shares
+from search.report_rungs import correlations, sensitivity_figure, surrogate_errors, time_shares
 from search.report_text import DASH, headline, next_steps, without_credentials
 from search.run_folder import COLUMNS, RunError
 
@@ -440,3 +440,20 @@ def test_members_alike_within_noise_are_named(tmp_path: Path) -> None:
         save_scores(run / "scores" / f"{name}.npz", {8192: right.astype(np.float32)})
     # paired, 19 of 1000 more and none fewer are no noise
     assert read_run(run).alike == {"0": (), "1": ("#0",), "2": ()}
+
+
+def test_what_the_sampler_expected_is_held_against_what_came_out(tmp_path: Path) -> None:
+    """120 trials, off by 6 points at first, then 3, then 1; thirds are by number, not by its text."""
+    rows = [
+        trial(i, accuracy := 0.80 + 0.0005 * i, 0.5, expected_accuracy=accuracy + error)
+        for i, error in enumerate([0.06] * 40 + [-0.03] * 40 + [0.01] * 40)
+    ]
+    run = make_run(tmp_path / "run", rows)
+    assert surrogate_errors(read_run(run)) == [
+        ("first third, from trial 0", 40, "6.00", "1.00"),
+        ("second third, from trial 40", 40, "3.00", "1.00"),
+        ("last third, from trial 80", 40, "1.00", "1.00"),
+    ]
+    assert "What the sampler expected" in own_part(write_report(run).read_text())
+    few = make_run(tmp_path / "few", rows[:10])
+    assert surrogate_errors(read_run(few)) == []
