@@ -10,6 +10,7 @@ from pathlib import Path
 import optuna
 from optuna.trial import TrialState
 
+from search.cascade.knowledge import too_few
 from search.config import ConfigError, SearchConfig
 from search.disk import has_space
 from search.lease import Watch
@@ -82,6 +83,8 @@ def run_search(config: SearchConfig, config_path: Path, folder: Path | None = No
             budget={"deadline": deadline, "trials": settings.trials, "workers": settings.workers}
         )
         study = open_study(run, settings, knowledge=problem.knowledge, note=note)
+        if problem.knowledge is not None and (few := too_few(settings.trials, problem.knowledge)):
+            note(few)
         # cascade has a start of its own, but for what everybody would try first
         enqueue_seeds(study, problem.space, None if problem.knowledge is None else [anchor(problem.space)])
         del problem, loaded  # the workers load their own

@@ -11,7 +11,7 @@ from compression.policy.batch import PolicyBatch
 from hw_profiles import load_profile
 from latency_models.cost import CostArrays
 from search.cascade.encoding import Encoding, keys
-from search.cascade.knowledge import Knowledge
+from search.cascade.knowledge import Knowledge, too_few
 from search.cascade.sampler import CascadeSampler, scores_of
 from search.cascade.surrogate import log_divergence, shortfall
 from search.config import LimitsSection
@@ -223,3 +223,9 @@ def test_what_stands_far_below_the_floor_is_given_up_and_what_does_not_is_not():
         standing = {"rung": 0, "images": 0, "divergence": divergence, "accuracy": 0.1}
         assert study.sampler.hopeless(policy, standing) is given_up
     assert not hopeless(optuna.samplers.RandomSampler(), policy, standing)
+
+
+def test_too_few_trials_to_learn_from_are_named():
+    knowledge = Toy.of().knowledge(start=8, rungs=2)
+    assert too_few(None, knowledge) == too_few(8, knowledge) == ""
+    assert too_few(3, knowledge).startswith("3 trials are fewer than the 8")

@@ -12,7 +12,7 @@ from search.cascade.cheap_front import cheap_front
 from search.cascade.encoding import Codes, Encoding
 from search.cascade.gaussian import Array
 from search.cascade.proposing import Objectives
-from search.cascade.surrogate import Prior, Surrogate, shortfall
+from search.cascade.surrogate import LEAST_TO_FIT, Prior, Surrogate, shortfall
 from search.config import LimitsSection
 
 if TYPE_CHECKING:
@@ -143,6 +143,16 @@ def knowledge_of(problem: "Problem", kept: Path | None = None) -> Knowledge:
     # what people try by hand is among the first that are scored
     seeds = [knowledge.encoding.of(policy) for policy in problem.space.seeds()]
     return replace(knowledge, archive=np.unique(np.hstack([archive, np.stack(seeds, axis=1)]), axis=1))
+
+
+def too_few(trials: int | None, knowledge: Knowledge) -> str:
+    """What a search of so few trained trials will lack; empty where they are enough, or do not end it."""
+    if trials is None or trials >= LEAST_TO_FIT:
+        return ""
+    return (
+        f"{trials} trials are fewer than the {LEAST_TO_FIT} from which what training wins back is learned:"
+        f" the front will be guesses from {'untrained scores' if knowledge.start else 'sensitivities'}"
+    )
 
 
 def start_of(problem: "Problem") -> int:
