@@ -134,9 +134,11 @@ class TableModel:
         size_bytes = np.empty(batch.count)
         modelled = np.empty(batch.count, dtype=np.bool_)
         for at, part in self._portions(batch):
-            total = np.zeros((part.count, 5))
-            for numbers in self._many(part):
-                total += self._rows.take(numbers, axis=0)
+            try:
+                total = self._summed_rows(part)
+            except TableError:
+                self._see(part)
+                total = self._summed_rows(part)
             latency_ms[at], modelled[at] = self._latency(total.T)
             size_bytes[at] = part.size_bytes()
 
@@ -235,6 +237,33 @@ class TableModel:
                     f"what onnxruntime makes of {unseen.kernel!r} at this precision was never seen; price"
                     " such a policy alone first"
                 ) from None
+
+    def _summed_rows(self, batch: PolicyBatch) -> NDArray[np.float64]:
+        """(n, 5): what the kernels of each policy add up to."""
+        total = np.zeros((batch.count, 5))
+        for numbers in self._many(batch):
+            total += self._rows.take(numbers, axis=0)
+        return total
+
+    def _see(self, batch: PolicyBatch) -> None:
+        """Build the networks that are needed to know what the kernels of these policies become: mostly none.
+
+        Raises:
+            TableError: a kernel's form is not known although its network was built.
+        """
+        try:
+            for _ in self._many(batch):
+                pass
+        except TableError:
+            if batch.count > 1:
+                half = batch.count // 2
+                self._see(batch.part(slice(0, half)))
+                self._see(batch.part(slice(half, batch.count)))
+                return
+            policy = batch.policy(0)
+            self.structure.observe(policy.cut(batch.network), policy)
+            for _ in self._many(batch):
+                pass
 
     def _tables(self) -> Lookup:
         if self._lookup is None or self._lookup_version != self.structure.version:

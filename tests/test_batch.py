@@ -7,6 +7,8 @@ from compression.policy import LayerPolicy, Network, Policy, integer_kernels, ke
 from compression.policy.batch import PolicyBatch
 from compression.policy.size import size_bytes
 from compression.trace import trace
+from hw_profiles import load_profile
+from search.space import Space
 from tests.networks import ALL, built, example
 
 
@@ -69,3 +71,13 @@ def test_one_policy_of_a_cut_network_is_not_cut_again(name: str) -> None:
     assert one.count == 1
     assert one.size_bytes().tolist() == [size_bytes(cut, policy)]
     assert one.macs[:, 0].tolist() == [layer.shape.macs for layer in cut.layers]
+
+
+@pytest.mark.parametrize("name", ["Residual", "Chain"])
+def test_one_policy_of_a_batch_is_that_policy(name: str) -> None:
+    network = trace(built(name), example(name)).network
+    space = Space(network, load_profile("toy"), (0.0, 0.25, 0.5), (4, 8, 32), (8, 32))
+    rng = np.random.default_rng(0)
+    policies = [space.random(rng) for _ in range(40)]
+    batch = PolicyBatch.of(network, policies)
+    assert [batch.policy(column).digest for column in range(40)] == [policy.digest for policy in policies]

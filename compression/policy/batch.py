@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from compression.policy.kernels import Kernel, kernels
 from compression.policy.network import Network
-from compression.policy.policy import Policy
+from compression.policy.policy import LayerPolicy, Policy
 from compression.policy.precision import FLOAT_LAYERS, SAME_RANGE_OPS, Precision
 from compression.policy.size import FileSize
 
@@ -294,6 +294,23 @@ class PolicyBatch:
         return self._plan.file_size.of(
             self.widths, self.bits, self.weight_bits[rows], self.integer_layers[rows]
         )
+
+    def policy(self, column: int) -> Policy:
+        """One of the policies, as an object; sparsities are the shares that are really cut."""
+        network = self.network
+        kept = {group: int(self.channels[row, column]) for row, group in enumerate(network.groups)}
+        gone = set() if self.left_out is None else set(np.flatnonzero(self.left_out[:, column]).tolist())
+        absent = {name for row in gone for name in network.branches[row].layers}
+        layers = {}
+        for row, layer in enumerate(network.layers):
+            sparsity = 0.0
+            if layer.name in absent:
+                sparsity = 1.0
+            elif layer.group is not None:
+                sparsity = round(1.0 - kept[layer.group] / network.group_size(layer.group), 6)
+            bits = int(self.weight_bits[row, column]), int(self.activation_bits[row, column])
+            layers[layer.name] = LayerPolicy(sparsity, *bits)
+        return Policy.of(layers)
 
     def part(self, columns: slice | NDArray[np.int64]) -> "PolicyBatch":
         """Some of the policies."""

@@ -24,7 +24,7 @@ LEAST_TO_FIT = 8
 """Scores of a rung, for a Gaussian process of its own."""
 _SATURATION = 1.5
 """A divergence so many times the largest single one counts as half of the way to nowhere."""
-MOST_POINTS = 300
+MOST_POINTS = 200
 """Trials that a process is fitted on, so that proposing stays fast."""
 _STEPS = ((-2.2, 0.8), (-0.6, 0.4))
 """How the log shortfall changes from the untrained rung to a trained one, and from that to a later one: mean
