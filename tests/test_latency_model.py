@@ -411,3 +411,18 @@ def test_layers_own_their_nodes_whatever_onnxruntime_fuses_them_with() -> None:
                 products = [key for key in part if any(op in key for op in ("Gemm(", "Conv(", "MatMul("))]
                 wanted = kernel.name in layers or kernel.op == "linear"
                 assert bool(products) == wanted, (kernel.name, part)
+
+
+def test_many_policies_may_have_precisions_that_were_never_seen() -> None:
+    """Only floats were seen; the table knows the integer kernels, but not yet which kernels become them."""
+    known = Structure(NETWORK, network_model)
+    for policy in (ALL_FLOAT, ALL_INTEGER):
+        known.observe(NETWORK, policy)
+    table = LatencyTable(this_device(), by_size(known))
+    structure = Structure(NETWORK, network_model)
+    structure.observe(NETWORK, ALL_FLOAT)
+    model = TableModel(structure, table, load_profile("this-machine"))
+    policies = [ALL_FLOAT, ALL_INTEGER] * 3
+    costs = model.costs(PolicyBatch.of(NETWORK, policies))
+    assert costs.latency_ms == pytest.approx([model.latency_ms(NETWORK, policy) for policy in policies])
+    assert costs.latency_ms[0] != costs.latency_ms[1]
