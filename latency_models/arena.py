@@ -139,7 +139,7 @@ class Arena:
                 returned += tape.sizes[tensor]
                 tape.kinds[tensor] = _OUTSIDE
         working = max([row.workspace for row in tape.rows], default=0)
-        return _block_bytes(*_buffers(tape)) + max(returned, working)
+        return self._block(tape) + max(returned, working)
 
     def _play(self, i: int, row: _Row, tape: _Tape) -> None:
         """Append the tensors of a kernel, or of what it does late, and note what it reads."""
@@ -201,6 +201,11 @@ class Arena:
                 if not read or (node, tensor) not in [one[:2] for one in read]:
                     return tensor
         return None
+
+    @staticmethod
+    def _block(tape: _Tape) -> int:
+        """Bytes of the block that all tensors are planned into."""
+        return _block_bytes(*_buffers(tape))
 
     def peaks_bytes(self, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
         """Of many policies, the same numbers: (kernels, n) -> (n,)."""
