@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
@@ -152,14 +153,29 @@ def main() -> None:
         rows.append(codes)
         done = len(correct)
         print(f"\r{done} policies, {time.perf_counter() - started:.0f} s", end="", file=sys.stderr)
+    every = np.hstack(rows)
+    _compare(scorer, loaded, encoding, every, np.array(correct) / len(targets))
     np.savez_compressed(
         TABLE,
-        codes=np.hstack(rows).astype(np.uint8),
+        codes=every.astype(np.uint8),
         correct=np.array(correct, dtype=np.uint16),
         divergence=np.array(divergence, dtype=np.float32),
         images=len(targets),
         names=np.array(encoding.names),
     )
+
+
+def _compare(
+    scorer: Scorer, loaded: Loaded, encoding: Encoding, codes: Codes, accuracy: NDArray[np.float64]
+) -> None:
+    """Print how far the accuracies (n,) are from the Scorer's, for some of the policies (decisions, n)."""
+    chosen = np.random.default_rng(0).choice(codes.shape[1], COMPARED, replace=False)
+    missed = [
+        scorer.start(policy_of(loaded, encoding, codes[:, column])).score(0).accuracy - accuracy[column]
+        for column in chosen
+    ]
+    worst = 100 * np.abs(missed).max()
+    print(f"\n{COMPARED} policies scored by the Scorer: at most {worst:.2f} points apart", file=sys.stderr)
 
 
 def with_pair(encoding: Encoding, codes: Codes, pair: int) -> Codes:
