@@ -1,15 +1,21 @@
 """How many trials each sampler needs. Prints the tables of docs/search.md.
 
     python -m benchmarks.search_efficiency exhaustive [--seeds 10] [--samplers cascade tpe nsga2 gp random]
+    python -m benchmarks.search_efficiency real [--seeds 2] [--samplers cascade tpe nsga2] [--runs DIR]
 
 exhaustive: on the table of benchmarks/exhaustive (every policy of a small real network, scored once). How
 much of the true hypervolume is found after so many evaluations, and after how many 99 % of it are. What
 cascade's sensitivity pass needs counts as evaluations, too. Stock samplers are Optuna's, as search.sampler
 makes them; a policy that they propose again costs them nothing.
+
+real: searches of examples/cifar10_vgg11 on this machine, two workers each, one after the other: 60 trained
+trials of cascade, 300 of each other (benchmarks/real_searches.py says what is counted). It takes hours; the
+same command goes on where it was stopped. What the tables are made of is kept under benchmarks/results.
 """
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +28,7 @@ from numpy.typing import NDArray
 from optuna._hypervolume import compute_hypervolume
 
 from benchmarks.exhaustive.make_table import HERE, TABLE
+from benchmarks.real_searches import TRIALS, kept, run_of, tables
 from latency_models.models import model_of
 from search.cascade.encoding import Codes, Encoding, keys
 from search.cascade.gaussian import Array
@@ -35,6 +42,7 @@ BUDGETS = (0.001, 0.0025, 0.005, 0.01, 0.02)
 WANTED = 0.99
 ALL = 0.99999
 RESULTS = Path(__file__).parent / "results"
+REAL = Path("examples/cifar10_vgg11/search.toml")
 
 
 @dataclass(frozen=True)
@@ -218,6 +226,17 @@ def exhaustive(objectives: Sequence[str], samplers: Sequence[str], seeds: int) -
         print(f"{name:>8} {of_sampler:>5} {text}  {after:9.0f}  {1000 * np.median(seconds):6.1f}", flush=True)
 
 
+def real(samplers: Sequence[str], seeds: int, folder: Path, images: int) -> None:
+    """Run the searches of a real network that are not done yet, and print their tables after each."""
+    runs = {}
+    for seed in range(seeds):
+        for sampler in samplers:
+            runs[sampler, seed] = run_of(REAL, folder, sampler, seed, images)
+            about = {"config": str(REAL), "images": images, "command": " ".join(sys.argv)}
+            kept(runs, RESULTS / "real.jsonl", about)
+            print("\n".join(tables(runs)), flush=True)
+
+
 def _first(true_at: Callable[[int], bool], most: int) -> int | None:
     """The smallest number up to ``most`` at which something that stays true is true."""
     if not true_at(most):
@@ -234,18 +253,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("which", choices=["exhaustive"])
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--samplers", nargs="+", default=["cascade", "tpe", "nsga2", "random", "gp"])
+    parser.add_argument("which", choices=["exhaustive", "real"])
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--samplers", nargs="+")
+    parser.add_argument("--runs", type=Path, default=Path("runs/search_efficiency"), help="of real")
+    parser.add_argument("--images", type=int, default=2048, help="of the short fine-tune, of real")
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     RESULTS.mkdir(exist_ok=True)
+    if given.which == "real":
+        real(given.samplers or list(TRIALS), given.seeds or 2, given.runs, given.images)
+        return
+    samplers = given.samplers or ["cascade", "tpe", "nsga2", "random", "gp"]
     for objectives in (
         ("accuracy", "latency_ms"),
         ("accuracy", "size_bytes"),
         ("accuracy", "latency_ms", "size_bytes"),
     ):
-        exhaustive(objectives, given.samplers, given.seeds)
+        exhaustive(objectives, samplers, given.seeds or 10)
 
 
 if __name__ == "__main__":

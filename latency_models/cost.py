@@ -120,6 +120,13 @@ class CostModel(Protocol):
         ...
 
 
+def cost_as_built(model: CostModel, network: Network, policy: Policy) -> Cost:
+    """The cost of one network, with its kernels as they become when it is really built, where the model can
+    find that out and need not foretell it; raises TableError as ``cost`` does."""
+    as_built: Callable[[Network, Policy], Cost] = getattr(model, "as_built", model.cost)
+    return as_built(network, policy)
+
+
 def measured_on(model: CostModel) -> str | None:
     """The device, with its software, that a cost model's times are from; None where they are computed."""
     device = getattr(getattr(model, "table", None), "device", None)

@@ -7,7 +7,7 @@ milliseconds). From what was seen follows, for policies that were not: the form 
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -201,15 +201,35 @@ class Structure:
         Raises:
             TableError: onnxruntime cannot load the network.
         """
-        found = fused_nodes(self.build(network, canonical(policy)), self.owners, self.threads, self.provider)
+        found = self._fused(network, policy)
+        for node in found:
+            self.nodes.setdefault(node.key, node)
+        parts = self._by_kernel(found)
+        self.note(self.state(network, policy), parts)
+        return parts
+
+    def built(self, network: Network, policy: Policy) -> list[Part]:
+        """What each kernel becomes: as noted of a network in this state, or else built, optimised, and not
+        noted.
+
+        Raises:
+            TableError: as ``observe``.
+        """
+        return self.noted(network, policy) or self._by_kernel(self._fused(network, policy))
+
+    def noted(self, network: Network, policy: Policy) -> list[Part] | None:
+        """What each kernel became in a network of this very state; None: none was seen."""
+        return self._states.get(self.state(network, policy))
+
+    def _fused(self, network: Network, policy: Policy) -> tuple[FusedNode, ...]:
+        return fused_nodes(self.build(network, canonical(policy)), self.owners, self.threads, self.provider)
+
+    def _by_kernel(self, found: Iterable[FusedNode]) -> list[Part]:
         keys: dict[str, list[str]] = {kernel.name: [] for kernel in self.kernels}
         first = self.kernels[0].name
         for node in found:
-            self.nodes.setdefault(node.key, node)
             keys[node.owner or first].append(node.key)
-        parts = [tuple(keys[kernel.name]) for kernel in self.kernels]
-        self.note(self.state(network, policy), parts)
-        return parts
+        return [tuple(keys[kernel.name]) for kernel in self.kernels]
 
     def foretold(self, network: Network, policy: Policy) -> list[Part | None]:
         """The nodes of each kernel as far as they follow from what was seen; builds nothing."""

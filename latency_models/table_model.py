@@ -80,6 +80,7 @@ class TableModel:
         self._lookup_version = 0
         self._offered: Mapping[int, set[int]] = {}
         self._number: list[dict[tuple[int, ...], int]] = [{} for _ in structure.kernels]
+        self._part_number: dict[Part, int] = {}
         self._entries = [_Entry((), 0.0, 0.0, 0, 0.0, 0.0, 0)]  # by number; 0 is none
         self._rows = np.zeros((1, 5))  # of the entries, with some room
         self._file_size = FileSize(structure.kernels)
@@ -109,7 +110,22 @@ class TableModel:
         Raises:
             TableError: a kernel has no entry and nothing of its kind is in the table.
         """
-        sources, numbers = self._numbers(network, policy)
+        return self._cost(network, policy, *self._numbers(network, policy))
+
+    def as_built(self, network: Network, policy: Policy) -> Cost:
+        """The same with the nodes that onnxruntime makes of this very network, which is built and optimised
+        for it, but not run (25 to 60 ms): ``cost`` foretells them.
+
+        Raises:
+            TableError: as ``cost`` does, or onnxruntime cannot load the network.
+        """
+        numbers = [self._number_of(part) for part in self.structure.built(network, policy)]
+        sources = self.structure.sources(network, policy)
+        return self._cost(network, policy, sources, np.array(numbers, dtype=np.int64))
+
+    def _cost(
+        self, network: Network, policy: Policy, sources: NDArray[np.int64], numbers: NDArray[np.int64]
+    ) -> Cost:
         latency_ms, modelled = self._latency(self._rows[numbers].sum(axis=0))
         entries = [self._entries[number] for number in numbers.tolist()]
         peak = self._arenas.peak_bytes(network, [entry.footprint for entry in entries])
@@ -166,7 +182,10 @@ class TableModel:
         return float(self._latency(self._rows[numbers].sum(axis=0))[0])
 
     def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:
-        """Each kernel, and the call itself; raises TableError as ``cost`` does."""
+        """Each kernel, and the call itself; raises TableError as ``cost`` does.
+
+        Of a network whose nodes were seen, as ``as_built`` has it.
+        """
         entries = self._of(network, policy)
         far_ms = self.correction.weight("far_bytes") * self._far_bytes(entries)
         stored = sum(entry.constant_bytes for entry in entries) or 1
@@ -192,7 +211,9 @@ class TableModel:
         return LayerCost(name, latency_ms, latency_ms * self.profile.power_w, kind)
 
     def _of(self, network: Network, policy: Policy) -> list[_Entry]:
-        """The entry of each kernel."""
+        """The entry of each kernel: of the nodes that were seen in this very network, else as foretold."""
+        if (parts := self.structure.noted(network, policy)) is not None:
+            return [self._entries[self._number_of(part)] for part in parts]
         return [self._entries[number] for number in self._numbers(network, policy)[1].tolist()]
 
     def _numbers(self, network: Network, policy: Policy) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -279,12 +300,22 @@ class TableModel:
             raise _UnseenForm(self.structure.kernels[index].name)
         number = self._number[index].get((form, *widths))
         if number is None:
-            number = self._number[index][form, *widths] = len(self._entries)
-            entry = self._entry(index, form, widths)
-            self._entries.append(entry)
-            if number >= len(self._rows):
-                self._rows = np.concatenate((self._rows, np.zeros_like(self._rows)))
-            self._rows[number] = entry.row
+            number = self._number[index][form, *widths] = self._kept(self._entry(index, form, widths))
+        return number
+
+    def _number_of(self, part: Part) -> int:
+        """The number of the entry of some nodes."""
+        if part not in self._part_number:
+            self._part_number[part] = self._kept(self._summed(part))
+        return self._part_number[part]
+
+    def _kept(self, entry: _Entry) -> int:
+        """A number for an entry."""
+        number = len(self._entries)
+        self._entries.append(entry)
+        if number >= len(self._rows):
+            self._rows = np.concatenate((self._rows, np.zeros_like(self._rows)))
+        self._rows[number] = entry.row
         return number
 
     def _latency(self, total: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -307,12 +338,12 @@ class TableModel:
     def _entry(self, index: int, form: int, widths: tuple[int, ...]) -> _Entry:
         """The entry of a kernel in a form at its widths; between those seen where these were not."""
         part = self.structure.part(index, widths, form)
-        return self._summed(index, widths, part) if part is not None else self._between(index, form, widths)
+        return self._summed(part) if part is not None else self._between(index, form, widths)
 
     def _between(self, index: int, form: int, widths: tuple[int, ...]) -> _Entry:
         """From the same kernel in the same form at other widths."""
         seen = self.structure.parts_of_form(index, form)
-        others = {other: self._summed(index, other, part) for other, part in seen.items()}
+        others = {other: self._summed(part) for other, part in seen.items()}
         nearest = min(others, key=lambda other: sum(abs(a - b) for a, b in zip(other, widths, strict=True)))
         names = dict.fromkeys(name for entry in others.values() for name, _ in entry.features)
 
@@ -333,7 +364,7 @@ class TableModel:
             footprint=others[nearest].footprint,
         )
 
-    def _summed(self, index: int, widths: tuple[int, ...], part: Part) -> _Entry:
+    def _summed(self, part: Part) -> _Entry:
         features: dict[str, float] = {"nodes": float(len(part))}
         plain_ms, constants, far_alone, modelled_ms = 0.0, 0, 0.0, 0.0
         for key in part:

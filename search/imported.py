@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from compression.policy import Network, Policy
 from hw_profiles import HardwareProfile
 from latency_models.calibrate import LEAST_SAMPLES, Correction, Sample, accuracy, fit
+from latency_models.cost import Cost
 from latency_models.device import Placed, device_of
 from latency_models.errors import TableError
 from latency_models.fused_graph import fused_nodes
@@ -34,6 +35,10 @@ class ImportedModel(TableModel):
 
     held_out: tuple[Timed, ...] = ()
     noise: str | None = None
+
+    def as_built(self, network: Network, policy: Policy) -> Cost:
+        """As ``cost``: what onnxruntime makes of a network here, it need not make of it there."""
+        return self.cost(network, policy)
 
 
 def imported_cost_model(

@@ -40,7 +40,7 @@ from search.study import (
     recover,
     tell,
 )
-from search.trial import ClimbLike, Problem, Result, ScoreLike, priced, scored
+from search.trial import ClimbLike, Problem, Result, ScoreLike, foretold, priced, scored
 
 _GIVE_UP_AFTER = 500
 """So many proposals in a row without one that is new and allowed: the space is used up."""
@@ -306,6 +306,6 @@ def _unseen(
     """A policy near another that was not tried and breaks no limit, if a few attempts find one."""
     for attempt in range(20):
         near = problem.space.mutated(policy, rng, changes=1 + attempt // 4)
-        if near.digest not in known and priced(problem, near).state == "running":
+        if near.digest not in known and foretold(problem, near).state == "running":
             return near
     return None

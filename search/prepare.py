@@ -21,7 +21,7 @@ from search.front import quantity
 from search.paired import save_scores
 from search.run_folder import RunFolder, now
 from search.space import Space
-from search.trial import COSTS, Problem, priced
+from search.trial import COSTS, Problem, foretold
 
 if TYPE_CHECKING:
     from compression.trace import Traced
@@ -74,7 +74,7 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         ConfigError: no policy meets the limits; the nearest is named.
         TableError: a cost is not known.
     """
-    from latency_models.cost import measured_on
+    from latency_models.cost import cost_as_built, measured_on
     from latency_models.table_model import TableModel
     from latency_models.tabulate import tabulated
     from search.first_validation import first_validation
@@ -103,7 +103,7 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
             table = tabulated(loaded.profile, network, loaded.space.uniform_policies())
         table.save(run.path / "latency_table.csv")
     reference = _uncompressed(loaded)
-    cost = costs.cost(network, reference)
+    cost = cost_as_built(costs, network, reference)
     if loaded.space.left_out:
         log(loaded.space.left_out)
     if (pair := _pair(reference)) != (32, 32):
@@ -213,7 +213,7 @@ def check_limits(problem: Problem) -> None:
     nearest: dict[str, float] = {}
     least_excess = float("inf")
     for policy in sample:
-        price = priced(problem, policy)
+        price = foretold(problem, policy)
         if price.state == "running":
             return
         excess = max(price.constraints.values())

@@ -51,7 +51,8 @@ def validate(
     seed: int = 1,
     log: Callable[[str], None] = lambda line: None,
 ) -> Validation:
-    """Draw policies, build their networks with random weights, time them, and compare.
+    """Draw policies, build their networks with random weights, time them, and compare with what a search's
+    trials are priced at (``TableModel.as_built``).
 
     Where the table is another device's, networks that it timed and the fit has not seen are compared.
 
@@ -78,7 +79,7 @@ def validate(
     rows = []
     for index, policy in enumerate(chosen):
         timing = timings[str(index)]
-        predicted_ms = model.latency_ms(space.resized(policy), policy)
+        predicted_ms = model.as_built(space.resized(policy), policy).latency_ms
         rows.append(Compared(policy, predicted_ms, timing.median_ms, timing.spread))
     compared = accuracy([row.predicted_ms for row in rows], [row.measured_ms for row in rows])
     return Validation(compared, tuple(rows), noise(timings))

@@ -13,6 +13,7 @@ from compression.policy.size import size_bytes
 from hw_profiles import load_profile
 from latency_models import TableError, lookup
 from latency_models.calibrate import Correction
+from latency_models.cost import cost_as_built
 from latency_models.fill import fill
 from latency_models.fused_graph import fused_nodes
 from latency_models.kernel_keys import constant_bytes_of, kind_of
@@ -426,3 +427,31 @@ def test_many_policies_may_have_precisions_that_were_never_seen() -> None:
     costs = model.costs(PolicyBatch.of(NETWORK, policies))
     assert costs.latency_ms == pytest.approx([model.latency_ms(NETWORK, policy) for policy in policies])
     assert costs.latency_ms[0] != costs.latency_ms[1]
+
+
+def test_a_network_as_built_costs_what_its_own_nodes_cost() -> None:
+    """Whatever was foretold from little that was seen; and nothing is learned from it."""
+    every = [
+        Policy.of({name: INTEGER if bits >> place & 1 else FLOAT for place, name in enumerate(ALL_FLOAT)})
+        for bits in range(2 ** len(ALL_FLOAT))
+    ]
+    known = Structure(NETWORK, network_model)
+    for policy in every:
+        known.observe(NETWORK, policy)
+    table = LatencyTable(this_device(), by_size(known))
+    structure = Structure(NETWORK, network_model)
+    for policy in every[::3]:
+        structure.observe(NETWORK, policy)
+    model = TableModel(structure, table, load_profile("this-machine"))
+    wrong = 0
+    for policy in every:
+        of_its_nodes = 0.005 + sum(
+            table[node.key].median_ms for node in fused_nodes(network_model(NETWORK, policy), {})
+        )
+        seen = structure.version
+        built = model.as_built(NETWORK, policy)
+        assert structure.version == seen
+        assert built.latency_ms == pytest.approx(of_its_nodes)
+        assert built == cost_as_built(model, NETWORK, policy)
+        wrong += model.cost(NETWORK, policy).latency_ms != pytest.approx(of_its_nodes)
+    assert wrong > 0
