@@ -22,6 +22,7 @@ from latency_models.lookup import Lookup, UnseenValues
 from latency_models.nearest import Nearest, between_widths
 from latency_models.structure import ABSENT, Part, Structure
 from latency_models.table import CALL, LatencyTable
+from latency_models.zero_points import faster
 
 MODELLED_SHARE = 0.05
 """A cost is called modelled when more of its latency than this is from kernels that were not measured at
@@ -174,6 +175,16 @@ class TableModel:
             size_bytes=size_bytes,
             modelled=modelled,
             memory=memory,
+        )
+
+    def shifted(self, network: Network, policy: Policy) -> frozenset[str]:
+        """The layers whose weights must be stored around another zero point for ``as_built`` to be true."""
+        return frozenset(
+            kernel.layer.name
+            for kernel, part in zip(
+                self.structure.kernels, self.structure.built(network, policy), strict=True
+            )
+            if kernel.layer is not None and any(faster(key, self.table) != key for key in part)
         )
 
     def latency_ms(self, network: Network, policy: Policy) -> float:
@@ -384,6 +395,7 @@ class TableModel:
         )
 
     def _node(self, key: str) -> tuple[float, int, bool]:
+        key = faster(key, self.table)
         if key in self.table:
             entry = self.table[key]
             return entry.median_ms, entry.resident_bytes, True

@@ -85,6 +85,7 @@ def cost_model(
             return ready
         from latency_models.fill import fill
         from latency_models.measure import Reference
+        from latency_models.zero_points import with_shifted, with_shifted_keys
 
         started = time.perf_counter()
         log("building the latency table of this machine (once per network and space)")
@@ -93,8 +94,8 @@ def cost_model(
         draws = cover(structure, space, log)
         structure.save(kept.contexts)
         if again:
-            table = table.only(set(table) - structure.keys())
-        table = fill(table, structure.nodes, table_path(device), reference, log)
+            table = table.only(set(table) - with_shifted_keys(structure.keys()))
+        table = fill(table, with_shifted(structure.nodes), table_path(device), reference, log)
         heard, warnings = _overheard(log)
         plain = _model(structure, table, profile, None)
         correction = calibrated(plain, space, draws, reference, heard)
@@ -262,8 +263,9 @@ def _remembered_power(profile: HardwareProfile, kept: _Kept) -> HardwareProfile:
 
 def _doubts(table: "LatencyTable", structure: "Structure") -> bool:
     from latency_models.fill import doubtful
+    from latency_models.zero_points import with_shifted_keys
 
-    return bool(doubtful(table, structure.keys()))
+    return bool(doubtful(table, with_shifted_keys(structure.keys())))
 
 
 def file_cost_model(

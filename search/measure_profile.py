@@ -110,6 +110,7 @@ def measure_for(
     from latency_models.providers import provider_of
     from latency_models.table import load_table, table_path, this_device
     from latency_models.table_model import TableModel
+    from latency_models.zero_points import with_shifted_keys
     from search.latency import cost_model, remembered_noise
 
     check_measured_here(loaded.profile)
@@ -120,7 +121,8 @@ def measure_for(
     )
     assert isinstance(model, TableModel)
     noise = remembered_noise(loaded.traced.network, loaded.space, device)
-    return _summary(model.table, before, model.structure.keys(), provider, noise, model)
+    wanted = with_shifted_keys(model.structure.keys())
+    return _summary(model.table, before, wanted, provider, noise, model)
 
 
 def measure_general(

@@ -10,6 +10,7 @@ from compression.policy import Policy
 from search.policy_draws import Cover, alone, draw, spread_evenly
 
 if TYPE_CHECKING:
+    from compression.policy import Network
     from latency_models.calibrate import Correction
     from latency_models.measure import Reference, Timing
     from latency_models.structure import Structure
@@ -90,7 +91,7 @@ def calibrated(
     expected = [plain.latency_ms(space.resized(policy), policy) for policy in draws]
     chosen = [draws[index] for index in spread_evenly(expected, SAMPLES)]
     log(f"measuring {len(chosen)} whole networks for the correction")
-    timings = measure_policies(plain.structure, space, chosen, reference)
+    timings = measure_policies(plain, space, chosen, reference)
     if warning := noise(timings):
         log(f"warning: {warning}")
     samples = []
@@ -101,25 +102,38 @@ def calibrated(
 
 
 def measure_policies(
-    structure: "Structure",
+    model: "TableModel",
     space: "Space",
     policies: Sequence[Policy],
     reference: "Reference",
     blocks: int = 5,
 ) -> Mapping[str, "Timing"]:
-    """Time the networks of policies against each other; index (as text) -> timing."""
+    """Time the networks of policies against each other, as ``model`` has them stored; index (as text) ->
+    timing."""
     from latency_models.measure import time_models
-    from latency_models.structure import canonical
 
+    structure = model.structure
     timings: dict[str, Timing] = {}
     waiting = [int(index) for index in np.random.default_rng(0).permutation(len(policies))]
     for _ in range(REPEATS):
         for start in range(0, len(waiting), BATCH):
             models = {
-                str(index): structure.build(space.resized(policies[index]), canonical(policies[index]))
+                str(index): built(model, space.resized(policies[index]), policies[index])
                 for index in waiting[start : start + BATCH]
             }
             timings |= time_models(models, structure.threads, blocks, structure.provider, reference=reference)
         now = reference.undisturbed_ms
         waiting = [i for i in waiting if timings[str(i)].disturbed or timings[str(i)].stale(now)]
     return timings
+
+
+def built(model: "TableModel", network: "Network", policy: Policy) -> bytes:
+    """A policy's network with random weights, stored as runs fastest by the model's table."""
+    from onnx import load_from_string
+
+    from compression.zero_points import shifted
+    from latency_models.structure import canonical
+
+    plain = model.structure.build(network, canonical(policy))
+    layers = model.shifted(network, policy)
+    return shifted(load_from_string(plain), layers).SerializeToString() if layers else plain

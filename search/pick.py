@@ -15,6 +15,7 @@ from latency_models.files import replace_file
 from latency_models.machine_lock import measuring, training
 from search.card import card, predictions
 from search.choose import Wish, choose
+from search.fastest_file import fastest_file
 from search.front import front_of, quantity
 from search.prepare import Loaded, cores, load
 from search.run_folder import RunError, RunFolder, TrialRow, now, writable
@@ -74,7 +75,7 @@ def pick(
     log(f"search split: {score.accuracy:.4f} (uncompressed {baseline_accuracy:.4f}); exporting")
     folder = out or run.exported / str(row.trial)
     return folder, export_and_verify(
-        loaded, compressed, score, row, folder, run.environment().get("estimates") or "", log
+        run, loaded, compressed, score, row, folder, run.environment().get("estimates") or "", log
     )
 
 
@@ -98,8 +99,8 @@ def export_trial(run: RunFolder, *, trial: int, out: Path | None = None) -> Path
     folder = out or run.exported / str(trial)
     with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        model = exported(template(loaded.traced), compressed)
-        replace_file(folder / "model.onnx", model.SerializeToString())
+        model = fastest_file(exported(template(loaded.traced), compressed), loaded, run)
+        replace_file(folder / "model.onnx", model)
         replace_file(folder / "policy.json", policy.to_json() + "\n")
     return folder
 
@@ -159,6 +160,7 @@ def _opened(run: RunFolder, log: Log = lambda line: None) -> tuple[Loaded, Score
 
 
 def export_and_verify(
+    run: RunFolder,
     loaded: Loaded,
     compressed: Compressed,
     score: Score,
@@ -174,7 +176,7 @@ def export_and_verify(
     task, threads = loaded.task, loaded.config.hardware.threads
     compressed.module.cpu()
     graph = template(loaded.traced)
-    model = exported(graph, compressed).SerializeToString()
+    model = fastest_file(exported(graph, compressed), loaded, run, log)
     uncompressed = compress(loaded.traced, Policy.uniform(loaded.traced.network, LayerPolicy()))
     baseline = exported(graph, uncompressed).SerializeToString()
     log("testing: file, torch network and uncompressed network on the test split")

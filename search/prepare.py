@@ -77,6 +77,7 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
     from latency_models.cost import cost_as_built, measured_on
     from latency_models.table_model import TableModel
     from latency_models.tabulate import tabulated
+    from latency_models.zero_points import with_shifted_keys
     from search.first_validation import first_validation
     from search.latency import cost_model
     from search.score import Scorer
@@ -98,7 +99,7 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
     if run is not None and write:
         # what priced this search, beside it: the cache may be measured anew later, and profiles change
         if isinstance(costs, TableModel):
-            table = costs.table.only(costs.structure.keys())
+            table = costs.table.only(with_shifted_keys(costs.structure.keys()))
         else:
             table = tabulated(loaded.profile, network, loaded.space.uniform_policies())
         table.save(run.path / "latency_table.csv")

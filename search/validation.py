@@ -75,7 +75,7 @@ def validate(
     log(f"measuring {len(chosen)} networks")
     with measuring(log):
         reference = Reference(model.table.device.threads, model.table.reference_ms)
-        timings = measure_policies(model.structure, space, chosen, reference)
+        timings = measure_policies(model, space, chosen, reference)
     rows = []
     for index, policy in enumerate(chosen):
         timing = timings[str(index)]
