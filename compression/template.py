@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import lru_cache
 
 import onnx
 import torch
@@ -47,6 +48,7 @@ class ExportError(RuntimeError):
     """torch could not write the model as ONNX."""
 
 
+@lru_cache(maxsize=2)
 def template(traced: Traced) -> Template:
     """Export a traced model once with torch.onnx (seconds: never call this in a loop).
 

@@ -33,7 +33,7 @@ class TraceError(ValueError):
     """A model that cannot be followed from its input to its output."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Traced:
     """A model as a graph of its modules, and the same as a Network. Node names are the graph's.
 

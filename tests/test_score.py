@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compression.batchnorm import re_estimate
+from compression.fold import fold
 from compression.policy import LayerPolicy, Policy
 from compression.trace import trace
 from search.config import parse_config
 from search.paired import wilson_interval
 from search.score import Scorer, TrialFailed, evaluate, load_weights, save_weights
+from search.score_file import AsFile
 from search.task import ArrayData, Task, TaskError
 from tests.networks import built, example, inputs
 
@@ -195,3 +197,19 @@ def test_weights_round_trip(tmp_path: Path) -> None:
     save_weights(one, tmp_path / "w.safetensors")
     load_weights(other, tmp_path / "w.safetensors")
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize("weight_bits", [4, 8, 32])
+def test_a_network_is_scored_as_the_file_that_will_run(weight_bits: int) -> None:
+    judge = scorer(small_task(), images=0)
+    compressed = judge.prepared(policy(judge, weight_bits=weight_bits))
+    file, in_torch = judge.as_run(compressed), fold(compressed).module
+    assert isinstance(file, AsFile)
+    ours, divergence = evaluate(file, judge.search_batches, judge.task)
+    theirs, expected = evaluate(in_torch, judge.search_batches, judge.task)
+    assert (ours != theirs).float().mean() <= 0.01
+    assert divergence == pytest.approx(expected, rel=0.02, abs=1e-4)
+    inputs_of_one = next(iter(judge.search_batches))[0][:7]
+    assert torch.allclose(file(inputs_of_one), in_torch(inputs_of_one), atol=0.05)
+    judge.device = torch.device("cuda")  # where torch is the faster one
+    assert not isinstance(judge.as_run(compressed), AsFile)
