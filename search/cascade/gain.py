@@ -26,6 +26,14 @@ def strewn(low: Array, count: int = POINTS, seed: int = 0) -> Array:
     return np.asarray(low * (1.0 - share))
 
 
+def within(log_costs: Array, points: Array) -> NDArray[np.bool_]:
+    """(n, m): which policies (n, k) cost no more than which points (m, k) in anything."""
+    reached = np.ones((len(log_costs), len(points)), dtype=np.bool_)
+    for column in range(points.shape[1]):
+        reached &= log_costs[:, column, None] <= points[None, :, column]
+    return reached
+
+
 class Landscape:
     """What the front reaches at each of some points in the box of log costs.
 
@@ -35,12 +43,9 @@ class Landscape:
     def __init__(self, points: Array, floor: float, log_costs: Array, shortfalls: Array) -> None:
         """``log_costs`` (n, k) and log ``shortfalls`` (n,): policies that are known."""
         self.points, self.floor = points, floor
-        self.best: Array = np.full(len(points), floor)
-        if len(shortfalls):
-            order = np.argsort(shortfalls, kind="stable")[::-1]  # the best overwrite
-            for costs, value in zip(log_costs[order], shortfalls[order], strict=True):
-                if value < floor:
-                    self.best[(costs <= points).all(axis=1)] = value
+        better = shortfalls < floor
+        reached = within(log_costs[better], points)
+        self.best: Array = np.where(reached, shortfalls[better, None], floor).min(axis=0, initial=floor)
 
     @cached_property
     def _levels(self) -> tuple[Array, NDArray[np.float32]]:
@@ -64,10 +69,7 @@ class Landscape:
                 d = (log K - mean) / deviation, P the normal distribution function.
         """
         values, which = self._levels
-        reached = np.ones((len(log_costs), len(self.points)), dtype=np.bool_)
-        for column in range(self.points.shape[1]):
-            reached &= log_costs[:, column, None] <= self.points[None, :, column]
-        share = reached.astype(np.float32) @ which
+        share = within(log_costs, self.points).astype(np.float32) @ which
         spread = np.maximum(deviation, _LEAST_DEVIATION)[:, None]
         distance = (values[None, :] - mean[:, None]) / spread
         won = np.exp(values)[None, :] * ndtr(distance)

@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 
 from search.cascade.cheap_front import children
 from search.cascade.encoding import Codes, Encoding, keys
-from search.cascade.gain import Landscape, strewn
+from search.cascade.gain import Landscape, strewn, within
 from search.cascade.gaussian import Array, Hyperparameters
 from search.cascade.surrogate import MOST_POINTS, Prior, Seen, Surrogate
 
 CANDIDATES = 256
 ROUNDS = 3
 _PARENTS = 32
-_PLACES = 256
+_PLACES = 64
 _MORE_DOUBT = 0.3
 _BEYOND = 1.05
 """Log costs this much lower than what is known to be within reach may be, too."""
@@ -180,14 +180,12 @@ def nearest_the_front(seen: Sequence[Seen], target: int, low: Array) -> Sequence
     values = np.array([s.scores[rung] for s, rung in zip(seen, last, strict=True)])
     costs = np.array([s.log_costs for s in seen])
     points = strewn(low, _PLACES)
-    within = np.ones((len(seen), len(points)), dtype=np.bool_)
-    for column in range(points.shape[1]):
-        within &= costs[:, column, None] <= points[None, :, column]
+    reached = within(costs, points)
     behind = np.full(len(seen), np.inf)
     for rung in np.unique(last):
         here = last == rung
-        best = np.where(within[here], values[here, None], np.inf).min(axis=0)
+        best = np.where(reached[here], values[here, None], np.inf).min(axis=0)
         # how far behind the best at the place where it comes nearest
-        behind[here] = np.where(within[here], values[here, None] - best, np.inf).min(axis=1)
+        behind[here] = np.where(reached[here], values[here, None] - best, np.inf).min(axis=1)
     order = np.lexsort((behind, last < target))
     return [seen[index] for index in sorted(order[:MOST_POINTS])]
