@@ -23,7 +23,10 @@ from torch import nn
 
 from compression.finetune import Batch
 from compression.fold import fold
+from compression.policy import Policy
 from search import sensitivity
+from search.cascade.encoding import Encoding
+from search.cascade.surrogate import Prior, Seen, Surrogate, log_divergence
 from search.config import SearchConfig, load_config
 from search.policy_draws import draw
 from search.prepare import Loaded, load
@@ -32,6 +35,7 @@ from search.task import as_data
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = (500, 1000, 2000, 5000)
+UNTRAINED = "1000"
 """Search images that the short scores are taken on."""
 Line = Mapping[str, Any]
 
@@ -59,8 +63,31 @@ def main() -> None:
                 file.flush()
                 lines.append(line)
                 print(f"{len(lines)} of {options.policies}, {line['seconds']:.0f} s", flush=True)
-    for line in table(lines[: options.policies]):
+    loaded = load(config)
+    chosen = lines[: options.policies]
+    for line in table(chosen, predicted(loaded, _scorer(loaded, options.images, (0.0, 1.0), seed=0), chosen)):
         print(line)
+
+
+def predicted(loaded: Loaded, scorer: Scorer, lines: Sequence[Line]) -> dict[str, Any]:
+    """What cascade's surrogate expects of each policy before any is trained: from its sensitivities and the
+    untrained scores of the others, and with its own untrained score, too."""
+    encoding = Encoding(loaded.space)
+    alone = sensitivity.measure(scorer, loaded.space, print)
+    sizes = zip(encoding.names, encoding.sizes, strict=True)
+    prior = Prior([alone.divergence.get(name, (0.0,) * int(size)) for name, size in sizes])
+    seen = []
+    for line in lines:
+        codes = encoding.of(Policy.from_json(json.dumps(line["policy"])))
+        score = float(log_divergence(line["untrained"][UNTRAINED]["divergence"]))
+        seen.append(Seen(codes, {0: score}, np.zeros(1)))
+    names = ("surrogate, from others' untrained scores", "surrogate, from its own, too")
+    found: dict[str, Any] = {name: np.zeros(len(seen)) for name in names}
+    for index, one in enumerate(seen):
+        others = Surrogate(prior, [*seen[:index], *seen[index + 1 :]], rungs=2)
+        found[names[0]][index] = -others.predict(one.codes[:, None], 1)[0][0]
+        found[names[1]][index] = -Surrogate(prior, seen, rungs=2).after(one.codes, 0, one.scores[0])[0]
+    return found
 
 
 def scored(
@@ -140,12 +167,12 @@ def _parts(scorer: Scorer, module: nn.Module) -> dict[str, dict[str, float]]:
     return found
 
 
-def table(lines: Sequence[Line]) -> Iterable[str]:
+def table(lines: Sequence[Line], surrogate: Mapping[str, Any]) -> Iterable[str]:
     """Spearman's correlation of each score with the long fine-tune's test accuracy."""
     truth = np.array([line["test"] for line in lines])
     order = np.argsort(-truth)
     yield f"{len(lines)} policies, {truth.min():.4f} to {truth.max():.4f}; all / best half / best third"
-    for name, values in columns(lines).items():
+    for name, values in {**columns(lines), **surrogate}.items():
         found = [
             spearmanr(values[order[: len(lines) // share]], truth[order[: len(lines) // share]]).statistic
             for share in (1, 2, 3)
