@@ -20,7 +20,7 @@ from compression.export import random_model
 from compression.policy import LayerPolicy, Network, Policy
 from compression.template import template
 from hw_profiles import load_profile
-from latency_models.depth import Arenas
+from latency_models.arena import Arena
 from latency_models.footprint import footprint
 from latency_models.structure import Structure
 from search.policy_draws import draw
@@ -45,7 +45,7 @@ def main() -> None:
             return model
 
         structure = Structure(traced.network, build)
-        arenas = Arenas(structure.network)
+        arena = Arena(structure.kernels, structure.outputs)
         space = Space(traced.network, profile, [0.0, 0.25, 0.5, 0.75], [8, 32], [8, 32])
         rng = np.random.default_rng(options.seed)
         policies = {
@@ -55,8 +55,8 @@ def main() -> None:
         }
         for kind, policy in policies.items():
             network = space.resized(policy)
-            parts = structure.observe(network, policy)
-            predicted = arenas.peak_bytes(network, [arenas.number(footprint(part)) for part in parts])
+            numbers = [arena.number(footprint(part)) for part in structure.observe(network, policy)]
+            predicted = arena.peak_bytes(numbers, structure.without(policy.left_out(traced.network)))
             allocated = counted.run_bytes(build(network, policy))
             ratios.append(predicted / allocated)
             print(f"{name:12} {kind:8} {predicted:10,} {allocated:11,}   {ratios[-1]:.2f}", flush=True)

@@ -51,6 +51,44 @@ class Cost:
         )
 
 
+class LateCost(Cost):
+    """A cost whose memory is worked out when somebody asks for it: that may take longer than all the rest."""
+
+    def __init__(
+        self,
+        latency_ms: float,
+        energy_mj: float,
+        size_bytes: int,
+        memory: Callable[[], int],
+        limit_bytes: int | None,
+        kind: Kind,
+        estimated: bool,
+    ) -> None:
+        """``memory`` says the peak; above ``limit_bytes`` the network does not fit."""
+        self.__dict__.update(
+            latency_ms=latency_ms,
+            energy_mj=energy_mj,
+            size_bytes=size_bytes,
+            resources={},
+            kind=kind,
+            estimated=estimated,
+            _memory=memory,
+            _limit_bytes=limit_bytes,
+        )
+
+    @cached_property
+    def peak_memory_bytes(self) -> int:
+        """Peak memory, worked out now if it was not."""
+        peak: int = self.__dict__["_memory"]()
+        return peak
+
+    @cached_property
+    def fits(self) -> bool:
+        """Whether that fits the part."""
+        limit = self.__dict__["_limit_bytes"]
+        return limit is None or self.peak_memory_bytes <= limit
+
+
 @dataclass(frozen=True, eq=False)
 class CostArrays:
     """Costs of n policies: arrays (n,) of what ``Cost`` has of each.

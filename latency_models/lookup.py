@@ -145,7 +145,7 @@ class Lookup:
         places = self._last.places(numbers, state)
         places[self._sorted] = -1
         found = self._entries[places].astype(np.int64)
-        for index in np.flatnonzero(found == 0).tolist():
+        for index in () if found.all() else np.flatnonzero(found == 0).tolist():
             kernel = self._kernels[index]
             widths = tuple(self._variables[v].values[numbers[v]] for v in kernel.widths)
             found[index] = self._ask(index, kernel.forms[state[index]], widths)

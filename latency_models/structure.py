@@ -7,13 +7,15 @@ milliseconds). From what was seen follows, for policies that were not: the form 
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from compression.policy import LayerPolicy, Network, Node, Policy, kernels
+from compression.policy import Branch, LayerPolicy, Network, Node, Policy, kernels
+from compression.policy.missing import Missing
 from compression.policy.precision import Precision
 from latency_models.cost import TableError
 from latency_models.files import replace_file
@@ -36,6 +38,8 @@ second says LEFT_OUT: what reads a tensor and is left out is another neighbour t
 
 ABSENT = 0
 """The form of a kernel that is left out, and of the addition behind it: no nodes."""
+
+_ABSENT = np.array([[0], [LEFT_OUT], [0]])  # widths, precision and bits of a kernel that is left out
 
 Part = tuple[str, ...]
 """Keys of the optimised nodes of one kernel, in order."""
@@ -84,9 +88,8 @@ class Structure:
             tuple(other + field * count for other in near for field in (1, 2, 3))
             for near in _neighbourhoods(inputs, RADIUS)
         )
-        self._outputs = tuple(k.output.name for k in self.kernels)
         groups = {group: row for row, group in enumerate(network.groups)}
-        self._group_layers = [network.layers.index(layers[0]) for layers in network.groups.values()]
+        self._groups = tuple(groups)
         parts = [_parts(k.output, groups) for k in self.kernels]
         within = [tuple(b.name for b in network.branches if k.name in b.nodes) for k in self.kernels]
         most = max(map(len, parts))
@@ -105,35 +108,38 @@ class Structure:
         self._known_forms: list[dict[tuple[int, ...], int | None]] = [{} for _ in self.kernels]
         self._columns: list[tuple[int, ...]] = [()] * count  # of rules that were learned before
         self._rule_of_precision = Precision(self.kernels)
-        self._without: dict[tuple[str, ...], tuple[Precision, list[int]]] = {}
+        self._missing: dict[tuple[str, ...], Missing] = {}
         self.version = 0
         """Counts whatever was seen: what was made of it before is out of date."""
+
+    def without(self, left_out: Collection[Branch]) -> Missing:
+        """The rows of kernels that branches take with them; the same object for the same branches."""
+        key = tuple([branch.join for branch in left_out])
+        if key not in self._missing:
+            alone = [self._missing_alone[join] for join in key]
+            self._missing[key] = Missing.together(alone)
+        return self._missing[key]
+
+    @cached_property
+    def _missing_alone(self) -> dict[str, Missing]:
+        return {branch.join: Missing.of(self.kernels, branch) for branch in self.network.branches}
+
+    def missing(self, policy: Policy) -> Missing:
+        """What the branches that a policy leaves out take with them."""
+        return self.without(policy.left_out(self.network))
 
     def sources(self, network: Network, policy: Policy) -> NDArray[np.int64]:
         """(3 x kernels,): widths of the kernels' outputs, whether they compute in integers, and the bits of
         their outputs; as in a state where they are left out."""
-        layers = network.layers
-        if len(layers) < len(self.network.layers):
-            return self._sources_without(network, policy)
-        bits, integer = self._rule_of_precision.of(policy)
-        counts = np.array([*[layers[row].shape.out_channels for row in self._group_layers], 1])
-        found = np.empty(3 * len(bits), dtype=np.int64)
-        found[: len(bits)] = (counts[self._width_rows] * self._width_factors).sum(axis=1)
-        found[len(bits) :] = np.frombuffer(bytes([*integer, *bits]), dtype=np.uint8)
-        return found
-
-    def _sources_without(self, network: Network, policy: Policy) -> NDArray[np.int64]:
-        """The same of a network without some of its branches."""
-        layers = tuple(network.layer)
-        if layers not in self._without:
-            row = {kernel.name: index for index, kernel in enumerate(self.kernels)}
-            there = kernels(network)
-            self._without[layers] = Precision(there), [row[kernel.name] for kernel in there]
-        rule, rows = self._without[layers]
-        bits, integer = rule.of(policy)
-        found = np.zeros((3, len(self.kernels)), dtype=np.int64)
-        found[1] = LEFT_OUT
-        found[:, rows] = [network.node[self._outputs[row]].width for row in rows], integer, bits
+        gone = self.missing(policy)
+        bits, integer = self._rule_of_precision.of(policy, gone.aliases)
+        sizes = network.group_sizes
+        counts = np.array([*[sizes.get(group, 0) for group in self._groups], 1])
+        found = np.empty((3, len(bits)), dtype=np.int64)
+        found[0] = (counts[self._width_rows] * self._width_factors).sum(axis=1)
+        found[1:] = np.frombuffer(bytes([*integer, *bits]), dtype=np.uint8).reshape(2, -1)
+        if gone.aliases:
+            found[:, gone.absent] = _ABSENT
         return found.reshape(-1)
 
     def state(self, network: Network, policy: Policy) -> State:

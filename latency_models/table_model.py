@@ -9,11 +9,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from compression.policy import Network, Policy
 from compression.policy.batch import PolicyBatch
+from compression.policy.missing import Missing
 from compression.policy.size import FileSize
 from hw_profiles import HardwareProfile
+from latency_models.arena import Arena
 from latency_models.calibrate import Accuracy, Correction
-from latency_models.cost import Cost, CostArrays, Kind, LayerCost
-from latency_models.depth import Arenas
+from latency_models.cost import Cost, CostArrays, Kind, LateCost, LayerCost
 from latency_models.errors import TableError
 from latency_models.footprint import footprint
 from latency_models.forms import LEFT_OUT
@@ -75,7 +76,7 @@ class TableModel:
         self.profile = profile
         self.correction = correction or Correction()
         self._nearest: Nearest | None = None
-        self._arenas = Arenas(structure.network)
+        self._arena = Arena(structure.kernels, structure.outputs)
         self._near_cache_bytes = table.near_cache_bytes
         self._lookup: Lookup | None = None
         self._lookup_version = 0
@@ -84,6 +85,7 @@ class TableModel:
         self._part_number: dict[Part, int] = {}
         self._entries = [_Entry((), 0.0, 0.0, 0, 0.0, 0.0, 0)]  # by number; 0 is none
         self._rows = np.zeros((1, 5))  # of the entries, with some room
+        self._footprints = np.zeros(1, dtype=np.int64)  # the same
         self._file_size = FileSize(structure.kernels)
         layers = [(row, k.layer.name) for row, k in enumerate(structure.kernels) if k.layer is not None]
         self._layers = [name for _, name in layers]
@@ -111,7 +113,7 @@ class TableModel:
         Raises:
             TableError: a kernel has no entry and nothing of its kind is in the table.
         """
-        return self._cost(network, policy, *self._numbers(network, policy))
+        return self._cost(policy, *self._numbers(network, policy))
 
     def as_built(self, network: Network, policy: Policy) -> Cost:
         """The same with the nodes that onnxruntime makes of this very network, which is built and optimised
@@ -122,21 +124,21 @@ class TableModel:
         """
         numbers = [self._number_of(part) for part in self.structure.built(network, policy)]
         sources = self.structure.sources(network, policy)
-        return self._cost(network, policy, sources, np.array(numbers, dtype=np.int64))
+        return self._cost(policy, sources, np.array(numbers, dtype=np.int64))
 
-    def _cost(
-        self, network: Network, policy: Policy, sources: NDArray[np.int64], numbers: NDArray[np.int64]
-    ) -> Cost:
-        latency_ms, modelled = self._latency(self._rows[numbers].sum(axis=0))
-        entries = [self._entries[number] for number in numbers.tolist()]
-        peak = self._arenas.peak_bytes(network, [entry.footprint for entry in entries])
-        limit = self.profile.memory_bytes
-        return Cost(
-            latency_ms=float(latency_ms),
-            energy_mj=float(latency_ms) * self.profile.power_w,  # W x ms = mJ
-            size_bytes=self._size_bytes(sources, policy),
-            peak_memory_bytes=peak,
-            fits=limit is None or peak <= limit,
+    def _cost(self, policy: Policy, sources: NDArray[np.int64], numbers: NDArray[np.int64]) -> Cost:
+        missing = self.structure.missing(policy)
+        latency_ms, modelled = self._latency_of_one(numbers)
+
+        def peak_bytes() -> int:
+            return self._arena.peak_bytes(self._footprints[numbers].tolist(), missing)
+
+        return LateCost(
+            latency_ms=latency_ms,
+            energy_mj=latency_ms * self.profile.power_w,  # W x ms = mJ
+            size_bytes=self._size_bytes(sources, policy, missing),
+            memory=peak_bytes,
+            limit_bytes=self.profile.memory_bytes,
             kind="modelled" if modelled else self.kind,
             estimated=self.profile.estimated,
         )
@@ -160,13 +162,12 @@ class TableModel:
             size_bytes[at] = part.size_bytes()
 
         def memory() -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-            footprints = np.array([entry.footprint for entry in self._entries])
             peaks, limit = np.empty(batch.count), self.profile.memory_bytes
-            for columns, left in batch.by_depth():
-                own = batch if len(columns) == batch.count else batch.part(columns)
-                for at, part in self._portions(own):
-                    needed = np.array([footprints[numbers] for numbers in self._many(part)])
-                    peaks[columns[at]] = self._arenas.peaks_bytes(left.network, needed)
+            for at, part in self._portions(batch):
+                needed = np.array([self._footprints[numbers] for numbers in self._many(part)])
+                for columns, left_out in part.depths():
+                    missing = self.structure.without(left_out)
+                    peaks[at][columns] = self._arena.peaks_bytes(needed[:, columns], missing)
             return peaks, np.asarray(peaks <= (np.inf if limit is None else limit))
 
         return CostArrays(
@@ -190,7 +191,7 @@ class TableModel:
     def latency_ms(self, network: Network, policy: Policy) -> float:
         """The latency alone; raises TableError as ``cost`` does."""
         _, numbers = self._numbers(network, policy)
-        return float(self._latency(self._rows[numbers].sum(axis=0))[0])
+        return self._latency_of_one(numbers)[0]
 
     def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:
         """Each kernel, and the call itself; raises TableError as ``cost`` does.
@@ -239,12 +240,10 @@ class TableModel:
             except _UnseenForm:
                 self.structure.observe(network, policy)
 
-    def _size_bytes(self, sources: NDArray[np.int64], policy: Policy) -> int:
-        widths, _, bits = sources.reshape(3, -1, 1)
-        own = [policy[name] for name in self._layers]
-        weight_bits = np.array([[layer.weight_bits] for layer in own])
-        integer = sources[self._layer_rows + len(self.structure.kernels), None] == 1
-        return int(self._file_size.of(widths, bits, weight_bits, integer)[0])
+    def _size_bytes(self, sources: NDArray[np.int64], policy: Policy, missing: Missing) -> int:
+        widths, integer, bits = sources.reshape(3, -1)
+        weight_bits = np.array([policy[name].weight_bits for name in self._layers])
+        return self._file_size.one(widths, bits, weight_bits, integer[self._layer_rows] == 1, missing)
 
     def _portions(self, batch: PolicyBatch) -> Iterator[tuple[slice, PolicyBatch]]:
         for begin in range(0, batch.count, AT_ONCE):
@@ -326,15 +325,24 @@ class TableModel:
         self._entries.append(entry)
         if number >= len(self._rows):
             self._rows = np.concatenate((self._rows, np.zeros_like(self._rows)))
-        self._rows[number] = entry.row
+            self._footprints = np.concatenate((self._footprints, np.zeros_like(self._footprints)))
+        self._rows[number], self._footprints[number] = entry.row, entry.footprint
         return number
 
     def _latency(self, total: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Sums of the rows of entries, (5,) or (5, n) -> latency in ms, and whether it is modelled."""
+        """Sums of the rows of entries, (5, n) -> latency in ms, and whether it is modelled."""
         corrected_ms, plain_ms, constants, far_alone, modelled_ms = total
         far = np.maximum(0.0, far_share(constants, self._near_cache_bytes) * constants - far_alone)
         latency_ms = self._call_ms() + corrected_ms + self.correction.weight("far_bytes") * far
         return np.maximum(latency_ms, 0.5 * plain_ms), modelled_ms > MODELLED_SHARE * plain_ms
+
+    def _latency_of_one(self, numbers: NDArray[np.int64]) -> tuple[float, bool]:
+        """The same of one policy, from the numbers of its entries."""
+        corrected_ms, plain_ms, stored, far_alone, modelled_ms = self._rows[numbers].sum(axis=0).tolist()
+        share = min(1.0, max(0.0, _ramp(stored, self._near_cache_bytes)))
+        far = max(0.0, share * stored - far_alone)
+        latency_ms = self._call_ms() + corrected_ms + self.correction.weight("far_bytes") * far
+        return max(latency_ms, 0.5 * plain_ms), modelled_ms > MODELLED_SHARE * plain_ms
 
     def _call_ms(self) -> float:
         return self.correction.weight(CALL) * self.table[CALL].median_ms
@@ -389,7 +397,7 @@ class TableModel:
             far_alone += float(far_share(resident, self._near_cache_bytes)) * stored
         features["constant_bytes"] = float(constants)
         corrected_ms = sum(self.correction.weight(name) * value for name, value in features.items())
-        needed = self._arenas.number(footprint(part))
+        needed = self._arena.number(footprint(part))
         return _Entry(
             tuple(features.items()), plain_ms, corrected_ms, constants, far_alone, modelled_ms, needed
         )

@@ -38,7 +38,7 @@ def _buffers(tape: _Tape) -> list[tuple[int, int, int]]:
         if buffer < 0:
             buffer = len(sizes)
             known.append(buffer)
-            sizes.append(tape.sizes[tensor])
+            sizes.append(tape.sizes[kind])
             begins.append(begin)
             ends.append(0)
         ends[buffer] = last[tensor]

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from compression.policy import Layer, LayerShape, Network, Node, Segment, kernels
+from compression.policy import Branch, Layer, LayerShape, Network, Node, Segment, kernels
+from compression.policy.missing import Missing
 from latency_models.arena import Arena
 from latency_models.footprint import Footprint, Looks, Made, Wanted
 from tests.plain_arena import PlainArena
@@ -86,3 +87,30 @@ def test_peaks_are_those_of_the_plain_playback(seed: int) -> None:
     assert len(set(expected)) > 10
     assert arena.peaks_bytes(numbers).tolist() == expected
     assert [arena.peak_bytes(column) for column in numbers.T.tolist()] == expected
+
+
+def without(network: Network, left_out: tuple[Branch, ...]) -> Missing:
+    return Missing.together([Missing.of(kernels(network), branch) for branch in left_out])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_branches_that_are_left_out_are_as_if_they_had_never_been(seed: int) -> None:
+    """One playback for all sets of branches, against one of the network that is left."""
+    rng, network = np.random.default_rng(seed), ladder()
+    fused = kernels(network)
+    arena = Arena(fused, network.outputs)
+    assert [branch.join for branch in network.branches] == ["c", "g"]
+    for left_out in (network.branches[:1], network.branches[1:], network.branches):
+        there = {kernel.name: kernel for kernel in kernels(network.without(left_out))}
+        alone = Arena(tuple(there.values()), network.outputs)
+        missing = without(network, left_out)
+        peaks = []
+        for _ in range(100):
+            drawn_here = [
+                drawn(rng) if k.name in there and there[k.name].op != "alias" else Footprint() for k in fused
+            ]
+            numbers = [arena.number(one) for one in drawn_here]
+            peaks.append(arena.peak_bytes(numbers, missing))
+            rest = [one for k, one in zip(fused, drawn_here, strict=True) if k.name in there]
+            assert peaks[-1] == alone.peak_bytes([alone.number(one) for one in rest])
+        assert len(set(peaks)) > 10

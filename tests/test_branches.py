@@ -1,5 +1,6 @@
 """Residual branches that are left out: which there are, what a policy may say, and arrays against single."""
 
+import copy
 from functools import cache
 
 import numpy as np
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 
 from compression.policy import LayerPolicy, Network, Policy, PolicyError, kernels, tensor_bits
 from compression.policy.batch import PolicyBatch
-from compression.policy.precision import integer_kernels
-from compression.policy.size import size_bytes
+from compression.policy.missing import Missing
+from compression.policy.precision import Precision, integer_kernels
+from compression.policy.size import FileSize, size_bytes
 from compression.trace import trace
 from tests.networks import example
 from tests.residual_networks import RESIDUAL, built
@@ -83,6 +85,7 @@ def test_arrays_agree_with_each_policy(name: str, seed: int) -> None:
             assert batch.weight_counts[row, column] == (shape.weight_count if shape else 0)
             assert batch.out_channels[row, column] == (shape.out_channels if shape else 0)
         assert sizes[column] == size_bytes(cut, policy)
+        _check_rows_without(network, policy, bits, integer, sizes[column])
     for columns, part in batch.by_depth():
         assert part.size_bytes().tolist() == sizes[columns].tolist()
         for place, column in enumerate(columns):
@@ -90,6 +93,41 @@ def test_arrays_agree_with_each_policy(name: str, seed: int) -> None:
                 part.network, [Policy.of({n: policies[column][n] for n in part.network.layer})]
             )
             assert (one.bits[:, 0] == part.bits[:, place]).all()
+
+
+def _check_rows_without(
+    network: Network, policy: Policy, bits: dict[str, int], integer: frozenset[str], size: int
+) -> None:
+    """The rules of the whole network, told what is missing, say the same as those of what is left."""
+    fused = kernels(network)
+    missing = Missing.together([Missing.of(fused, branch) for branch in policy.left_out(network)])
+    there = set(range(len(fused))) - set(missing.absent.tolist())
+    assert {fused[row].name for row in there} == bits.keys()
+    held, computes = Precision(fused).of(policy, missing.aliases)
+    assert {fused[row].name: held[row] for row in there} == bits
+    assert {fused[row].name for row in there if computes[row]} == integer
+    widths = policy.cut(network).node
+    layers = [kernel.layer.name for kernel in fused if kernel.layer is not None]
+    found = FileSize(fused).one(
+        np.array([widths[k.name].width if row in there else 0 for row, k in enumerate(fused)]),
+        np.array([held[row] if row in there else 0 for row in range(len(fused))]),
+        np.array([policy[name].weight_bits for name in layers]),
+        np.array([computes[row] for row, k in enumerate(fused) if k.layer is not None]),
+        missing,
+    )
+    assert found == size
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_a_network_is_cut_as_soon_as_somebody_looks(name: str) -> None:
+    network = network_of(name)
+    policy = drawn(network, 3, share=1.0)
+    cut, looked_at = policy.cut(network), policy.cut(network)
+    assert {group: cut.group_size(group) for group in cut.groups} == looked_at.group_sizes
+    again = copy.deepcopy(policy.cut(network))
+    assert again == cut == looked_at == Network(cut.nodes, cut.layers, cut.outputs)
+    assert again.macs == cut.macs < network.macs
+    assert not hasattr(cut, "nothing")
 
 
 @pytest.mark.parametrize("name", RESIDUAL)

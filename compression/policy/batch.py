@@ -8,10 +8,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from compression.policy.branches import Branch
 from compression.policy.kernels import Kernel, kernels
 from compression.policy.network import Network
 from compression.policy.policy import LayerPolicy, Policy
-from compression.policy.precision import FLOAT_LAYERS, SAME_RANGE_OPS, Precision
+from compression.policy.precision import FLOAT_LAYERS, Precision
 from compression.policy.size import FileSize
 
 Counts = NDArray[np.int64]
@@ -28,14 +29,6 @@ class _Plan:
         self.rule = Precision(self.kernels)
         self.file_size = FileSize(self.kernels)
         self.layer_rows = [self.layer_index[name] for _, name, *_ in self.rule.layers]
-
-    def moved(self, row: int) -> list[int]:
-        """A kernel and those whose values it only moves."""
-        rows = [row]
-        for at in rows:
-            if self.kernels[at].layer is None and self.kernels[at].op in SAME_RANGE_OPS:
-                rows += [self.kernel_index[name] for name in self.kernels[at].inputs]
-        return rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,7 +259,7 @@ class PolicyBatch:
         for row in sorted(aliases, reverse=True):  # an alias hands on the wish of its readers
             stays, alias = aliases[row]
             held = np.where(alias, bits[row], 32)
-            for source in self._plan.moved(stays):
+            for source in rule.moved[stays]:
                 np.minimum(bits[source], held, out=bits[source])
         for row, source in rule.sums:
             layer = self.layer_index[self.kernels[source].nodes[0].layer or ""]
@@ -324,11 +317,10 @@ class PolicyBatch:
         part.__dict__["_plan"] = self._plan  # of the same network
         return part
 
-    def by_depth(self) -> "Iterator[tuple[NDArray[np.int64], PolicyBatch]]":
-        """The policies by the branches that they leave out: columns (m,), and these policies as policies of
-        the network without those branches."""
+    def depths(self) -> Iterator[tuple[NDArray[np.int64], tuple[Branch, ...]]]:
+        """The policies by the branches that they leave out: columns (m,), and those branches."""
         if self.left_out is None or not self.left_out.any():
-            yield np.arange(self.count), replace(self, left_out=None)
+            yield np.arange(self.count), ()
             return
         numbers = np.zeros(self.count, dtype=np.int64)
         for gone in self.left_out:  # number the sets anew with each branch: there may be many
@@ -336,7 +328,14 @@ class PolicyBatch:
         order = np.argsort(numbers, kind="stable")
         for columns in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
             flags = self.left_out[:, columns[0]]
-            branches = [b for b, gone in zip(self.network.branches, flags, strict=True) if gone]
+            yield columns, tuple(b for b, gone in zip(self.network.branches, flags, strict=True) if gone)
+
+    def by_depth(self) -> "Iterator[tuple[NDArray[np.int64], PolicyBatch]]":
+        """As ``depths``, with these policies as policies of the network without those branches."""
+        for columns, branches in self.depths():
+            if len(columns) == self.count and not branches:
+                yield columns, replace(self, left_out=None)
+                return
             network, own = self.network.without(branches), self.part(columns)
             row_of = {group: row for row, group in enumerate(self.network.groups)}
             groups = [row_of[group] for group in network.groups]

@@ -1,10 +1,10 @@
 """Residual branches that can be left out whole, found in the connections; the network without them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from compression.policy.kernels import Kernel, kernels
-from compression.policy.network import Network, Node, Segment
+from compression.policy.network import Layer, Network, Node, Segment
 
 ALIAS = "alias"
 """Operation of what is left of an addition when its branch is left out: another name of the tensor that it
@@ -24,8 +24,8 @@ class Branch:
     """One side of an addition, which can be left out.
 
     name: its first layer that is in no branch within it. join: kernel (the addition and an activation fused
-    behind it) that becomes an alias. stays: node of the other operand. layers: names of the layers in the
-    branch, in order of execution. nodes: all that goes with it.
+    behind it) that becomes an alias; merged: its nodes but the last. stays: node of the other operand.
+    layers: names of the layers in the branch, in order of execution. nodes: all that goes with it.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Branch:
     stays: str
     layers: tuple[str, ...]
     nodes: frozenset[str]
+    merged: tuple[str, ...]
 
 
 def find_branches(network: Network) -> tuple[Branch, ...]:
@@ -83,7 +84,8 @@ def _branch(network: Network, join: Kernel, goes: str, stays: str, order: dict[s
     layers = tuple(node.layer for node in inside if node.layer is not None)
     if not layers or any(node.op == "input" for node in inside):
         return None
-    return Branch(layers[0], join.name, stays, layers, frozenset(nodes))
+    merged = tuple(node.name for node in join.nodes[:-1])
+    return Branch(layers[0], join.name, stays, layers, frozenset(nodes), merged)
 
 
 def _segments(node: Node) -> list[Segment]:
@@ -110,26 +112,19 @@ def _unchanged(network: Network, node: Node, activation: str) -> bool:
     return (moved or summed) and bool(sources) and all(_unchanged(network, s, activation) for s in sources)
 
 
-def leave_out(network: Network, branches: Iterable[Branch]) -> Network:
-    """The network with branches left out: what is in them is gone, and their joins are aliases.
-
-    ``branches``: of this network, at any widths. Kernels that stay keep their names. ``Network.without``
-    remembers it.
-    """
-    left_out = tuple(branches)
-    if not left_out:
-        return network
-    gone = {name for branch in left_out for name in branch.nodes}
+def rest(
+    nodes: Iterable[Node], layers: Iterable[Layer], left_out: Sequence[Branch]
+) -> tuple[tuple[Node, ...], tuple[Layer, ...]]:
+    """What stays of the nodes and layers of a network, cut or not, without some of its branches."""
+    gone = {name for branch in left_out for name in (*branch.nodes, *branch.merged)}
+    absent = {name for branch in left_out for name in branch.layers}
     stays = {branch.join: branch.stays for branch in left_out}
-    joins = (kernel for kernel in kernels(network) if kernel.name in stays)
-    inside = {node.name for join in joins for node in join.nodes[:-1]}
-    nodes = []
-    for node in network.nodes:
-        if node.name in gone or node.name in inside:
-            continue
-        if node.name in stays:
-            node = Node(node.name, ALIAS, (stays[node.name],), node.channels, node.spatial)
-        nodes.append(node)
-    absent = {node.layer for node in network.nodes if node.name in gone}
-    layers = tuple(layer for layer in network.layers if layer.name not in absent)
-    return replace(network, nodes=tuple(nodes), layers=layers)
+    there = [node for node in nodes if node.name not in gone]
+    return (
+        tuple([_alias(node, stays[node.name]) if node.name in stays else node for node in there]),
+        tuple([layer for layer in layers if layer.name not in absent]),
+    )
+
+
+def _alias(join: Node, stays: str) -> Node:
+    return Node(join.name, ALIAS, (stays,), join.channels, join.spatial)

@@ -131,6 +131,11 @@ class Network:
         return {layer.name: layer for layer in self.layers}
 
     @cached_property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of the layers, in order of execution."""
+        return tuple(self.layer)
+
+    @cached_property
     def consumers(self) -> Mapping[str, tuple[str, ...]]:
         """Node name -> names of the nodes that read its output."""
         readers: dict[str, list[str]] = {node.name: [] for node in self.nodes}
@@ -149,19 +154,23 @@ class Network:
         return {name: tuple(layers) for name, layers in members.items()}
 
     @cached_property
+    def group_layers(self) -> Mapping[str, tuple[str, ...]]:
+        """Group name -> names of the layers whose output channels it is."""
+        return {group: tuple(layer.name for layer in layers) for group, layers in self.groups.items()}
+
+    @cached_property
     def uncut(self) -> tuple[str, ...]:
         """Names of the layers whose channels cannot be cut."""
         return tuple(layer.name for layer in self.layers if layer.group is None)
 
     @cached_property
-    def reading_together(self) -> tuple[tuple[str, str], ...]:
-        """Pairs of layers that read the same tensor: the first that does, and another."""
-        first: dict[str, str] = {}
-        pairs = []
+    def reading_together(self) -> tuple[tuple[str, ...], ...]:
+        """Names of layers that read the same tensor, of each tensor that several do."""
+        readers: dict[str, list[str]] = {}
         for node in self.nodes:
-            if node.layer is not None and first.setdefault(node.inputs[0], node.layer) != node.layer:
-                pairs.append((first[node.inputs[0]], node.layer))
-        return tuple(pairs)
+            if node.layer is not None:
+                readers.setdefault(node.inputs[0], []).append(node.layer)
+        return tuple(tuple(names) for names in readers.values() if len(names) > 1)
 
     @cached_property
     def branches(self) -> "tuple[Branch, ...]":
@@ -172,16 +181,14 @@ class Network:
 
     def without(self, branches: "Iterable[Branch]") -> "Network":
         """The network with some of its ``branches`` left out; itself where there are none."""
-        from compression.policy.branches import leave_out
-
         left_out = tuple(branches)
         if not left_out:
             return self
-        key = frozenset(branch.join for branch in left_out)
+        key = frozenset([branch.join for branch in left_out])
         if key not in self._without:
             if len(self._without) >= _REMEMBERED_CUTS:
                 self._without.clear()
-            self._without[key] = leave_out(self, left_out)
+            self._without[key] = self.resized({}, left_out)
         return self._without[key]
 
     @cached_property
@@ -202,13 +209,14 @@ class Network:
         """Channels of a group."""
         return self.groups[group][0].shape.out_channels
 
-    def resized(self, channels: Mapping[str, int]) -> "Network":
-        """The network with the groups named in ``channels`` cut to so many channels; the rest as it is.
+    def resized(self, channels: Mapping[str, int], left_out: "tuple[Branch, ...]" = ()) -> "Network":
+        """The network with the groups named in ``channels`` cut to so many channels; the rest as it is, but
+        for the branches that are left out.
 
         Raises:
             ValueError: a group is unknown, or would have no channel or more than it has.
         """
-        sizes = self._group_sizes
+        sizes = self.group_sizes
         for group, count in channels.items():
             if group not in sizes:
                 raise ValueError(f"no channel group {group!r}; there are {', '.join(sizes) or 'none'}")
@@ -216,6 +224,29 @@ class Network:
                 raise ValueError(f"group {group!r} has {sizes[group]} channels, cannot keep {count}")
 
         counts = {**sizes, **channels}
+        gone = {name for branch in left_out for name in branch.layers}
+        there = {g: counts[g] for g, names in self.group_layers.items() if not gone.issuperset(names)}
+        found = Network.__new__(Network)
+        found.__dict__.update(outputs=self.outputs, group_sizes=there, _cut_from=(self, counts, left_out))
+        return found
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Nodes and layers of a network that was cut are made when somebody looks at them: a cost model
+            may price thousands of which only the sizes of groups matter."""
+            if name not in ("nodes", "layers") or "_cut_from" not in self.__dict__:
+                raise AttributeError(name)
+            whole, counts, left_out = self.__dict__["_cut_from"]
+            nodes, layers = whole._parts(counts, left_out)
+            self.__dict__.update(nodes=nodes, layers=layers)
+            del self.__dict__["_cut_from"]
+            return self.__dict__[name]
+
+    def _parts(
+        self, counts: Mapping[str, int], left_out: "tuple[Branch, ...]"
+    ) -> tuple[tuple[Node, ...], tuple[Layer, ...]]:
+        """Nodes and layers with so many channels in groups, without branches."""
         nodes, made = list(self.nodes), self._made
         for groups, indices in self._nodes_of_groups.items():
             kept = tuple([counts.get(group, 0) for group in groups])
@@ -225,10 +256,15 @@ class Network:
         for row, (own, source) in enumerate(self._layer_sources):
             key = (row, nodes[source].width, counts[own] if own is not None else 0)
             layers.append(made.get(key) or self._resized(*key))
-        return Network(tuple(nodes), tuple(layers), self.outputs)
+        if left_out:
+            from compression.policy.branches import rest
+
+            return rest(nodes, layers, left_out)
+        return tuple(nodes), tuple(layers)
 
     @cached_property
-    def _group_sizes(self) -> Mapping[str, int]:
+    def group_sizes(self) -> Mapping[str, int]:
+        """Group name -> channels."""
         return {group: self.group_size(group) for group in self.groups}
 
     @cached_property

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from compression.policy.branches import Branch
@@ -145,9 +145,15 @@ class Policy(Mapping[str, LayerPolicy]):
         return dict(self.items_)
 
     @cached_property
+    def _cuts(self) -> dict[str, float]:
+        """Layer -> share of its channels that go."""
+        return {name: p.sparsity if p.pattern == "channel" else 0.0 for name, p in self.items_}
+
+    @cached_property
     def _gone(self) -> frozenset[str]:
         """Layers that are left out."""
-        return frozenset(name for name, layer_policy in self.items_ if layer_policy.left_out)
+        cuts = self._cuts
+        return frozenset([name for name in cuts if cuts[name] == 1.0] if 1.0 in cuts.values() else ())
 
     def __getitem__(self, name: str) -> LayerPolicy:
         return self._by_name[name]
@@ -172,11 +178,10 @@ class Policy(Mapping[str, LayerPolicy]):
             PolicyError: a layer is missing or unknown, a layer is cut that cannot be, the layers of one group
                 disagree, or a layer is left out without its residual branch.
         """
-        self.check(network)
-        there = network.without(self.left_out(network))
+        sizes = network.group_sizes
         return {
-            group: kept_channels(there.group_size(group), self._by_name[layers[0].name].cut, multiple)
-            for group, layers in there.groups.items()
+            group: kept_channels(sizes[group], share, multiple)
+            for group, share in self._shares(network).items()
         }
 
     def cut(self, network: Network, multiple: int = 1) -> Network:
@@ -185,43 +190,59 @@ class Policy(Mapping[str, LayerPolicy]):
         Raises:
             PolicyError: as ``channels``.
         """
-        channels = self.channels(network, multiple)
-        return network.without(self.left_out(network)).resized(channels)
+        return network.resized(self.channels(network, multiple), self.left_out(network))
 
     def left_out(self, network: Network) -> tuple[Branch, ...]:
         """The residual branches of a network of which every layer is left out."""
         gone = self._gone
-        return tuple(branch for branch in network.branches if gone.issuperset(branch.layers)) if gone else ()
+        return (
+            tuple([branch for branch in network.branches if gone.issuperset(branch.layers)]) if gone else ()
+        )
 
     def check(self, network: Network) -> None:
         """Raise PolicyError unless this policy fits the network (see ``channels``), and layers that read
         the same tensor agree on its bits."""
-        own = self._by_name
-        if own.keys() != network.layer.keys():
+        self._shares(network)
+
+    def _shares(self, network: Network) -> dict[str, float]:
+        """Group name -> share of its channels that go, of groups of which a layer is there; raises
+        PolicyError as ``check`` does."""
+        own, cuts, gone = self._by_name, self._cuts, self._gone
+        if tuple(own) != network.layer_names:
             if missing := network.layer.keys() - own.keys():
                 raise PolicyError(f"the policy says nothing about layer {sorted(missing)[0]!r}")
-            unknown = own.keys() - network.layer.keys()
-            raise PolicyError(f"the policy names a layer {sorted(unknown)[0]!r} that the network has not")
-        self._check_left_out(network)
-        there = network.without(self.left_out(network))
-        for name in there.uncut:
-            if own[name].cut > 0:
+            if unknown := own.keys() - network.layer.keys():
+                raise PolicyError(f"the policy names a layer {sorted(unknown)[0]!r} that the network has not")
+        if gone:
+            self._check_left_out(network)
+        for name in network.uncut:
+            if cuts[name] > 0 and name not in gone:
                 raise PolicyError(
                     f"layer {name!r} cannot be cut (its channels are fixed by what reads them),"
                     f" but the policy gives it sparsity {own[name].sparsity}"
                 )
-        for group, layers in there.groups.items():
-            if len(layers) > 1 and len(shares := {own[layer.name].cut for layer in layers}) > 1:
-                raise PolicyError(
-                    f"the layers of group {group!r} are cut together, but the policy gives them"
-                    f" sparsities {sorted(shares)}"
-                )
-        for first, other in there.reading_together:
-            if own[first].activation_bits != own[other].activation_bits:
-                raise PolicyError(
-                    f"layers {first!r} and {other!r} read the same tensor, but the policy gives it"
-                    f" {own[first].activation_bits} and {own[other].activation_bits} bits"
-                )
+        found = {}
+        for group, names in network.group_layers.items():
+            share = cuts[names[0]]
+            if len(names) > 1:
+                shares = {cuts[name] for name in names}
+                share = min(shares)
+                if len(shares - {1.0}) > 1:
+                    raise PolicyError(
+                        f"the layers of group {group!r} are cut together, but the policy gives them"
+                        f" sparsities {sorted(shares - {1.0})}"
+                    )
+            if share < 1.0:  # else all are left out
+                found[group] = share
+        for names in network.reading_together:
+            first, *others = [name for name in names if name not in gone] or names
+            for other in others:
+                if own[first].activation_bits != own[other].activation_bits:
+                    raise PolicyError(
+                        f"layers {first!r} and {other!r} read the same tensor, but the policy gives it"
+                        f" {own[first].activation_bits} and {own[other].activation_bits} bits"
+                    )
+        return found
 
     def _check_left_out(self, network: Network) -> None:
         """Raise PolicyError for a layer at sparsity 1.0 whose branch stays, or that is in none."""
@@ -240,6 +261,7 @@ class Policy(Mapping[str, LayerPolicy]):
             )
 
 
+@lru_cache(maxsize=1 << 16)
 def kept_channels(size: int, sparsity: float, multiple: int) -> int:
     """Channels that stay of ``size``: the nearest ``multiple``, at least one; all where none is cut."""
     if sparsity == 0.0:

@@ -38,6 +38,9 @@ def tensor_bits(kernels: tuple[Kernel, ...], policy: Mapping[str, LayerPolicy]) 
     return {kernel.name: held for kernel, held in zip(kernels, bits, strict=True)}
 
 
+_NONE: Mapping[int, int] = {}
+
+
 class Precision:
     """The rule for one network, made ready for many policies.
 
@@ -53,6 +56,8 @@ class Precision:
         index = {kernel.name: row for row, kernel in enumerate(kernels)}
         inputs = [tuple(index[name] for name in kernel.inputs) for kernel in kernels]
         self._count = len(kernels)
+        self.moved = [self._moved(row, inputs, kernels) for row in range(len(kernels))]
+        """Per row itself and those whose values it only moves."""
         self.layers: list[tuple[int, str, bool, bool, tuple[int, ...]]] = []
         """Row, name, whether there is an integer kernel, whether that puts out integers though nobody wants
         them, and the rows of the tensors that it wants at its own bits: seen through ops that move values."""
@@ -72,16 +77,27 @@ class Precision:
         """Row, inputs, and whether it only moves values: what computes in integers if all its inputs are."""
         for row, kernel in enumerate(kernels):
             if kernel.layer is not None:
-                wanted = list(inputs[row])
-                for source in wanted:
-                    if kernels[source].layer is None and kernels[source].op in SAME_RANGE_OPS:
-                        wanted += inputs[source]
+                wanted = tuple(source for read in inputs[row] for source in self.moved[read])
                 fuses = kernel.op != "linear" or bool(kernel.activation)
                 able = kernel.op not in FLOAT_LAYERS
-                self.layers.append((row, kernel.layer.name, able, fuses, tuple(wanted)))
+                self.layers.append((row, kernel.layer.name, able, fuses, wanted))
 
-    def of(self, policy: Mapping[str, LayerPolicy]) -> tuple[list[int], list[bool]]:
-        """Per kernel: bits of its output tensor (32: float), and whether it computes in integers."""
+    @staticmethod
+    def _moved(row: int, inputs: list[tuple[int, ...]], kernels: tuple[Kernel, ...]) -> tuple[int, ...]:
+        found = [row]
+        for other in found:
+            if kernels[other].layer is None and kernels[other].op in SAME_RANGE_OPS:
+                found += inputs[other]
+        return tuple(found)
+
+    def of(
+        self, policy: Mapping[str, LayerPolicy], aliases: Mapping[int, int] = _NONE
+    ) -> tuple[list[int], list[bool]]:
+        """Per kernel: bits of its output tensor (32: float), and whether it computes in integers.
+
+        ``aliases``: of branches that are left out (``missing.Missing``); what is said of kernels that are
+        not there means nothing then.
+        """
         bits = [32] * self._count
         integer = [False] * self._count
         unwanted = []  # of integer layers
@@ -100,6 +116,9 @@ class Precision:
             for source in wanted:
                 if held < bits[source]:
                     bits[source] = held
+        for row in reversed(aliases):  # hand on what their readers want
+            for source in self.moved[aliases[row]]:
+                bits[source] = min(bits[source], bits[row])
         for row, source in self.sums:
             if source in stored:
                 bits[source] = min(bits[source], bits[row])
@@ -107,7 +126,9 @@ class Precision:
             if bits[row] == 32:
                 bits[row] = 8
         for row, inputs, moves in self.others:
-            if max([bits[source] for source in inputs]) <= 8:
+            if row in aliases:
+                inputs, moves = (aliases[row],), True
+            if bits[inputs[0]] <= 8 and max([bits[source] for source in inputs]) <= 8:
                 integer[row] = True
                 if bits[row] == 32:
                     bits[row] = bits[inputs[0]] if moves else 8

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from compression.policy.branches import ALIAS
 from compression.policy.kernels import Kernel, kernels
+from compression.policy.missing import Missing
 from compression.policy.network import Network
 from compression.policy.policy import Policy
 from compression.policy.precision import SAME_RANGE_OPS, Precision
@@ -71,9 +72,9 @@ class FileSize:
 
         self._rows = np.array([row for row, _, _ in layers], dtype=np.int64)
         self._read = np.array([index[k.inputs[0]] for _, k, _ in layers], dtype=np.int64)
-        self._depthwise = np.array([shape.depthwise for shape in shapes], dtype=np.bool_)
-        self._groups = column([shape.groups for shape in shapes])
-        self._grouped = (self._groups[:, 0] > 1) & ~self._depthwise
+        self._depthwise = [place for place, shape in enumerate(shapes) if shape.depthwise]
+        self._grouped = [p for p, shape in enumerate(shapes) if shape.groups > 1 and not shape.depthwise]
+        self._groups = column([shapes[place].groups for place in self._grouped])
         self._windows = column([math.prod(shape.kernel) for shape in shapes])
         linear = column([shape.op == "linear" for shape in shapes])
         self._linear = linear * len(_FIXED_BYTES[0])
@@ -103,11 +104,44 @@ class FileSize:
             weight_bits: (layers, n), in order of the kernels.
             integer: (layers, n) whether it computes in integers.
         """
+        total = self._whole(widths, bits, weight_bits, integer)
+        gone = widths == 0
+        if gone.any():
+            total -= self._own @ gone
+            for row, inputs in self._joins:
+                alias = gone[inputs].any(axis=0) & ~gone[row]
+                total -= alias * (self._own[row] + _QUANTIZER_BYTES[0].take(bits[row]))
+        return total
+
+    def one(
+        self,
+        widths: NDArray[np.int64],
+        bits: NDArray[np.int64],
+        weight_bits: NDArray[np.int64],
+        integer: NDArray[Any],
+        missing: Missing,
+    ) -> int:
+        """Bytes of one file, the same: (kernels,), (kernels,), (layers,) and (layers,)."""
+        columns = [values.reshape(-1, 1) for values in (widths, bits, weight_bits, integer)]
+        total = self._whole(*columns)[0]
+        if missing.aliases:
+            total -= self._own[missing.absent].sum() + self._own[missing.joins].sum()
+            total -= _QUANTIZER_BYTES[0].take(bits[missing.joins]).sum()
+        return int(total)
+
+    def _whole(
+        self,
+        widths: NDArray[np.int64],
+        bits: NDArray[np.int64],
+        weight_bits: NDArray[np.int64],
+        integer: NDArray[Any],
+    ) -> NDArray[np.int64]:
+        """The same with all nodes of the network, whatever their widths."""
         out, read = widths[self._rows], widths[self._read]
-        if self._depthwise.any():
+        if self._depthwise:
             read[self._depthwise] = 1
-        if self._grouped.any():
-            read[self._grouped] //= self._groups[self._grouped]
+        if self._grouped:
+            read[self._grouped] //= self._groups
         weights = read * out
         weights *= self._windows
         weights *= _STORAGE_BITS.take(weight_bits)
@@ -118,12 +152,6 @@ class FileSize:
         weights += _CHANNEL_BYTES.take(kind) * out
         total = self._constant + weights.sum(axis=0)
         total += _QUANTIZER_BYTES.take(bits + self._moved).sum(axis=0)
-        gone = widths == 0
-        if gone.any():
-            total -= self._own @ gone
-            for row, inputs in self._joins:
-                alias = gone[inputs].any(axis=0) & ~gone[row]
-                total -= alias * (self._own[row] + _QUANTIZER_BYTES[0].take(bits[row]))
         return np.asarray(total + 16 * widths[self._norms].sum(axis=0) if self._norms else total)
 
 
