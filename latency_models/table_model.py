@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from compression.policy import Network, Policy
 from compression.policy.batch import PolicyBatch
@@ -20,6 +20,7 @@ from latency_models.footprint import footprint
 from latency_models.forms import LEFT_OUT
 from latency_models.kernel_keys import constant_bytes_of, kind_of
 from latency_models.lookup import Lookup, UnseenValues
+from latency_models.near_cache import far_bytes, far_share
 from latency_models.nearest import Nearest, between_widths
 from latency_models.structure import ABSENT, Part, Structure
 from latency_models.table import CALL, LatencyTable
@@ -339,8 +340,7 @@ class TableModel:
     def _latency_of_one(self, numbers: NDArray[np.int64]) -> tuple[float, bool]:
         """The same of one policy, from the numbers of its entries."""
         corrected_ms, plain_ms, stored, far_alone, modelled_ms = self._rows[numbers].sum(axis=0).tolist()
-        share = min(1.0, max(0.0, _ramp(stored, self._near_cache_bytes)))
-        far = max(0.0, share * stored - far_alone)
+        far = far_bytes(stored, far_alone, self._near_cache_bytes)
         latency_ms = self._call_ms() + corrected_ms + self.correction.weight("far_bytes") * far
         return max(latency_ms, 0.5 * plain_ms), modelled_ms > MODELLED_SHARE * plain_ms
 
@@ -348,11 +348,9 @@ class TableModel:
         return self.correction.weight(CALL) * self.table[CALL].median_ms
 
     def _far_bytes(self, entries: Sequence[_Entry]) -> float:
-        """Constants that come from beyond the near cache here, but did not when kernels were timed alone."""
+        """Of a network, see ``near_cache.far_bytes``."""
         stored = sum([entry.constant_bytes for entry in entries])
-        far_alone = sum([entry.far_alone_bytes for entry in entries])
-        share: float = min(1.0, max(0.0, _ramp(stored, self._near_cache_bytes)))
-        return max(0.0, share * stored - far_alone)
+        return far_bytes(stored, sum([entry.far_alone_bytes for entry in entries]), self._near_cache_bytes)
 
     def _entry(self, index: int, form: int, widths: tuple[int, ...]) -> _Entry:
         """The entry of a kernel in a form at its widths; between those seen where these were not."""
@@ -418,20 +416,3 @@ class _UnseenForm(Exception):
     def __init__(self, kernel: str) -> None:
         super().__init__(kernel)
         self.kernel = kernel
-
-
-def far_share(working_bytes: ArrayLike, near_cache_bytes: float) -> NDArray[np.float64]:
-    """Share of the constants that a network with so many of them reads from beyond the near cache.
-
-    Networks run in the same order again and again, the worst case of a least-recently-used cache: once the
-    working set is larger than the cache nothing of it is found there. Tensors take room, too, so it begins
-    at half the size.
-    """
-    ramp = _ramp(np.asarray(working_bytes, dtype=np.float64), near_cache_bytes)
-    return np.asarray(np.minimum(np.maximum(ramp, 0.0), 1.0))
-
-
-def _ramp(working_bytes: Any, near_cache_bytes: float) -> Any:
-    """From 0 to 1 where the cache begins to be too small; below and above it goes on."""
-    begin, end = 0.45 * near_cache_bytes, 1.25 * near_cache_bytes
-    return (working_bytes - begin) / (end - begin)

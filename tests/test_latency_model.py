@@ -19,10 +19,11 @@ from latency_models.fused_graph import fused_nodes
 from latency_models.kernel_keys import constant_bytes_of, kind_of
 from latency_models.measure import Reference, Timing, noise, session, time_models
 from latency_models.micrographs import micrograph
+from latency_models.near_cache import far_share
 from latency_models.network_model import network_model
 from latency_models.structure import Structure, canonical
 from latency_models.table import Entry, LatencyTable, load_table, table_path, this_device
-from latency_models.table_model import TableModel, far_share
+from latency_models.table_model import TableModel
 
 FLOAT = LayerPolicy()
 INTEGER = LayerPolicy(weight_bits=8, activation_bits=8)
