@@ -36,6 +36,7 @@ _NEVER = 1 << 62  # more bytes than any gap
 _STEPS = 1 << 12
 """More than the nodes of a kernel. So much lies between the first steps of two kernels, and before those what
 others do late."""
+_MOST_SETS = 4096  # of branches, whose wiring is remembered
 _WHOLE = Missing()
 _NOTHING: dict[int, int] = {}
 
@@ -195,6 +196,8 @@ class Arena:
 
     def _wiring(self, missing: Missing) -> _Wiring:
         if missing not in self._wirings:
+            if len(self._wirings) >= _MOST_SETS:
+                self._wirings.clear()
             aliases = sorted({**self._aliases, **missing.aliases}.items())
             self._wirings[missing] = _Wiring(self._inputs, Missing(missing.absent, dict(aliases)))
         return self._wirings[missing]

@@ -28,6 +28,9 @@ from latency_models.resized_parts import resized_part
 RADIUS = 4
 """How far away a neighbour may be that decides a kernel's form. Where that explains too little: anywhere."""
 
+MOST_SETS = 4096
+"""Sets of branches for which rows are remembered."""
+
 Build = Callable[[Network, Policy], bytes]
 """(network already resized, policy) -> the serialized ONNX model that an export of them has."""
 
@@ -113,9 +116,11 @@ class Structure:
         """Counts whatever was seen: what was made of it before is out of date."""
 
     def without(self, left_out: Collection[Branch]) -> Missing:
-        """The rows of kernels that branches take with them; the same object for the same branches."""
+        """The rows of kernels that branches take with them; mostly the same object for the same branches."""
         key = tuple([branch.join for branch in left_out])
         if key not in self._missing:
+            if len(self._missing) >= MOST_SETS:
+                self._missing.clear()
             alone = [self._missing_alone[join] for join in key]
             self._missing[key] = Missing.together(alone)
         return self._missing[key]
