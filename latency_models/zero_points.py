@@ -9,10 +9,13 @@ and how it is stored.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from latency_models.fused_graph import FusedNode, Operand
 from latency_models.table import LatencyTable
 from latency_models.wire import INT8
+
+if TYPE_CHECKING:
+    from latency_models.fused_graph import FusedNode
 
 ZERO_POINT = -1
 """As in compression.zero_points."""
@@ -40,8 +43,10 @@ def shifted_key(key: str) -> str | None:
     return f"{operation}({', '.join(operands)}){attributes}"
 
 
-def with_shifted(nodes: Mapping[str, FusedNode]) -> dict[str, FusedNode]:
+def with_shifted(nodes: Mapping[str, "FusedNode"]) -> dict[str, "FusedNode"]:
     """Nodes by key, and those that they could be with other zero points."""
+    from latency_models.fused_graph import Operand
+
     found = dict(nodes)
     for key, node in nodes.items():
         other = shifted_key(key)
@@ -68,6 +73,6 @@ def faster(key: str, table: LatencyTable) -> str:
     return other if table[other].median_ms < table[key].median_ms else key
 
 
-def layers_to_shift(nodes: Iterable[FusedNode], table: LatencyTable) -> frozenset[str]:
+def layers_to_shift(nodes: Iterable["FusedNode"], table: LatencyTable) -> frozenset[str]:
     """Names of the layers, as owners of nodes, that run faster with other zero points."""
     return frozenset(node.owner for node in nodes if faster(node.key, table) != node.key)
