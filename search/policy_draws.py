@@ -34,10 +34,15 @@ def draw(space: Space, rng: np.random.Generator, mode: str | None = None) -> Pol
 
 
 def alone(space: Space) -> list[Policy]:
-    """Each branch left out alone, at uniform bits: integers and floats where the space has them."""
+    """Each branch left out alone, and all together at some widths: what meets then is seen nowhere else. At
+    uniform bits: integers and floats where the space has them."""
     kinds = [[pair for pair in space.pairs if (max(pair) <= 8) == integer] for integer in (True, False)]
     pairs = [max(kind) for kind in kinds if kind]
-    return [space.uniform(0.0, pair, [branch]) for branch in space.branches for pair in pairs]
+    widths = sorted({level for levels in space.levels.values() for level in levels})[::2] or [0.0]
+    sets = [(0.0, [branch]) for branch in space.branches]
+    if space.branches:
+        sets += [(sparsity, list(space.branches)) for sparsity in widths]
+    return [space.uniform(sparsity, pair, left_out) for sparsity, left_out in sets for pair in pairs]
 
 
 def _left_out(space: Space, rng: np.random.Generator) -> list[Branch]:

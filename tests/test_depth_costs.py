@@ -16,7 +16,7 @@ from latency_models.network_model import network_model
 from latency_models.structure import Structure
 from latency_models.table import Entry, LatencyTable, this_device
 from latency_models.table_model import TableModel
-from search.policy_draws import Cover, draw
+from search.policy_draws import Cover, alone, draw
 from search.space import Space
 from tests.networks import example
 from tests.residual_networks import built
@@ -172,3 +172,16 @@ def test_left_out_layers_are_shown_as_such(tmp_path) -> None:
     text = run("--policy", "policy.json")
     assert all("left out" in line for line in text.splitlines() if any(name in line for name in gone))
     assert text.count("left out") == len(gone)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_branch_is_left_out_alone_and_all_together(name: str) -> None:
+    """In integers and in floats; what is left without any branch is seen at several widths."""
+    space = space_of(name)
+    precisions: dict[frozenset[str], list[bool]] = {}
+    for policy in alone(space):
+        left_out = frozenset(branch.name for branch in policy.left_out(space.network))
+        precisions.setdefault(left_out, []).append(any(layer.integer for layer in policy.values()))
+    each = [frozenset([branch.name]) for branch in space.branches]
+    assert set(precisions) == {*each, frozenset().union(*each)}
+    assert all(set(found) == {True, False} for found in precisions.values())
