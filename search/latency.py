@@ -273,8 +273,8 @@ def file_cost_model(
 ) -> "CostModel":
     """What prices one network of a file under one policy on this machine.
 
-    It is built from its shapes, with random weights, and timed, as a whole and kernel by kernel. Kernels
-    that the cache has are not timed again.
+    It is built from its shapes, with random weights, stored as an export of it would be (zero points of
+    weights), and timed, as a whole and kernel by kernel. Kernels that the cache has are not timed again.
 
     Args:
         network: already resized to the policy.
@@ -284,6 +284,9 @@ def file_cost_model(
     Raises:
         TableError: an operation that cannot be built from its shape, or the machine cannot measure.
     """
+    from onnx import load_from_string
+
+    from compression.zero_points import shifted
     from latency_models.device import device_of
     from latency_models.fill import fill
     from latency_models.machine_lock import measuring
@@ -292,6 +295,7 @@ def file_cost_model(
     from latency_models.structure import Structure, canonical
     from latency_models.table import load_table, table_path, this_device
     from latency_models.table_model import TableModel
+    from latency_models.zero_points import with_shifted
     from search.imported import imported_file_model
 
     placed = device_of(profile)
@@ -303,12 +307,15 @@ def file_cost_model(
     with measuring(log):
         table = load_table(table_path(device), device, profile.name)
         reference = Reference(device.threads, table.reference_ms)
-        table = fill(table, structure.nodes, table_path(device), reference, log)
-        model = network_model(network, canonical(policy))
-        whole = time_models({"network": model}, device.threads, reference=reference)
+        table = fill(table, with_shifted(structure.nodes), table_path(device), reference, log)
+        model = TableModel(structure, table, profile)
+        named = {kernel.layer.name: kernel.name for kernel in structure.kernels if kernel.layer is not None}
+        layers = [named[layer] for layer in model.shifted(network, policy)]
+        stored = shifted(load_from_string(network_model(network, canonical(policy))), layers)
+        whole = time_models({"network": stored.SerializeToString()}, device.threads, reference=reference)
     if warning := noise(whole):
         log(f"warning: {warning}")
-    return TableModel(structure, table, profile).scaled_to(network, policy, whole["network"].median_ms)
+    return model.scaled_to(network, policy, whole["network"].median_ms)
 
 
 def _write(path: Path, text: str) -> None:
