@@ -5,7 +5,7 @@
 For each of some policies that cover the space of a configuration: its scores untrained and after a short
 fine-tune, on parts of the search split, against the accuracy on the test split after a long fine-tune of its
 own, on other images. One JSON line a policy is kept under benchmarks/results; the same command again goes on
-where it stopped. A policy takes 35 s on ResNet-20 and one core, so 40 take about 25 minutes.
+where it stopped. A policy takes 35 to 60 s on ResNet-20 and one core, so 40 take half an hour.
 """
 
 import argparse
