@@ -23,6 +23,7 @@ from compression.policy import (
     tensor_bits,
 )
 from compression.policy.branches import ALIAS
+from compression.policy.precision import SAME_RANGE_OPS
 from latency_models.cost import TableError
 
 _UNARY = {
@@ -63,6 +64,7 @@ class _Builder:
         self.constants: list[TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
         self.value: dict[str, tuple[str, tuple[int, ...]]] = {}  # kernel -> tensor and its shape
+        self.signed: set[str] = set()  # kernels whose output may be negative
         self.rng = np.random.default_rng(0)
         self.count = 0
         self.current = ""  # the kernel that is being written: its first operation bears its name
@@ -74,8 +76,13 @@ class _Builder:
             if kernel.op == ALIAS:
                 self.value[kernel.name] = (name, shape)
                 continue
+            signed = kernel.activation not in ("relu", "relu6")
+            if kernel.op in SAME_RANGE_OPS and kernel.inputs:  # else its kernel is not fused
+                signed = kernel.inputs[0] in self.signed
+            if signed:
+                self.signed.add(kernel.name)
             if self.bits[kernel.name] <= 8:
-                name = self._quantized(name, signed=kernel.activation not in ("relu", "relu6"))
+                name = self._quantized(name, signed)
             self.value[kernel.name] = (name, shape)
         read = {source for kernel in self.kernels for source in kernel.inputs}
         ends = [kernel.name for kernel in self.kernels if kernel.name not in read]

@@ -456,3 +456,29 @@ def test_a_network_as_built_costs_what_its_own_nodes_cost() -> None:
         assert built == cost_as_built(model, NETWORK, policy)
         wrong += model.cost(NETWORK, policy).latency_ms != pytest.approx(of_its_nodes)
     assert wrong > 0
+
+
+def test_a_pool_between_integer_layers_stays_in_integers() -> None:
+    """It moves codes: behind a ReLU they have no sign, nor have the pool's."""
+    wide = (Segment(None, 16),)
+
+    def conv(cin: int, size: int) -> LayerShape:
+        return LayerShape("conv2d", cin, 16, (3, 3), out_height=size, out_width=size)
+
+    network = Network(
+        nodes=(
+            Node("x", "input", (), (Segment(None, 3),), (8, 8)),
+            Node("c0", "conv2d", ("x",), wide, (8, 8), "a"),
+            Node("r0", "relu", ("c0",), wide, (8, 8)),
+            Node("pool", "maxpool", ("r0",), wide, (4, 4), None, (2, 2), (2, 2)),
+            Node("y", "conv2d", ("pool",), wide, (4, 4), "b"),
+        ),
+        layers=(Layer("a", conv(3, 8)), Layer("b", conv(16, 4))),
+        outputs=("y",),
+    )
+    made = [
+        n.proto.op_type for n in fused_nodes(network_model(network, Policy.uniform(network, INTEGER)), {})
+    ]
+    assert made.count("QLinearConv") == 2
+    assert made[made.index("QLinearConv") + 1] in ("NhwcMaxPool", "MaxPool")
+    assert "DequantizeLinear" not in made[: len(made) - 1 - made[::-1].index("QLinearConv")]
