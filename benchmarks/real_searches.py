@@ -47,7 +47,7 @@ def run_of(config: Path, folder: Path, sampler: str, seed: int, images: int) -> 
     overrides = [
         f"search.sampler={sampler}",
         f"search.seed={seed}",
-        f"search.trials={TRIALS[sampler]}",
+        f"search.trials={TRIALS.get(sampler, 300)}",
         "search.workers=2",
         f"finetune.images={images}",
     ]
@@ -78,16 +78,16 @@ def curve(run: RunFolder, sampler: str, seed: int, costs: Sequence[str]) -> Curv
             for row in rows
         ]
     )
-    volume = [_hypervolume(values[: n + 1]) for n in range(len(values))]
+    volume = [hypervolume(values[: n + 1], 0.0) for n in range(len(values))]
     began = _began(run)
     hours = [(datetime.fromisoformat(row.finished) - began).total_seconds() / 3600 for row in rows]
     return Curve(sampler, seed, np.array(hours), np.array(volume))
 
 
-def _hypervolume(values: NDArray[np.float64]) -> float:
-    """Down from 0 in all columns, (n, k)."""
-    inside = np.unique(values[(values < 0).all(axis=1)], axis=0)
-    return float(compute_hypervolume(inside, np.zeros(values.shape[1]))) if len(inside) else 0.0
+def hypervolume(values: NDArray[np.float64], reference: float) -> float:
+    """Of rows (n, k), every column to be minimised, up to the same reference in each."""
+    inside = np.unique(values[(values < reference).all(axis=1)], axis=0)
+    return float(compute_hypervolume(inside, np.full(values.shape[1], reference))) if len(inside) else 0.0
 
 
 def _began(run: RunFolder) -> datetime:

@@ -25,10 +25,9 @@ from pathlib import Path
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from optuna._hypervolume import compute_hypervolume
 
 from benchmarks.exhaustive.make_table import HERE, TABLE
-from benchmarks.real_searches import TRIALS, kept, run_of, tables
+from benchmarks.real_searches import TRIALS, hypervolume, kept, run_of, tables
 from latency_models.models import model_of
 from search.cascade.encoding import Codes, Encoding, keys
 from search.cascade.gaussian import Array
@@ -94,10 +93,7 @@ class Exhaustive:
 
     def hypervolume(self, columns: Sequence[int] | NDArray[np.int64]) -> float:
         """Of some policies: accuracy within 10 points of the uncompressed times log costs."""
-        values = self.values[np.asarray(columns, dtype=np.int64)]
-        inside = values[(values < 1.0).all(axis=1)]
-        inside = np.unique(inside, axis=0)
-        return float(compute_hypervolume(inside, np.ones(values.shape[1]))) if len(inside) else 0.0
+        return hypervolume(self.values[np.asarray(columns, dtype=np.int64)], 1.0)
 
     @cached_property
     def whole(self) -> float:

@@ -12,13 +12,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-ZERO_POINT = -1
-"""Codes reach from -127 to 127, so one below them still fits int8."""
+from compression.policy.precision import SHIFTED_ZERO_POINT
 
 
 def shifted(model: onnx.ModelProto, layers: Collection[str]) -> onnx.ModelProto:
     """A copy of an exported model in which the int8 weights of some convolutions, by name, are stored around
-    ``ZERO_POINT``: it puts out the same numbers.
+    ``SHIFTED_ZERO_POINT``: it puts out the same numbers.
 
     Raises:
         ValueError: a name is not that of a convolution with integer weights.
@@ -38,13 +37,13 @@ def shifted(model: onnx.ModelProto, layers: Collection[str]) -> onnx.ModelProto:
             )
         codes, scales = decoded.input[0], decoded.input[1]
         count = numpy_helper.to_array(constants[scales]).size
-        zero = _constant(graph, f"{name}.zero_point", np.full(count, ZERO_POINT, dtype=np.int8))
+        zero = _constant(graph, f"{name}.zero_point", np.full(count, SHIFTED_ZERO_POINT, dtype=np.int8))
         if codes in constants:
-            moved = numpy_helper.to_array(constants[codes]) + np.array(ZERO_POINT, dtype=np.int8)
+            moved = numpy_helper.to_array(constants[codes]) + np.array(SHIFTED_ZERO_POINT, dtype=np.int8)
             codes = _constant(graph, f"{name}.codes", moved)
         else:  # packed: decoded as floats, then cast
             cast = producer[codes]
-            step = _constant(graph, f"{name}.shift", np.array(ZERO_POINT, dtype=np.float32))
+            step = _constant(graph, f"{name}.shift", np.array(SHIFTED_ZERO_POINT, dtype=np.float32))
             add = helper.make_node("Add", [cast.input[0], step], [f"{name}.shifted"], name=f"{name}.shift")
             before[codes] = add
             cast.input[0] = add.output[0]

@@ -11,14 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from compression.policy.precision import SHIFTED_ZERO_POINT
 from latency_models.table import LatencyTable
 from latency_models.wire import INT8
 
 if TYPE_CHECKING:
     from latency_models.fused_graph import FusedNode
 
-ZERO_POINT = -1
-"""As in compression.zero_points."""
 _OPERATIONS = ("com.microsoft.QLinearConv", "QLinearConv")
 _WEIGHT, _ZERO = 3, 5  # operands
 _LEAST_PRODUCTS, _LEAST_OUT = 256, 48
@@ -26,7 +25,7 @@ _LEAST_PRODUCTS, _LEAST_OUT = 256, 48
 
 
 def shifted_key(key: str) -> str | None:
-    """The key of a convolution with its weights around ZERO_POINT; None where that is not offered."""
+    """The key of a convolution with its weights around SHIFTED_ZERO_POINT; None where that is not offered."""
     operation, _, rest = key.partition("(")
     if operation not in _OPERATIONS:
         return None
@@ -39,7 +38,7 @@ def shifted_key(key: str) -> str | None:
     out, *products = (int(size) for size in weight[4:-1].split("x"))
     if out < _LEAST_OUT or math.prod(products) < _LEAST_PRODUCTS:
         return None
-    operands[_ZERO] = f"=s8[{out}]:{ZERO_POINT}"
+    operands[_ZERO] = f"=s8[{out}]:{SHIFTED_ZERO_POINT}"
     return f"{operation}({', '.join(operands)}){attributes}"
 
 
@@ -52,7 +51,8 @@ def with_shifted(nodes: Mapping[str, "FusedNode"]) -> dict[str, "FusedNode"]:
         other = shifted_key(key)
         if other is not None and other not in found:
             operands = list(node.operands)
-            operands[_ZERO] = Operand(INT8, node.operands[_WEIGHT].shape[:1], constant=True, fill=ZERO_POINT)
+            out = node.operands[_WEIGHT].shape[:1]
+            operands[_ZERO] = Operand(INT8, out, constant=True, fill=SHIFTED_ZERO_POINT)
             found[other] = replace(node, key=other, operands=tuple(operands))
     return found
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from compression.compress import compress
 from compression.export import exported, random_model
 from compression.policy import LayerPolicy, Network, Policy
+from compression.policy.precision import SHIFTED_ZERO_POINT
 from compression.quantize import calibrate
 from compression.template import template
 from compression.trace import trace
-from compression.zero_points import ZERO_POINT, shifted
+from compression.zero_points import shifted
 from hw_profiles import load_profile
-from latency_models import zero_points
 from latency_models.fused_graph import fused_nodes
 from latency_models.measure import Reference, random_feed, session
 from latency_models.micrographs import micrograph
@@ -70,7 +70,7 @@ def slow_around_zero(keys: set[str]) -> LatencyTable:
     entry = Entry(0.010, 0.0, 1, 1.0, 0.05, 0, "2025-01-01")
     entries = dict.fromkeys([*keys, "call"], entry)
     fast = dataclasses.replace(entry, median_ms=0.004)
-    return LatencyTable(this_device(), entries | {k: fast for k in keys if f"]:{ZERO_POINT}," in k})
+    return LatencyTable(this_device(), entries | {k: fast for k in keys if f"]:{SHIFTED_ZERO_POINT}," in k})
 
 
 def wide_model() -> TableModel:
@@ -79,10 +79,6 @@ def wide_model() -> TableModel:
     return TableModel(
         structure, slow_around_zero(with_shifted_keys(structure.keys())), load_profile("this-machine")
     )
-
-
-def test_both_zero_points_are_the_same() -> None:
-    assert zero_points.ZERO_POINT == ZERO_POINT
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -101,7 +97,7 @@ def test_a_shifted_network_puts_out_the_same_numbers(bits: int) -> None:
     zeros = [
         stored[n.input[2]] for n in other.graph.node if n.op_type == "DequantizeLinear" and len(n.input) > 2
     ]
-    assert sum(zero.size > 1 and (zero == ZERO_POINT).all() for zero in zeros) == len(names) - 1
+    assert sum(zero.size > 1 and (zero == SHIFTED_ZERO_POINT).all() for zero in zeros) == len(names) - 1
     for one in data[:4]:
         feed = {"input": one[None].numpy()}
         ours, theirs = (session(m.SerializeToString()).run(None, feed)[0] for m in (other, model))
@@ -162,7 +158,7 @@ def test_a_network_is_priced_and_built_with_its_faster_kernels() -> None:
     model = wide_model()
     assert model.shifted(WIDE, INTEGER) == {"a", "b"}
     nodes = fused_nodes(built(model, WIDE, INTEGER), {})
-    assert sum(f"]:{ZERO_POINT}," in node.key for node in nodes) == 2
+    assert sum(f"]:{SHIFTED_ZERO_POINT}," in node.key for node in nodes) == 2
     together = model.table["call"].median_ms + sum(model.table[node.key].median_ms for node in nodes)
     assert model.cost(WIDE, INTEGER).latency_ms == pytest.approx(together)
     assert model.as_built(WIDE, INTEGER).latency_ms == pytest.approx(together)

@@ -7,6 +7,10 @@ from compression.policy.kernels import Kernel
 from compression.policy.network import Layer
 from compression.policy.policy import LayerPolicy
 
+SHIFTED_ZERO_POINT = -1
+"""Of int8 weights that are not stored around 0 (``compression.zero_points``): codes reach from -127 to 127,
+so one below still fits."""
+
 SAME_RANGE_OPS = ("maxpool", "flatten", "reshape", "transpose", "slice", "pad", "identity", ALIAS)
 """Operations that move values and compute none: their output keeps the quantizer of their input."""
 
