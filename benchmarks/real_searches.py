@@ -9,7 +9,7 @@ the sampler's own thinking included (the latency table is there already: all nee
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +91,12 @@ def hypervolume(values: NDArray[np.float64], reference: float) -> float:
 
 
 def _began(run: RunFolder) -> datetime:
-    """When the search was started, as its log says."""
-    stamps = [line[:19] for line in run.log_file.read_text().splitlines() if "search started" in line]
-    return datetime.fromisoformat(stamps[0])
+    """When the search was started, as its log says; earlier by the sensitivity pass if the cache had it."""
+    lines = run.log_file.read_text().splitlines()
+    stamps = [line[:19] for line in lines if "search started" in line]
+    passed = run.environment().get("sensitivities")
+    cached = passed is not None and not any("sensitivities measured" in line for line in lines)
+    return datetime.fromisoformat(stamps[0]) - timedelta(seconds=passed["seconds"] if cached else 0.0)
 
 
 def tables(runs: dict[tuple[str, int], RunFolder]) -> list[str]:

@@ -189,11 +189,17 @@ def export_and_verify(
         log("measuring the latency of both files")
         with measuring(log):
             latency = measured_latency(model, baseline, threads, loaded.config.hardware.provider)
+        if latency["noise"] is not None:
+            log(f"warning: {latency['noise']}")
     assert row.latency_ms is not None
     assert row.size_bytes is not None
     found = verification(
         row.trial,
-        {"latency_ms": row.latency_ms, "size_bytes": row.size_bytes},
+        {
+            "latency_ms": row.latency_ms,
+            "size_bytes": row.size_bytes,
+            "baseline_latency_ms": run.environment()["baseline"]["latency_ms"],
+        },
         {
             "accuracy": score.accuracy,
             "accuracy_ci": list(score.accuracy_ci),

@@ -24,7 +24,10 @@ GOOD = Result(
     n=1000, torch_accuracy=0.9, accuracy=0.901, accuracy_ci=(0.88, 0.92), baseline_accuracy=0.91,
     agreement=0.998, largest_difference=0.1,
 )  # fmt: skip
-LATENCY = {"measured_ms": 0.1, "measured_spread": 0.01, "baseline_ms": 0.4, "ratio": 0.25, "noise": None}
+LATENCY: dict[str, Any] = {
+    "measured_ms": 0.1, "measured_spread": 0.01, "baseline_ms": 0.4, "ratio": 0.25, "slowdown": 1.0,
+    "noise": None,
+}  # fmt: skip
 KERNELS: dict[str, Any] = {
     "integer": ["a"],
     "not_fused": [],
@@ -36,8 +39,9 @@ KERNELS: dict[str, Any] = {
 def held(
     test: Result = GOOD, promised_ms: float = 0.1, latency: dict[str, Any] = LATENCY, **kernels: list[str]
 ) -> Verification:
+    promised = {"latency_ms": promised_ms, "size_bytes": 1000.0, "baseline_latency_ms": 0.4}
     return verification(
-        5, {"latency_ms": promised_ms, "size_bytes": 1000.0}, {"accuracy": 0.9}, test, latency,
+        5, promised, {"accuracy": 0.9}, test, latency,
         {"bytes": 1010, "baseline_bytes": 9090}, {**KERNELS, **kernels},
     )  # fmt: skip
 
@@ -72,6 +76,15 @@ def test_a_promise_that_was_broken(changes: dict[str, Any], said: str) -> None:
     assert not found.passed
     assert len(found.failures) == 1
     assert said in found.failures[0]
+
+
+def test_a_machine_that_became_slow_is_judged_by_the_ratio() -> None:
+    slow = {**LATENCY, "measured_ms": 0.15, "baseline_ms": 0.6, "slowdown": 1.5}
+    found = held(latency=slow, promised_ms=0.1)
+    assert found.passed
+    assert found.latency["error"] == pytest.approx(-1 / 3)
+    (said,) = held(latency={**slow, "ratio": 0.31}, promised_ms=0.1).failures
+    assert said == "predicted latency 0.250 of the uncompressed network's, measured 0.310"
 
 
 def test_a_part_that_is_not_here_has_no_latency() -> None:
