@@ -15,16 +15,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna._hypervolume import compute_hypervolume
 
 from search.config import load_config
+from search.hypervolume import hypervolume
 from search.run_folder import RunFolder, TrialRow
 from search.run_search import run_search
 
 TRIALS = {"cascade": 60, "tpe": 300, "nsga2": 300}
 AT = (5, 10, 15, 20, 30, 60, 100, 200, 300)
-DROP = 0.10
-"""Accuracy counts from so far below the uncompressed network's."""
 VIEWS = {
     "accuracy, latency and size": ("latency_ms", "size_bytes"),
     "accuracy and latency": ("latency_ms",),
@@ -67,27 +65,14 @@ def trained(run: RunFolder) -> list[TrialRow]:
 
 
 def curve(run: RunFolder, sampler: str, seed: int, costs: Sequence[str]) -> Curve:
-    """Hypervolume after each trial: accuracy above DROP below the uncompressed network's, in units of DROP,
-    times the natural logarithm of how many times less it costs, for each cost."""
+    """search.hypervolume of accuracy and some costs after each trial, and the hours that it took."""
+    rows, names = trained(run), ("accuracy", *costs)
+    values = np.array([[getattr(row, name) for name in names] for row in rows], dtype=float)
     baseline = run.environment()["baseline"]
-    rows = trained(run)
-    values = np.array(
-        [
-            [(baseline["accuracy"] - DROP - (row.accuracy or 0.0)) / DROP]
-            + [np.log(getattr(row, name) / baseline[name]) for name in costs]
-            for row in rows
-        ]
-    )
-    volume = [hypervolume(values[: n + 1], 0.0) for n in range(len(values))]
+    volume = [hypervolume(values[: n + 1], names, baseline) for n in range(len(values))]
     began = _began(run)
     hours = [(datetime.fromisoformat(row.finished) - began).total_seconds() / 3600 for row in rows]
-    return Curve(sampler, seed, np.array(hours), np.array(volume))
-
-
-def hypervolume(values: NDArray[np.float64], reference: float) -> float:
-    """Of rows (n, k), every column to be minimised, up to the same reference in each."""
-    inside = np.unique(values[(values < reference).all(axis=1)], axis=0)
-    return float(compute_hypervolume(inside, np.full(values.shape[1], reference))) if len(inside) else 0.0
+    return Curve(sampler, seed, np.array(hours), np.array(volume, dtype=float))
 
 
 def _began(run: RunFolder) -> datetime:

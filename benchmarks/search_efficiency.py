@@ -27,13 +27,14 @@ import optuna
 from numpy.typing import NDArray
 
 from benchmarks.exhaustive.make_table import HERE, TABLE
-from benchmarks.real_searches import TRIALS, hypervolume, kept, run_of, tables
+from benchmarks.real_searches import TRIALS, kept, run_of, tables
 from latency_models.models import model_of
 from search.cascade.encoding import Codes, Encoding, keys
 from search.cascade.gaussian import Array
 from search.cascade.knowledge import Knowledge
 from search.cascade.sampler import CascadeSampler
 from search.config import SearchSection, load_config
+from search.hypervolume import hypervolume
 from search.prepare import Loaded, load
 from search.sampler import sampler as stock_sampler
 
@@ -84,16 +85,16 @@ class Exhaustive:
         found = model_of(self.loaded.profile).costs(self.encoding.batch(self.codes))
         return np.stack([getattr(found, name) for name in self.objectives if name != "accuracy"], axis=1)
 
-    @cached_property
-    def values(self) -> Array:
-        """(n, k + 1): log costs as shares of their range, then shortfall of accuracy; 1 is the reference."""
-        log_costs = np.log(self.costs / self.costs[self.uncompressed])
-        shortfall = (self.accuracy[self.uncompressed] - self.accuracy) / 0.10
-        return np.hstack([log_costs / -log_costs.min(axis=0) + 1.0, shortfall[:, None]])
-
     def hypervolume(self, columns: Sequence[int] | NDArray[np.int64]) -> float:
-        """Of some policies: accuracy within 10 points of the uncompressed times log costs."""
-        return hypervolume(self.values[np.asarray(columns, dtype=np.int64)], 1.0)
+        """Of some policies."""
+        chosen = np.asarray(columns, dtype=np.int64)
+        costs = [name for name in self.objectives if name != "accuracy"]
+        uncompressed = {"accuracy": float(self.accuracy[self.uncompressed])}
+        uncompressed |= dict(zip(costs, self.costs[self.uncompressed].tolist(), strict=True))
+        values = np.hstack([self.accuracy[chosen, None], self.costs[chosen]])
+        found = hypervolume(values, ("accuracy", *costs), uncompressed)
+        assert found is not None
+        return found
 
     @cached_property
     def whole(self) -> float:

@@ -82,6 +82,7 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
     from search.latency import cost_model
     from search.score import Scorer
 
+    started = time.monotonic()
     config = loaded.config
     scorer = Scorer(loaded.traced, loaded.task, config, log)
     hashes = _hashes(loaded)
@@ -167,6 +168,7 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         machine=_machine(),
         git=_git(config.task.file.parent),
         made=environment.get("made", now()),
+        seconds_preparing=environment.get("seconds_preparing", round(time.monotonic() - started, 1)),
     )
     return problem
 

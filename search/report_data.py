@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from search.front import COSTS, non_dominated
+from search.hypervolume import hypervolume
 from search.noise import alike, within_noise
 from search.paired import load_scores
 from search.run_folder import ADDED, RunError, RunFolder, TrialRow, open_run
@@ -31,7 +32,8 @@ NUMBERS = (
 )
 TEXTS = ("trial", "state", "reason", "started", "finished", "worker", "policy", "rungs")
 DEFAULT_DROP = 0.01
-HYPERVOLUME_DROP = 0.10
+CURVE_POINTS = 200
+"""Of a hypervolume that grows: points of its line."""
 PAUSE_HOURS = 1 / 6
 """A longer stretch without any trial at work is a pause (stopped, resumed later), not search time."""
 
@@ -76,7 +78,10 @@ def read_run(run: Path) -> RunData:
     folder = open_run(run)
     config = folder.config()
     objectives = config.search.objectives
+    environment = folder.environment()
     trials = _trials(folder.trials_file)
+    # what was done before the first trial is search time, too
+    trials["hours"] += float(environment.get("seconds_preparing") or 0.0) / 3600
     complete = trials[trials.state == "complete"].dropna(subset=["latency_ms", "accuracy", *objectives])
     values = complete[list(objectives)].to_numpy(dtype=float)
     values = np.where(np.array(objectives) == "accuracy", -values, values)
@@ -90,11 +95,11 @@ def read_run(run: Path) -> RunData:
         front=front,
         objectives=objectives,
         max_drop=min(DEFAULT_DROP, config.limits.max_drop or DEFAULT_DROP),
-        environment=folder.environment(),
+        environment=environment,
         config=folder.config_file.read_text(encoding="utf-8"),
         verifications=tuple((file.parent.name, _object(file)) for file in verified),
         sensitivities=_sensitivities(folder.path / "sensitivities.csv"),
-        alike=_alike(folder, front, folder.environment().get("baseline") or {}, objectives),
+        alike=_alike(folder, front, environment.get("baseline") or {}, objectives),
     )
 
 
@@ -193,31 +198,23 @@ def policies(rows: pd.DataFrame) -> list[dict[str, dict[str, Any]]]:
     return result
 
 
-def hypervolume_share(data: RunData) -> pd.Series:
-    """Share of the last hypervolume reached after each complete trial, in the order they finished, 0..1.
-
-    The area that the front dominates in accuracy and the first cost objective, within the baseline's cost and
-    HYPERVOLUME_DROP below its accuracy (without a baseline: within the worst complete trial). All zero
-    where no trial is within.
-    """
-    cost = next(name for name in data.objectives if name in COSTS)
+def hypervolume_so_far(data: RunData) -> pd.Series:
+    """The hypervolume (search.hypervolume) after complete trials, in the order they finished: after each of
+    up to CURVE_POINTS of them, spread evenly, the last among them. Empty without a baseline."""
     rows = data.complete.sort_values("hours", na_position="last", kind="stable")
-    if rows.empty:
-        return pd.Series(dtype=float)
-    accuracy, costs = rows.accuracy.to_numpy(), rows[cost].to_numpy()
-    known = data.baseline.get("accuracy")
-    floor = accuracy.min() if known is None else known - HYPERVOLUME_DROP
-    ceiling = data.baseline.get(cost) or costs.max()
-    steps: list[tuple[float, float]] = []  # (cost, accuracy) of the front so far, both rising
-    area, areas = 0.0, []
-    for x, y in zip(costs, accuracy, strict=True):
-        inside = x < ceiling and y > floor
-        if inside and not any(a <= x and b >= y for a, b in steps):
-            steps = sorted([step for step in steps if not (step[0] >= x and step[1] <= y)] + [(x, y)])
-            ends = [step[0] for step in steps[1:]] + [ceiling]
-            area = sum((end - a) * (b - floor) for (a, b), end in zip(steps, ends, strict=True))
-        areas.append(area)
-    return pd.Series(areas, index=rows.index) / (area or 1.0)
+    values = rows[list(data.objectives)].to_numpy(dtype=float)
+    less = np.where(np.array(data.objectives) == "accuracy", -values, values)
+    member = np.zeros(0, dtype=np.int64)
+    volumes: dict[Any, float] = {}
+    begin = 0
+    for end in sorted({round(len(rows) * (point + 1) / CURVE_POINTS) for point in range(CURVE_POINTS)} - {0}):
+        known = np.concatenate([member, np.arange(begin, end)])
+        member, begin = known[non_dominated(less[known])], end
+        volume = hypervolume(values[member], data.objectives, data.baseline)
+        if volume is None:
+            break
+        volumes[rows.index[end - 1]] = volume
+    return pd.Series(volumes, dtype=float)
 
 
 def best_speed_up(data: RunData, max_drop: float) -> pd.Series:

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from search.front import is_left_out, quantity
-from search.report_data import RunData, best_speed_up, hypervolume_share, policies
+from search.report_data import RunData, best_speed_up, hypervolume_so_far, policies
 from search.report_front import small
 from search.report_text import TIMES
 
@@ -158,15 +158,17 @@ def _short(name: str) -> str:
 
 
 def progress_figure(data: RunData) -> go.Figure | None:
-    """Best speed-up so far at three drops, and the share of the final hypervolume; by trials and by hours."""
-    share = hypervolume_share(data)
-    if len(share) < 2:
+    """Best speed-up so far at three drops, and the hypervolume; by trials and by hours."""
+    order = data.complete.sort_values("hours", na_position="last", kind="stable")
+    volume = hypervolume_so_far(data)
+    if len(order) < 2 or volume.empty:
         return None
-    order = data.complete.loc[share.index]
-    lines: list[tuple[int, str, str, pd.Series]] = [(2, "hypervolume", "#4c6ef5", 100 * share)]
+    lines: list[tuple[int, str, str, pd.Series]] = [
+        (2, "hypervolume", "#4c6ef5", volume.reindex(order.index))
+    ]
     if data.baseline.get("accuracy") is not None and data.baseline.get("latency_ms"):
         for drop, colour in ((0.005, "#0ca678"), (0.01, "#4c6ef5"), (0.02, "#f76707")):
-            best = best_speed_up(data, drop).reindex(share.index)
+            best = best_speed_up(data, drop)
             name = f"drop ≤ {100 * drop:g} point{'' if drop == 0.01 else 's'}"
             lines.append((1, name if best.notna().any() else f"{name}: none yet", colour, best))
     figure = make_subplots(
@@ -176,7 +178,7 @@ def progress_figure(data: RunData) -> go.Figure | None:
         vertical_spacing=0.12,
         subplot_titles=[
             f"Best speed-up so far, {TIMES}",
-            "Hypervolume, % of its last value",
+            "Hypervolume: accuracy (10 points are 1) times halvings of each cost",
         ],
     )
     views = [("trials", pd.Series(np.arange(1.0, len(order) + 1), index=order.index), "complete trials")]

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from search.front import front_rows, objective_values
+from search.front import front_rows
+from search.hypervolume import hypervolume
 from search.lock import is_held
 from search.run_folder import STATES, RunFolder, TrialRow
 
@@ -21,8 +22,8 @@ _PAUSE_SECONDS = 600.0
 def status(run: RunFolder) -> dict[str, Any]:
     """The JSON object of ``leanfront status``, which docs/commands.md describes.
 
-    hypervolume: the share that the front dominates of the box between (accuracy 1, costs 0) and (accuracy 0,
-    the baseline's costs). seconds_left: 0 when no search runs, None when it has no end or nobody can say yet.
+    hypervolume: search.hypervolume, of the front. seconds_left: 0 when no search runs, None when it has no
+    end or nobody can say yet.
 
     Raises:
         RunError: a file cannot be read.
@@ -44,7 +45,7 @@ def status(run: RunFolder) -> dict[str, Any]:
         **counts,
         "trials_per_hour": rate,
         "front_size": len(front),
-        "hypervolume": hypervolume(front, objectives, baseline),
+        "hypervolume": hypervolume_of(front, objectives, baseline),
         "hypervolume_curve": hypervolume_curve(rows, objectives, baseline),
         "seconds_left": _seconds_left(rows, budget, rate) if alive else 0.0,
         "alive": alive,
@@ -54,22 +55,12 @@ def status(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def hypervolume(
+def hypervolume_of(
     front: Sequence[TrialRow], objectives: Sequence[str], baseline: Mapping[str, float]
 ) -> float | None:
-    """See ``status``; by Optuna's own function. None without a baseline."""
-    costs = [name for name in objectives if name != "accuracy"]
-    if any(not baseline.get(name) for name in costs):
-        return None
-    if not front:
-        return 0.0
-    from optuna._hypervolume import compute_hypervolume
-
-    scale = np.array([1.0 if name == "accuracy" else baseline[name] for name in objectives])
-    values = objective_values(front, objectives) / scale
-    reference = np.array([0.0 if name == "accuracy" else 1.0 for name in objectives])
-    inside = values[(values <= reference).all(axis=1)]
-    return float(compute_hypervolume(inside, reference)) if len(inside) else 0.0
+    """The hypervolume of rows; None without a baseline."""
+    values = np.array([[getattr(row, name) for name in objectives] for row in front], dtype=float)
+    return hypervolume(values.reshape(len(front), len(objectives)), objectives, baseline)
 
 
 def hypervolume_curve(
@@ -88,7 +79,7 @@ def hypervolume_curve(
     for end in ends:
         front = front_rows([*front, *complete[begin:end]], objectives)
         begin = end
-        value = hypervolume(front, objectives, baseline)
+        value = hypervolume_of(front, objectives, baseline)
         if value is None:
             return []
         curve.append(value)

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from search.config import parse_config
 from search.front import front_json, front_rows, front_table, non_dominated, quantity
+from search.hypervolume import hypervolume
 from search.run_folder import TrialRow, make_run
-from search.status import hypervolume, status
+from search.status import status
 
 
 def row(
@@ -58,12 +59,20 @@ def test_only_complete_trials_are_on_the_front_fastest_first():
 
 
 def test_hypervolume_on_paper():
-    # of the unit box (latency 4 is 1) the points dominate 0.5 x 0.75 and 0.8 x 0.5, 0.5 x 0.5 of it twice
-    front = [row(0, 0.5, 1.0), row(1, 0.8, 2.0), row(2, 0.9, 5.0)]
-    expected = 0.5 * 0.75 + 0.8 * 0.5 - 0.5 * 0.5
-    assert hypervolume(front, ("accuracy", "latency_ms"), {"latency_ms": 4.0}) == pytest.approx(expected)
-    assert hypervolume([], ("accuracy", "latency_ms"), {"latency_ms": 4.0}) == 0.0
-    assert hypervolume(front, ("accuracy", "latency_ms"), {}) is None
+    # accuracy counts from 0.8 in tenths, latency in halvings of 4: 0.5 x 2, 1 x 1 and 0.5 x 1 of it twice
+    front = np.array([[0.85, 1.0], [0.9, 2.0], [0.99, 5.0], [0.7, 0.5]])
+    names, baseline = ("accuracy", "latency_ms"), {"accuracy": 0.9, "latency_ms": 4.0}
+    assert hypervolume(front, names, baseline) == pytest.approx(0.5 * 2 + 1 * 1 - 0.5 * 1)
+    assert hypervolume(front[:0], names, baseline) == 0.0
+    assert hypervolume(front, names, {"latency_ms": 4.0}) is None
+
+
+def test_as_accurate_at_half_of_every_cost_is_one():
+    costs = {"latency_ms": 3.0, "size_bytes": 1e6, "energy_mj": 7.0}
+    for count in (1, 2, 3):
+        names = ("accuracy", *list(costs)[:count])
+        half = np.array([[0.7, *[costs[name] / 2 for name in names[1:]]]])
+        assert hypervolume(half, names, {"accuracy": 0.7, **costs}) == pytest.approx(1.0)
 
 
 @pytest.fixture
@@ -126,7 +135,7 @@ def test_status_json_is_as_designed(run):
         name: answer[name] for name in ("complete", "pruned", "infeasible", "failed", "running", "front_size")
     }
     assert counts == {"complete": 1, "pruned": 0, "infeasible": 0, "failed": 1, "running": 0, "front_size": 1}
-    assert answer["hypervolume"] == pytest.approx(0.89 * 0.5)
+    assert answer["hypervolume"] == pytest.approx(0.9 * 1.0)  # 9 points above the floor, one halving
     assert answer["seconds_left"] == 0.0  # nobody works on it, and so nothing is running either
     assert answer["failures"] == [{"trial": 1, "reason": "the loss is not a number"}]
 

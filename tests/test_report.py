@@ -19,7 +19,7 @@ import pytest
 from search.config import parse_config
 from search.paired import save_scores
 from search.report import write_report
-from search.report_data import best_speed_up, hypervolume_share, read_run
+from search.report_data import best_speed_up, hypervolume_so_far, read_run
 from search.report_front import WEBGL_POINTS, front_figure
 from search.report_rungs import correlations, sensitivity_figure, surrogate_errors, time_shares
 from search.report_text import DASH, headline, next_steps, without_credentials
@@ -265,12 +265,11 @@ def test_the_front_follows_the_objectives(tmp_path: Path) -> None:
 
 
 def test_progress_on_paper(tmp_path: Path) -> None:
-    # Baseline 0.9 at 1.0 ms: the box reaches from 0.8 to 0.9 and above, and from 0 to 1 ms.
-    rows = [trial(0, 0.85, 0.5), trial(1, 0.85, 0.6), trial(2, 0.895, 0.75), trial(3, 0.5, 0.1)]
+    # Baseline 0.9 at 1.0 ms: accuracy counts from 0.8 in tenths, latency in halvings.
+    rows = [trial(0, 0.85, 0.5), trial(1, 0.85, 0.6), trial(2, 0.89, 0.5**0.5), trial(3, 0.5, 0.1)]
     data = read_run(make_run(tmp_path / "run", rows))
-    first, last = 0.5 * 0.05, 0.25 * 0.05 + 0.25 * 0.095
-    assert hypervolume_share(data).tolist() == pytest.approx([first / last, first / last, 1.0, 1.0])
-    assert best_speed_up(data, 0.01).tolist() == pytest.approx([np.nan, np.nan, 4 / 3, 4 / 3], nan_ok=True)
+    assert hypervolume_so_far(data).tolist() == pytest.approx([0.5, 0.5, 0.5 + 0.4 * 0.5, 0.7])
+    assert best_speed_up(data, 0.01).tolist() == pytest.approx([np.nan, np.nan, 2**0.5, 2**0.5], nan_ok=True)
     assert best_speed_up(data, 0.05).tolist() == pytest.approx([2.0, 2.0, 2.0, 2.0])
 
 
@@ -328,13 +327,13 @@ def test_ten_thousand_trials_take_seconds(tmp_path: Path) -> None:
     assert len(figure.data[0].x) > WEBGL_POINTS
 
 
-def test_neither_torch_nor_optuna_is_loaded(tmp_path: Path) -> None:
+def test_torch_is_not_loaded(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     script = (
         "import sys; from pathlib import Path; import search.report\n"
         "assert not {'pandas', 'plotly', 'jinja2'} & set(sys.modules)\n"
         f"search.report.write_report(Path({str(run)!r}))\n"
-        "assert not {'torch', 'optuna'} & set(sys.modules)\n"
+        "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
     assert pd.read_csv(run / "trials.csv").shape[0] == len(TRIALS)

@@ -28,7 +28,7 @@ START = datetime(2026, 1, 1, 22)
 def trial(number: int, state: str = "complete", begun: float | None = None, seconds: float = 10.0, **fields):
     started = START + timedelta(seconds=seconds * number if begun is None else begun)
     times = {"started": started.isoformat(), "finished": (started + timedelta(seconds=seconds)).isoformat()}
-    values = {"accuracy": 0.5, "latency_ms": 0.5} if state == "complete" else {}
+    values = {"accuracy": 0.95, "latency_ms": 0.5} if state == "complete" else {}
     return TrialRow(number, state, **{"seconds": seconds, **times, **values, **fields})
 
 
@@ -41,18 +41,18 @@ def run(tmp_path: Path) -> RunFolder:
 
 def test_the_curve_is_that_of_the_front_so_far() -> None:
     rows = [
-        trial(0, accuracy=0.5, latency_ms=0.5),  # 0.25 of the box
+        trial(0, accuracy=0.95, latency_ms=0.5),  # half of the ten points that count, one halving
         trial(1, "failed"),
-        trial(2, accuracy=0.5, latency_ms=0.8),  # dominated
-        trial(3, accuracy=0.75, latency_ms=0.8),  # 0.25 higher over 0.2
-        trial(4, accuracy=0.25, latency_ms=0.25),  # 0.25 wider over 0.25
+        trial(2, accuracy=0.95, latency_ms=0.5**0.25),  # dominated
+        trial(3, accuracy=0.975, latency_ms=0.5**0.5),  # a quarter higher over half a halving
+        trial(4, accuracy=0.925, latency_ms=0.25),  # a quarter high over another halving
     ]
-    expected = [0.25, 0.25, 0.25 + 0.25 * 0.2, 0.25 + 0.25 * 0.2 + 0.25 * 0.25]
+    expected = [0.5, 0.5, 0.5 + 0.125, 0.5 + 0.125 + 0.25]
     assert hypervolume_curve(rows, OBJECTIVES, BASELINE) == pytest.approx(expected)
     assert hypervolume_curve(rows, OBJECTIVES, BASELINE, points=2) == pytest.approx(expected[1::2])
     late = [replace(row, finished="2027-01-01T00:00:00") if row.trial == 0 else row for row in rows]
     first = hypervolume_curve(late, OBJECTIVES, BASELINE)[0]
-    assert first == pytest.approx(0.5 * 0.2)  # trial 2 finished first
+    assert first == pytest.approx(0.5 * 0.25)  # trial 2 finished first
     assert hypervolume_curve(rows, OBJECTIVES, {}) == hypervolume_curve([], OBJECTIVES, BASELINE) == []
 
 
@@ -96,7 +96,7 @@ def test_the_next_command(alive: bool, used_up: bool, front: bool, exported: boo
 
 
 def test_the_table_of_a_stopped_search(run: RunFolder) -> None:
-    run.write_trials([trial(0), trial(1, accuracy=0.75), trial(2, "failed", reason="out of memory")])
+    run.write_trials([trial(0), trial(1, accuracy=0.975), trial(2, "failed", reason="out of memory")])
     answer = CliRunner().invoke(app, ["status", str(run.path)], env={"COLUMNS": "200"})
     assert answer.exit_code == 0
     assert " ▁█ " in answer.output
