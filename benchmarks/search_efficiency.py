@@ -39,6 +39,10 @@ from search.prepare import Loaded, load
 from search.sampler import sampler as stock_sampler
 
 BUDGETS = (0.001, 0.0025, 0.005, 0.01, 0.02)
+ASKS = 20
+"""For each evaluation that a sampler may have; a policy that it proposes again is none."""
+LESS = {"gp": (105, ASKS), "tpe": (840, 3)}
+"""Evaluations and asks for each of samplers whose proposals take so long that more would be hours."""
 WANTED = 0.99
 ALL = 0.99999
 RESULTS = Path(__file__).parent / "results"
@@ -114,7 +118,9 @@ class Exhaustive:
         return divergences, list(dict.fromkeys(columns))
 
 
-def searched(table: Exhaustive, name: str, seed: int, evaluations: int) -> tuple[list[int], float]:
+def searched(
+    table: Exhaustive, name: str, seed: int, evaluations: int, asks: int = ASKS
+) -> tuple[list[int], float]:
     """Columns in the order in which a sampler came to them, each once; seconds per proposal."""
     order: list[int] = []
     if name == "cascade":
@@ -149,7 +155,7 @@ def searched(table: Exhaustive, name: str, seed: int, evaluations: int) -> tuple
     )
     seen = set(order)
     asked, started = 0, time.perf_counter()
-    while len(order) < evaluations and asked < 20 * evaluations:
+    while len(order) < evaluations and asked < asks * evaluations:
         trial = study.ask()
         policy = table.loaded.space.suggest(trial)
         (key,) = keys(table.encoding.of(policy)[:, None])
@@ -188,8 +194,7 @@ def exhaustive(objectives: Sequence[str], samplers: Sequence[str], seeds: int) -
         of_sampler = min(seeds, 3) if name == "gp" else seeds
         shares, needed, seconds = [], [], []
         for seed in range(of_sampler):
-            most = min(budgets[-1], 200) if name == "gp" else budgets[-1]  # hours beyond
-            order, each = searched(table, name, seed, most)
+            order, each = searched(table, name, seed, *LESS.get(name, (budgets[-1], ASKS)))
             reached = [table.hypervolume(order[:budget]) / table.whole for budget in budgets]
             curve = [
                 share if budget <= len(order) or share >= ALL else np.nan
