@@ -10,7 +10,7 @@ from search.cascade.cheap_front import children
 from search.cascade.encoding import Codes, Encoding, keys
 from search.cascade.gain import Landscape, strewn, within
 from search.cascade.gaussian import Array, Hyperparameters
-from search.cascade.surrogate import MOST_POINTS, Prior, Seen, Surrogate
+from search.cascade.surrogate import MOST_POINTS, Prior, Seen, Surrogate, log_divergence
 
 CANDIDATES = 256
 ROUNDS = 3
@@ -19,7 +19,7 @@ _PLACES = 64
 _MORE_DOUBT = 0.3
 _BEYOND = 1.05
 """Log costs this much lower than what is known to be within reach may be, too."""
-_FLOOR_OF_DIVERGENCE = float(np.log(1.2))
+_FLOOR_OF_DIVERGENCE = float(log_divergence(1.2))
 """In the start, before anything is trained: divergences beyond this (nats) count as nothing reached."""
 
 
