@@ -29,13 +29,12 @@ from search.config import SearchConfig
 from search.disk import when_there_is_space
 from search.paired import Scores, wilson_interval
 from search.score_file import AsFile
-from search.sensitivity import NORM_IMAGES, RANGE_IMAGES
 from search.task import Task, TaskError, as_data, check_labels, class_count
 
 T = TypeVar("T")
 SCORING_BATCH = 250
 BATCHNORM_IMAGES = 1024
-UNTRAINED_IMAGES = 500
+UNTRAINED_IMAGES = 1000
 """Search images that a network is scored on before any training: its divergence needs few."""
 KEPT_BYTES = 600_000_000
 """The short fine-tune's images are kept in memory, augmented and normalised, up to this size, and so are the
@@ -119,8 +118,15 @@ class Scorer:
         return score
 
     def start(self, policy: Policy) -> "Climb":
-        """A policy's network, to be scored rung by rung; built by the first rung that needs it whole."""
-        return Climb(self, policy)
+        """Compress a policy's network, not yet trained, to be scored rung by rung.
+
+        Raises:
+            TrialFailed: memory ran out.
+        """
+        started = time.perf_counter()
+        with training(self.note), _explained():
+            compressed = self.prepared(policy, rough=len(self.config.rung_images) > 1)
+        return Climb(self, compressed, time.perf_counter() - started)
 
     def refine(
         self, policy: Policy, checkpoint: Path | None, epochs: float, learning_rate: float
@@ -297,37 +303,32 @@ class Scorer:
 class Climb:
     """One policy's network on its way up the rungs; what it has learnt stays from one to the next."""
 
-    def __init__(self, scorer: Scorer, policy: Policy) -> None:
+    def __init__(self, scorer: Scorer, compressed: Compressed, seconds: float) -> None:
+        self.compressed = compressed
         self._scorer = scorer
-        self._policy = policy
+        self._seconds = seconds
         self._next = 0
 
-    @cached_property
-    def compressed(self) -> Compressed:
-        """The network, ready to be trained or as trained so far."""
-        return self._scorer.prepared(self._policy, rough=len(self._scorer.config.rung_images) > 1)
-
     def score(self, rung: int) -> Score:
-        """Train up to the end of a rung that was not scored yet, and score there. A first rung without
-        training is scored more quickly, on fewer images.
+        """Train up to the end of a rung that was not scored yet, and score there.
 
         Raises:
             TrialFailed: the loss became NaN, or memory ran out.
         """
         scorer = self._scorer
         images = scorer.config.rung_images
-        last = rung == len(images) - 1
-        if not last and not images[rung]:
-            return scorer.untrained(self._policy, UNTRAINED_IMAGES, NORM_IMAGES, RANGE_IMAGES)
         with training(scorer.note), _explained():
             started = time.perf_counter()
             for number in range(self._next, rung + 1):
                 self._train(number, images[number] - (images[number - 1] if number else 0))
             self._next = rung + 1
             trained = time.perf_counter()
+            spent, self._seconds = self._seconds + trained - started, 0.0
+            last = rung == len(images) - 1
+            scored_on = UNTRAINED_IMAGES if not last and not images[rung] else None
             with scorer._rough(not last):
                 network = scorer.as_run(self.compressed) if last else fold(self.compressed).module
-                return scorer.scored(network, trained - started, trained)
+                return scorer.scored(network, spent, trained, scored_on)
 
     def _train(self, rung: int, images: int) -> None:
         if images == 0:

@@ -55,7 +55,7 @@ class ScorerLike(Protocol):
     """Trains and scores what policies make of the network; ``search.score.Scorer`` is the real one."""
 
     def start(self, policy: Policy) -> ClimbLike:
-        """Before its first rung."""
+        """Cut and quantize; raises when that fails."""
         ...
 
 

@@ -15,11 +15,7 @@ from scipy.special import ndtr
 from search.cascade.gaussian import Array
 
 POINTS = 1024
-NOISE = 0.002
-"""Accuracy by which a policy must beat what is known to win anything: the noise of a score. Without it a
-quarter of a search goes into variants of the uncompressed network."""
 _LEAST_DEVIATION = 1e-3
-_LEAST_SHORTFALL = 1e-6
 
 
 def strewn(low: Array, count: int = POINTS, seed: int = 0) -> Array:
@@ -68,13 +64,11 @@ class Landscape:
 
         Args:
             log_costs: (n, k).
-            mean, deviation: (n,) of the log shortfall, normally distributed. With threshold K, the best known
-                shortfall less NOISE, the gain at a point is E[(K - exp(L))+] =
-                K P(d) - exp(mean + deviation^2 / 2) P(d - deviation), d = (log K - mean) / deviation,
-                P the normal distribution function.
+            mean, deviation: (n,) of the log shortfall, normally distributed. With threshold K the gain at a
+                point is E[(K - exp(L))+] = K P(d) - exp(mean + deviation^2 / 2) P(d - deviation),
+                d = (log K - mean) / deviation, P the normal distribution function.
         """
         values, which = self._levels
-        values = np.log(np.maximum(np.exp(values) - NOISE, _LEAST_SHORTFALL))
         share = within(log_costs, self.points).astype(np.float32) @ which
         spread = np.maximum(deviation, _LEAST_DEVIATION)[:, None]
         distance = (values[None, :] - mean[:, None]) / spread

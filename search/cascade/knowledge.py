@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CHEAP_POLICIES = 1_000_000
 """Policies that are priced and ranked before anything is scored."""
-START = 128
+START = 48
 """Policies that are scored untrained before any is trained."""
 DEFAULT_DROP = 0.10
 """Accuracy lost beyond which nothing is won, where the configuration has no max_drop."""

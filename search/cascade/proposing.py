@@ -10,20 +10,16 @@ from search.cascade.cheap_front import children
 from search.cascade.encoding import Codes, Encoding, keys
 from search.cascade.gain import Landscape, strewn, within
 from search.cascade.gaussian import Array, Hyperparameters
-from search.cascade.surrogate import MOST_POINTS, Prior, Seen, Surrogate, log_divergence
+from search.cascade.surrogate import MOST_POINTS, Prior, Seen, Surrogate
 
-CANDIDATES = 192
-ROUNDS = 16
-"""Of candidates, each the children of the best so far."""
-_FEWER_ROUNDS = 4
-"""For more scored policies than _MANY, where reading them takes its time, too."""
-_MANY = 1000
-_PARENTS = 16
+CANDIDATES = 256
+ROUNDS = 3
+_PARENTS = 32
 _PLACES = 64
 _MORE_DOUBT = 0.3
 _BEYOND = 1.05
 """Log costs this much lower than what is known to be within reach may be, too."""
-_FLOOR_OF_DIVERGENCE = float(log_divergence(1.2))
+_FLOOR_OF_DIVERGENCE = float(np.log(1.2))
 """In the start, before anything is trained: divergences beyond this (nats) count as nothing reached."""
 
 
@@ -67,7 +63,7 @@ def propose(
     rng: np.random.Generator,
     known: Mapping[int, Hyperparameters] | None = None,
 ) -> Proposal | None:
-    """The best of some thousand candidates by expected gain of hypervolume at the rung ``target``.
+    """The best of some hundred candidates by expected gain of hypervolume at the rung ``target``.
 
     Args:
         objectives: what is searched.
@@ -82,7 +78,6 @@ def propose(
     None: no candidate is new and within the limits.
     """
     encoding = objectives.encoding
-    rounds = ROUNDS if len(seen) <= _MANY else _FEWER_ROUNDS
     seen = nearest_the_front(seen, target, objectives.low)
     surrogate = Surrogate(prior, seen, objectives.rungs, known)
     start = _Start.of(objectives, surrogate, seen, pending, target)
@@ -93,7 +88,7 @@ def propose(
     candidates = np.hstack([start.codes, encoding.random(_PARENTS, rng)])
     found: Proposal | None = None
     looked_at: set[bytes] = set()
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         candidates = np.hstack([candidates, children(parents, encoding, CANDIDATES, rng)])
         candidates = encoding.canonical(candidates)
         fresh = []

@@ -19,21 +19,18 @@ from search.cascade.gaussian import Array, GaussianProcess, Hyperparameters, sta
 
 SOFT = 0.02
 """Accuracy below the baseline's plus this has a finite logarithm; differences far below count as noise."""
-SOFT_DIVERGENCE = 0.15
-"""The same for divergences. Training leaves a share of what was lost, so a step from log(loss + a) to
-log(loss + b) is a line of slope 1 where that share is b / a. In searches on VGG-11 and ResNet-20 with 384 and
-1,536 images the residual of a line was 0.08 to 0.13 with this, 0.24 to 0.30 with 1e-4."""
+LEAST_DIVERGENCE = 1e-4
 LEAST_TO_FIT = 8
 """Scores of a rung, for a Gaussian process of its own."""
 _SATURATION = 1.5
 """A divergence so many times the largest single one counts as half of the way to nowhere."""
 MOST_POINTS = 200
 """Trials that a process is fitted on, so that proposing stays fast."""
-_STEPS = ((-2.1, 0.4), (-0.6, 0.4))
+_STEPS = ((-2.2, 0.8), (-0.6, 0.4))
 """How the log shortfall changes from the untrained rung to a trained one, and from that to a later one: mean
 and standard deviation before any trial. From searches on digits, VGG-11 and ResNet-20, the middle range."""
-_SLOPE_DEVIATION = 0.3
-_STEP_NOISE = 0.12
+_SLOPE_DEVIATION = 0.4
+_STEP_NOISE = 0.3
 """Of a step around the line: standard deviations of its slope, and of single scores."""
 
 
@@ -48,8 +45,8 @@ def accuracy_of(log_shortfall: float, baseline: float) -> float:
 
 
 def log_divergence(divergence: float | Array) -> Array:
-    """Log of divergences from the teacher, plus SOFT_DIVERGENCE."""
-    return np.asarray(np.log(np.maximum(np.asarray(divergence), 0.0) + SOFT_DIVERGENCE))
+    """Log of divergences from the teacher."""
+    return np.asarray(np.log(np.maximum(np.asarray(divergence), 0.0) + LEAST_DIVERGENCE))
 
 
 class Prior:
