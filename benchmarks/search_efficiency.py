@@ -215,7 +215,7 @@ def exhaustive(objectives: Sequence[str], samplers: Sequence[str], seeds: int) -
                             "sampler": name,
                             "seed": seed,
                             "budgets": budgets,
-                            "shares": curve,
+                            "shares": [None if np.isnan(share) else share for share in curve],
                             "needed": needed[-1],
                             "seconds_per_ask": each,
                         }
