@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Log = Callable[[str], None]
 METHOD = "2"
 """Part of the cache's key: another number whenever something here changes what is measured."""
-IMAGES = 256
+IMAGES = 500
 NORM_IMAGES = 256
 RANGE_IMAGES = 128
 """Images on which the divergence is taken, batch norms are estimated, and ranges are calibrated. On ResNet-20
