@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from search.config import load_config
 from search.hypervolume import hypervolume
+from search.promotion import UNTRAINED
 from search.run_folder import RunFolder, TrialRow
 from search.run_search import run_search
 
-TRIALS = {"cascade": 60, "tpe": 300, "nsga2": 300}
+TRIALS = {"cascade": 80, "tpe": 300, "nsga2": 300}
 AT = (5, 10, 15, 20, 30, 60, 100, 200, 300)
 VIEWS = {
     "accuracy, latency and size": ("latency_ms", "size_bytes"),
@@ -55,9 +56,9 @@ def run_of(config: Path, folder: Path, sampler: str, seed: int, images: int) -> 
     return run
 
 
-def trained(run: RunFolder) -> list[TrialRow]:
-    """The trials that were trained to the end, in the order in which they finished; one that lost
-    more accuracy than the configuration allows counts as any other."""
+def ended(run: RunFolder) -> list[TrialRow]:
+    """The trials that were trained to the end, and their heirs, in the order in which they finished; one that
+    lost more accuracy than the configuration allows counts as any other."""
     rows = [
         row for row in run.trials() if row.accuracy is not None and row.state in ("complete", "infeasible")
     ]
@@ -65,13 +66,18 @@ def trained(run: RunFolder) -> list[TrialRow]:
 
 
 def curve(run: RunFolder, sampler: str, seed: int, costs: Sequence[str]) -> Curve:
-    """search.hypervolume of accuracy and some costs after each trial, and the hours that it took."""
-    rows, names = trained(run), ("accuracy", *costs)
+    """search.hypervolume of accuracy and some costs after each trial that was trained, with the heirs there
+    were by then, and the hours that it took."""
+    rows, names = ended(run), ("accuracy", *costs)
     values = np.array([[getattr(row, name) for name in names] for row in rows], dtype=float)
     baseline = run.environment()["baseline"]
-    volume = [hypervolume(values[: n + 1], names, baseline) for n in range(len(values))]
+    trained = [place for place, row in enumerate(rows) if row.weights_of is None and row.reason != UNTRAINED]
+    volume = [hypervolume(values[: place + 1], names, baseline) for place in trained]
     began = _began(run)
-    hours = [(datetime.fromisoformat(row.finished) - began).total_seconds() / 3600 for row in rows]
+    hours = [
+        (datetime.fromisoformat(row.finished) - began).total_seconds() / 3600
+        for row in (rows[n] for n in trained)
+    ]
     return Curve(sampler, seed, np.array(hours), np.array(volume, dtype=float))
 
 
@@ -117,14 +123,15 @@ def _level(curves: Sequence[Curve]) -> list[str]:
 
 
 def kept(runs: dict[tuple[str, int], RunFolder], path: Path, about: dict[str, Any]) -> None:
-    """Write what the tables are made of: one line a trained trial, after a line about the searches."""
+    """Write what the tables are made of: a line about the searches, then one a trial that ended."""
     with path.open("w") as file:
         file.write(json.dumps(about) + "\n")
         for (sampler, seed), run in runs.items():
             began = _began(run)
-            for row in trained(run):
+            for row in ended(run):
                 hours = (datetime.fromisoformat(row.finished) - began).total_seconds() / 3600
                 line = {"sampler": sampler, "seed": seed, "hours": round(hours, 4), "accuracy": row.accuracy}
                 line |= {"latency_ms": row.latency_ms, "size_bytes": row.size_bytes}
-                line |= {"expected_accuracy": row.expected_accuracy}
+                line |= {"expected_accuracy": row.expected_accuracy, "weights_of": row.weights_of}
+                line |= {"untrained": row.reason == UNTRAINED}
                 file.write(json.dumps(line) + "\n")

@@ -1,7 +1,6 @@
 """The search loop of one worker: ask, price, train, tell, until the budget is used up."""
 
 import faulthandler
-import json
 import os
 import signal
 import statistics
@@ -20,15 +19,16 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from compression.policy import Policy
-from search.disk import has_space, is_full, when_there_is_space
+from search.disk import has_space, is_full
+from search.heirs import keep, score_heirs
 from search.lease import Lease, Watch
 from search.ledger import Ledger, row_of
 from search.memory import give_back, keep_what_is_there
-from search.paired import load_scores, save_scores
+from search.paired import load_scores
 from search.progress import log_line
-from search.promotion import HOPELESS, Standing, dominator, standings
+from search.promotion import Standing, dominator, standings
 from search.run_folder import RunFolder, TrialRow
-from search.sampler import expected_accuracy, hopeless
+from search.sampler import expected_accuracy, given_up
 from search.study import (
     OVERDUE,
     digests,
@@ -36,11 +36,12 @@ from search.study import (
     finished,
     hand_back,
     held,
+    named,
     reached_the_end,
     recover,
     tell,
 )
-from search.trial import ClimbLike, Problem, Result, ScoreLike, foretold, priced, scored
+from search.trial import WEIGHTS_OF, ClimbLike, Problem, Result, ScoreLike, foretold, priced, scored
 
 _GIVE_UP_AFTER = 500
 """So many proposals in a row without one that is new and allowed: the space is used up."""
@@ -76,7 +77,9 @@ class Budget:
 
     def all_begun(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether the trials that run now are the last, if none of them is lost."""
-        running = sum(trial.state == TrialState.RUNNING for trial in trials)
+        running = sum(
+            trial.state == TrialState.RUNNING and WEIGHTS_OF not in trial.user_attrs for trial in trials
+        )
         return self.trials is not None and finished(trials) + running >= self.trials
 
 
@@ -85,8 +88,7 @@ def seconds_per_trial(trials: Sequence[FrozenTrial]) -> float | None:
     seconds = [
         result["seconds"]
         for trial in trials
-        if "seconds_training" in (result := trial.user_attrs.get("result") or {})
-        and result["state"] != "pruned"
+        if "seconds_training" in (result := trial.user_attrs.get("result") or {}) and reached_the_end(result)
     ]
     return statistics.median(seconds) if seconds else None
 
@@ -114,6 +116,11 @@ def _end_process(study: optuna.Study, trial: optuna.Trial, run: RunFolder, limit
     with suppress(OSError), run.log_file.open("a") as log:
         faulthandler.dump_traceback(log)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _enough(budget: Budget, stop: Callable[[], bool]) -> bool:
+    """Whether no heir should be scored any more."""
+    return stop() or (budget.deadline is not None and time.time() > budget.deadline)
 
 
 class Interrupt:
@@ -166,6 +173,11 @@ def search_loop(
     ledger.write()
     keep_what_is_there()
     fruitless = failures = 0
+
+    def show(row: TrialRow) -> None:
+        run.log(log_line(row))
+        on_trial(row)
+
     while True:
         recover(study, run, watch)
         trials = study.get_trials(deepcopy=False)
@@ -194,7 +206,8 @@ def search_loop(
                 proposing = {"seconds_proposing": time.perf_counter() - asked}
                 if (expected := expected_accuracy(study.sampler)) is not None:
                     proposing["expected_accuracy"] = expected
-                result = _attempt(problem, study, run, trial, policy, rng, ledger)
+                climbs: list[ClimbLike] = []
+                result = _attempt(problem, study, run, trial, policy, rng, ledger, climbs)
                 result = replace(result, values={**result.values, **proposing})
                 row = row_of(tell(study, trial, result))
         except UpdateFinishedTrialError:
@@ -214,8 +227,11 @@ def search_loop(
         trained = reached_the_end(result.to_dict())
         fruitless = 0 if trained or result.rungs else fruitless + 1
         failures = failures + 1 if result.state == "failed" else 0 if trained else failures
-        run.log(log_line(row))
-        on_trial(row)
+        show(row)
+        if climbs and row.state == "complete" and not row.reason:
+            full = partial(_enough, budget, stop)
+            score_heirs(problem, study, run, row, policy, climbs.pop(), full, show)
+            ledger.write()
         if failures >= _FAILURES_IN_A_ROW:
             ledger.write(force=True)
             raise RuntimeError(f"the last {failures} trials failed, the last one because: {result.reason}")
@@ -231,6 +247,7 @@ def _attempt(
     policy: Policy,
     rng: np.random.Generator,
     ledger: Ledger,
+    trained: list[ClimbLike],
 ) -> Result:
     trials = study.get_trials(deepcopy=False)
     known = digests(trials, without=trial.number)
@@ -239,8 +256,8 @@ def _attempt(
         if instead := _unseen(problem, policy, known, rng):
             enqueue(study, problem.space, instead, f"instead of a duplicate of trial {first}")
         return Result("pruned", f"duplicate of trial {first}")
-    trial.set_user_attr("policy", json.dumps(policy.to_dict(), separators=(",", ":")))
-    trial.set_user_attr("digest", policy.digest)
+    for name, value in named(policy).items():
+        trial.set_user_attr(name, value)
     asked = time.perf_counter()
     price = priced(problem, policy)
     price = replace(price, values={**price.values, "seconds_pricing": time.perf_counter() - asked})
@@ -256,17 +273,14 @@ def _attempt(
             "accuracy": score.accuracy,
             "divergence": score.divergence,
         }
-        if not reason and hopeless(study.sampler, policy, standing):
-            return HOPELESS
-        return reason
+        return reason or given_up(study.sampler, policy, standing)
 
-    def keep(climb: ClimbLike, scores: Mapping[int, ScoreLike]) -> None:
-        climb.keep(run.checkpoint(trial.number))
-        each = {images: score.scores for images, score in scores.items()}
-        when_there_is_space(lambda: save_scores(run.scores_file(trial.number), each), run.log)
+    def ended(climb: ClimbLike, scores: Mapping[int, ScoreLike]) -> None:
+        keep(run, trial.number, climb, scores)
+        trained.append(climb)
 
     before = held(trials).get(policy.digest, ()) if len(problem.rungs) > 1 else ()
-    return scored(problem, policy, price, stays, keep, before)
+    return scored(problem, policy, price, stays, ended, before)
 
 
 def _stays(

@@ -15,11 +15,12 @@ from latency_models.files import replace_file
 from latency_models.machine_lock import measuring, training
 from search.card import card, predictions
 from search.choose import Wish, choose
+from search.climb import save_weights
 from search.fastest_file import fastest_file
 from search.front import front_of, quantity
 from search.prepare import Loaded, cores, load
 from search.run_folder import RunError, RunFolder, TrialRow, now, writable
-from search.score import Score, Scorer, save_weights
+from search.score import Score, Scorer
 from search.task import as_data
 from search.verify import Verification, at_hand, kernel_report, measured_latency, test_once, verification
 

@@ -92,9 +92,12 @@ class Progress:
 
         from search.front import front_rows
 
-        counts = {state: sum(row.state == state for row in self._rows) for state in ("complete", "failed")}
-        refused = len(self._rows) - sum(counts.values())
+        rows = [row for row in self._rows if row.weights_of is None]
+        counts = {state: sum(row.state == state for row in rows) for state in ("complete", "failed")}
+        refused = len(rows) - sum(counts.values())
         parts = [f"{counts['complete']} complete", f"{counts['failed']} failed", f"{refused} not trained"]
+        if len(rows) < len(self._rows):
+            parts.append(f"{len(self._rows) - len(rows)} heirs")
         if self._trials is not None:
             parts.append(f"of {self._trials}")
         if self._deadline is not None:

@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from search.promotion import UNTRAINED
 from search.report_data import RunData
 from search.report_text import DASH, duration
 
@@ -65,7 +66,7 @@ def surrogate_errors(data: RunData) -> list[tuple[str, int, str, str]]:
     """(which trials, how many, mean error in points, rank correlation) of the accuracies that the sampler
     expected against those that came out, by thirds of the search."""
     done = data.trials[data.trials.accuracy.notna() & data.trials.expected_accuracy.notna()]
-    done = done[done.state.isin(["complete", "infeasible"])]
+    done = done[done.state.isin(["complete", "infeasible"]) & (done.reason != UNTRAINED)]
     done = done.sort_values("trial", key=lambda number: number.astype(int))
     if len(done) < 3 * LEAST:
         return []
@@ -114,7 +115,9 @@ def time_shares(data: RunData) -> list[tuple[str, str, float]]:
     trials = float(sums.seconds)
     parts = {name: part for name, part in before.items() if part > 0}
     parts |= within
-    parts["other"] = max(0.0, trials - sum(within.values()))
+    if heirs := float(data.trials.seconds[data.trials.weights_of.notna()].sum()):
+        parts["heirs"] = heirs
+    parts["other"] = max(0.0, trials - sum(within.values()) - heirs)
     total = sum(parts.values())
     if total <= 0:
         return []

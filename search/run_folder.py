@@ -35,7 +35,8 @@ class DiskFull(RunError):
 @dataclass(frozen=True)
 class TrialRow:
     """One line of trials.csv. None: not known (yet). ``policy`` and ``rungs`` (each that was reached)
-    are JSON; ``expected_accuracy``: what the sampler expected before the trial; times are ISO 8601, local."""
+    are JSON; ``expected_accuracy``: what the sampler expected before the trial; ``weights_of``: the trial
+    whose trained weights an heir was made from; times are ISO 8601, local."""
 
     trial: int
     state: str
@@ -60,10 +61,19 @@ class TrialRow:
     divergence: float | None = None
     rungs: str = ""
     expected_accuracy: float | None = None
+    weights_of: float | None = None
 
 
 COLUMNS = tuple(field.name for field in fields(TrialRow))
-ADDED = ("seconds_proposing", "seconds_pricing", "rung", "divergence", "rungs", "expected_accuracy")
+ADDED = (
+    "seconds_proposing",
+    "seconds_pricing",
+    "rung",
+    "divergence",
+    "rungs",
+    "expected_accuracy",
+    "weights_of",
+)
 """Columns that run folders made before there were rungs do not have."""
 _TEXT = ("state", "reason", "rungs", "started", "finished", "worker", "policy")
 

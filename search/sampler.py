@@ -15,6 +15,8 @@ from optuna.samplers import (
 from search.config import SearchSection
 
 if TYPE_CHECKING:
+    import optuna
+
     from compression.policy import Policy
     from search.cascade.knowledge import Knowledge
 
@@ -47,10 +49,16 @@ def sampler(settings: SearchSection, offset: int = 0, knowledge: "Knowledge | No
             return TPESampler(multivariate=True, constant_liar=True, n_startup_trials=10, seed=seed)
 
 
-def hopeless(sampler: BaseSampler, policy: "Policy", reached: Mapping[str, Any]) -> bool:
-    """Whether a sampler gives up a policy that stands like this after a rung; only cascade ever does."""
-    judge = getattr(sampler, "hopeless", None)
-    return bool(judge(policy, reached)) if judge is not None else False
+def given_up(sampler: BaseSampler, policy: "Policy", reached: Mapping[str, Any]) -> str:
+    """Why a sampler gives up a policy that stands like this after a rung, or ""; only cascade ever does."""
+    judge = getattr(sampler, "given_up", None)
+    return str(judge(policy, reached)) if judge is not None else ""
+
+
+def heirs(sampler: BaseSampler, study: "optuna.Study", policy: "Policy", accuracy: float) -> list["Policy"]:
+    """What to make from the weights of a network that was just trained; only cascade ever wants anything."""
+    chooser = getattr(sampler, "heirs", None)
+    return list(chooser(study, policy, accuracy)) if chooser is not None else []
 
 
 def expected_accuracy(sampler: BaseSampler) -> float | None:

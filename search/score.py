@@ -5,19 +5,17 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compression.batchnorm import re_estimate
 from compression.compress import Compressed, compress
-from compression.finetune import Batch, Diverged, FineTune, distillation_loss, fine_tune
+from compression.finetune import Batch, FineTune, distillation_loss, fine_tune
 from compression.fold import fold
 from compression.policy import Policy
 from compression.quantize import calibrate
@@ -25,8 +23,8 @@ from compression.template import template
 from compression.trace import Traced
 from hw_profiles import load_profile
 from latency_models.machine_lock import Note, training
+from search.climb import Climb, TrialFailed, explained, load_weights
 from search.config import SearchConfig
-from search.disk import when_there_is_space
 from search.paired import Scores, wilson_interval
 from search.score_file import AsFile
 from search.task import Task, TaskError, as_data, check_labels, class_count
@@ -34,15 +32,9 @@ from search.task import Task, TaskError, as_data, check_labels, class_count
 T = TypeVar("T")
 SCORING_BATCH = 250
 BATCHNORM_IMAGES = 1024
-UNTRAINED_IMAGES = 1000
-"""Search images that a network is scored on before any training: its divergence needs few."""
 KEPT_BYTES = 600_000_000
 """The short fine-tune's images are kept in memory, augmented and normalised, up to this size, and so are the
 search images."""
-
-
-class TrialFailed(RuntimeError):
-    """A policy that could not be scored: its training diverged, or it ran out of memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,14 +109,14 @@ class Scorer:
             )
         return score
 
-    def start(self, policy: Policy) -> "Climb":
+    def start(self, policy: Policy) -> Climb:
         """Compress a policy's network, not yet trained, to be scored rung by rung.
 
         Raises:
             TrialFailed: memory ran out.
         """
         started = time.perf_counter()
-        with training(self.note), _explained():
+        with training(self.note), explained():
             compressed = self.prepared(policy, rough=len(self.config.rung_images) > 1)
         return Climb(self, compressed, time.perf_counter() - started)
 
@@ -160,14 +152,18 @@ class Scorer:
     def prepared(self, policy: Policy, rough: bool = False) -> Compressed:
         """Cut and quantized, batch norms and ranges estimated, not yet trained. ``rough``: in bfloat16."""
         compressed = compress(self.traced, policy, self.multiple)
+        self.estimate(compressed, rough)
+        return compressed
+
+    def estimate(self, compressed: Compressed, rough: bool) -> None:
+        """Batch norms and ranges of a network that was just cut and quantized. ``rough``: in bfloat16."""
         _placed(compressed.module, self.device)
-        with self._rough(rough):
+        with self.rough(rough):
             self.re_estimate(compressed)
             wanted = self.config.finetune.calibration_images
             calibrate(compressed.module, self._first(self.calibration_batches, wanted))
-        return compressed
 
-    def _rough(self, enabled: bool = True) -> torch.autocast:
+    def rough(self, enabled: bool = True) -> torch.autocast:
         """Compute in bfloat16: three times as fast, and the uncompressed network's divergence from itself is
         1e-5 to 1e-4 then. For scores that only decide what is trained further."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
@@ -182,10 +178,10 @@ class Scorer:
             TrialFailed: memory ran out.
         """
         started = time.perf_counter()
-        with training(self.note), _explained():
+        with training(self.note), explained():
             compressed = compress(self.traced, policy, self.multiple)
             _placed(compressed.module, self.device)
-            with self._rough():
+            with self.rough():
                 if any(layer.sparsity for layer in policy.values()):
                     re_estimate(compressed.module, self._first(self.calibration_batches, norm_images))
                 calibrate(compressed.module, self._first(self.calibration_batches, range_images))
@@ -234,7 +230,7 @@ class Scorer:
         @torch.no_grad()
         def outputs() -> Iterator[Tensor]:
             for inputs, _ in images():
-                with self._rough(False):  # whoever asks first, the teacher's answers are exact
+                with self.rough(False):  # whoever asks first, the teacher's answers are exact
                     answers = self.teacher(inputs)
                 yield answers
 
@@ -300,52 +296,6 @@ class Scorer:
             yield inputs, targets.to(self.device), teacher
 
 
-class Climb:
-    """One policy's network on its way up the rungs; what it has learnt stays from one to the next."""
-
-    def __init__(self, scorer: Scorer, compressed: Compressed, seconds: float) -> None:
-        self.compressed = compressed
-        self._scorer = scorer
-        self._seconds = seconds
-        self._next = 0
-
-    def score(self, rung: int) -> Score:
-        """Train up to the end of a rung that was not scored yet, and score there.
-
-        Raises:
-            TrialFailed: the loss became NaN, or memory ran out.
-        """
-        scorer = self._scorer
-        images = scorer.config.rung_images
-        with training(scorer.note), _explained():
-            started = time.perf_counter()
-            for number in range(self._next, rung + 1):
-                self._train(number, images[number] - (images[number - 1] if number else 0))
-            self._next = rung + 1
-            trained = time.perf_counter()
-            spent, self._seconds = self._seconds + trained - started, 0.0
-            last = rung == len(images) - 1
-            scored_on = UNTRAINED_IMAGES if not last and not images[rung] else None
-            with scorer._rough(not last):
-                network = scorer.as_run(self.compressed) if last else fold(self.compressed).module
-                return scorer.scored(network, spent, trained, scored_on)
-
-    def _train(self, rung: int, images: int) -> None:
-        if images == 0:
-            return
-        scorer, options = self._scorer, self._scorer.config.finetune
-        batches = scorer.short_batches(rung)
-        steps = -(-images // options.batch)
-        fine_tune(
-            self.compressed.module, batches, steps, scorer.task.loss, scorer.settings(options.learning_rate)
-        )
-        scorer.re_estimate(self.compressed)
-
-    def keep(self, checkpoint: Path) -> None:
-        """Write the weights as they are now."""
-        save_weights(self.compressed.module, checkpoint)
-
-
 @dataclass(frozen=True)
 class _Again(Generic[T]):
     """The same items each time it is iterated, made anew."""
@@ -361,23 +311,6 @@ def _kept(make: Callable[[], Iterator[T]], floats: int) -> Iterable[T]:
     return _Again(make) if floats * 4 > KEPT_BYTES else list(make())
 
 
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn what a policy may suffer into TrialFailed; a bug stays what it is."""
-    try:
-        yield
-    except Diverged as error:
-        raise TrialFailed(str(error)) from error
-    except MemoryError as error:
-        raise TrialFailed("out of memory") from error
-    except TrialFailed:
-        raise
-    except RuntimeError as error:
-        if "memory" in str(error).lower():
-            raise TrialFailed(f"out of memory: {str(error).splitlines()[0]}") from error
-        raise
-
-
 def _laid_out(inputs: Tensor, device: torch.device) -> Tensor:
     """On the device, channels last where there are images: convolutions train 1.6 times as fast on a CPU."""
     inputs = inputs.to(device)
@@ -386,24 +319,3 @@ def _laid_out(inputs: Tensor, device: torch.device) -> Tensor:
 
 def _placed(module: nn.Module, device: torch.device) -> nn.Module:
     return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def save_weights(module: nn.Module, path: Path) -> None:
-    """Write a module's state as safetensors, beside and renamed. A full disk is waited for."""
-    beside = path.with_suffix(".partial")
-    state = {name: value.contiguous() for name, value in module.state_dict().items()}
-
-    def write() -> None:
-        try:
-            save_file(state, beside)
-            beside.replace(path)
-        except BaseException:
-            beside.unlink(missing_ok=True)
-            raise
-
-    when_there_is_space(write)
-
-
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Read what ``save_weights`` wrote into a module made by the same policy."""
-    module.load_state_dict(load_file(path))

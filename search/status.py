@@ -43,6 +43,7 @@ def status(run: RunFolder) -> dict[str, Any]:
     return {
         "run": str(run.path),
         **counts,
+        "heirs": sum(row.weights_of is not None for row in rows),
         "trials_per_hour": rate,
         "front_size": len(front),
         "hypervolume": hypervolume_of(front, objectives, baseline),
@@ -145,6 +146,8 @@ def _used_up(rows: Sequence[TrialRow], budget: Mapping[str, Any]) -> bool:
 
 
 def _trained(row: TrialRow) -> bool:
+    if row.weights_of is not None:
+        return False
     return row.state in ("complete", "failed") or (row.state == "infeasible" and row.accuracy is not None)
 
 

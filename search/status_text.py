@@ -70,6 +70,8 @@ def print_status(answer: Mapping[str, Any], shown: str) -> None:
 def line(answer: Mapping[str, Any]) -> str:
     """A status on one line."""
     counts = [f"{answer[state]} {state}" for state in STATES if answer[state] or state == "complete"]
+    if answer["heirs"]:
+        counts.append(f"{answer['heirs']} heirs")
     rate = "" if answer["trials_per_hour"] is None else f"{answer['trials_per_hour']:.3g} an hour"
     parts = [*counts, rate, f"front {answer['front_size']}", f"hypervolume {_hypervolume(answer)}"]
     if answer["alive"]:

@@ -1,5 +1,6 @@
 """The Optuna study of a run: its samplers, its seeds, and trials whose worker died."""
 
+import json
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ from search.sampler import sampler
 from search.space import Space
 from search.storage import Note, open_storage
 from search.storage_url import storage_url
-from search.trial import Result
+from search.trial import WEIGHTS_OF, Result
 
 if TYPE_CHECKING:
     from search.cascade.knowledge import Knowledge
@@ -95,6 +96,27 @@ def anchor(space: Space) -> Policy:
     """Nothing cut, 8 bits where the space has them, else the widest that are not float."""
     integers = [pair for pair in space.pairs if max(pair) <= 8]
     return space.uniform(0.0, (8, 8) if (8, 8) in integers else max(integers, default=max(space.pairs)))
+
+
+def adopt(study: optuna.Study, space: Space, policy: Policy, worker: str, parent: int) -> optuna.Trial:
+    """Begin a trial of a policy without asking the sampler: an heir of trial ``parent``.
+
+    Whatever waits in the queue goes on waiting. If its worker is lost, so are the weights: it ends there.
+    """
+    attributes: dict[str, Any] = {"worker": worker, WEIGHTS_OF: parent, **named(policy)}
+    begun = optuna.trial.create_trial(
+        state=TrialState.RUNNING,
+        user_attrs=attributes,
+        system_attrs={"fixed_params": space.params_of(policy)},
+    )
+    trial = optuna.Trial(study, study._storage.create_new_trial(study._study_id, template_trial=begun))
+    space.suggest(trial)
+    return trial
+
+
+def named(policy: Policy) -> dict[str, str]:
+    """Attributes of a trial that say its policy."""
+    return {"policy": json.dumps(policy.to_dict(), separators=(",", ":")), "digest": policy.digest}
 
 
 def enqueue_seeds(study: optuna.Study, space: Space, wanted: Sequence[Policy] | None = None) -> int:
@@ -190,7 +212,7 @@ def _run_again(study: optuna.Study, trial: FrozenTrial, again: int | None) -> No
 
     ``again``: the number of the trial that lost its worker, which must not happen a second time.
     """
-    if params := _all_params(trial):
+    if WEIGHTS_OF not in trial.user_attrs and (params := _all_params(trial)):
         study.enqueue_trial(params, user_attrs={"again": again, "origin": f"trial {trial.number} again"})
     handle = optuna.Trial(study, trial._trial_id)
     handle.set_user_attr("result", Result("pruned", INTERRUPTED).to_dict())
@@ -206,7 +228,7 @@ def _all_params(trial: FrozenTrial) -> dict[str, object]:
 def finished(trials: Iterable[FrozenTrial]) -> int:
     """Trials that count towards --trials: those that reached the last rung, or failed.
 
-    Policies that were refused for their cost, were there before, or were not promoted do not count.
+    Heirs do not count, nor policies that were refused for their cost, were there before or not promoted.
     """
     return sum(
         trial.state.is_finished() and reached_the_end(trial.user_attrs.get("result") or {})
@@ -215,8 +237,10 @@ def finished(trials: Iterable[FrozenTrial]) -> int:
 
 
 def reached_the_end(result: Mapping[str, Any]) -> bool:
-    """Whether a trial was trained as long as trials are, or failed."""
+    """Whether a trial was trained as long as trials are, or failed; heirs are not trained."""
     state = result.get("state")
+    if WEIGHTS_OF in result:
+        return False
     return state in ("complete", "failed") or (state == "infeasible" and "accuracy" in result)
 
 

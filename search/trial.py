@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from compression.policy import Policy
 from search.config import LimitsSection
 from search.paired import Scores
+from search.promotion import HARMLESS, UNTRAINED
 from search.sensitivity import Sensitivities
 from search.space import Space
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from latency_models.cost import Cost, CostModel
     from search.cascade.knowledge import Knowledge
 
+WEIGHTS_OF = "weights_of"
+"""In the result of an heir: the trial whose trained weights it took over."""
 COSTS = ("latency_ms", "energy_mj", "size_bytes", "peak_memory_bytes")
 
 
@@ -44,6 +47,14 @@ class ClimbLike(Protocol):
 
     def score(self, rung: int) -> ScoreLike:
         """Train up to the end of a rung and score there; rungs come in ascending order."""
+        ...
+
+    def heir(self, policy: Policy) -> "ClimbLike":
+        """Another policy's network made from this one's weights."""
+        ...
+
+    def as_it_is(self) -> ScoreLike:
+        """The score of the network as it is now, not trained any further."""
         ...
 
     def keep(self, checkpoint: Path) -> None:
@@ -95,7 +106,7 @@ class Result:
 
     ``constraints``: name of a limit -> how far over it (as a share of the limit; of ``max_drop``: as a
     difference of accuracies); 0 and below is within. ``rungs``: of each that was reached its rung,
-    images, accuracy, divergence and seconds.
+    images, accuracy, divergence and seconds. A complete trial that needed no training has only the first.
     """
 
     state: str
@@ -167,6 +178,7 @@ def scored(
     values = dict(price.values)
     reached = list(before)
     scores: dict[int, ScoreLike] = {}
+    complete = ""
 
     def result(state: str, reason: str = "", **over: float) -> Result:
         spent = {"seconds": time.perf_counter() - started}
@@ -181,21 +193,77 @@ def scored(
             scores[images] = score
             reached.append(_reached(rung, images, score))
             values |= _values(reached, list(scores.values()))
+            if images == 0 and rung < len(problem.rungs) - 1 and score.divergence < HARMLESS:
+                complete, rough = UNTRAINED, score
+                score = scores[images] = climb.as_it_is()
+                seconds = reached[-1]["seconds"] + score.seconds_scoring
+                reached[-1] = {**_reached(rung, images, score), "seconds": seconds}
+                values |= _values(reached, [rough, score])
+                break
             if rung < len(problem.rungs) - 1 and (reason := stays(rung, score)):
                 return result("pruned", f"not promoted from rung {rung}: {reason}")
         keep(climb, scores)
     except Exception as error:
-        if "no space left" in str(error).lower():
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        return result("failed", _why(error))
+        return result("failed", _failure(error))
+    return _judged(problem, score.accuracy, result, complete)
+
+
+def inherited(
+    problem: Problem,
+    parent: int,
+    climb: ClimbLike,
+    policy: Policy,
+    price: Result,
+    keep: Callable[[ClimbLike, Mapping[int, ScoreLike]], None],
+) -> Result:
+    """Score an heir: a policy whose price is known, its network made from the weights of a trained one.
+
+    It is not trained, so it has no rungs: it says what its policy reaches at least. Errors as in ``scored``.
+
+    Args:
+        problem: what is searched.
+        parent: the number of the trial that was trained.
+        climb: its network.
+        policy: the policy of the heir.
+        price: what ``priced`` said of it.
+        keep: gets the heir's network, and images trained on -> its score.
+    """
+    started = time.perf_counter()
+    values: dict[str, float] = {**price.values, WEIGHTS_OF: parent}
+
+    def result(state: str, reason: str = "", **over: float) -> Result:
+        spent = {"seconds": time.perf_counter() - started}
+        return Result(state, reason, {**values, **spent}, {**price.constraints, **over})
+
+    try:
+        heir = climb.heir(policy)
+        score = heir.as_it_is()
+        if not math.isfinite(score.accuracy):
+            return result("failed", f"accuracy is {score.accuracy}")
+        values |= _worth([score])
+        keep(heir, {problem.rungs[-1]: score})
+    except Exception as error:
+        return result("failed", _failure(error))
+    return _judged(problem, score.accuracy, result)
+
+
+def _judged(problem: Problem, accuracy: float, result: Callable[..., Result], complete: str = "") -> Result:
+    """Complete (for the reason ``complete``), or infeasible: over max_drop."""
     most = problem.limits.max_drop
     if most is None:
-        return result("complete")
-    drop = problem.baseline_accuracy - score.accuracy
+        return result("complete", complete)
+    drop = problem.baseline_accuracy - accuracy
     if drop > most:
         reason = f"accuracy drop {drop:.4f} is over max_drop {most:g}"
         return result("infeasible", reason, max_drop=drop - most)
-    return result("complete", max_drop=drop - most)
+    return result("complete", complete, max_drop=drop - most)
+
+
+def _failure(error: Exception) -> str:
+    """Why a trial failed; a full disk is not the trial's fault and is raised."""
+    if "no space left" in str(error).lower():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    return _why(error)
 
 
 def _reached(rung: int, images: int, score: ScoreLike) -> dict[str, float]:
@@ -210,13 +278,17 @@ def _reached(rung: int, images: int, score: ScoreLike) -> dict[str, float]:
 
 def _values(reached: Sequence[Mapping[str, float]], scores: Sequence[ScoreLike]) -> dict[str, float]:
     """The scores of the highest rung so far, and the time that all took."""
+    return {"rung": reached[-1]["rung"], **_worth(scores)}
+
+
+def _worth(scores: Sequence[ScoreLike]) -> dict[str, float]:
+    """The last of a network's scores, and the time that all took."""
     low, high = scores[-1].accuracy_ci
     return {
-        "rung": reached[-1]["rung"],
-        "accuracy": reached[-1]["accuracy"],
+        "accuracy": float(scores[-1].accuracy),
         "accuracy_low": float(low),
         "accuracy_high": float(high),
-        "divergence": reached[-1]["divergence"],
+        "divergence": float(scores[-1].divergence),
         "seconds_training": sum(float(score.seconds_training) for score in scores),
         "seconds_scoring": sum(float(score.seconds_scoring) for score in scores),
     }

@@ -13,7 +13,7 @@ from search.cascade.cheap_front import Archive, cheap_front, children
 from search.cascade.encoding import Encoding, keys
 from search.cascade.gain import Landscape, strewn
 from search.cascade.gaussian import GaussianProcess, Hyperparameters, matern, squared_distances
-from search.cascade.surrogate import SOFT, Prior, Seen, Surrogate, _Line, log_divergence, shortfall
+from search.cascade.surrogate import _SIGNAL, SOFT, Prior, Seen, Surrogate, _Step, log_divergence, shortfall
 from search.space import Space
 from tests.test_study import chain
 
@@ -231,17 +231,41 @@ def test_shortfall_is_finite_and_monotone():
 def test_what_is_believed_of_a_step_gives_way_to_what_is_seen():
     """Without scores the belief itself; with many, their own line; in between, in between."""
     before = np.linspace(-4.0, 1.0, 200)
-    believed = _Line.of((-2.2, 0.8), [], [])
-    mean, variance = believed.predict(np.array([0.0]), np.zeros(1))
-    assert mean[0] == pytest.approx(-2.2)
-    assert variance[0] == pytest.approx(0.8**2)
-    seen = _Line.of((-2.2, 0.8), before.tolist(), (1.5 * before - 0.4).tolist())
-    mean, variance = seen.predict(np.array([0.5, -1.0]), np.zeros(2))
-    assert mean == pytest.approx([0.35, -1.9], abs=0.02)
+    alike, none, nowhere = np.zeros((200, 3)), np.zeros((0, 3)), np.zeros(0)
+    step = ((-2.2, 1.1), (0.8, 0.2))
+    believed = _Step(step, none, nowhere, nowhere)
+    mean, variance = believed.predict(alike[:2], np.array([0.0, 1.0]), np.zeros(2))
+    assert mean == pytest.approx([-2.2, -1.1])
+    assert variance == pytest.approx([0.8**2 + _SIGNAL**2, 0.8**2 + 0.2**2 + _SIGNAL**2])
+    seen = _Step(step, alike, before, 1.5 * before - 0.4)
+    mean, variance = seen.predict(alike[:2], np.array([0.5, -1.0]), np.zeros(2))
+    assert mean == pytest.approx([0.35, -1.9], abs=0.05)
     assert (variance < 0.01).all()
-    one = _Line.of((-2.2, 0.8), [0.9], [-0.3])
-    assert -2.2 + 0.9 < one.predict(np.array([0.9]), np.zeros(1))[0][0] < -0.3 + 0.1
-    assert believed.predict(np.array([-5.0]), np.zeros(1))[0][0] == pytest.approx(np.log(SOFT))
+    one = _Step(step, alike[:1], np.array([0.9]), np.array([-0.3]))
+    assert -2.2 + 0.99 < one.predict(alike[:1], np.array([0.9]), np.zeros(1))[0][0] < -0.3 + 0.1
+    assert believed.predict(alike[:1], np.array([-5.0]), np.zeros(1))[0][0] == pytest.approx(np.log(SOFT))
+
+
+def test_what_is_uncertain_before_a_step_is_uncertain_after_it():
+    """By the slope of the line."""
+    none, nowhere = np.zeros((0, 3)), np.zeros(0)
+    step = _Step(((-1.0, 0.5), (0.1, 0.01)), none, nowhere, nowhere)
+    _, sure = step.predict(np.zeros((1, 3)), np.array([1.0]), np.zeros(1))
+    _, unsure = step.predict(np.zeros((1, 3)), np.array([1.0]), np.array([0.64]))
+    assert unsure - sure == pytest.approx([0.25 * 0.64])
+
+
+def test_policies_unlike_those_that_were_trained_stay_uncertain():
+    """Twenty trials that are alike say how training goes for them, and little of what is far from them."""
+    rng = np.random.default_rng(0)
+    before = rng.uniform(-1.5, 0.5, 20)
+    features = rng.uniform(0.0, 0.05, (20, 4))
+    step = _Step(((-2.0, 1.0), (0.35, 0.2)), features, before, 1.1 * before - 1.6)
+    far = np.array([[1.5, 0.0, 0.0, 0.0]])
+    for place, least, most in ((features[:1], 0.0, 0.05), (far, 0.9 * _SIGNAL, 2.0 * _SIGNAL)):
+        mean, variance = step.predict(place, np.array([-0.5]), np.zeros(1))
+        assert least < np.sqrt(variance[0]) < most
+        assert mean[0] == pytest.approx(-2.15, abs=0.25)
 
 
 def test_sums_saturate_where_networks_are_useless_anyway():

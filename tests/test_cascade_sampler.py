@@ -12,10 +12,12 @@ from hw_profiles import load_profile
 from latency_models.cost import CostArrays
 from search.cascade.encoding import Encoding, keys
 from search.cascade.knowledge import Knowledge, too_few
+from search.cascade.proposing import _Start
 from search.cascade.sampler import CascadeSampler, scores_of
-from search.cascade.surrogate import log_divergence, shortfall
+from search.cascade.surrogate import SOFT, Surrogate, log_divergence, shortfall
 from search.config import LimitsSection
-from search.sampler import hopeless
+from search.promotion import HOPELESS, IDLE, UNTRAINED
+from search.sampler import given_up
 from search.space import Space
 from tests.test_study import chain
 
@@ -183,6 +185,37 @@ def test_first_scores_untrained_networks_then_sends_the_best_on():
     assert any(key in known for key in keys(np.stack(following, axis=1)))
 
 
+def test_what_needs_no_training_counts_with_what_it_has_and_teaches_no_training():
+    toy = Toy.of()
+    knowledge = toy.knowledge(rungs=3, start=4)
+    study = study_of(knowledge)
+    trial, codes = ask(toy, study)
+    costs = np.exp(knowledge.log_costs(codes[:, None]))[0]
+    rung = {"rung": 0, "images": 0, "accuracy": 0.94, "divergence": 0.01}
+    named = dict(zip(knowledge.costs, costs.tolist(), strict=True))
+    result = {"state": "complete", "reason": UNTRAINED, "accuracy": 0.94, "rungs": [rung], **named}
+    trial.set_user_attr("result", result)
+    study.tell(trial, [0.94, *named.values()])
+    _, other = ask(toy, study)
+    read = study.sampler._read
+    ((key, seen),) = read.seen.items()
+    assert key in read.final
+    assert keys(other[:, None]) != [key]
+    assert set(seen.scores) == {0}
+    assert seen.untrained == pytest.approx(np.log(0.01 + SOFT))
+    assert seen.standing(2) == (2, seen.untrained)
+    searched = knowledge.searched
+    middle = np.argsort(searched.archive_log_costs[:, 0])[searched.archive.shape[1] // 2]
+    seen = replace(seen, codes=searched.archive[:, middle], log_costs=searched.archive_log_costs[middle])
+    none = np.zeros((len(codes), 0), dtype=np.int64)
+    start = _Start.of(searched, Surrogate(knowledge.prior, [seen], 3), [seen], none, 2)
+    landscape = start.landscape(searched)
+    dominated = (landscape.points >= seen.log_costs).all(axis=1)
+    assert 0 < dominated.sum() < len(dominated)
+    assert landscape.best[dominated] == pytest.approx(seen.untrained)
+    assert (landscape.best[~dominated] == knowledge.floor).all()
+
+
 def test_another_process_proposes_from_the_same_journal(tmp_path):
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -217,12 +250,39 @@ def test_what_stands_far_below_the_floor_is_given_up_and_what_does_not_is_not():
     knowledge = toy.knowledge(("accuracy", "latency_ms"), rungs=2, start=0)
     study = study_of(knowledge)
     policy = toy.space.seeds()[0]
-    assert not study.sampler.hopeless(policy, {"rung": 0, "images": 0, "divergence": 9.0, "accuracy": 0.1})
+    assert not study.sampler.given_up(policy, {"rung": 0, "images": 0, "divergence": 9.0, "accuracy": 0.1})
     ask(toy, study)
-    for divergence, given_up in ((0.05, False), (400.0, True)):
+    for divergence, why in ((0.05, ""), (400.0, HOPELESS)):
         standing = {"rung": 0, "images": 0, "divergence": divergence, "accuracy": 0.1}
-        assert study.sampler.hopeless(policy, standing) is given_up
-    assert not hopeless(optuna.samplers.RandomSampler(), policy, standing)
+        assert given_up(study.sampler, policy, standing) == why
+    assert given_up(optuna.samplers.RandomSampler(), policy, standing) == ""
+
+
+def test_a_trial_that_will_win_little_of_what_it_promised_does_not_go_on():
+    """Of three rungs the middle one: as accurate as foretold, or so that another is as good for less."""
+    toy = Toy.of()
+    knowledge = toy.knowledge(("accuracy", "latency_ms"), rungs=3, start=0)
+    study = study_of(knowledge)
+    known, codes = ask(toy, study)
+    (cost,) = np.exp(knowledge.log_costs(codes[:, None]))[0]
+    rungs = [
+        {"rung": 0, "images": 0, "accuracy": 0.8, "divergence": 0.1},
+        {"rung": 1, "images": 64, "accuracy": 0.9, "divergence": 0.05},
+        {"rung": 2, "images": 256, "accuracy": 0.93, "divergence": 0.03},
+    ]
+    known.set_user_attr("result", {"state": "complete", "accuracy": 0.93, "latency_ms": cost, "rungs": rungs})
+    study.tell(known, [0.93, cost])
+    _, next_codes = ask(toy, study)
+    policy = toy.encoding.batch(next_codes[:, None]).policy(0)
+    reached = {"rung": 1, "images": 64, "divergence": 0.05, "accuracy": study.sampler.expected_accuracy}
+    assert given_up(study.sampler, policy, reached) == ""
+    for accuracy in np.linspace(study.sampler.expected_accuracy, 0.5, 50):
+        why = given_up(study.sampler, policy, {**reached, "accuracy": accuracy})
+        if why:
+            break
+    assert why == IDLE  # long before it is hopeless
+    other = toy.encoding.batch(codes[:, None]).policy(0)  # not what was proposed: nothing was promised
+    assert given_up(study.sampler, other, {**reached, "accuracy": accuracy}) == ""
 
 
 def test_too_few_trials_to_learn_from_are_named():

@@ -1,5 +1,6 @@
 """The benchmark of whole searches, on run folders made by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from benchmarks.real_searches import curve, tables
 from search.config import parse_config
+from search.promotion import UNTRAINED
 from search.run_folder import RunFolder, TrialRow, make_run
 
 BASELINE = {"accuracy": 0.9, "latency_ms": 1.0, "size_bytes": 1000.0}
@@ -41,6 +43,15 @@ def test_what_was_found_after_each_trained_trial(tmp_path: Path) -> None:
     assert (found.sampler, found.seed) == ("tpe", 3)
     assert found.volume.tolist() == pytest.approx([0.3, 0.3, 1.0, 1.0])
     assert found.hours.tolist() == pytest.approx(np.array([1, 2, 3, 4]) / 60)
+
+
+def test_what_needed_no_training_counts_as_found_and_not_as_a_trained_trial(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "run", [0.83, 0.9, 0.85, 0.87])
+    rows = [replace(row, reason=UNTRAINED) if row.trial in (1, 3) else row for row in run.trials()]
+    run.write_trials(rows)
+    found = curve(run, "cascade", 0, TWO)
+    assert found.volume.tolist() == pytest.approx([0.3, 1.0])
+    assert found.hours.tolist() == pytest.approx(np.array([1, 3]) / 60)
 
 
 def test_a_pass_that_the_cache_had_counts_as_if_made_now(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from compression.batchnorm import re_estimate
 from compression.fold import fold
 from compression.policy import LayerPolicy, Policy
 from compression.trace import trace
+from search.climb import TrialFailed, load_weights, save_weights
 from search.config import parse_config
 from search.paired import wilson_interval
-from search.score import Scorer, TrialFailed, evaluate, load_weights, save_weights
+from search.score import Scorer, evaluate
 from search.score_file import AsFile
 from search.task import ArrayData, Task, TaskError
 from tests.networks import built, example, inputs
@@ -115,7 +116,7 @@ def test_a_climb_goes_on_from_where_it_was_and_scores_on_the_same_images() -> No
 
 
 def test_before_training_a_part_of_the_images_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("search.score.UNTRAINED_IMAGES", 40)
+    monkeypatch.setattr("search.climb.UNTRAINED_IMAGES", 40)
     monkeypatch.setattr("search.score.SCORING_BATCH", 20)
     judge = scorer(small_task(), sampler="cascade")
     climb = judge.start(policy(judge))
@@ -124,6 +125,22 @@ def test_before_training_a_part_of_the_images_is_enough(monkeypatch: pytest.Monk
     baseline = judge.baseline()
     assert baseline.divergence == pytest.approx(0.0, abs=1e-6)
     assert len(baseline.scores) == 120
+
+
+def test_what_needs_no_training_is_scored_as_its_file_on_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.climb.UNTRAINED_IMAGES", 40)
+    judge = scorer(small_task(), sampler="cascade")
+    climb = judge.start(policy(judge, 0.0, 8))
+    climb.score(0)
+    before = {name: value.clone() for name, value in climb.compressed.module.state_dict().items()}
+    score = climb.as_it_is()
+    assert all(
+        torch.equal(value, before[name]) for name, value in climb.compressed.module.state_dict().items()
+    )
+    scores, divergence = evaluate(fold(climb.compressed).module, judge.search_batches, judge.task)
+    assert len(score.scores) == 120
+    assert score.scores.tolist() == scores.tolist()
+    assert score.divergence == pytest.approx(divergence, rel=0.05)
 
 
 def test_the_long_training_goes_further() -> None:

@@ -25,11 +25,12 @@ from search.front import front_of, front_rows
 from search.ledger import Ledger
 from search.loop import Budget, Interrupt, search_loop, seconds_per_trial
 from search.prepare import _check_prices, check_limits, check_objectives
+from search.promotion import UNTRAINED
 from search.run_folder import RunFolder, make_run, open_run, registered
 from search.sampler import sampler as made_sampler
 from search.space import Space
 from search.study import INTERRUPTED, enqueue_seeds, open_study, recover
-from search.trial import Problem
+from search.trial import Problem, priced, scored
 
 ROOT = Path(__file__).parent.parent
 
@@ -103,6 +104,12 @@ class Climb:
         accuracy = 0.95 - lost
         right = (np.arange(1000) < round(1000 * accuracy)).astype(np.float32)
         return Score(accuracy, (accuracy - 0.01, accuracy + 0.01), lost, right, scorer.seconds)
+
+    def heir(self, policy: Policy) -> "Climb":
+        return Climb(self.scorer, policy)
+
+    def as_it_is(self) -> Score:
+        return self.score(-1)
 
     def keep(self, checkpoint: Path) -> None:
         checkpoint.write_text("weights")
@@ -270,6 +277,33 @@ def test_a_network_that_lost_too_much_is_infeasible_and_the_sampler_knows(tmp_pa
     trial = open_study(done.run, configuration().search).trials[lost[0].trial]
     assert trial.state == TrialState.COMPLETE
     assert trial.constraints["max_drop"] == pytest.approx(0.95 - lost[0].accuracy - 0.03)
+
+
+def test_what_loses_nothing_is_complete_untrained_and_what_loses_is_trained():
+    scorer, kept = Scorer(seconds=0.01), []
+    problem = replace(problem_of(configuration(), scorer), rungs=(0, 100, 200))
+    sparsity = max(level for levels in problem.space.levels.values() for level in levels)
+
+    def outcome(policy):
+        return scored(
+            problem,
+            policy,
+            priced(problem, policy),
+            stays=lambda rung, score: "",
+            keep=lambda climb, scores: kept.append(dict(scores)),
+        )
+
+    whole = outcome(problem.space.uniform(0.0, (8, 8)))
+    assert (whole.state, whole.reason, scorer.rungs) == ("complete", UNTRAINED, [0, -1])
+    assert [(reached["rung"], reached["images"]) for reached in whole.rungs] == [(0, 0)]
+    assert list(kept[0]) == [0]
+    cut = outcome(problem.space.uniform(sparsity, (8, 8)))
+    assert (cut.state, cut.reason, scorer.rungs[2:]) == ("complete", "", [0, 1, 2])
+    # one that trains first is not asked whether it needs to
+    scorer.rungs.clear()
+    problem = replace(problem, rungs=(100, 200))
+    assert outcome(problem.space.uniform(0.0, (8, 8))).reason == ""
+    assert scorer.rungs == [0, 1]
 
 
 def test_failures_are_recorded_with_their_reason_and_the_search_goes_on(tmp_path):

@@ -46,6 +46,11 @@ class Encoding:
         """(decisions,): whether neighbouring values are alike: sparsities are."""
         return np.arange(len(self.sizes)) < self._groups
 
+    @property
+    def cuts(self) -> NDArray[np.bool_]:
+        """(decisions,): whether a larger value takes away more: sparsities and branches left out."""
+        return np.arange(len(self.sizes)) < self._bits
+
     def batch(self, codes: Codes) -> PolicyBatch:
         """The policies that columns of codes stand for."""
         return self.space.batch(codes[: self._groups], codes[self._bits :], codes[self._groups : self._bits])

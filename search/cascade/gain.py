@@ -37,13 +37,16 @@ def within(log_costs: Array, points: Array) -> NDArray[np.bool_]:
 class Landscape:
     """What the front reaches at each of some points in the box of log costs.
 
-    points: (m, k) log costs. floor: log shortfall that counts as nothing reached.
+    points: (m, k) log costs. floor: log shortfall that counts as nothing reached. limit: log shortfall beyond
+    which a policy wins nothing at all.
     """
 
-    def __init__(self, points: Array, floor: float, log_costs: Array, shortfalls: Array) -> None:
+    def __init__(
+        self, points: Array, floor: float, log_costs: Array, shortfalls: Array, limit: float = np.inf
+    ) -> None:
         """``log_costs`` (n, k) and log ``shortfalls`` (n,): policies that are known."""
-        self.points, self.floor = points, floor
-        better = shortfalls < floor
+        self.points, self.floor, self.limit = points, floor, limit
+        better = shortfalls < min(floor, limit)
         reached = within(log_costs[better], points)
         self.best: Array = np.where(reached, shortfalls[better, None], floor).min(axis=0, initial=floor)
 
@@ -54,6 +57,12 @@ class Landscape:
         which = np.zeros((len(self.points), len(values)), dtype=np.float32)
         which[np.arange(len(place)), place] = 1.0 / len(self.points)
         return values, which
+
+    def with_one_more(self, log_costs: Array, shortfall: float) -> "Landscape":
+        """With another policy that is known: log costs (k,) and log shortfall."""
+        more = Landscape(self.points, self.floor, log_costs[None], np.array([shortfall]), self.limit)
+        more.best = np.minimum(self.best, more.best)
+        return more
 
     def volume(self) -> float:
         """Share of the box times accuracy above the floor: what the front dominates, in accuracy."""
@@ -66,12 +75,13 @@ class Landscape:
             log_costs: (n, k).
             mean, deviation: (n,) of the log shortfall, normally distributed. With threshold K the gain at a
                 point is E[(K - exp(L))+] = K P(d) - exp(mean + deviation^2 / 2) P(d - deviation),
-                d = (log K - mean) / deviation, P the normal distribution function.
+                d = (log K - mean) / deviation, P the normal distribution function; what lies beyond the limit
+                wins nothing, so d is cut off there.
         """
         values, which = self._levels
         share = within(log_costs, self.points).astype(np.float32) @ which
         spread = np.maximum(deviation, _LEAST_DEVIATION)[:, None]
-        distance = (values[None, :] - mean[:, None]) / spread
+        distance = (np.minimum(values, self.limit)[None, :] - mean[:, None]) / spread
         won = np.exp(values)[None, :] * ndtr(distance)
         won -= np.exp(mean[:, None] + 0.5 * spread**2) * ndtr(distance - spread)
         return np.asarray((share * np.maximum(won, 0.0)).sum(axis=1))

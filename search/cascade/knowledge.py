@@ -14,6 +14,7 @@ from search.cascade.gaussian import Array
 from search.cascade.proposing import Objectives
 from search.cascade.surrogate import LEAST_TO_FIT, Prior, Surrogate, shortfall
 from search.config import LimitsSection
+from search.hypervolume import DROP
 
 if TYPE_CHECKING:
     from latency_models.cost import CostModel
@@ -24,8 +25,6 @@ CHEAP_POLICIES = 1_000_000
 """Policies that are priced and ranked before anything is scored."""
 START = 48
 """Policies that are scored untrained before any is trained."""
-DEFAULT_DROP = 0.10
-"""Accuracy lost beyond which nothing is won, where the configuration has no max_drop."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,14 @@ class Knowledge:
 
     @property
     def floor(self) -> float:
-        """Log shortfall at the most accuracy that may be lost."""
-        drop = DEFAULT_DROP if self.limits.max_drop is None else self.limits.max_drop
-        return float(shortfall(-drop, 0.0))
+        """Log shortfall from which hypervolume counts: the same as where it is shown, unless a limit allows
+        more."""
+        return float(shortfall(-max(DROP, self.limits.max_drop or 0.0), 0.0))
+
+    @property
+    def limit(self) -> float:
+        """Log shortfall at the most accuracy that may be lost: beyond, nothing is won."""
+        return self.floor if self.limits.max_drop is None else float(shortfall(-self.limits.max_drop, 0.0))
 
     def log_costs(self, codes: Codes) -> Array:
         """(n, k): logarithms of the costs as shares of the baseline's, infinite where a limit is broken."""
@@ -118,7 +122,9 @@ class Knowledge:
         """As the proposing sees it."""
         archive = self.start_codes
         costs = self.log_costs(archive)
-        return Objectives(self.encoding, self.log_costs, archive, costs, self.low, self.floor, self.rungs)
+        return Objectives(
+            self.encoding, self.log_costs, archive, costs, self.low, self.floor, self.limit, self.rungs
+        )
 
 
 def knowledge_of(problem: "Problem", kept: Path | None = None) -> Knowledge:

@@ -19,7 +19,7 @@ _PLACES = 64
 _MORE_DOUBT = 0.3
 _BEYOND = 1.05
 """Log costs this much lower than what is known to be within reach may be, too."""
-_FLOOR_OF_DIVERGENCE = float(np.log(1.2))
+_FLOOR_OF_DIVERGENCE = float(np.log(1.35))
 """In the start, before anything is trained: divergences beyond this (nats) count as nothing reached."""
 
 
@@ -30,7 +30,7 @@ class Objectives:
     log_costs: codes (decisions, n) -> (n, k) logarithms of costs over the baseline's, infinite where a limit
     is broken. archive: (decisions, m) policies to start from beside those that were seen, such as the cheap
     front; archive_log_costs: (m, k) theirs. low: (k,) the lowest there are. floor: log shortfall of accuracy
-    that counts as nothing reached. rungs: their number.
+    that counts as nothing reached; limit: beyond which nothing is won. rungs: their number.
     """
 
     encoding: Encoding
@@ -39,18 +39,21 @@ class Objectives:
     archive_log_costs: Array
     low: Array
     floor: float
+    limit: float
     rungs: int
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Codes (decisions,), the gain expected, and what the surrogate expects of them at the target rung."""
+    """Codes (decisions,), the gain expected over a landscape, and what the surrogate expects of them at the
+    target rung."""
 
     codes: Codes
     gain: float
     mean: float
     deviation: float
     surrogate: Surrogate
+    landscape: Landscape
 
 
 def propose(
@@ -78,10 +81,7 @@ def propose(
     None: no candidate is new and within the limits.
     """
     encoding = objectives.encoding
-    seen = nearest_the_front(seen, target, objectives.low)
-    surrogate = Surrogate(prior, seen, objectives.rungs, known)
-    start = _Start.of(objectives, surrogate, seen, pending, target)
-    landscape = start.landscape(objectives)
+    surrogate, start, landscape = _picture(objectives, prior, seen, pending, target, known)
     # with a little more doubt, what is on the front or just behind it promises most: parents of what is new
     gains = landscape.expected_gain(start.log_costs, start.mean, start.deviation + _MORE_DOUBT)
     parents = start.codes[:, np.argsort(-gains, kind="stable")[:_PARENTS]]
@@ -114,10 +114,36 @@ def propose(
                 float(mean[first]),
                 float(deviation[first]),
                 surrogate,
+                landscape,
             )
         parents = candidates[:, order[:_PARENTS]]
         candidates = parents[:, :0]
     return found
+
+
+def front_landscape(
+    objectives: Objectives,
+    prior: Prior,
+    seen: Sequence[Seen],
+    pending: Codes,
+    known: Mapping[int, Hyperparameters] | None = None,
+) -> Landscape:
+    """What the front reaches at the last rung; arguments as of ``propose``."""
+    return _picture(objectives, prior, seen, pending, objectives.rungs - 1, known)[2]
+
+
+def _picture(
+    objectives: Objectives,
+    prior: Prior,
+    seen: Sequence[Seen],
+    pending: Codes,
+    target: int,
+    known: Mapping[int, Hyperparameters] | None,
+) -> "tuple[Surrogate, _Start, Landscape]":
+    seen = nearest_the_front(seen, target, objectives.low)
+    surrogate = Surrogate(prior, seen, objectives.rungs, known)
+    start = _Start.of(objectives, surrogate, seen, pending, target)
+    return surrogate, start, start.landscape(objectives)
 
 
 @dataclass(frozen=True)
@@ -133,6 +159,7 @@ class _Start:
     deviation: Array
     reached: NDArray[np.bool_]
     floor: float
+    limit: float
 
     @staticmethod
     def of(
@@ -148,13 +175,21 @@ class _Start:
             ]
         )
         codes = np.hstack([archive, *(s.codes[:, None] for s in seen), pending])
-        scored = [target in s.scores for s in seen]
-        reached = np.array([False] * archive.shape[1] + scored + [True] * pending.shape[1])
+        last = target == objectives.rungs - 1
+        known = np.full(len(log_costs), np.nan)
+        reached = np.zeros(len(log_costs), dtype=np.bool_)
+        reached[len(log_costs) - pending.shape[1] :] = True
+        for place, one in enumerate(seen, start=archive.shape[1]):
+            if last and one.untrained is not None:
+                known[place] = one.untrained
+            reached[place] = target in one.scores or np.isfinite(known[place])
         within = np.isfinite(log_costs).all(axis=1)
-        codes, log_costs, reached = codes[:, within], log_costs[within], reached[within]
+        codes, log_costs, reached, known = codes[:, within], log_costs[within], reached[within], known[within]
         mean, deviation = surrogate.predict(codes, target)
-        floor = objectives.floor if target == objectives.rungs - 1 else _FLOOR_OF_DIVERGENCE
-        return _Start(codes, log_costs, mean, deviation, reached, floor)
+        mean = np.where(np.isfinite(known), known, mean)
+        floor = objectives.floor if last else _FLOOR_OF_DIVERGENCE
+        limit = objectives.limit if last else np.inf
+        return _Start(codes, log_costs, mean, deviation, reached, floor, limit)
 
     def landscape(self, objectives: Objectives) -> Landscape:
         """What the front reaches, as the surrogate sees what was scored, which takes out some of its noise.
@@ -162,13 +197,14 @@ class _Start:
         Its points lie where a policy may still come out above the floor of accuracy: a box that is mostly out
         of reach would leave few of them where it matters.
         """
-        likely = self.mean - 2.0 * self.deviation < self.floor
+        likely = self.mean - 2.0 * self.deviation < min(self.floor, self.limit)
         low = objectives.low
         if likely.any():
             lowest = np.minimum(_BEYOND * self.log_costs[likely].min(axis=0), -1e-3)
             low = np.maximum(low, lowest)
         points = strewn(low)
-        return Landscape(points, self.floor, self.log_costs[self.reached], self.mean[self.reached])
+        known = self.log_costs[self.reached], self.mean[self.reached]
+        return Landscape(points, self.floor, *known, limit=self.limit)
 
 
 def nearest_the_front(seen: Sequence[Seen], target: int, low: Array) -> Sequence[Seen]:
@@ -176,8 +212,7 @@ def nearest_the_front(seen: Sequence[Seen], target: int, low: Array) -> Sequence
     each kind those nearest the front of their rung. ``low``: (k,) the lowest log costs there are."""
     if len(seen) <= MOST_POINTS:
         return seen
-    last = np.array([max(s.scores) for s in seen])
-    values = np.array([s.scores[rung] for s, rung in zip(seen, last, strict=True)])
+    last, values = (np.array(column) for column in zip(*(s.standing(target) for s in seen), strict=True))
     costs = np.array([s.log_costs for s in seen])
     points = strewn(low, _PLACES)
     reached = within(costs, points)

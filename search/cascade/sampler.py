@@ -15,26 +15,36 @@ from optuna.trial import FrozenTrial, TrialState
 from compression.policy import Policy
 from search.cascade.encoding import Codes, keys
 from search.cascade.gaussian import Hyperparameters
+from search.cascade.heirs import choose, rate
 from search.cascade.knowledge import Knowledge
-from search.cascade.proposing import propose
+from search.cascade.proposing import Proposal, front_landscape, propose
 from search.cascade.surrogate import Seen, Surrogate, accuracy_of, log_divergence, shortfall
-from search.promotion import HOPELESS
+from search.promotion import HOPELESS, IDLE, UNTRAINED
+from search.trial import WEIGHTS_OF
 
 _TARGET_AFTER = 4
 """Scores at the last rung from which on proposals aim at it; before, at what divergence alone says."""
 _SURE = 2.0
 """Standard deviations beyond which a policy is not trained further: one in fifty is given up wrongly."""
+_LEFT = 0.5
+"""Share of the gain it promised that a policy must still promise when more is known of it."""
 _REFIT = 1.2
 """Hyperparameters are looked for again when there is so much more to fit."""
 
 
 @dataclass
 class _Read:
-    """What the sampler has read of a study. Finished trials never change and are read once."""
+    """What the sampler has read of a study. Finished trials never change and are read once.
+
+    trained: codes and accuracy of trials that were trained to the end. losses: of each heir, how much its
+    policy has more of summed sensitivities than its parent's, and how much accuracy it has less.
+    """
 
     seen: dict[bytes, Seen] = field(default_factory=dict)
     final: set[bytes] = field(default_factory=set)
     trials: set[int] = field(default_factory=set)
+    trained: dict[int, tuple[Codes, float]] = field(default_factory=dict)
+    losses: list[tuple[float, float]] = field(default_factory=list)
 
 
 class CascadeSampler(BaseSampler):
@@ -51,6 +61,7 @@ class CascadeSampler(BaseSampler):
         self._independent = RandomSampler(seed=seed)
         self._read = _Read()
         self._surrogate: Surrogate | None = None
+        self._proposal: Proposal | None = None
         self._hyperparameters: dict[int, Hyperparameters] = {}
         self._fitted_at = 0
 
@@ -94,16 +105,47 @@ class CascadeSampler(BaseSampler):
         """A parameter that is none of the space's decisions: at random."""
         return self._independent.sample_independent(study, trial, param_name, param_distribution)
 
-    def hopeless(self, policy: Policy, reached: Mapping[str, Any]) -> bool:
-        """Whether a policy that stands like this after a rung (rung, images, accuracy, divergence) will
-        hardly come out above the floor of accuracy, as far as trials have shown."""
+    def given_up(self, policy: Policy, reached: Mapping[str, Any]) -> str:
+        """Why a policy that stands like this after a rung (rung, images, accuracy, divergence) should not go
+        on, as far as trials have shown, or "": it will hardly come out above the floor of accuracy, or, the
+        policy that was proposed last, it will win little of what it promised then."""
         knowledge = self.knowledge
         if self._surrogate is None:
-            return False
+            return ""
         scores = scores_of({"rungs": [reached]}, knowledge.baseline["accuracy"], knowledge.rungs)
         ((rung, score),) = scores.items()
-        mean, deviation = self._surrogate.after(knowledge.encoding.of(policy), rung, score)
-        return mean - _SURE * deviation > knowledge.floor
+        codes = knowledge.encoding.of(policy)
+        mean, deviation = self._surrogate.after(codes, rung, score)
+        if mean - _SURE * deviation > knowledge.limit:
+            return HOPELESS
+        proposal = self._proposal
+        if proposal is None or keys(proposal.codes[:, None]) != keys(codes[:, None]):
+            return ""
+        log_costs = knowledge.log_costs(codes[:, None])
+        (gain,) = proposal.landscape.expected_gain(log_costs, np.array([mean]), np.array([deviation]))
+        return IDLE if gain < _LEFT * proposal.gain else ""
+
+    def heirs(self, study: optuna.Study, policy: Policy, accuracy: float) -> list[Policy]:
+        """What to make from the weights of a policy's network that was just trained to this accuracy."""
+        knowledge, encoding = self.knowledge, self.knowledge.encoding
+        pending = self._take_in(study.get_trials(deepcopy=False), None)
+        seen = list(self._read.seen.values())
+        own = encoding.of(policy)
+        reached = float(shortfall(accuracy, knowledge.baseline["accuracy"]))
+        landscape = front_landscape(knowledge.searched, knowledge.prior, seen, pending, self._hyperparameters)
+        landscape = landscape.with_one_more(knowledge.log_costs(own[:, None])[0], reached)
+        codes = choose(
+            knowledge.searched,
+            knowledge.prior,
+            landscape,
+            own,
+            reached,
+            rate(self._read.losses),
+            self._read.final | set(keys(pending)),
+            self._rng,
+        )
+        batch = encoding.batch(codes)
+        return [batch.policy(index) for index in range(codes.shape[1])]
 
     def _propose(self, study: optuna.Study, trial: FrozenTrial) -> NDArray[np.int64]:
         knowledge = self.knowledge
@@ -130,16 +172,17 @@ class CascadeSampler(BaseSampler):
             self._rng,
             self._hyperparameters,
         )
-        self.expected_accuracy = None
+        self.expected_accuracy = self._proposal = None
         if found is None:
             return encoding.random(1, self._rng)[:, 0]
         self._surrogate = found.surrogate
         self._hyperparameters = {**found.surrogate.hyperparameters}
         if target == last:
             self.expected_accuracy = accuracy_of(found.mean, knowledge.baseline["accuracy"])
+            self._proposal = found
         return found.codes
 
-    def _take_in(self, trials: Sequence[FrozenTrial], own: int) -> Codes:
+    def _take_in(self, trials: Sequence[FrozenTrial], own: int | None) -> Codes:
         """Read trials that have finished since; the codes of those that are running, (decisions, p)."""
         encoding, read = self.knowledge.encoding, self._read
         pending = []
@@ -164,15 +207,30 @@ class CascadeSampler(BaseSampler):
         result = trial.user_attrs.get("result") or {}
         canonical = self.knowledge.encoding.canonical(codes[:, None])
         (key,) = keys(canonical)
-        scores = scores_of(result, self.knowledge.baseline["accuracy"], self.knowledge.rungs)
+        accuracy = self.knowledge.baseline["accuracy"]
+        scores = scores_of(result, accuracy, self.knowledge.rungs)
+        untrained = None
+        if "accuracy" in result and (WEIGHTS_OF in result or result.get("reason") == UNTRAINED):
+            untrained = float(shortfall(result["accuracy"], accuracy))
+        if WEIGHTS_OF in result:
+            self._learn_loss(canonical, result)
+        elif self.knowledge.rungs - 1 in scores:
+            self._read.trained[trial.number] = canonical, result["accuracy"]
         given_up = str(result.get("reason")).endswith(HOPELESS)
         if given_up or trial.state != TrialState.PRUNED or max(scores, default=-1) != 0:
             self._read.final.add(key)  # complete, refused, failed, or it fell behind after training
-        if scores and all(name in result for name in self.knowledge.costs):
+        if (scores or untrained is not None) and all(name in result for name in self.knowledge.costs):
             costs = [np.log(result[name] / self.knowledge.baseline[name]) for name in self.knowledge.costs]
             before = self._read.seen.get(key)
             scores = {**(before.scores if before else {}), **scores}
-            self._read.seen[key] = Seen(canonical[:, 0], scores, np.array(costs))
+            self._read.seen[key] = Seen(canonical[:, 0], scores, np.array(costs), untrained)
+
+    def _learn_loss(self, codes: Codes, result: Mapping[str, Any]) -> None:
+        parent = self._read.trained.get(int(result[WEIGHTS_OF]))
+        if parent is not None and "accuracy" in result:
+            own, theirs = self.knowledge.prior.sensitivities(np.hstack([codes, parent[0]])).sum(axis=1)
+            if own > theirs:
+                self._read.losses.append((float(own - theirs), float(parent[1] - result["accuracy"])))
 
     def _codes(self, trial: FrozenTrial) -> NDArray[np.int64] | None:
         """(decisions,) from the parameters of a trial; None where it has not all of them."""
@@ -192,6 +250,8 @@ class CascadeSampler(BaseSampler):
 def scores_of(result: Mapping[str, Any], baseline: float, rungs: int) -> dict[int, float]:
     """Rung -> log shortfall, of what a trial has in its journal."""
     scores: dict[int, float] = {}
+    if WEIGHTS_OF in result:  # an heir says nothing of what training does to its policy
+        return scores
     for rung in result.get("rungs") or ():
         untrained = rung["images"] == 0 and rungs > 1
         score = log_divergence(rung["divergence"]) if untrained else shortfall(rung["accuracy"], baseline)
