@@ -22,7 +22,7 @@ from search.promotion import UNTRAINED
 from search.run_folder import RunFolder, TrialRow
 from search.run_search import run_search
 
-TRIALS = {"cascade": 80, "tpe": 300, "nsga2": 300}
+TRIALS = {"cascade": 66, "tpe": 300, "nsga2": 300}
 AT = (5, 10, 15, 20, 30, 60, 100, 200, 300)
 VIEWS = {
     "accuracy, latency and size": ("latency_ms", "size_bytes"),

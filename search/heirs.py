@@ -10,7 +10,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 
 from compression.policy import Policy
-from search.disk import when_there_is_space
+from search.disk import is_full, when_there_is_space
 from search.lease import Lease
 from search.ledger import row_of
 from search.paired import save_scores
@@ -34,6 +34,8 @@ def score_heirs(
     parent: TrialRow,
     policy: Policy,
     climb: ClimbLike,
+    seconds: float,
+    overdue: Callable[[optuna.Trial], None],
     stop: Callable[[], bool],
     on_trial: Callable[[TrialRow], None],
 ) -> None:
@@ -46,6 +48,8 @@ def score_heirs(
         parent: the trial that was trained; its worker does this.
         policy: its policy.
         climb: its network.
+        seconds: after which an heir is taken to hang, and ``overdue`` called.
+        overdue: ends this process.
         stop: whether to leave the rest.
         on_trial: gets the line of each.
     """
@@ -62,13 +66,15 @@ def score_heirs(
         trial = adopt(study, problem.space, chosen, parent.worker, parent.trial)
         number = trial.number
         try:
-            with Lease(study, trial):
+            with Lease(study, trial, seconds, partial(overdue, trial)):
                 result = inherited(problem, parent.trial, climb, chosen, price, partial(keep, run, number))
                 row = row_of(tell(study, trial, result))
         except UpdateFinishedTrialError:
             continue  # it was taken back while this worker did not answer
-        except BaseException:
+        except BaseException as error:
             with suppress(Exception):
                 hand_back(study, trial)
-            raise
+            if not is_full(error):
+                raise
+            return  # the next trial waits for space
         on_trial(row)

@@ -5,6 +5,7 @@ import mmap
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,9 @@ class RepairingJournal(JournalFileBackend):
         with self._path.open("rb") as file:
             while True:
                 file.seek(offset)
-                lines = [line for line in file.readlines(_CHUNK_BYTES) if line.endswith(b"\n")]
+                # up to the first torn line: what readlines gives after it may be the rest of that line, which
+                # was written in between
+                lines = list(takewhile(lambda line: line.endswith(b"\n"), file.readlines(_CHUNK_BYTES)))
                 if not lines:
                     return
                 for log in json.loads(b"[" + b",".join(lines) + b"]"):

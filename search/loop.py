@@ -103,7 +103,7 @@ def time_limit(trials: Sequence[FrozenTrial], minutes: float | None) -> float:
     return _SECONDS_OF_THE_FIRST if longest is None else max(_LEAST_LIMIT_SECONDS, 5 * longest)
 
 
-def _end_process(study: optuna.Study, trial: optuna.Trial, run: RunFolder, limit: float) -> None:
+def _end_process(study: optuna.Study, run: RunFolder, limit: float, trial: optuna.Trial) -> None:
     """What a trial that hangs comes to: nothing but the end of its process stops a reader that never returns.
 
     A trial that waits for space on the disk does not hang.
@@ -199,7 +199,7 @@ def search_loop(
         trial = study.ask()
         try:
             seconds = time_limit(trials, minutes)
-            overdue = partial(_end_process, study, trial, run, seconds)
+            overdue = partial(_end_process, study, run, seconds, trial)
             with Lease(study, trial, seconds, overdue):
                 trial.set_user_attr("worker", worker)
                 policy = problem.space.suggest(trial)
@@ -229,8 +229,18 @@ def search_loop(
         failures = failures + 1 if result.state == "failed" else 0 if trained else failures
         show(row)
         if climbs and row.state == "complete" and not row.reason:
-            full = partial(_enough, budget, stop)
-            score_heirs(problem, study, run, row, policy, climbs.pop(), full, show)
+            score_heirs(
+                problem,
+                study,
+                run,
+                row,
+                policy,
+                climbs.pop(),
+                seconds,
+                partial(_end_process, study, run, seconds),
+                partial(_enough, budget, stop),
+                show,
+            )
             ledger.write()
         if failures >= _FAILURES_IN_A_ROW:
             ledger.write(force=True)

@@ -96,18 +96,21 @@ def test_volume_is_the_hypervolume(costs, count, seed):
     assert landscape.volume() == pytest.approx(exact, abs=0.02 * np.exp(floor))
 
 
-def test_expected_gain_is_the_mean_of_what_is_gained():
-    """Against sampling: accuracies are drawn, and the volume is computed with and without the policy."""
+@pytest.mark.parametrize("lost", [np.inf, 0.06, 0.025])
+def test_expected_gain_is_the_mean_of_what_is_gained(lost):
+    """Against sampling: accuracies are drawn, and the volume is computed with and without the policy. Beyond
+    the limit (``lost``) it wins nothing, though hypervolume counts from further down."""
     rng = np.random.default_rng(3)
     low, floor = np.array([-2.0]), np.log(0.1 + SOFT)
     points = strewn(low, 512)
     front_costs, front = np.array([[-0.5], [-1.2]]), np.log(np.array([0.03, 0.08]))
-    before = Landscape(points, floor, front_costs, front)
+    limit = np.log(lost + SOFT)
+    before = Landscape(points, floor, front_costs, front, limit)
     costs, mean, deviation = np.array([[-0.9]]), np.array([np.log(0.05)]), np.array([0.5])
     (expected,) = before.expected_gain(costs, mean, deviation)
     gains = []
     for drawn in rng.normal(mean[0], deviation[0], 3000):
-        after = Landscape(points, floor, np.vstack([front_costs, costs]), np.append(front, drawn))
+        after = Landscape(points, floor, np.vstack([front_costs, costs]), np.append(front, drawn), limit)
         gains.append(after.volume() - before.volume())
     assert expected == pytest.approx(np.mean(gains), rel=0.05)
 
@@ -253,6 +256,17 @@ def test_what_is_uncertain_before_a_step_is_uncertain_after_it():
     _, sure = step.predict(np.zeros((1, 3)), np.array([1.0]), np.zeros(1))
     _, unsure = step.predict(np.zeros((1, 3)), np.array([1.0]), np.array([0.64]))
     assert unsure - sure == pytest.approx([0.25 * 0.64])
+
+
+def test_what_loses_nearly_nothing_promises_no_gain():
+    """Scores of variants of the uncompressed network differ by noise; to find the luckiest is no gain."""
+    prior = Prior([[0.0, 0.2]] * 3)
+    codes = np.array([[0, 0, 0], [1, 1, 1]]).T
+    mean, deviation = Surrogate(prior, (), 3).predict(codes, 2)
+    lost = np.exp(mean) - SOFT
+    assert lost[0] == pytest.approx(0.0, abs=1e-3)
+    assert lost[1] > 0.01
+    assert deviation[0] < 0.2 * deviation[1]
 
 
 def test_policies_unlike_those_that_were_trained_stay_uncertain():

@@ -232,3 +232,14 @@ def test_status_and_report_know_heirs(tmp_path: Path) -> None:
     rows = run.trials()
     assert answer["complete"] == sum(row.state == "complete" for row in rows)
     assert answer["heirs"] == sum(row.weights_of is not None for row in rows)
+
+
+def test_a_full_disk_costs_heirs_and_no_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: object, policy: Policy) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tests.test_study.Climb.heir", full)
+    run, study, asks = searched(tmp_path / "run", 4)
+    assert finished(study.trials) == 4
+    assert sum(map(len, asks.wanted)) == 8
+    assert not any(row.weights_of is not None or row.state == "running" for row in run.trials())

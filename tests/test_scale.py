@@ -4,6 +4,7 @@ Limits are of processor time, several times what it takes, as other programs may
 measures.
 """
 
+import io
 import json
 import os
 import resource
@@ -110,3 +111,22 @@ def test_a_line_that_is_being_written_is_read_when_it_is_whole(tmp_path: Path) -
 
 def _environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def test_a_line_that_is_finished_while_it_is_read_is_left_for_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that meets the end of the file within a line asks again, and may get the rest as a line."""
+    path = tmp_path / "study.journal"
+    journal = RepairingJournal(path)
+    whole = [b'{"n":0}\n', b'{"n":1}\n', b'{"n":2}\n']
+    path.write_bytes(b"".join(whole))
+
+    class Growing(io.BytesIO):
+        def readlines(self, hint: int | None = -1) -> list[bytes]:  # type: ignore[override]
+            lines = super().readlines(hint)
+            return [lines[0], lines[1][:4], lines[1][4:], *lines[2:]] if len(lines) == 3 else lines
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda self, mode: Growing(b"".join(whole)))
+        assert [log["n"] for log in journal.read_logs(0)] == [0, 1, 2]

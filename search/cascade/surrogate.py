@@ -29,7 +29,7 @@ SOFT = 0.02
 """Accuracy below the baseline's plus this has a finite logarithm; differences far below count as noise."""
 LEAST_DIVERGENCE = 0.15
 LEAST_TO_FIT = 8
-"""Scores of a rung, for a Gaussian process of its own."""
+"""Scores of the first rung, for a Gaussian process of its own; a search should train as many trials."""
 _SATURATION = 1.5
 """A divergence so many times the largest single one counts as half of the way to nowhere."""
 MOST_POINTS = 200
