@@ -15,6 +15,8 @@ from scipy.special import ndtr
 from search.cascade.gaussian import Array
 
 POINTS = 1024
+SURE = 2.0
+"""Standard deviations beyond which a policy is given up: one in fifty wrongly."""
 _LEAST_DEVIATION = 1e-3
 
 
@@ -84,4 +86,7 @@ class Landscape:
         distance = (np.minimum(values, self.limit)[None, :] - mean[:, None]) / spread
         won = np.exp(values)[None, :] * ndtr(distance)
         won -= np.exp(mean[:, None] + 0.5 * spread**2) * ndtr(distance - spread)
-        return np.asarray((share * np.maximum(won, 0.0)).sum(axis=1))
+        gains = (share * np.maximum(won, 0.0)).sum(axis=1)
+        # Far beyond the limit a rare surprise would win much: it would be all that is ever proposed, once the
+        # rest of the front is well known.
+        return np.where(mean - SURE * spread[:, 0] > min(self.limit, self.floor), 0.0, gains)
