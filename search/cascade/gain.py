@@ -15,8 +15,9 @@ from scipy.special import ndtr
 from search.cascade.gaussian import Array
 
 POINTS = 1024
-SURE = 2.0
-"""Standard deviations beyond which a policy is given up: one in fifty wrongly."""
+_HOPE = 0.7
+"""A policy whose mean lies so many standard deviations beyond the limit or further promises nothing: fewer
+than one in four of them come out within it."""
 _LEAST_DEVIATION = 1e-3
 
 
@@ -87,6 +88,6 @@ class Landscape:
         won = np.exp(values)[None, :] * ndtr(distance)
         won -= np.exp(mean[:, None] + 0.5 * spread**2) * ndtr(distance - spread)
         gains = (share * np.maximum(won, 0.0)).sum(axis=1)
-        # Far beyond the limit a rare surprise would win much: it would be all that is ever proposed, once the
-        # rest of the front is well known.
-        return np.where(mean - SURE * spread[:, 0] > min(self.limit, self.floor), 0.0, gains)
+        # Beyond the limit a rare surprise would win much: surprises would be all that is ever proposed, once
+        # the rest of the front is well known.
+        return np.where(mean - _HOPE * spread[:, 0] > min(self.limit, self.floor), 0.0, gains)

@@ -14,7 +14,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from compression.policy import Policy
 from search.cascade.encoding import Codes, keys
-from search.cascade.gain import SURE
 from search.cascade.gaussian import Hyperparameters
 from search.cascade.heirs import choose, rate
 from search.cascade.knowledge import Knowledge
@@ -25,6 +24,8 @@ from search.trial import WEIGHTS_OF
 
 _TARGET_AFTER = 4
 """Scores at the last rung from which on proposals aim at it; before, at what divergence alone says."""
+_SURE = 2.0
+"""Standard deviations beyond which a policy is not trained further: one in fifty is given up wrongly."""
 _LEFT = 0.5
 """Share of the gain it promised that a policy must still promise when more is known of it."""
 _REFIT = 1.2
@@ -115,7 +116,7 @@ class CascadeSampler(BaseSampler):
         ((rung, score),) = scores.items()
         codes = knowledge.encoding.of(policy)
         mean, deviation = self._surrogate.after(codes, rung, score)
-        if mean - SURE * deviation > knowledge.limit:
+        if mean - _SURE * deviation > knowledge.limit:
             return HOPELESS
         proposal = self._proposal
         if proposal is None or keys(proposal.codes[:, None]) != keys(codes[:, None]):
