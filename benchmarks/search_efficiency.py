@@ -8,8 +8,8 @@ much of the true hypervolume is found after so many evaluations, and after how m
 cascade's sensitivity pass needs counts as evaluations, too. Stock samplers are Optuna's, as search.sampler
 makes them; a policy that they propose again costs them nothing.
 
-real: searches of examples/cifar10_vgg11 on this machine, two workers each, one after the other: 60 trained
-trials of cascade, 300 of each other (benchmarks/real_searches.py says what is counted). It takes hours; the
+real: searches of examples/cifar10_vgg11 on this machine, two workers each, one after the other: 66 trials of
+cascade, 300 of each other (benchmarks/real_searches.py says what is counted). It takes hours; the
 same command goes on where it was stopped. What the tables are made of is kept under benchmarks/results.
 """
 
