@@ -29,6 +29,7 @@ NUMBERS = (
     "rung",
     "divergence",
     "expected_accuracy",
+    "weights_of",
 )
 TEXTS = ("trial", "state", "reason", "started", "finished", "worker", "policy", "rungs")
 DEFAULT_DROP = 0.01

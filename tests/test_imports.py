@@ -135,7 +135,7 @@ def test_quick_commands_load_no_heavy_library_and_answer_within_a_second(argumen
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in files("search") if p.name.startswith(("cli", "commands"))], ids=str
+    "path", [p for p in files("search") if p.name.startswith(("cli.", "command"))], ids=str
 )
 def test_the_command_line_imports_no_heavy_library(path):
     assert not top(imports(path, at_import_only=True)) & {

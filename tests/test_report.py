@@ -456,3 +456,12 @@ def test_what_the_sampler_expected_is_held_against_what_came_out(tmp_path: Path)
     assert "What the sampler expected" in own_part(write_report(run).read_text())
     few = make_run(tmp_path / "few", rows[:10])
     assert surrogate_errors(read_run(few)) == []
+
+
+def test_the_time_of_heirs_is_a_part_of_its_own(tmp_path: Path) -> None:
+    rows = [trial(0, 0.9, 0.5, seconds=30.0), trial(1, 0.89, 0.4, seconds=10.0, weights_of=0)]
+    shares = {name: share for name, _, share in time_shares(read_run(make_run(tmp_path / "run", rows)))}
+    assert shares["heirs"] == pytest.approx(25.0)
+    assert "heirs" not in {
+        name for name, _, _ in time_shares(read_run(make_run(tmp_path / "none", rows[:1])))
+    }
