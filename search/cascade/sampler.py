@@ -214,7 +214,7 @@ class CascadeSampler(BaseSampler):
             untrained = float(shortfall(result["accuracy"], accuracy))
         if WEIGHTS_OF in result:
             self._learn_loss(canonical, result)
-        elif self.knowledge.rungs - 1 in scores:
+        elif self.knowledge.rungs - 1 in scores and "accuracy" in result:
             self._read.trained[trial.number] = canonical, result["accuracy"]
         given_up = str(result.get("reason")).endswith(HOPELESS)
         if given_up or trial.state != TrialState.PRUNED or max(scores, default=-1) != 0:
