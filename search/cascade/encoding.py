@@ -121,3 +121,13 @@ def keys(codes: Codes) -> list[bytes]:
     """Something hashable per column: equal for equal columns."""
     small = np.ascontiguousarray(codes.T.astype(np.uint16))
     return [row.tobytes() for row in small]
+
+
+def fresh(codes: Codes, known: set[bytes]) -> Codes:
+    """(decisions, n): the columns of ``codes`` whose keys are not yet among ``known``, to which they go."""
+    places = []
+    for place, key in enumerate(keys(codes)):
+        if key not in known:
+            known.add(key)
+            places.append(place)
+    return codes[:, places]

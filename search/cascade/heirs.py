@@ -6,12 +6,12 @@ fast (the rate) is learned from the heirs that were scored. Heirs are taken one 
 expected gain in hypervolume, each with those before it as if they had come out as expected.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
 from search.cascade.cheap_front import children
-from search.cascade.encoding import Codes, keys
+from search.cascade.encoding import Codes, fresh, keys
 from search.cascade.gain import Landscape
 from search.cascade.gaussian import Array
 from search.cascade.proposing import Objectives
@@ -57,10 +57,16 @@ def choose(
         taken: keys of policies that must not come again.
         rng: draws the candidates.
     """
-    made = _candidates(objectives, prior, landscape, trained, shortfall, per_nat, taken, rng)
-    if made is None:
-        return trained[:, None][:, :0]
-    codes, log_costs, mean, deviation = made
+    lost = np.exp(shortfall)
+    (own,) = prior.sensitivities(trained[:, None]).sum(axis=1)
+
+    def expected(codes: Codes) -> tuple[Array, Array]:
+        """Mean and standard deviation of log shortfalls, (n,) and (n,)."""
+        loses = per_nat * np.maximum(prior.sensitivities(codes).sum(axis=1) - own, 0.0)
+        return np.log(np.maximum(lost + loses, 0.5 * SOFT)), _DOUBT * loses / (lost + loses)
+
+    codes, log_costs = _candidates(objectives, landscape, trained, expected, taken, rng)
+    mean, deviation = expected(codes)
     chosen: list[int] = []
     for _ in range(min(MOST, codes.shape[1])):
         gains = landscape.expected_gain(log_costs, mean, deviation)
@@ -75,43 +81,27 @@ def choose(
 
 def _candidates(
     objectives: Objectives,
-    prior: Prior,
     landscape: Landscape,
     trained: Codes,
-    shortfall: float,
-    per_nat: float,
+    expected: Callable[[Codes], tuple[Array, Array]],
     taken: Collection[bytes],
     rng: np.random.Generator,
-) -> tuple[Codes, Array, Array, Array] | None:
-    """Codes (decisions, n) of possible heirs, log costs (n, k), mean and deviation of log shortfalls (n,)."""
+) -> tuple[Codes, Array]:
+    """Codes (decisions, n) of possible heirs, evolved from ``trained``, and their log costs (n, k)."""
     encoding = objectives.encoding
     cut = encoding.cuts
-    (own,) = prior.sensitivities(trained[:, None]).sum(axis=1)
-    lost = np.exp(shortfall)
     looked_at = {*taken, *keys(trained[:, None])}
     parents = trained[:, None]
-    found = []
+    found: list[tuple[Codes, Array]] = [(parents[:, :0], np.zeros((0, len(objectives.low))))]
     for _ in range(_ROUNDS):
         codes = encoding.canonical(children(parents, encoding, _CANDIDATES, rng))
         codes = codes[:, (codes[cut] >= trained[cut, None]).all(axis=0)]  # what is gone does not come back
-        fresh = []
-        for index, key in enumerate(keys(codes)):
-            if key not in looked_at:
-                looked_at.add(key)
-                fresh.append(index)
-        codes = codes[:, fresh]
+        codes = fresh(codes, looked_at)
         log_costs = objectives.log_costs(codes)
         allowed = np.isfinite(log_costs).all(axis=1)
         codes, log_costs = codes[:, allowed], log_costs[allowed]
-        if not codes.shape[1]:
-            continue
-        loses = per_nat * np.maximum(prior.sensitivities(codes).sum(axis=1) - own, 0.0)
-        mean = np.log(np.maximum(lost + loses, 0.5 * SOFT))
-        deviation = _DOUBT * loses / (lost + loses)
-        found.append((codes, log_costs, mean, deviation))
-        gains = landscape.expected_gain(log_costs, mean, deviation)
+        found.append((codes, log_costs))
+        gains = landscape.expected_gain(log_costs, *expected(codes))
         parents = np.hstack([trained[:, None], codes[:, np.argsort(-gains, kind="stable")[:_PARENTS]]])
-    if not found:
-        return None
-    all_codes, all_costs, means, deviations = zip(*found, strict=True)
-    return np.hstack(all_codes), np.vstack(all_costs), np.concatenate(means), np.concatenate(deviations)
+    all_codes, all_costs = zip(*found, strict=True)
+    return np.hstack(all_codes), np.vstack(all_costs)

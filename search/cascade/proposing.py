@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search.cascade.cheap_front import children
-from search.cascade.encoding import Codes, Encoding, keys
+from search.cascade.encoding import Codes, Encoding, fresh
 from search.cascade.gain import Landscape, strewn, within
 from search.cascade.gaussian import Array, Hyperparameters
 from search.cascade.surrogate import MOST_POINTS, Prior, Seen, Surrogate
@@ -87,16 +87,10 @@ def propose(
     parents = start.codes[:, np.argsort(-gains, kind="stable")[:_PARENTS]]
     candidates = np.hstack([start.codes, encoding.random(_PARENTS, rng)])
     found: Proposal | None = None
-    looked_at: set[bytes] = set()
+    looked_at = set(taken)
     for _ in range(ROUNDS):
         candidates = np.hstack([candidates, children(parents, encoding, CANDIDATES, rng)])
-        candidates = encoding.canonical(candidates)
-        fresh = []
-        for index, key in enumerate(keys(candidates)):
-            if key not in taken and key not in looked_at:
-                looked_at.add(key)
-                fresh.append(index)
-        candidates = candidates[:, fresh]
+        candidates = fresh(encoding.canonical(candidates), looked_at)
         log_costs = objectives.log_costs(candidates)
         allowed = np.isfinite(log_costs).all(axis=1)
         candidates, log_costs = candidates[:, allowed], log_costs[allowed]

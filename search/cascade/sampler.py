@@ -22,8 +22,6 @@ from search.cascade.surrogate import Seen, Surrogate, accuracy_of, log_divergenc
 from search.promotion import HOPELESS, IDLE, UNTRAINED
 from search.trial import WEIGHTS_OF
 
-_TARGET_AFTER = 4
-"""Scores at the last rung from which on proposals aim at it; before, at what divergence alone says."""
 _SURE = 2.0
 """Standard deviations beyond which a policy is not trained further: one in fifty is given up wrongly."""
 _LEFT = 0.5

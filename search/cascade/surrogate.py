@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
 
 from search.cascade.encoding import Codes
 from search.cascade.gaussian import (
@@ -142,7 +142,8 @@ class _Step:
         cross = self._covariance(features, before)
         mean = self._believed(before) + cross @ self._weights
         own = self._spread[0] + self._spread[1] * before**2 + _SIGNAL**2
-        own -= (cross * cho_solve(self._factor, cross.T).T).sum(axis=1)
+        explained = solve_triangular(self._factor[0], cross.T, lower=True, check_finite=False)
+        own -= (explained**2).sum(axis=0)
         slope = self._line[1] + self._spread[1] * float(self._before @ self._weights)
         return np.maximum(mean, np.log(SOFT)), np.maximum(own, 1e-9) + slope**2 * variance
 
