@@ -3,7 +3,8 @@
 Called by ``python -m benchmarks.search_efficiency real``. Every search is what ``leanfront search`` runs, of
 one configuration: space, splits, short fine-tune and reference point are the same for all. Counted are trials
 that were trained to the end (heirs and networks that need no training are part of what was found and of the
-hours), and hours since the search began: baseline, sensitivities, untrained scores and the sampler's own thinking included (the latency table is there already: all need it alike).
+hours), and hours since the search began: baseline, sensitivities, untrained scores and the sampler's own
+thinking included (the latency table is there already: all need it alike).
 """
 
 import json
