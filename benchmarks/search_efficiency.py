@@ -117,6 +117,23 @@ class Exhaustive:
             columns += found
         return divergences, list(dict.fromkeys(columns))
 
+    def knowledge(self, rungs: int) -> tuple[Knowledge, list[int]]:
+        """What cascade knows before its first trial, and the columns that were looked up for it."""
+        divergences, columns = self.sensitivities()
+        costs = [name for name in self.objectives if name != "accuracy"]
+        uncompressed = dict(zip(costs, self.costs[self.uncompressed].tolist(), strict=True))
+        known = Knowledge(
+            space=self.loaded.space,
+            cost_model=model_of(self.loaded.profile),
+            objectives=self.objectives,
+            limits=self.loaded.config.limits,
+            baseline={"accuracy": float(self.accuracy[self.uncompressed]), **uncompressed},
+            divergences=divergences,
+            rungs=rungs,
+            start=0,
+        )
+        return known, columns
+
 
 def searched(
     table: Exhaustive, name: str, seed: int, evaluations: int, asks: int = ASKS
@@ -124,30 +141,8 @@ def searched(
     """Columns in the order in which a sampler came to them, each once; seconds per proposal."""
     order: list[int] = []
     if name == "cascade":
-        divergences, order = table.sensitivities()
-        config = table.loaded.config
-        made: optuna.samplers.BaseSampler = CascadeSampler(
-            Knowledge(
-                space=table.loaded.space,
-                cost_model=model_of(table.loaded.profile),
-                objectives=table.objectives,
-                limits=config.limits,
-                baseline={
-                    "accuracy": float(table.accuracy[table.uncompressed]),
-                    **dict(
-                        zip(
-                            [n for n in table.objectives if n != "accuracy"],
-                            table.costs[table.uncompressed].tolist(),
-                            strict=True,
-                        )
-                    ),
-                },
-                divergences=divergences,
-                rungs=1,
-                start=0,
-            ),
-            seed,
-        )
+        knowledge, order = table.knowledge(rungs=1)
+        made: optuna.samplers.BaseSampler = CascadeSampler(knowledge, seed)
     else:
         made = stock_sampler(SearchSection(sampler=name, objectives=table.objectives, seed=seed))  # type: ignore[arg-type]
     study = optuna.create_study(

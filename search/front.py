@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from search.noise import alike
 from search.run_folder import RunFolder, TrialRow
 
+_TERMINAL = 80
 COSTS = ("latency_ms", "size_bytes", "energy_mj", "peak_memory_bytes")
 
 
@@ -95,7 +96,8 @@ def point(row: TrialRow) -> dict[str, Any]:
 
 
 def front_table(run: RunFolder) -> list[dict[str, str]]:
-    """The front as text, one dict of columns a row, the uncompressed network first; at most 80 wide."""
+    """The front as text, one dict of columns a row, the uncompressed network first. Energy is left out where
+    the table would be more than 80 wide with it and nobody searches for it."""
     answer = front_json(run)
     baseline: Mapping[str, Any] = answer["baseline"]
     rows = [_cells("-", baseline, baseline)] if baseline else []
@@ -104,7 +106,20 @@ def front_table(run: RunFolder) -> list[dict[str, str]]:
         for row, entry in zip(reversed(rows), reversed(answer["front"]), strict=False):
             row["same as"] = str(entry.get("same_within_noise_as", ""))
         rows[0].setdefault("same as", "")
+    if not any(row["out"] for row in rows):
+        rows = _without("out", rows)
+    if rows and "energy_mj" not in run.config().search.objectives and _width(rows) > _TERMINAL:
+        rows = _without("energy", rows)
     return rows
+
+
+def _without(column: str, rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    return [{name: text for name, text in row.items() if name != column} for row in rows]
+
+
+def _width(rows: Sequence[Mapping[str, str]]) -> int:
+    """Characters of a line, two between columns."""
+    return sum(max(len(text) for text in (name, *(row[name] for row in rows))) + 2 for name in rows[0]) - 2
 
 
 def _cells(name: str, entry: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, str]:
@@ -124,7 +139,8 @@ def _cells(name: str, entry: Mapping[str, Any], baseline: Mapping[str, Any]) -> 
         "x ": _ratio("size_bytes", entry, baseline),
         "energy": quantity("energy_mj", entry.get("energy_mj")),
         "bits": _span([layer["weight_bits"] for layer in there] or [entry.get("weight_bits", 32)]),
-        "cut": _mean_percent([layer["sparsity"] for layer in there]) + (f", {out} out" if out else ""),
+        "cut": _mean_percent([layer["sparsity"] for layer in there]),
+        "out": str(out or ""),
     }
 
 

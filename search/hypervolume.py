@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from search.front import non_dominated
+
 DROP = 0.10
 """Accuracy counts from so far below the uncompressed network's."""
 
@@ -37,3 +39,22 @@ def hypervolume(
     from optuna._hypervolume import compute_hypervolume
 
     return float(compute_hypervolume(inside, np.zeros(len(objectives))))
+
+
+def growth(
+    values: NDArray[np.float64], objectives: Sequence[str], baseline: Mapping[str, float], points: int
+) -> list[tuple[int, float]]:
+    """(how many, their hypervolume) of the first of ``values`` (n, k), up to ``points`` times, spread evenly,
+    all of them last. Other arguments as of ``hypervolume``; empty without a baseline."""
+    less = np.where(np.array(objectives) == "accuracy", -values, values)
+    member = np.zeros(0, dtype=np.int64)
+    found: list[tuple[int, float]] = []
+    begin = 0
+    for end in sorted({round(len(values) * (point + 1) / points) for point in range(points)} - {0}):
+        known = np.concatenate([member, np.arange(begin, end)])
+        member, begin = known[non_dominated(less[known])], end
+        volume = hypervolume(values[member], objectives, baseline)
+        if volume is None:
+            return []
+        found.append((end, volume))
+    return found

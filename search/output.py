@@ -28,7 +28,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> 
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for name in rows[0] if rows else ():
         table.add_column(
             name, justify="left" if name in ("what", "why", "layer", "shape", "group") else "right"
@@ -41,7 +41,9 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> 
         console = Console(width=max(80, needed), highlight=False)
     if title:  # as a line of its own: a table's title is broken at the width of the table
         console.print(title, markup=False)
+    console.print()
     console.print(table)
+    console.print()
 
 
 def _text(value: Any) -> str:

@@ -8,14 +8,14 @@ from search.paired import Scores, paired_interval, unpaired_interval, wilson_int
 
 HOPELESS = "too far below the accuracy that counts"
 """Why a trial is given up whose policy must not be proposed again."""
-
-
 IDLE = "promises little beside what it promised"
 """Why a trial does not go on when its scores say that it will win much less than was expected of it."""
 HARMLESS = 0.02
 """Untrained divergence from the teacher, in nats, below which training has next to nothing to win back."""
 UNTRAINED = "needs no training"
 """Why a trial is complete after the untrained rung."""
+INTERRUPTED = "its worker was stopped; run again"
+"""Why a trial ended of whose policy nothing is known."""
 
 
 @dataclass(frozen=True)

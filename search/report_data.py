@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from search.front import COSTS, non_dominated
-from search.hypervolume import hypervolume
+from search.hypervolume import growth
 from search.noise import alike, within_noise
 from search.paired import load_scores
 from search.run_folder import ADDED, RunError, RunFolder, TrialRow, open_run
@@ -204,18 +204,8 @@ def hypervolume_so_far(data: RunData) -> pd.Series:
     up to CURVE_POINTS of them, spread evenly, the last among them. Empty without a baseline."""
     rows = data.complete.sort_values("hours", na_position="last", kind="stable")
     values = rows[list(data.objectives)].to_numpy(dtype=float)
-    less = np.where(np.array(data.objectives) == "accuracy", -values, values)
-    member = np.zeros(0, dtype=np.int64)
-    volumes: dict[Any, float] = {}
-    begin = 0
-    for end in sorted({round(len(rows) * (point + 1) / CURVE_POINTS) for point in range(CURVE_POINTS)} - {0}):
-        known = np.concatenate([member, np.arange(begin, end)])
-        member, begin = known[non_dominated(less[known])], end
-        volume = hypervolume(values[member], data.objectives, data.baseline)
-        if volume is None:
-            break
-        volumes[rows.index[end - 1]] = volume
-    return pd.Series(volumes, dtype=float)
+    grown = growth(values, data.objectives, data.baseline, CURVE_POINTS)
+    return pd.Series({rows.index[end - 1]: volume for end, volume in grown}, dtype=float)
 
 
 def best_speed_up(data: RunData, max_drop: float) -> pd.Series:

@@ -150,7 +150,9 @@ def _front_traces(data: RunData, cost: str) -> list[Any]:
 def _member_texts(data: RunData, front: pd.DataFrame) -> list[str]:
     lines = []
     for row in front.to_dict("records"):
-        parts = [f"<b>trial {int(row['trial'])}</b>", f"{100 * row['accuracy']:.2f} %"]
+        heir = row["weights_of"] == row["weights_of"]
+        of = f", from the weights of {row['weights_of']:.0f}" if heir else ""
+        parts = [f"<b>trial {int(row['trial'])}</b>{of}", f"{100 * row['accuracy']:.2f} %"]
         for cost in COSTS:
             if row[cost] == row[cost]:
                 ratio = (data.baseline.get(cost) or math.nan) / row[cost] if row[cost] else math.nan

@@ -24,6 +24,7 @@ def front_table(data: RunData) -> dict[str, Any]:
     low, high = baseline.get("accuracy_ci") or (None, None)
     first = {
         "trial": "baseline",
+        "weights_of": "",
         "accuracy": percent(baseline.get("accuracy")),
         "interval": _span(low, high),
         "within": False,
@@ -35,6 +36,7 @@ def front_table(data: RunData) -> dict[str, Any]:
         "costs": costs,
         "rows": [first, *rows] if baseline.get("accuracy") is not None else rows,
         "left_out": max(0, len(data.front) - TABLE_ROWS),
+        "heirs": any(row["weights_of"] for row in rows),
         "energy_estimated": "energy_mj" in costs and data.environment.get("estimated") is not False,
         "estimates": data.environment.get("estimates") or "",
     }
@@ -46,6 +48,7 @@ def _row(data: RunData, row: Mapping[Any, Any], costs: list[str]) -> dict[str, A
     known = row["accuracy_low"] == row["accuracy_low"] and row["accuracy_high"] == row["accuracy_high"]
     return {
         "trial": f"{row['trial']}",
+        "weights_of": "" if row["weights_of"] != row["weights_of"] else f"{row['weights_of']:.0f}",
         "accuracy": percent(row["accuracy"]),
         "interval": _span(row["accuracy_low"], row["accuracy_high"]) if known else "",
         "within": accuracy is not None and accuracy - row["accuracy"] <= data.max_drop + 1e-9,

@@ -7,9 +7,10 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from search.front import front_rows
-from search.hypervolume import hypervolume
+from search.hypervolume import growth, hypervolume
 from search.lock import is_held
 from search.run_folder import STATES, RunFolder, TrialRow
 
@@ -46,7 +47,7 @@ def status(run: RunFolder) -> dict[str, Any]:
         "heirs": sum(row.weights_of is not None for row in rows),
         "trials_per_hour": rate,
         "front_size": len(front),
-        "hypervolume": hypervolume_of(front, objectives, baseline),
+        "hypervolume": hypervolume(_values(front, objectives), objectives, baseline),
         "hypervolume_curve": hypervolume_curve(rows, objectives, baseline),
         "seconds_left": _seconds_left(rows, budget, rate) if alive else 0.0,
         "alive": alive,
@@ -54,14 +55,6 @@ def status(run: RunFolder) -> dict[str, Any]:
         "why_failed": why_failed(failed),
         "failures": [{"trial": row.trial, "reason": row.reason} for row in failed],
     }
-
-
-def hypervolume_of(
-    front: Sequence[TrialRow], objectives: Sequence[str], baseline: Mapping[str, float]
-) -> float | None:
-    """The hypervolume of rows; None without a baseline."""
-    values = np.array([[getattr(row, name) for name in objectives] for row in front], dtype=float)
-    return hypervolume(values.reshape(len(front), len(objectives)), objectives, baseline)
 
 
 def hypervolume_curve(
@@ -73,18 +66,12 @@ def hypervolume_curve(
     """The hypervolume after equal shares of the complete trials, in the order they finished; the last is
     today's. Empty without a baseline or before the first complete trial."""
     complete = sorted((row for row in rows if row.state == "complete"), key=lambda row: row.finished)
-    ends = sorted({round(len(complete) * (point + 1) / points) for point in range(points)} - {0})
-    front: list[TrialRow] = []
-    curve: list[float] = []
-    begin = 0
-    for end in ends:
-        front = front_rows([*front, *complete[begin:end]], objectives)
-        begin = end
-        value = hypervolume_of(front, objectives, baseline)
-        if value is None:
-            return []
-        curve.append(value)
-    return curve
+    return [volume for _, volume in growth(_values(complete, objectives), objectives, baseline, points)]
+
+
+def _values(rows: Sequence[TrialRow], objectives: Sequence[str]) -> NDArray[np.float64]:
+    values = np.array([[getattr(row, name) for name in objectives] for row in rows], dtype=float)
+    return values.reshape(len(rows), len(objectives))
 
 
 def trials_per_hour(rows: Sequence[TrialRow]) -> float | None:

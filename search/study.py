@@ -17,7 +17,7 @@ from compression.policy import Policy
 from search.config import SearchSection
 from search.lease import Watch
 from search.lock import locked
-from search.promotion import HOPELESS
+from search.promotion import HOPELESS, INTERRUPTED
 from search.run_folder import RunError, RunFolder
 from search.sampler import sampler
 from search.space import Space
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from search.cascade.knowledge import Knowledge
 
 NAME = "leanfront"
-INTERRUPTED = "its worker was stopped; run again"
 OVERDUE = "overdue"
 """Attribute of a trial that was ended for its time limit, in seconds."""
 _SECONDS_TO_SAY_WHO = 60.0

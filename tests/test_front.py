@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from search.config import parse_config
 from search.front import front_json, front_rows, front_table, non_dominated, quantity
-from search.hypervolume import hypervolume
+from search.hypervolume import growth, hypervolume
+from search.output import print_table
 from search.run_folder import TrialRow, make_run
 from search.status import status
 
@@ -67,6 +68,18 @@ def test_hypervolume_on_paper():
     assert hypervolume(front, names, {"latency_ms": 4.0}) is None
 
 
+def test_hypervolume_grows_as_if_counted_anew():
+    rng = np.random.default_rng(0)
+    values = np.stack([rng.uniform(0.78, 0.9, 30), rng.uniform(0.5, 4.5, 30)], axis=1)
+    names, baseline = ("accuracy", "latency_ms"), {"accuracy": 0.9, "latency_ms": 4.0}
+    found = growth(values, names, baseline, points=7)
+    assert [end for end, _ in found] == [4, 9, 13, 17, 21, 26, 30]
+    assert [volume for _, volume in found] == pytest.approx(
+        [hypervolume(values[:end], names, baseline) for end, _ in found]
+    )
+    assert growth(values, names, {}, points=7) == growth(values[:0], names, baseline, points=7) == []
+
+
 def test_as_accurate_at_half_of_every_cost_is_one():
     costs = {"latency_ms": 3.0, "size_bytes": 1e6, "energy_mj": 7.0}
     for count in (1, 2, 3):
@@ -75,17 +88,20 @@ def test_as_accurate_at_half_of_every_cost_is_one():
         assert hypervolume(half, names, {"accuracy": 0.7, **costs}) == pytest.approx(1.0)
 
 
+BASELINE = {
+    "accuracy": 0.9,
+    "accuracy_ci": [0.88, 0.92],
+    "latency_ms": 2.0,
+    "energy_mj": 20.0,
+    "size_bytes": 4000,
+    "peak_memory_bytes": 100,
+}
+
+
 @pytest.fixture
 def run(tmp_path):
     run = make_run(tmp_path / "run", parse_config({"task": {"file": "task.py"}}))
-    baseline = {
-        "accuracy": 0.9,
-        "accuracy_ci": [0.88, 0.92],
-        "latency_ms": 2.0,
-        "energy_mj": 20.0,
-        "size_bytes": 4000,
-    }
-    run.update_environment(profile="toy", baseline=baseline | {"peak_memory_bytes": 100})
+    run.update_environment(profile="toy", baseline=BASELINE)
     policy = json.dumps(
         {"conv": {"sparsity": 0.5, "weight_bits": 4, "activation_bits": 8, "pattern": "channel"}}
     )
@@ -127,6 +143,30 @@ def test_the_table_says_what_was_gained(run):
     assert point["x"] == "0.50"
     assert point["bits"] == "4"
     assert point["cut"] == "50 %"
+
+
+@pytest.mark.parametrize(("cost", "shown"), [("latency_ms", False), ("energy_mj", True)])
+def test_energy_nobody_searches_for_gives_way_to_80_columns(tmp_path, monkeypatch, capsys, cost, shown):
+    config = {"task": {"file": "task.py"}, "search": {"objectives": ["accuracy", cost]}}
+    run = make_run(tmp_path / "run", parse_config(config))
+    run.update_environment(profile="toy", baseline=BASELINE)
+    layer = {"sparsity": 0.5, "weight_bits": 2, "activation_bits": 8, "pattern": "channel"}
+    policy = {"kept": layer, "wide": layer | {"weight_bits": 32}, "left": layer | {"sparsity": 1.0}}
+    first = {"accuracy_low": 0.7, "accuracy_high": 0.72, "size_bytes": 1_230, "policy": json.dumps(policy)}
+    points = ((100, 0.71, 0.123, 111.0), (101, 0.711, 0.124, 112.0))
+    run.write_trials(
+        [
+            TrialRow(number, "complete", accuracy=accuracy, latency_ms=latency, energy_mj=energy, **first)
+            for number, accuracy, latency, energy in points
+        ]
+    )
+    monkeypatch.setattr("search.front.alike", lambda *given: {101: 100})
+    table = front_table(run)
+    assert [row["same as"] for row in table] == ["", "", "100"]
+    assert [(row["cut"], row["out"]) for row in table[1:]] == [("50 %", "1")] * 2
+    assert ("energy" in table[0]) == shown
+    print_table(table)
+    assert (max(map(len, capsys.readouterr().out.splitlines())) <= 80) != shown
 
 
 def test_status_json_is_as_designed(run):

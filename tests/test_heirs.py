@@ -21,7 +21,7 @@ from search.loop import Budget, search_loop, seconds_per_trial
 from search.run_folder import RunFolder, make_run, registered
 from search.sampler import heirs
 from search.status import status
-from search.study import adopt, digests, finished, open_study, reached_the_end, recover
+from search.study import adopt, digests, finished, hand_back, open_study, reached_the_end, recover
 from search.trial import ClimbLike, Problem, ScoreLike, inherited, priced
 from tests.test_cascade_sampler import BASELINE, Toy, ask, study_of, tell
 from tests.test_study import Scorer, configuration, problem_of
@@ -116,6 +116,23 @@ def test_an_heir_counts_as_reached_and_teaches_only_what_heirs_lose() -> None:
         ((added, lost),) = read.losses
         assert lost == pytest.approx(toy.accuracy(codes[:, None])[0] - 0.9)
         assert added > 0
+
+
+def test_an_heir_whose_worker_was_stopped_may_be_proposed_again() -> None:
+    toy = Toy.of()
+    knowledge = toy.knowledge()
+    study = study_of(knowledge)
+    trial, codes = ask(toy, study)
+    tell(toy, study, trial, codes, knowledge)
+    parent = toy.encoding.batch(codes[:, None]).policy(0)
+    wanted = heirs(study.sampler, study, parent, float(toy.accuracy(codes[:, None])[0]))
+    heir = adopt(study, toy.space, wanted[0], "worker", trial.number)
+    ask(toy, study)
+    hand_back(study, heir)
+    ask(toy, study)
+    read = study.sampler._read
+    assert heir.number in read.trials
+    assert keys(toy.encoding.of(wanted[0])[:, None])[0] not in read.final | set(read.seen)
 
 
 @dataclass

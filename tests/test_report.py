@@ -465,3 +465,15 @@ def test_the_time_of_heirs_is_a_part_of_its_own(tmp_path: Path) -> None:
     assert "heirs" not in {
         name for name, _, _ in time_shares(read_run(make_run(tmp_path / "none", rows[:1])))
     }
+
+
+def test_members_made_of_another_trial_say_so(tmp_path: Path) -> None:
+    rows = [trial(3, 0.9, 0.5), trial(4, 0.89, 0.4, weights_of=3)]
+    page = write_report(make_run(tmp_path / "run", rows)).read_text()
+    (table,) = re.findall(r'<table id="front-table">.*?</table>', page, re.S)
+    assert re.findall(r'<th scope="row">(\d+)(?: <small>from (\d+)</small>)?</th>', table) == [
+        ("4", "3"),
+        ("3", ""),
+    ]
+    assert "from the weights of 3" in page  # under the mouse
+    assert "not trained further" in own_part(page)

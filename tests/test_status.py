@@ -99,7 +99,7 @@ def test_the_table_of_a_stopped_search(run: RunFolder) -> None:
     run.write_trials([trial(0), trial(1, accuracy=0.975), trial(2, "failed", reason="out of memory")])
     answer = CliRunner().invoke(app, ["status", str(run.path)], env={"COLUMNS": "200"})
     assert answer.exit_code == 0
-    assert " ▁█ " in answer.output
+    assert " ▁█" in answer.output
     assert [row.split() for row in answer.output.splitlines() if "out of memory" in row] == [
         ["1", "2", "out", "of", "memory"]
     ]

@@ -23,11 +23,12 @@ from search.lease import BEAT, Lease, Watch
 from search.loop import Budget, search_loop
 from search.owner import owned
 from search.prepare import threads_of_workers
+from search.promotion import INTERRUPTED
 from search.run_folder import RunError, make_run, registered
 from search.run_search import with_storage
 from search.storage import StorageLost, open_storage
 from search.storage_url import StorageURLError, parse_url, storage_url, without_password
-from search.study import INTERRUPTED, open_study, recover
+from search.study import open_study, recover
 from tests.test_study import Scorer, configuration, problem_of
 from tests.test_study import search as searched
 

@@ -25,11 +25,11 @@ from search.front import front_of, front_rows
 from search.ledger import Ledger
 from search.loop import Budget, Interrupt, search_loop, seconds_per_trial
 from search.prepare import _check_prices, check_limits, check_objectives
-from search.promotion import UNTRAINED
+from search.promotion import INTERRUPTED, UNTRAINED
 from search.run_folder import RunFolder, make_run, open_run, registered
 from search.sampler import sampler as made_sampler
 from search.space import Space
-from search.study import INTERRUPTED, enqueue_seeds, open_study, recover
+from search.study import enqueue_seeds, open_study, recover
 from search.trial import Problem, priced, scored
 
 ROOT = Path(__file__).parent.parent
