@@ -20,6 +20,7 @@ from benchmarks.search_efficiency import Exhaustive
 from search.cascade.sampler import CascadeSampler
 
 OBJECTIVES = ("accuracy", "latency_ms", "size_bytes")
+IMAGES = (0, 1000, 2000)
 SHORT, WHOLE = 5, 10
 """One trial of so many was trained shortly, and one of so many to the end."""
 ARCHIVE = 20_000
@@ -27,7 +28,7 @@ ARCHIVE = 20_000
 
 def study_of(table: Exhaustive, count: int) -> optuna.Study:
     """A study with ``count`` finished trials, and a sampler that has not read them."""
-    knowledge, _ = table.knowledge(rungs=3)
+    knowledge, _ = table.knowledge(IMAGES)
     sampler = CascadeSampler(replace(knowledge, archive=knowledge.cheap_front(ARCHIVE)))
     directions = ["maximize" if name == "accuracy" else "minimize" for name in OBJECTIVES]
     study = optuna.create_study(directions=directions, sampler=sampler)
@@ -39,7 +40,7 @@ def study_of(table: Exhaustive, count: int) -> optuna.Study:
         reached = 2 if place % WHOLE == 0 else 1 if place % SHORT == 0 else 0
         divergence = float(table.divergence[column])
         rungs = [
-            {"rung": rung, "images": 1000 * rung, "divergence": divergence, "accuracy": accuracy}
+            {"rung": rung, "images": IMAGES[rung], "divergence": divergence, "accuracy": accuracy}
             for rung in range(reached + 1)
         ]
         result = {"rungs": rungs, **dict(zip(OBJECTIVES[1:], costs, strict=True))}

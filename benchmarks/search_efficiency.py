@@ -117,8 +117,9 @@ class Exhaustive:
             columns += found
         return divergences, list(dict.fromkeys(columns))
 
-    def knowledge(self, rungs: int) -> tuple[Knowledge, list[int]]:
-        """What cascade knows before its first trial, and the columns that were looked up for it."""
+    def knowledge(self, images: tuple[int, ...]) -> tuple[Knowledge, list[int]]:
+        """What cascade knows before its first trial, and the columns that were looked up for it. ``images``:
+        trained on at each rung."""
         divergences, columns = self.sensitivities()
         costs = [name for name in self.objectives if name != "accuracy"]
         uncompressed = dict(zip(costs, self.costs[self.uncompressed].tolist(), strict=True))
@@ -129,7 +130,7 @@ class Exhaustive:
             limits=self.loaded.config.limits,
             baseline={"accuracy": float(self.accuracy[self.uncompressed]), **uncompressed},
             divergences=divergences,
-            rungs=rungs,
+            images=images,
             start=0,
         )
         return known, columns
@@ -141,7 +142,7 @@ def searched(
     """Columns in the order in which a sampler came to them, each once; seconds per proposal."""
     order: list[int] = []
     if name == "cascade":
-        knowledge, order = table.knowledge(rungs=1)
+        knowledge, order = table.knowledge(images=(0,))
         made: optuna.samplers.BaseSampler = CascadeSampler(knowledge, seed)
     else:
         made = stock_sampler(SearchSection(sampler=name, objectives=table.objectives, seed=seed))  # type: ignore[arg-type]

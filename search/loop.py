@@ -26,7 +26,7 @@ from search.ledger import Ledger, row_of
 from search.memory import give_back, keep_what_is_there
 from search.paired import load_scores
 from search.progress import log_line
-from search.promotion import Standing, dominator, standings
+from search.promotion import UNTRAINED, Standing, dominator, standings
 from search.run_folder import RunFolder, TrialRow
 from search.sampler import expected_accuracy, given_up
 from search.study import (
@@ -84,13 +84,18 @@ class Budget:
 
 
 def seconds_per_trial(trials: Sequence[FrozenTrial]) -> float | None:
-    """Median seconds of the trials that reached the last rung; None before the first."""
-    seconds = [
-        result["seconds"]
-        for trial in trials
-        if "seconds_training" in (result := trial.user_attrs.get("result") or {}) and reached_the_end(result)
-    ]
+    """Median seconds of the trials that were trained to the end; None before the first."""
+    seconds = _seconds_of_trained(trials)
     return statistics.median(seconds) if seconds else None
+
+
+def _seconds_of_trained(trials: Sequence[FrozenTrial]) -> list[float]:
+    results = [trial.user_attrs.get("result") or {} for trial in trials]
+    return [
+        result["seconds"]
+        for result in results
+        if "accuracy" in result and reached_the_end(result) and result.get("reason") != UNTRAINED
+    ]
 
 
 def time_limit(trials: Sequence[FrozenTrial], minutes: float | None) -> float:
@@ -98,8 +103,7 @@ def time_limit(trials: Sequence[FrozenTrial], minutes: float | None) -> float:
     trained to the end, and no less than 20 minutes); two hours before there is one."""
     if minutes is not None:
         return 60 * minutes
-    results = [trial.user_attrs.get("result") or {} for trial in trials]
-    longest = max((result["seconds"] for result in results if "accuracy" in result), default=None)
+    longest = max(_seconds_of_trained(trials), default=None)
     return _SECONDS_OF_THE_FIRST if longest is None else max(_LEAST_LIMIT_SECONDS, 5 * longest)
 
 
@@ -204,7 +208,7 @@ def search_loop(
                 trial.set_user_attr("worker", worker)
                 policy = problem.space.suggest(trial)
                 proposing = {"seconds_proposing": time.perf_counter() - asked}
-                if (expected := expected_accuracy(study.sampler)) is not None:
+                if (expected := expected_accuracy(study.sampler, policy)) is not None:
                     proposing["expected_accuracy"] = expected
                 climbs: list[ClimbLike] = []
                 result = _attempt(problem, study, run, trial, policy, rng, ledger, climbs)

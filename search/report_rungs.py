@@ -99,7 +99,9 @@ def _shown(value: float) -> str:
 def time_shares(data: RunData) -> list[tuple[str, str, float]]:
     """(what, time, share in %), over all trials and workers: the sensitivity pass, proposing, pricing, and
     each rung, or training and scoring where there is one rung alone."""
-    sums = data.trials[["seconds", "seconds_training", "seconds_scoring"]].fillna(0.0).sum()
+    heirs = data.trials.weights_of.notna()
+    columns = ["seconds", "seconds_training", "seconds_scoring"]
+    sums = data.trials.loc[~heirs, columns].fillna(0.0).sum()
     before = {
         "sensitivities": float((data.environment.get("sensitivities") or {}).get("seconds") or 0.0),
         **{name: float(data.trials[f"seconds_{name}"].sum()) for name in ("proposing", "pricing")},
@@ -112,12 +114,11 @@ def time_shares(data: RunData) -> list[tuple[str, str, float]]:
         }
     else:
         within = {"training": float(sums.seconds_training), "scoring": float(sums.seconds_scoring)}
-    trials = float(sums.seconds)
     parts = {name: part for name, part in before.items() if part > 0}
     parts |= within
-    if heirs := float(data.trials.seconds[data.trials.weights_of.notna()].sum()):
-        parts["heirs"] = heirs
-    parts["other"] = max(0.0, trials - sum(within.values()) - heirs)
+    parts["other"] = max(0.0, float(sums.seconds) - sum(within.values()))
+    if heirs.any():
+        parts["heirs"] = float(data.trials.seconds[heirs].sum())
     total = sum(parts.values())
     if total <= 0:
         return []

@@ -61,7 +61,7 @@ def heirs(sampler: BaseSampler, study: "optuna.Study", policy: "Policy", accurac
     return list(chooser(study, policy, accuracy)) if chooser is not None else []
 
 
-def expected_accuracy(sampler: BaseSampler) -> float | None:
-    """What a sampler expects of the policy that it proposed last; None where it does not say."""
-    expected: float | None = getattr(sampler, "expected_accuracy", None)
-    return expected
+def expected_accuracy(sampler: BaseSampler, policy: "Policy") -> float | None:
+    """What a sampler expects of a policy if it has just proposed it; None where it does not say."""
+    expected = getattr(sampler, "expected_accuracy", None)
+    return expected(policy) if expected is not None else None

@@ -42,8 +42,8 @@ class Score:
     """What a network is worth on the search images, or a part of them.
 
     accuracy: mean of the task's score, 0..1, with its 95 % confidence interval; divergence: mean
-    KL(teacher || network) of the class probabilities, in nats; scores: of each example, (N,), in an order
-    that is the same for all networks.
+    KL(teacher || network) of the class probabilities, in nats (see ``evaluate``); scores: of each example,
+    (N,), in an order that is the same for all networks.
     """
 
     accuracy: float
@@ -55,16 +55,27 @@ class Score:
 
 
 def evaluate(module: nn.Module, batches: Iterable[Batch], task: Task) -> tuple[Tensor, float]:
-    """The task's score of each example, (N,), in float32, and the mean divergence from the teacher."""
+    """The task's score of each example, (N,), in float32, and the mean divergence from the teacher.
+
+    A single output, (N,) or (N, 1), has no classes to differ in. It counts as the mean of a normal
+    distribution whose variance is that of the teacher's outputs: half the mean squared difference over it.
+    """
     module.eval()
     scores: list[Tensor] = []
     divergence = 0.0
+    single: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
         for inputs, targets, teacher in batches:
             outputs = module(inputs).float()
             scores.append(task.score(outputs, targets).float().cpu())
-            if outputs.dim() > 1:  # a single output has no classes to differ in
+            if outputs.dim() == 1 or outputs.shape[1] == 1:
+                single.append((outputs.double(), teacher.double()))
+            else:
                 divergence += len(inputs) * float(distillation_loss(outputs, teacher, 1.0))
+    if single:
+        ours, theirs = (torch.cat(each) for each in zip(*single, strict=True))
+        variance = theirs.var(correction=0).clamp(min=1e-12)
+        return torch.cat(scores), float(0.5 * ((ours - theirs) ** 2).mean() / variance)
     mean = divergence / sum(map(len, scores))
     return torch.cat(scores), 0.0 if mean < 0 else mean  # rounding can leave a network's own just below 0
 

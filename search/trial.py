@@ -193,7 +193,7 @@ def scored(
             scores[images] = score
             reached.append(_reached(rung, images, score))
             values |= _values(reached, list(scores.values()))
-            if images == 0 and rung < len(problem.rungs) - 1 and score.divergence < HARMLESS:
+            if images == 0 and rung < len(problem.rungs) - 1 and _is_harmless(problem, score):
                 complete, rough = UNTRAINED, score
                 score = scores[images] = climb.as_it_is()
                 seconds = reached[-1]["seconds"] + score.seconds_scoring
@@ -206,6 +206,12 @@ def scored(
     except Exception as error:
         return result("failed", _failure(error))
     return _judged(problem, score.accuracy, result, complete)
+
+
+def _is_harmless(problem: Problem, score: ScoreLike) -> bool:
+    """Whether a network that was not trained has nothing to win back: close to the teacher, and what it is
+    scored by, which may be something else than its classes, says so too."""
+    return score.divergence < HARMLESS and score.accuracy_ci[1] >= problem.baseline_accuracy
 
 
 def inherited(

@@ -8,13 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna._hypervolume import compute_hypervolume
 
+from compression.trace import trace
 from hw_profiles import load_profile
 from search.cascade.cheap_front import Archive, cheap_front, children
 from search.cascade.encoding import Encoding, keys
 from search.cascade.gain import Landscape, strewn
 from search.cascade.gaussian import GaussianProcess, Hyperparameters, matern, squared_distances
+from search.cascade.knowledge import _read
 from search.cascade.surrogate import _SIGNAL, SOFT, Prior, Seen, Surrogate, _Step, log_divergence, shortfall
 from search.space import Space
+from tests.networks import example
+from tests.residual_networks import built
 from tests.test_study import chain
 
 
@@ -177,6 +181,54 @@ def test_cheap_front_finds_the_true_front_of_a_small_space():
     again = Archive(strewn(low, 64), len(encoding.sizes))
     again.add(found, costs(found), shortfalls(found))
     assert np.allclose(again.shortfalls, truth.shortfalls)
+
+
+def test_cheap_front_looks_elsewhere_where_nothing_uniform_keeps_the_limits():
+    """All that is allowed has the first decision at its least and the second at its most."""
+    encoding = Encoding(chain_space())
+
+    def costs(codes):
+        allowed = (codes[0] == 0) & (codes[1] == encoding.sizes[1] - 1)
+        return np.where(allowed, -0.1 * codes[2], np.inf)[:, None]
+
+    low = np.array([-0.2])
+    rng = np.random.default_rng(0)
+    found = cheap_front(encoding, costs, lambda codes: codes[2] - 3.0, low, 20_000, rng, points=16)
+    assert sorted(set(found[2])) == [1, 2]  # no point is at no cost less than the baseline
+    assert np.isfinite(costs(found)).all()
+    none = cheap_front(
+        encoding, lambda codes: np.full((codes.shape[1], 1), np.inf), lambda codes: codes[2], low, 9_000, rng
+    )
+    assert none.shape == (len(encoding.sizes), 0)
+
+
+def test_a_cheap_front_of_another_space_is_made_anew(tmp_path):
+    encoding = Encoding(chain_space())
+    kept = tmp_path / "cheap_front.npy"
+    codes = encoding.random(20, np.random.default_rng(0))
+    np.save(kept, codes)
+    assert (_read(kept, encoding) == codes).all()
+    assert _read(kept, Encoding(chain_space(sparsity=(0.0, 0.5)))) is None
+    kept.write_bytes(b"damaged")
+    assert _read(kept, encoding) is None
+    assert _read(None, encoding) is None
+
+
+def test_a_cut_group_may_go_with_its_whole_branch():
+    network = trace(built("Inverted"), example("Inverted")).network
+    space = Space(network, load_profile("toy"), (0.0, 0.25, 0.5), (8,), (8,), True)
+    encoding = Encoding(space)
+    branch = next(one for one in network.branches if one.layers)
+    cut = encoding.of(space.uniform(0.25, (8, 8)))
+    place = encoding.names.index(f"branch/{branch.name}")
+    out = cut.copy()
+    out[place] = 1
+    out = encoding.canonical(out[:, None])
+    assert (out[: len(space.levels), 0] < cut[: len(space.levels)]).any()  # a group that is gone has code 0
+    more, less = encoding.of(space.uniform(0.5, (8, 8))), encoding.of(space.uniform(0.0, (8, 8)))
+    several = np.hstack([out, cut[:, None], more[:, None], less[:, None]])
+    assert encoding.keep_nothing_else(several, cut).tolist() == [True, True, True, False]
+    assert not encoding.keep_nothing_else(cut[:, None], out[:, 0]).any()  # no branch comes back
 
 
 def test_surrogate_learns_what_sums_of_sensitivities_miss():

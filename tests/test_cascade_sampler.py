@@ -12,12 +12,12 @@ from hw_profiles import load_profile
 from latency_models.cost import CostArrays
 from search.cascade.encoding import Encoding, keys
 from search.cascade.knowledge import Knowledge, too_few
-from search.cascade.proposing import _Start
+from search.cascade.proposing import _picture, _Start
 from search.cascade.sampler import CascadeSampler, scores_of
-from search.cascade.surrogate import SOFT, Surrogate, log_divergence, shortfall
+from search.cascade.surrogate import MOST_POINTS, SOFT, Seen, Surrogate, log_divergence, shortfall
 from search.config import LimitsSection
 from search.promotion import HOPELESS, IDLE, UNTRAINED
-from search.sampler import given_up
+from search.sampler import expected_accuracy, given_up
 from search.space import Space
 from tests.test_study import chain
 
@@ -80,7 +80,7 @@ class Toy:
             "limits": LimitsSection(),
             "baseline": BASELINE,
             "divergences": {n: tuple(h) for n, h in zip(self.encoding.names, self.harms, strict=True)},
-            "rungs": 1,
+            "images": (0,),
             "start": 0,
         }
         knowledge = Knowledge(**(given | changed))
@@ -161,10 +161,80 @@ def test_limits_are_kept():
         assert sizes[0] <= 0.1
 
 
+class Tight(BitCost):
+    """A part with room for a tenth of the uncompressed network."""
+
+    def costs(self, batch):
+        found = super().costs(batch)
+        return replace(found, memory=lambda: (found.size_bytes, found.size_bytes <= 0.1))
+
+
+def test_what_does_not_fit_the_part_is_not_proposed():
+    toy = Toy.of()
+    knowledge = toy.knowledge(("accuracy", "latency_ms"), cost_model=Tight(toy.space.network))
+    study = study_of(knowledge)
+    for _ in range(8):
+        trial, codes = ask(toy, study)
+        tell(toy, study, trial, codes, knowledge)
+        assert knowledge.cost_model.costs(toy.encoding.batch(codes[:, None])).fits.all()
+
+
+def test_a_start_of_which_nothing_keeps_the_limits_is_left_behind():
+    toy = Toy.of()
+    knowledge = toy.knowledge(("accuracy", "latency_ms"), limits=LimitsSection(size_bytes=0.1))
+    knowledge = replace(knowledge, archive=toy.encoding.uncompressed()[:, None])
+    assert not np.isfinite(knowledge.searched.archive_log_costs).any()
+    study = study_of(knowledge)
+    found = [tell(toy, study, *ask(toy, study), knowledge) for _ in range(30)]
+    sizes = [trial.user_attrs["result"] for trial in study.trials]
+    assert len(found) == len(sizes)
+    codes = np.stack([study.sampler._codes(trial) for trial in study.trials], axis=1)
+    assert (knowledge.cost_model.costs(toy.encoding.batch(codes)).size_bytes <= 0.1).mean() > 0.8
+
+
+def test_a_start_that_wants_more_than_there_is_ends():
+    """A start of 20 among 8 policies: the ninth proposal is one of them again, which then is trained."""
+    toy = Toy.of(sparsity=(0.0, 0.5), weight_bits=(8,))
+    knowledge = toy.knowledge(("accuracy", "latency_ms"), images=(0, 64), start=20)
+    study = study_of(knowledge)
+    proposed = []
+    for _ in range(9):
+        trial, codes = ask(toy, study)
+        proposed += keys(codes[:, None])
+        (cost,) = np.exp(knowledge.log_costs(codes[:, None]))[0]
+        rung = {"rung": 0, "images": 0, "divergence": 0.1, "accuracy": 0.9}
+        trial.set_user_attr("result", {"state": "pruned", "latency_ms": cost, "rungs": [rung]})
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+    assert len(set(proposed[:8])) == 8
+    assert proposed[8] in proposed[:8]
+    policy = toy.encoding.batch(codes[:, None]).policy(0)
+    assert expected_accuracy(study.sampler, policy) is not None  # it was meant for the last rung
+
+
+def test_heirs_do_not_crowd_out_what_teaches():
+    toy = Toy.of(weight_bits=(2, 3, 4, 5, 6, 7, 8))
+    knowledge = toy.knowledge(images=(0, 64, 256), start=8)
+    codes = np.unique(toy.encoding.canonical(toy.encoding.random(400, np.random.default_rng(0))), axis=1)
+    costs = knowledge.log_costs(codes)
+    teaches = 40
+    seen = [
+        Seen(codes[:, n], {0: -1.0, 1: -2.0, 2: -3.0}, costs[n])
+        if n < teaches
+        else Seen(codes[:, n], {}, costs[n], untrained=-4.0)
+        for n in range(codes.shape[1])
+    ]
+    none = codes[:, :0]
+    surrogate, start, landscape = _picture(knowledge.searched, knowledge.prior, seen, none, 2, None)
+    assert len(seen) > MOST_POINTS + teaches
+    assert [len(stage._features) for stage in surrogate._stages[1:]] == [teaches] * 2
+    assert (landscape.best == -4.0).any()  # and heirs are on the front
+    assert start.reached.sum() == MOST_POINTS + teaches
+
+
 def test_first_scores_untrained_networks_then_sends_the_best_on():
     """Two rungs, a start of 8: eight different policies at rung 0, and after them one of them goes on."""
     toy = Toy.of()
-    knowledge = toy.knowledge(("accuracy", "latency_ms"), rungs=2, start=8)
+    knowledge = toy.knowledge(("accuracy", "latency_ms"), images=(0, 64), start=8)
     study = study_of(knowledge)
     started = []
     for _ in range(8):
@@ -187,7 +257,7 @@ def test_first_scores_untrained_networks_then_sends_the_best_on():
 
 def test_what_needs_no_training_counts_with_what_it_has_and_teaches_no_training():
     toy = Toy.of()
-    knowledge = toy.knowledge(rungs=3, start=4)
+    knowledge = toy.knowledge(images=(0, 64, 256), start=4)
     study = study_of(knowledge)
     trial, codes = ask(toy, study)
     costs = np.exp(knowledge.log_costs(codes[:, None]))[0]
@@ -240,14 +310,22 @@ def test_another_process_proposes_from_the_same_journal(tmp_path):
 def test_scores_of_a_trial_are_log_shortfalls():
     first = {"rung": 0, "images": 0, "divergence": 0.3, "accuracy": 0.6}
     result = {"rungs": [first, {"rung": 1, "images": 64, "divergence": 0.1, "accuracy": 0.8}]}
-    assert scores_of(result, 0.9, 3) == {0: log_divergence(0.3), 1: shortfall(0.8, 0.9)}
-    assert scores_of({"accuracy": 0.7}, 0.9, 3) == {2: shortfall(0.7, 0.9)}
-    assert scores_of({}, 0.9, 3) == {}
+    assert scores_of(result, 0.9, (0, 64, 256)) == {0: log_divergence(0.3), 1: shortfall(0.8, 0.9)}
+    assert scores_of({"accuracy": 0.7}, 0.9, (0, 64, 256)) == {2: shortfall(0.7, 0.9)}
+    assert scores_of({}, 0.9, (0, 64, 256)) == {}
+
+
+def test_trials_of_another_sampler_are_scores_of_the_last_rung():
+    """They know one rung, the whole fine-tune, and call it their first."""
+    result = {"accuracy": 0.8, "rungs": [{"rung": 0, "images": 256, "divergence": 0.1, "accuracy": 0.8}]}
+    assert scores_of(result, 0.9, (0, 64, 256)) == {2: shortfall(0.8, 0.9)}
+    assert scores_of(result, 0.9, (256,)) == {0: shortfall(0.8, 0.9)}
+    assert scores_of(result, 0.9, (0, 64, 128)) == {}
 
 
 def test_what_stands_far_below_the_floor_is_given_up_and_what_does_not_is_not():
     toy = Toy.of()
-    knowledge = toy.knowledge(("accuracy", "latency_ms"), rungs=2, start=0)
+    knowledge = toy.knowledge(("accuracy", "latency_ms"), images=(0, 64), start=0)
     study = study_of(knowledge)
     policy = toy.space.seeds()[0]
     assert not study.sampler.given_up(policy, {"rung": 0, "images": 0, "divergence": 9.0, "accuracy": 0.1})
@@ -261,7 +339,7 @@ def test_what_stands_far_below_the_floor_is_given_up_and_what_does_not_is_not():
 def test_a_trial_that_will_win_little_of_what_it_promised_does_not_go_on():
     """Of three rungs the middle one: as accurate as foretold, or so that another is as good for less."""
     toy = Toy.of()
-    knowledge = toy.knowledge(("accuracy", "latency_ms"), rungs=3, start=0)
+    knowledge = toy.knowledge(("accuracy", "latency_ms"), images=(0, 64, 256), start=0)
     study = study_of(knowledge)
     known, codes = ask(toy, study)
     (cost,) = np.exp(knowledge.log_costs(codes[:, None]))[0]
@@ -274,18 +352,20 @@ def test_a_trial_that_will_win_little_of_what_it_promised_does_not_go_on():
     study.tell(known, [0.93, cost])
     _, next_codes = ask(toy, study)
     policy = toy.encoding.batch(next_codes[:, None]).policy(0)
-    reached = {"rung": 1, "images": 64, "divergence": 0.05, "accuracy": study.sampler.expected_accuracy}
+    expected = expected_accuracy(study.sampler, policy)
+    reached = {"rung": 1, "images": 64, "divergence": 0.05, "accuracy": expected}
     assert given_up(study.sampler, policy, reached) == ""
-    for accuracy in np.linspace(study.sampler.expected_accuracy, 0.5, 50):
+    for accuracy in np.linspace(expected, 0.5, 50):
         why = given_up(study.sampler, policy, {**reached, "accuracy": accuracy})
         if why:
             break
     assert why == IDLE  # long before it is hopeless
     other = toy.encoding.batch(codes[:, None]).policy(0)  # not what was proposed: nothing was promised
     assert given_up(study.sampler, other, {**reached, "accuracy": accuracy}) == ""
+    assert expected_accuracy(study.sampler, other) is None
 
 
 def test_too_few_trials_to_learn_from_are_named():
-    knowledge = Toy.of().knowledge(start=8, rungs=2)
+    knowledge = Toy.of().knowledge(start=8, images=(0, 64))
     assert too_few(None, knowledge) == too_few(8, knowledge) == ""
     assert too_few(3, knowledge).startswith("3 trials are fewer than the 8")

@@ -465,6 +465,9 @@ def test_the_time_of_heirs_is_a_part_of_its_own(tmp_path: Path) -> None:
     assert "heirs" not in {
         name for name, _, _ in time_shares(read_run(make_run(tmp_path / "none", rows[:1])))
     }
+    parts = [{**row, "seconds_training": row["seconds"] - 4.0, "seconds_scoring": 4.0} for row in rows]
+    shares = {name: share for name, _, share in time_shares(read_run(make_run(tmp_path / "one", parts)))}
+    assert shares == pytest.approx({"training": 65.0, "scoring": 10.0, "other": 0.0, "heirs": 25.0})
 
 
 def test_members_made_of_another_trial_say_so(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -203,6 +204,24 @@ def test_evaluate_gives_one_score_per_example_and_no_gradient() -> None:
     assert scores.dtype == torch.float32
     assert not task.model.training
     assert set(scores.tolist()) == {1.0}
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_single_outputs_diverge_by_their_squared_difference(shape: tuple[int, ...]) -> None:
+    """Half the mean squared difference over the teacher's variance, whatever the batches."""
+    wanted = torch.tensor([1.0, 2.0, 3.0, 6.0, 8.0, 4.0])
+
+    class Off(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x + 0.5).reshape(shape)
+
+    task = small_task()
+    task = replace(task, score=lambda outputs, targets: (outputs.flatten() > 3).float())
+    batches = [(part, part, part.reshape(shape)) for part in wanted.split(4)]
+    scores, divergence = evaluate(Off(), batches, task)
+    assert scores.tolist() == [0, 0, 1, 1, 1, 1]
+    assert divergence == pytest.approx(0.5 * 0.25 / float(wanted.var(correction=0)))
+    assert evaluate(torch.nn.Identity(), [(wanted, wanted, wanted)], task)[1] == 0.0
 
 
 def test_weights_round_trip(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from latency_models.cost import Cost, TableError
 from search.config import ConfigError, SearchConfig, SearchSection, parse_config
 from search.front import front_of, front_rows
 from search.ledger import Ledger
-from search.loop import Budget, Interrupt, search_loop, seconds_per_trial
+from search.loop import Budget, Interrupt, search_loop, seconds_per_trial, time_limit
 from search.prepare import _check_prices, check_limits, check_objectives
 from search.promotion import INTERRUPTED, UNTRAINED
 from search.run_folder import RunFolder, make_run, open_run, registered
@@ -293,12 +293,23 @@ def test_what_loses_nothing_is_complete_untrained_and_what_loses_is_trained():
             keep=lambda climb, scores: kept.append(dict(scores)),
         )
 
-    whole = outcome(problem.space.uniform(0.0, (8, 8)))
+    whole_policy = problem.space.uniform(0.0, (8, 8))
+    whole = outcome(whole_policy)
     assert (whole.state, whole.reason, scorer.rungs) == ("complete", UNTRAINED, [0, -1])
     assert [(reached["rung"], reached["images"]) for reached in whole.rungs] == [(0, 0)]
     assert list(kept[0]) == [0]
     cut = outcome(problem.space.uniform(sparsity, (8, 8)))
     assert (cut.state, cut.reason, scorer.rungs[2:]) == ("complete", "", [0, 1, 2])
+    # close to the teacher in its outputs is not enough where what it is scored by says that it lost
+    far = replace(problem, baseline_accuracy=0.999)
+    scorer.rungs.clear()
+    assert (
+        scored(
+            far, whole_policy, priced(far, whole_policy), lambda rung, score: "", lambda climb, scores: None
+        ).reason
+        == ""
+    )
+    assert scorer.rungs == [0, 1, 2]
     # one that trains first is not asked whether it needs to
     scorer.rungs.clear()
     problem = replace(problem, rungs=(100, 200))
@@ -374,6 +385,26 @@ def test_seconds_per_trial_is_the_median_of_trained_trials(tmp_path):
         0.1, abs=0.05
     )
     assert seconds_per_trial([]) is None
+
+
+def test_how_long_a_trial_may_take_is_learned_from_trials_that_were_trained():
+    def trial(state, **result):
+        told = {"state": state, "accuracy": 0.9, **result}
+        return optuna.trial.create_trial(state=TrialState.FAIL, user_attrs={"result": told})
+
+    others = [
+        trial("pruned", seconds=2.0),  # not beyond the first rung
+        trial("complete", seconds=3.0, reason=UNTRAINED),
+        trial("complete", seconds=4.0, weights_of=0),
+        optuna.trial.create_trial(state=TrialState.FAIL),
+    ]
+    assert seconds_per_trial(others) is None
+    assert time_limit(others, None) == 7200.0
+    trained = [*others, trial("complete", seconds=600.0), trial("infeasible", seconds=800.0)]
+    assert seconds_per_trial(trained) == 700.0
+    assert time_limit(trained, None) == 4000.0
+    assert time_limit([*others, trial("complete", seconds=10.0)], None) == 1200.0
+    assert time_limit(trained, 3.0) == 180.0
 
 
 def test_limits_that_nothing_can_meet_name_the_nearest():

@@ -138,6 +138,17 @@ class PolicyBatch:
                 found[self.layer_index[layer.name]] = absent
         return found
 
+    @cached_property
+    def absent_groups(self) -> Flags:
+        """(groups, n): which groups of channels have no layer that is there."""
+        absent = np.zeros((len(self.network.groups), self.count), dtype=np.bool_)
+        for row, layers in enumerate(self.network.groups.values()):
+            gone = [self.absent_layers.get(self.layer_index[layer.name]) for layer in layers]
+            there = [where for where in gone if where is not None]
+            if len(there) == len(gone):
+                absent[row] = np.logical_and.reduce(there)
+        return absent
+
     def leaving_out(self, left_out: Flags) -> "PolicyBatch":
         """These policies with branches (branches, n) left out, in the one form that equal policies have:
         branches within others go with them, layers that are gone have 32 bits, and groups of channels without
@@ -154,11 +165,8 @@ class PolicyBatch:
         for index, absent in found.absent_layers.items():
             for layer_bits in bits:
                 layer_bits[index, absent] = 32
-        for row, (group, layers) in enumerate(self.network.groups.items()):
-            rows = [self.layer_index[layer.name] for layer in layers]
-            gone = [found.absent_layers[index] for index in rows if index in found.absent_layers]
-            if len(gone) == len(rows):
-                channels[row, np.logical_and.reduce(gone)] = self.network.group_size(group)
+        for row, (group, absent) in enumerate(zip(self.network.groups, found.absent_groups, strict=True)):
+            channels[row, absent] = self.network.group_size(group)
         made = PolicyBatch(self.network, channels, *bits, left_out)
         made.__dict__["_plan"] = self._plan
         return made

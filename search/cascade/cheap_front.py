@@ -95,6 +95,8 @@ def cheap_front(
         archive.add(batch, costs(batch), shortfall(batch))
         done += batch.shape[1]
         members = archive.members
-        if done >= policies or not members.shape[1]:
+        if done >= policies:
             return members
-        batch = children(members, encoding, min(GENERATION, max(policies - done, 1)), rng)
+        count = min(GENERATION, policies - done)
+        # as long as nothing keeps the limits, with branches left out, too
+        batch = children(members, encoding, count, rng) if members.size else encoding.random(count, rng)

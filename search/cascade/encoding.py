@@ -46,10 +46,13 @@ class Encoding:
         """(decisions,): whether neighbouring values are alike: sparsities are."""
         return np.arange(len(self.sizes)) < self._groups
 
-    @property
-    def cuts(self) -> NDArray[np.bool_]:
-        """(decisions,): whether a larger value takes away more: sparsities and branches left out."""
-        return np.arange(len(self.sizes)) < self._bits
+    def keep_nothing_else(self, codes: Codes, other: Codes) -> NDArray[np.bool_]:
+        """(n,): which columns of codes (decisions, n) keep only what the policy ``other`` (decisions,) keeps,
+        of channels and of branches."""
+        ours, theirs = self.batch(codes), self.batch(other[:, None])
+        channels = (ours.channels <= theirs.channels) | ours.absent_groups
+        branches = slice(self._groups, self._bits)
+        return np.asarray(channels.all(axis=0) & (codes[branches] >= other[branches, None]).all(axis=0))
 
     def batch(self, codes: Codes) -> PolicyBatch:
         """The policies that columns of codes stand for."""

@@ -89,13 +89,12 @@ def _candidates(
 ) -> tuple[Codes, Array]:
     """Codes (decisions, n) of possible heirs, evolved from ``trained``, and their log costs (n, k)."""
     encoding = objectives.encoding
-    cut = encoding.cuts
     looked_at = {*taken, *keys(trained[:, None])}
     parents = trained[:, None]
     found: list[tuple[Codes, Array]] = [(parents[:, :0], np.zeros((0, len(objectives.low))))]
     for _ in range(_ROUNDS):
         codes = encoding.canonical(children(parents, encoding, _CANDIDATES, rng))
-        codes = codes[:, (codes[cut] >= trained[cut, None]).all(axis=0)]  # what is gone does not come back
+        codes = codes[:, encoding.keep_nothing_else(codes, trained)]  # what is gone does not come back
         codes = fresh(codes, looked_at)
         log_costs = objectives.log_costs(codes)
         allowed = np.isfinite(log_costs).all(axis=1)

@@ -1,5 +1,6 @@
 """What the cascade sampler knows before the first trial."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,7 +33,8 @@ class Knowledge:
     """What is known before the first trial.
 
     divergences: decision -> divergence of each of its values alone (search.sensitivity). baseline: objective
-    -> that of the uncompressed network. start: how many policies are scored untrained at first.
+    -> that of the uncompressed network. images: that a trial has trained on at the end of each rung. start:
+    how many policies are scored untrained at first.
     """
 
     space: "Space"
@@ -41,9 +43,14 @@ class Knowledge:
     limits: LimitsSection
     baseline: Mapping[str, float]
     divergences: Mapping[str, Sequence[float]]
-    rungs: int
+    images: tuple[int, ...]
     start: int
     archive: Codes | None = None
+
+    @property
+    def rungs(self) -> int:
+        """Their number."""
+        return len(self.images)
 
     @property
     def costs(self) -> tuple[str, ...]:
@@ -77,7 +84,8 @@ class Knowledge:
         return self.floor if self.limits.max_drop is None else float(shortfall(-self.limits.max_drop, 0.0))
 
     def log_costs(self, codes: Codes) -> Array:
-        """(n, k): logarithms of the costs as shares of the baseline's, infinite where a limit is broken."""
+        """(n, k): logarithms of the costs as shares of the baseline's, infinite where a limit is broken or
+        the part is too small."""
         if codes.shape[1] == 0:
             return np.zeros((0, len(self.costs)))
         found = self.cost_model.costs(self.encoding.batch(codes))
@@ -87,15 +95,27 @@ class Knowledge:
         result = np.stack(columns, axis=1)
         for name, most in self.limits.costs.items():
             result[getattr(found, name) > most] = np.inf
+        if self._is_tight:
+            result[~found.fits] = np.inf
         return result
+
+    @cached_property
+    def _uniform(self) -> Codes:
+        return np.stack([self.encoding.of(policy) for policy in self.space.uniform_policies()], axis=1)
+
+    @cached_property
+    def _is_tight(self) -> bool:
+        """Whether the part may be too small for a policy. Memory takes longer than all other costs: where
+        everything uniform fits, with the uncompressed network, it is not asked for."""
+        every = np.hstack([self._uniform, self.encoding.uncompressed()[:, None]])
+        return not self.cost_model.costs(self.encoding.batch(every)).fits.all()
 
     @cached_property
     def low(self) -> Array:
         """(k,): the lowest log cost of a large sample."""
         rng = np.random.default_rng(0)
         encoding = self.encoding
-        extreme = np.stack([encoding.of(policy) for policy in self.space.uniform_policies()], axis=1)
-        sample = np.hstack([extreme, encoding.random(4096, rng)])
+        sample = np.hstack([self._uniform, encoding.random(4096, rng)])
         found = self.cost_model.costs(encoding.batch(sample))
         lowest = [float(getattr(found, name).min()) / self.baseline[name] for name in self.costs]
         return np.minimum(np.log(np.maximum(lowest, 1e-12)), -1e-3)
@@ -136,14 +156,14 @@ def knowledge_of(problem: "Problem", kept: Path | None = None) -> Knowledge:
         limits=problem.limits,
         baseline={"accuracy": problem.baseline_accuracy, **problem.baseline_costs},
         divergences=problem.sensitivities.divergence if problem.sensitivities else {},
-        rungs=len(problem.rungs),
+        images=problem.rungs,
         start=problem.start,
     )
-    archive = _read(kept, len(knowledge.encoding.sizes))
+    archive = _read(kept, knowledge.encoding)
     if archive is None:
         archive = knowledge.cheap_front()
         if kept is not None:
-            beside = kept.with_suffix(".partial.npy")
+            beside = kept.with_suffix(f".{os.getpid()}.npy")
             np.save(beside, archive)
             beside.replace(kept)
     # what people try by hand is among the first that are scored
@@ -168,10 +188,13 @@ def start_of(problem: "Problem") -> int:
     return min(START, problem.space.size // 4)
 
 
-def _read(kept: Path | None, decisions: int) -> Codes | None:
+def _read(kept: Path | None, encoding: Encoding) -> Codes | None:
+    """What was kept, if it is of this space: a configuration may change until its first trial."""
     try:
         archive = np.load(kept, allow_pickle=False) if kept is not None else None
     except (OSError, ValueError):
         return None
-    fits = archive is not None and archive.ndim == 2 and archive.shape[0] == decisions and archive.shape[1]
-    return archive.astype(np.int64) if archive is not None and fits else None
+    if archive is None or archive.ndim != 2 or archive.shape[0] != len(encoding.sizes) or not archive.size:
+        return None
+    codes = archive.astype(np.int64)
+    return codes if (codes < encoding.sizes[:, None]).all() else None

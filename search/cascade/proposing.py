@@ -85,6 +85,8 @@ def propose(
     # with a little more doubt, what is on the front or just behind it promises most: parents of what is new
     gains = landscape.expected_gain(start.log_costs, start.mean, start.deviation + _MORE_DOUBT)
     parents = start.codes[:, np.argsort(-gains, kind="stable")[:_PARENTS]]
+    if not parents.size:  # nothing that is known keeps the limits
+        parents = encoding.random(_PARENTS, rng)
     candidates = np.hstack([start.codes, encoding.random(_PARENTS, rng)])
     found: Proposal | None = None
     looked_at = set(taken)
@@ -134,9 +136,11 @@ def _picture(
     target: int,
     known: Mapping[int, Hyperparameters] | None,
 ) -> "tuple[Surrogate, _Start, Landscape]":
-    seen = nearest_the_front(seen, target, objectives.low)
-    surrogate = Surrogate(prior, seen, objectives.rungs, known)
-    start = _Start.of(objectives, surrogate, seen, pending, target)
+    # heirs are on the front, and say nothing of what training does
+    scored = nearest_the_front([s for s in seen if s.scores], target, objectives.low)
+    heirs = nearest_the_front([s for s in seen if not s.scores], target, objectives.low)
+    surrogate = Surrogate(prior, scored, objectives.rungs, known)
+    start = _Start.of(objectives, surrogate, [*scored, *heirs], pending, target)
     return surrogate, start, start.landscape(objectives)
 
 

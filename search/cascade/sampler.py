@@ -57,12 +57,10 @@ class CascadeSampler(BaseSampler):
     """Proposes whole policies by the expected gain in hypervolume.
 
     A policy that was scored at the first rung alone may be proposed again: it then goes on from there.
-    ``expected_accuracy``: of what was proposed last, at the last rung; None in the start.
     """
 
     def __init__(self, knowledge: Knowledge, seed: int = 0) -> None:
         self.knowledge = knowledge
-        self.expected_accuracy: float | None = None
         self._rng = np.random.default_rng(seed)
         self._independent = RandomSampler(seed=seed)
         self._read = _Read()
@@ -119,18 +117,30 @@ class CascadeSampler(BaseSampler):
         knowledge = self.knowledge
         if self._surrogate is None:
             return ""
-        scores = scores_of({"rungs": [reached]}, knowledge.baseline["accuracy"], knowledge.rungs)
+        scores = scores_of({"rungs": [reached]}, knowledge.baseline["accuracy"], knowledge.images)
         ((rung, score),) = scores.items()
         codes = knowledge.encoding.of(policy)
         mean, deviation = self._surrogate.after(codes, rung, score)
         if mean - _SURE * deviation > knowledge.limit:
             return HOPELESS
-        proposal = self._proposal
-        if proposal is None or keys(proposal.codes[:, None]) != keys(codes[:, None]):
+        proposal = self._proposal_of(codes)
+        if proposal is None:
             return ""
         log_costs = knowledge.log_costs(codes[:, None])
         (gain,) = proposal.landscape.expected_gain(log_costs, np.array([mean]), np.array([deviation]))
         return IDLE if gain < _LEFT * proposal.gain else ""
+
+    def expected_accuracy(self, policy: Policy) -> float | None:
+        """At the last rung, of the policy that was proposed last; None of any other, and in the start."""
+        proposal = self._proposal_of(self.knowledge.encoding.of(policy))
+        return None if proposal is None else accuracy_of(proposal.mean, self.knowledge.baseline["accuracy"])
+
+    def _proposal_of(self, codes: Codes) -> Proposal | None:
+        """The last proposal, if it was for the last rung and of this policy, (decisions,)."""
+        proposal = self._proposal
+        if proposal is None or keys(proposal.codes[:, None]) != keys(codes[:, None]):
+            return None
+        return proposal
 
     def heirs(self, study: optuna.Study, policy: Policy, accuracy: float) -> list[Policy]:
         """What to make from the weights of a policy's network that was just trained to this accuracy."""
@@ -171,26 +181,28 @@ class CascadeSampler(BaseSampler):
         if len(seen) > _REFIT * self._fitted_at:
             self._hyperparameters, self._fitted_at = {}, len(seen)
         taken = self._read.final | set(keys(pending))
-        if target == 0 and last > 0:  # the start: a policy once is enough
-            taken = taken | set(self._read.seen)
-        found = propose(
-            knowledge.searched,
-            knowledge.prior,
-            seen,
-            taken,
-            pending,
-            target,
-            self._rng,
-            self._hyperparameters,
-        )
-        self.expected_accuracy = self._proposal = None
+        once = taken | set(self._read.seen)
+
+        def found_for(rung: int) -> Proposal | None:
+            return propose(
+                knowledge.searched,
+                knowledge.prior,
+                seen,
+                once if rung < last else taken,  # in the start a policy once is enough
+                pending,
+                rung,
+                self._rng,
+                self._hyperparameters,
+            )
+
+        found = found_for(target)
+        if found is None and target < last:  # limits leave fewer policies than the start wants
+            target, found = last, found_for(last)
+        self._proposal = found if target == last else None
         if found is None:
             return encoding.random(1, self._rng)[:, 0]
         self._surrogate = found.surrogate
         self._hyperparameters = {**found.surrogate.hyperparameters}
-        if target == last:
-            self.expected_accuracy = accuracy_of(found.mean, knowledge.baseline["accuracy"])
-            self._proposal = found
         return found.codes
 
     def _take_in(self, trials: Sequence[FrozenTrial], own: int | None) -> Codes:
@@ -221,7 +233,7 @@ class CascadeSampler(BaseSampler):
         canonical = self.knowledge.encoding.canonical(codes[:, None])
         (key,) = keys(canonical)
         accuracy = self.knowledge.baseline["accuracy"]
-        scores = scores_of(result, accuracy, self.knowledge.rungs)
+        scores = scores_of(result, accuracy, self.knowledge.images)
         untrained = None
         if "accuracy" in result and (WEIGHTS_OF in result or result.get("reason") == UNTRAINED):
             untrained = float(shortfall(result["accuracy"], accuracy))
@@ -260,15 +272,18 @@ class CascadeSampler(BaseSampler):
         return np.array(codes, dtype=np.int64)
 
 
-def scores_of(result: Mapping[str, Any], baseline: float, rungs: int) -> dict[int, float]:
-    """Rung -> log shortfall, of what a trial has in its journal."""
+def scores_of(result: Mapping[str, Any], baseline: float, images: Sequence[int]) -> dict[int, float]:
+    """Rung -> log shortfall, of what a trial has in its journal. ``images``: trained on at each rung; another
+    sampler's trials, of the same run, have the last one alone."""
     scores: dict[int, float] = {}
     if WEIGHTS_OF in result:  # an heir says nothing of what training does to its policy
         return scores
-    for rung in result.get("rungs") or ():
-        untrained = rung["images"] == 0 and rungs > 1
-        score = log_divergence(rung["divergence"]) if untrained else shortfall(rung["accuracy"], baseline)
-        scores[int(rung["rung"])] = float(score)
-    if not scores and "accuracy" in result:  # scored without rungs
-        scores[rungs - 1] = float(shortfall(result["accuracy"], baseline))
+    reached = result.get("rungs") or ()
+    for rung in reached:
+        if rung["images"] in images:
+            untrained = rung["images"] == 0 and len(images) > 1
+            score = log_divergence(rung["divergence"]) if untrained else shortfall(rung["accuracy"], baseline)
+            scores[images.index(rung["images"])] = float(score)
+    if not reached and "accuracy" in result:  # scored without rungs
+        scores[len(images) - 1] = float(shortfall(result["accuracy"], baseline))
     return scores
