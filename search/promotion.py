@@ -15,7 +15,9 @@ HARMLESS = 0.02
 UNTRAINED = "needs no training"
 """Why a trial is complete after the untrained rung."""
 INTERRUPTED = "its worker was stopped; run again"
-"""Why a trial ended of whose policy nothing is known."""
+LOST = "its worker was stopped, and with it went the weights it was made from"
+UNKNOWN = (INTERRUPTED, LOST)
+"""Why a trial, or an heir, ended of whose policy nothing is known: it may come again."""
 
 
 @dataclass(frozen=True)

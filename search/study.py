@@ -17,7 +17,7 @@ from compression.policy import Policy
 from search.config import SearchSection
 from search.lease import Watch
 from search.lock import locked
-from search.promotion import HOPELESS, INTERRUPTED
+from search.promotion import HOPELESS, INTERRUPTED, LOST, UNKNOWN
 from search.run_folder import RunError, RunFolder
 from search.sampler import sampler
 from search.space import Space
@@ -207,14 +207,15 @@ def hand_back(study: optuna.Study, trial: optuna.Trial) -> None:
 
 
 def _run_again(study: optuna.Study, trial: FrozenTrial, again: int | None) -> None:
-    """Enqueue the parameters of a running trial once more, then finish it as interrupted.
+    """Enqueue the parameters of a running trial once more, but for an heir's; then finish it as interrupted.
 
     ``again``: the number of the trial that lost its worker, which must not happen a second time.
     """
-    if WEIGHTS_OF not in trial.user_attrs and (params := _all_params(trial)):
+    is_heir = WEIGHTS_OF in trial.user_attrs
+    if not is_heir and (params := _all_params(trial)):
         study.enqueue_trial(params, user_attrs={"again": again, "origin": f"trial {trial.number} again"})
     handle = optuna.Trial(study, trial._trial_id)
-    handle.set_user_attr("result", Result("pruned", INTERRUPTED).to_dict())
+    handle.set_user_attr("result", Result("pruned", LOST if is_heir else INTERRUPTED).to_dict())
     study.tell(trial.number, state=TrialState.FAIL)
 
 
@@ -253,7 +254,7 @@ def digests(trials: Iterable[FrozenTrial], without: int | None = None) -> dict[s
         for trial in trials
         if "digest" in trial.user_attrs
         and trial.number != without
-        and (result := trial.user_attrs.get("result") or {}).get("reason") != INTERRUPTED
+        and (result := trial.user_attrs.get("result") or {}).get("reason") not in UNKNOWN
         and not _is_held(result)
     }
 

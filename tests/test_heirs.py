@@ -18,6 +18,7 @@ from search.cascade.sampler import scores_of
 from search.cascade.surrogate import shortfall
 from search.front import front_of
 from search.loop import Budget, search_loop, seconds_per_trial
+from search.promotion import LOST
 from search.run_folder import RunFolder, make_run, registered
 from search.sampler import heirs
 from search.status import status
@@ -130,6 +131,7 @@ def test_an_heir_whose_worker_was_stopped_may_be_proposed_again() -> None:
     ask(toy, study)
     read = study.sampler._read
     assert heir.number in read.trials
+    assert study.trials[heir.number].user_attrs["result"]["reason"] == LOST
     assert keys(toy.encoding.of(wanted[0])[:, None])[0] not in read.final | set(read.seen)
 
 

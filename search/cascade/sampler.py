@@ -20,7 +20,7 @@ from search.cascade.heirs import choose, rate
 from search.cascade.knowledge import Knowledge
 from search.cascade.proposing import Proposal, front_landscape, propose
 from search.cascade.surrogate import Seen, Surrogate, accuracy_of, log_divergence, shortfall
-from search.promotion import HOPELESS, IDLE, INTERRUPTED, UNTRAINED
+from search.promotion import HOPELESS, IDLE, UNKNOWN, UNTRAINED
 from search.trial import WEIGHTS_OF
 
 _SURE = 2.0
@@ -228,7 +228,7 @@ class CascadeSampler(BaseSampler):
 
     def _note(self, codes: NDArray[np.int64], trial: FrozenTrial) -> None:
         result = trial.user_attrs.get("result") or {}
-        if result.get("reason") == INTERRUPTED:  # nothing is known of its policy
+        if result.get("reason") in UNKNOWN:
             return
         canonical = self.knowledge.encoding.canonical(codes[:, None])
         (key,) = keys(canonical)
