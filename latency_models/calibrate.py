@@ -22,6 +22,10 @@ PRIOR: Mapping[str, float] = {"call": 1.0, **dict.fromkeys(KINDS, 1.0)}
 
 FREEDOM: Mapping[str, float] = {"call": 0.1, "nodes": 0.3, "constant_bytes": 0.15}
 """How far a weight may move, as a share of the latency, at the same price; 1 for other features."""
+RATES: Mapping[str, float] = {"far_bytes": 1e-7}
+"""Of features that most samples have little or nothing of, what their weight may be instead, at the same
+price: a nanosecond for 10 bytes is as slow as memory is. Judged by samples that have a little of it, it could
+be anything, and networks that have much, the uncompressed one first, would be priced by that."""
 
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 FOLDS = 5
@@ -128,7 +132,9 @@ def fit(samples: Sequence[Sample]) -> Correction:
     rows = np.array([[s.features.get(name, 0.0) for name in names] for s in samples]) / measured[:, None]
     prior = np.array([PRIOR.get(name, 0.0) for name in names])
     size = np.sqrt((rows**2).mean(axis=0)) + 1e-12
-    freedom = np.array([FREEDOM.get(name, 1.0) for name in names]) / size
+    freedom = np.array(
+        [RATES.get(name, FREEDOM.get(name, 1.0) / scale) for name, scale in zip(names, size, strict=True)]
+    )
     order = np.random.default_rng(0).permutation(len(samples))
     folds = np.array_split(order, FOLDS)
     left_out = {}

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Log = Callable[[str], None]
 
-METHOD = 8
+METHOD = 9
 """To be raised when the same measurements would be used in another way."""
 ENERGY_SAMPLES = 8
 """Whole networks whose energy is measured, where the machine has counters."""

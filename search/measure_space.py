@@ -81,7 +81,8 @@ def calibrated(
     plain: "TableModel", space: "Space", draws: Sequence[Policy], reference: "Reference", log: Log
 ) -> "Correction":
     """Measure some whole networks, spread evenly over what ``plain`` predicts, and fit the correction; none
-    where the space has too few networks for a fit."""
+    where the space has too few networks for a fit. The uncompressed network is among them: every ratio that
+    a search shows is one to it."""
     from latency_models.calibrate import LEAST_SAMPLES, Correction, Sample, fit
     from latency_models.measure import noise
 
@@ -89,7 +90,8 @@ def calibrated(
         log(f"the space has {len(draws)} networks, too few for a correction: kernels are added up")
         return Correction()
     expected = [plain.latency_ms(space.resized(policy), policy) for policy in draws]
-    chosen = [draws[index] for index in spread_evenly(expected, SAMPLES)]
+    spread = [draws[index] for index in spread_evenly(expected, SAMPLES)]
+    chosen = list(dict.fromkeys([space.uniform(0.0, max(space.pairs)), *spread]))
     log(f"measuring {len(chosen)} whole networks for the correction")
     timings = measure_policies(plain, space, chosen, reference)
     if warning := noise(timings):

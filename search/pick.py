@@ -128,8 +128,15 @@ def gains(found: Verification) -> list[dict[str, str]]:
                 f"{latency['ratio']:.3f}x",
             )
         )
-        predicted = quantity("latency_ms", latency["predicted_ms"])
-        rows.append(_gain("  as the search predicted", "", predicted, f"{100 * latency['error']:+.1f} %"))
+        uncompressed, picked = latency["predicted_baseline_ms"], latency["predicted_ms"]
+        rows.append(
+            _gain(
+                "  as the search predicted",
+                quantity("latency_ms", uncompressed),
+                quantity("latency_ms", picked),
+                f"{picked / uncompressed:.3f}x, {100 * latency['error']:+.1f} %",
+            )
+        )
     else:
         estimated, _, _ = str(found.search.get("estimates") or "").lower().partition(":")
         rows += [

@@ -273,7 +273,7 @@ def test_what_needs_no_training_counts_with_what_it_has_and_teaches_no_training(
     assert keys(other[:, None]) != [key]
     assert set(seen.scores) == {0}
     assert seen.untrained == pytest.approx(np.log(0.01 + SOFT))
-    assert seen.standing(2) == (2, seen.untrained)
+    assert seen.standing == (np.inf, seen.untrained)
     searched = knowledge.searched
     middle = np.argsort(searched.archive_log_costs[:, 0])[searched.archive.shape[1] // 2]
     seen = replace(seen, codes=searched.archive[:, middle], log_costs=searched.archive_log_costs[middle])

@@ -56,7 +56,8 @@ def test_a_search_space_is_measured_once_and_predicted(traced: Traced, space: Sp
     lines: list[str] = []
     model = cost_model(traced, space, profile, 1, lines.append)
     assert any("kernels measured" in line for line in lines)
-    assert model.validation.n == 16  # type: ignore[attr-defined]
+    samples = model.validation.n  # type: ignore[attr-defined]
+    assert 16 <= samples <= 17  # the uncompressed network is always among them
     rng = np.random.default_rng(3)
     policies = [space.random(rng) for _ in range(60)]
     costs = [model.cost(space.resized(policy), policy) for policy in policies]

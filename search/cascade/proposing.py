@@ -210,8 +210,8 @@ def nearest_the_front(seen: Sequence[Seen], target: int, low: Array) -> Sequence
     each kind those nearest the front of their rung. ``low``: (k,) the lowest log costs there are."""
     if len(seen) <= MOST_POINTS:
         return seen
-    last, values = (np.array(column) for column in zip(*(s.standing(target) for s in seen), strict=True))
-    costs = np.array([s.log_costs for s in seen])
+    last, values = np.array([s.standing for s in seen]).T
+    costs = np.concatenate([s.log_costs for s in seen]).reshape(len(seen), len(low))
     points = strewn(low, _PLACES)
     reached = within(costs, points)
     behind = np.full(len(seen), np.inf)

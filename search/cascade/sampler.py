@@ -42,13 +42,15 @@ def _algebra() -> ThreadpoolController:
 class _Read:
     """What the sampler has read of a study. Finished trials never change and are read once.
 
-    trained: codes and accuracy of trials that were trained to the end. losses: of each heir, how much its
-    policy has more of summed sensitivities than its parent's, and how much accuracy it has less.
+    leading: so many trials, the first of all, were read. trained: codes and accuracy of trials that were
+    trained to the end. losses: of each heir, how much its policy has more of summed sensitivities than its
+    parent's, and how much accuracy it has less.
     """
 
     seen: dict[bytes, Seen] = field(default_factory=dict)
     final: set[bytes] = field(default_factory=set)
     trials: set[int] = field(default_factory=set)
+    leading: int = 0
     trained: dict[int, tuple[Codes, float]] = field(default_factory=dict)
     losses: list[tuple[float, float]] = field(default_factory=list)
 
@@ -175,20 +177,18 @@ class CascadeSampler(BaseSampler):
         pending = self._take_in(trials, trial.number)
         seen = list(self._read.seen.values())
         last = knowledge.rungs - 1
-        at_last = sum(last in s.scores for s in seen)
-        untrained = sum(0 in s.scores for s in seen)
-        target = last if at_last or untrained >= knowledge.start else 0
+        begun = any(last in s.scores for s in seen) or sum(0 in s.scores for s in seen) >= knowledge.start
+        target = last if begun else 0
         if len(seen) > _REFIT * self._fitted_at:
             self._hyperparameters, self._fitted_at = {}, len(seen)
-        taken = self._read.final | set(keys(pending))
-        once = taken | set(self._read.seen)
 
         def found_for(rung: int) -> Proposal | None:
+            taken = self._read.final | set(keys(pending))
             return propose(
                 knowledge.searched,
                 knowledge.prior,
                 seen,
-                once if rung < last else taken,  # in the start a policy once is enough
+                taken if rung == last else taken | set(self._read.seen),  # in the start once is enough
                 pending,
                 rung,
                 self._rng,
@@ -209,7 +209,9 @@ class CascadeSampler(BaseSampler):
         """Read trials that have finished since; the codes of those that are running, (decisions, p)."""
         encoding, read = self.knowledge.encoding, self._read
         pending = []
-        for trial in trials:
+        while read.leading < len(trials) and trials[read.leading].number in read.trials:
+            read.leading += 1
+        for trial in trials[read.leading :]:
             if trial.number in read.trials or trial.number == own:
                 continue
             codes = self._codes(trial)

@@ -10,10 +10,11 @@ SOFT). Compression moves both by factors, and what matters lies where they are s
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg import cho_factor, cho_solve
 
 from search.cascade.encoding import Codes
 from search.cascade.gaussian import (
@@ -23,6 +24,7 @@ from search.cascade.gaussian import (
     matern,
     squared_distances,
     stacked,
+    whitening,
 )
 
 SOFT = 0.02
@@ -106,10 +108,11 @@ class Seen:
     log_costs: Array
     untrained: float | None = None
 
-    def standing(self, target: int) -> tuple[int, float]:
-        """The highest rung that was reached, and the score there; ``target`` for what was not trained."""
+    @cached_property
+    def standing(self) -> tuple[float, float]:
+        """The highest rung that was reached, and the score there; infinity for what is complete untrained."""
         if self.untrained is not None:
-            return target, self.untrained
+            return np.inf, self.untrained
         rung = max(self.scores)
         return rung, self.scores[rung]
 
@@ -127,6 +130,7 @@ class _Step:
         covariance = self._covariance(features, before) + _NOISE**2 * np.eye(len(before))
         self._factor = cho_factor(covariance, lower=True)
         self._weights = cho_solve(self._factor, scores - self._believed(before))
+        self._whitening = whitening(self._factor)
 
     def _believed(self, before: Array) -> Array:
         return np.asarray(self._line[0] + self._line[1] * before)
@@ -142,8 +146,7 @@ class _Step:
         cross = self._covariance(features, before)
         mean = self._believed(before) + cross @ self._weights
         own = self._spread[0] + self._spread[1] * before**2 + _SIGNAL**2
-        explained = solve_triangular(self._factor[0], cross.T, lower=True, check_finite=False)
-        own -= (explained**2).sum(axis=0)
+        own -= ((self._whitening @ cross.T) ** 2).sum(axis=0)
         slope = self._line[1] + self._spread[1] * float(self._before @ self._weights)
         return np.maximum(mean, np.log(SOFT)), np.maximum(own, 1e-9) + slope**2 * variance
 
