@@ -89,16 +89,34 @@ def test_how_fast_heirs_lose_is_learned() -> None:
     assert rate([(1.0, -0.5)] * 20) > 0.0
 
 
+@dataclass
+class First:
+    """A study of the toy with one trained trial, and its first heir, begun."""
+
+    toy: Toy
+    study: optuna.Study
+    parent: optuna.Trial
+    parent_codes: np.ndarray
+    heir: optuna.Trial
+    codes: np.ndarray
+
+    @staticmethod
+    def begun() -> "First":
+        toy = Toy.of()
+        knowledge = toy.knowledge()
+        study = study_of(knowledge)
+        trial, codes = ask(toy, study)
+        tell(toy, study, trial, codes, knowledge)
+        parent = toy.encoding.batch(codes[:, None]).policy(0)
+        wanted = heirs(study.sampler, study, parent, float(toy.accuracy(codes[:, None])[0]))
+        heir = adopt(study, toy.space, wanted[0], "worker", trial.number)
+        return First(toy, study, trial, codes, heir, toy.encoding.of(wanted[0]))
+
+
 def test_an_heir_counts_as_reached_and_teaches_only_what_heirs_lose() -> None:
-    toy = Toy.of()
-    knowledge = toy.knowledge()
-    study = study_of(knowledge)
-    trial, codes = ask(toy, study)
-    tell(toy, study, trial, codes, knowledge)
-    parent = toy.encoding.batch(codes[:, None]).policy(0)
-    wanted = heirs(study.sampler, study, parent, float(toy.accuracy(codes[:, None])[0]))
-    heir = adopt(study, toy.space, wanted[0], "worker", trial.number)
-    own = toy.encoding.of(wanted[0])
+    first = First.begun()
+    toy, study, trial, codes = first.toy, first.study, first.parent, first.parent_codes
+    heir, own, knowledge = first.heir, first.codes, study.sampler.knowledge
     costs = dict(zip(knowledge.costs, np.exp(knowledge.log_costs(own[:, None]))[0].tolist(), strict=True))
     result = {"state": "complete", "accuracy": 0.9, "weights_of": trial.number, **costs}
     heir.set_user_attr("result", result)
@@ -118,21 +136,15 @@ def test_an_heir_counts_as_reached_and_teaches_only_what_heirs_lose() -> None:
 
 
 def test_an_heir_whose_worker_was_stopped_may_be_proposed_again() -> None:
-    toy = Toy.of()
-    knowledge = toy.knowledge()
-    study = study_of(knowledge)
-    trial, codes = ask(toy, study)
-    tell(toy, study, trial, codes, knowledge)
-    parent = toy.encoding.batch(codes[:, None]).policy(0)
-    wanted = heirs(study.sampler, study, parent, float(toy.accuracy(codes[:, None])[0]))
-    heir = adopt(study, toy.space, wanted[0], "worker", trial.number)
+    first = First.begun()
+    toy, study, heir = first.toy, first.study, first.heir
     ask(toy, study)
     hand_back(study, heir)
     ask(toy, study)
     read = study.sampler._read
     assert heir.number in read.trials
     assert study.trials[heir.number].user_attrs["result"]["reason"] == LOST
-    assert keys(toy.encoding.of(wanted[0])[:, None])[0] not in read.final | set(read.seen)
+    assert keys(first.codes[:, None])[0] not in read.final | set(read.seen)
 
 
 @dataclass
