@@ -31,9 +31,9 @@ from benchmarks.fpga_overlays import (
     systolic_network_ms,
     systolic_networks,
 )
-from hw_profiles.fpga import Dataflow, Overlay
-from latency_models.fpga_resources import multiplier_luts
-from latency_models.overlay import layer_times
+from leanfront.hw_profiles.sections.fpga import Dataflow, Overlay
+from leanfront.latency_models.fpga.overlay import layer_times
+from leanfront.latency_models.fpga.resources import multiplier_luts
 
 EFFICIENCIES = tuple(round(0.60 + 0.02 * step, 2) for step in range(21))
 BANDWIDTHS = tuple(round(5e6 * 1.1**step, -4) for step in range(14))

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from benchmarks.published_rows import Row, fit, predicted, read_rows, roofline_of, with_numbers
-from hw_profiles import Roofline
+from leanfront.hw_profiles import Roofline
 
 PI = "raspberry-pi-4"
 REFERENCES = ("odroid-n2-plus", "firefly-rk3399")

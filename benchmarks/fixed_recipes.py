@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from compression.policy import Policy
-from search.front import front_rows
-from search.paired import Scores, load_scores, paired_interval
-from search.prepare import load, prepare
-from search.run_folder import RunFolder, TrialRow, open_run
-from search.space import Space
-from search.trial import Problem
+from leanfront.compression.policy import Policy
+from leanfront.compression.policy.space import Space
+from leanfront.search.run.front import front_rows
+from leanfront.search.run.run_folder import RunFolder, TrialRow, open_run
+from leanfront.search.run.significance import Scores, load_scores, paired_interval
+from leanfront.search.study.prepare import load, prepare
+from leanfront.search.trial.trial import Problem
 
 
 @dataclass(frozen=True, eq=False)

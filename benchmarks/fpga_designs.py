@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.fpga_engines import PORTS, Engine, buffer_blocks, weight_blocks, weight_luts
-from hw_profiles import load_profile
-from hw_profiles.fpga import Dataflow, MemoryBlock
-from latency_models.fpga_pipeline import Stage, first_window, stream
-from latency_models.fpga_resources import multiplier_luts, sum_bits, threshold_bits, threshold_luts
+from leanfront.hw_profiles import load_profile
+from leanfront.hw_profiles.sections.fpga import Dataflow, MemoryBlock
+from leanfront.latency_models.fpga.pipeline import Stage, first_window, stream
+from leanfront.latency_models.fpga.resources import multiplier_luts, sum_bits, threshold_bits, threshold_luts
 
 FOLDER = Path(__file__).parent / "published"
 

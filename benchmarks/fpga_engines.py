@@ -2,7 +2,7 @@
 
 fpgaConvNet gives every multiplier and every lane of a window a memory of its own, FINN's BNN-PYNQ every
 output at a time (PE). The designs that leanfront chooses have one memory for each engine instead, as FINN's
-decoupled weights have it (latency_models.fpga_resources).
+decoupled weights have it (latency_models.fpga.resources).
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hw_profiles.fpga import MemoryBlock
-from latency_models.fpga_kernels import Array
-from latency_models.fpga_resources import TABLE_BITS
+from leanfront.hw_profiles.sections.fpga import MemoryBlock
+from leanfront.latency_models.fpga.kernels import Array
+from leanfront.latency_models.fpga.resources import TABLE_BITS
 
 SHALLOW_WORDS = 32
 """Line buffers up to this deep are made of logic: what the memory blocks of fpgaConvNet's designs tell."""

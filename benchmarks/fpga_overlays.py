@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.published_rows import network, shared_folder
-from compression.policy import LayerPolicy, Policy
-from compression.policy.batch import PolicyBatch
-from hw_profiles import load_profile
-from hw_profiles.fpga import Overlay
-from latency_models.fpga_kernels import Work, works
-from latency_models.overlay import layer_times, other_ms
+from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.policy.batch import PolicyBatch
+from leanfront.hw_profiles import load_profile
+from leanfront.hw_profiles.sections.fpga import Overlay
+from leanfront.latency_models.fpga.kernels import Work, works
+from leanfront.latency_models.fpga.overlay import layer_times, other_ms
 
 FOLDER = Path(__file__).parent / "published"
 SYSTOLIC = {32: "systolic-m32p32", 64: "systolic-m64p64"}

@@ -22,18 +22,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from compression.export import random_model
-from compression.policy import Network, Policy
-from compression.template import template
-from compression.trace import Traced, trace
-from hw_profiles import HardwareProfile, load_profile
-from latency_models.structure import Structure
-from latency_models.table import CALL, Entry, LatencyTable, this_device
-from latency_models.table_model import TableModel
-from search.latency import cost_model
-from search.policy_draws import draw
-from search.space import Space
-from search.validation import validate
+from leanfront.compression.capture.trace import Traced, trace
+from leanfront.compression.export.template import template
+from leanfront.compression.export.walk import random_model
+from leanfront.compression.graph import Network
+from leanfront.compression.policy import Policy
+from leanfront.compression.policy.space import Space
+from leanfront.hw_profiles import HardwareProfile, load_profile
+from leanfront.latency_models.kernel_table.table import CALL, Entry, LatencyTable, this_device
+from leanfront.latency_models.measured.building import cost_model
+from leanfront.latency_models.measured.model import TableModel
+from leanfront.latency_models.measured.optimised_kernels import Structure
+from leanfront.latency_models.measured.policy_draws import draw
+from leanfront.latency_models.measured.validation import validate
 
 HERE = Path(__file__).resolve().parent
 Shape = tuple[int, int, int, int]

@@ -16,15 +16,16 @@ import numpy as np
 from counted_arena import CountedArena
 from latency_accuracy import NETWORKS, traced_network
 
-from compression.export import random_model
-from compression.policy import LayerPolicy, Network, Policy
-from compression.template import template
-from hw_profiles import load_profile
-from latency_models.arena import Arena
-from latency_models.footprint import footprint
-from latency_models.structure import Structure
-from search.policy_draws import draw
-from search.space import Space
+from leanfront.compression.export.template import template
+from leanfront.compression.export.walk import random_model
+from leanfront.compression.graph import Network
+from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.policy.space import Space
+from leanfront.hw_profiles import load_profile
+from leanfront.latency_models.measured.arena import Arena
+from leanfront.latency_models.measured.footprint import footprint
+from leanfront.latency_models.measured.optimised_kernels import Structure
+from leanfront.latency_models.measured.policy_draws import draw
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from benchmarks.calibrate_roofline import (
     x86_roofline,
 )
 from benchmarks.published_rows import Row, predicted, predicted_ms, read_rows
-from hw_profiles import Roofline
+from leanfront.hw_profiles import Roofline
 
 Predicted = tuple[Row, float, float]
 """A row, its predicted latency in ms, and its predicted energy in mJ (0: none)."""

@@ -17,7 +17,7 @@ import optuna
 from optuna.trial import TrialState
 
 from benchmarks.search_efficiency import Exhaustive
-from search.cascade.sampler import CascadeSampler
+from leanfront.search.samplers.cascade.sampler import CascadeSampler
 
 OBJECTIVES = ("accuracy", "latency_ms", "size_bytes")
 IMAGES = (0, 1000, 2000)

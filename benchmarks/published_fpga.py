@@ -28,7 +28,7 @@ from benchmarks.fpga_overlays import (
     systolic_networks,
 )
 from benchmarks.validation_section import Cell, Points, Section
-from hw_profiles import load_profile
+from leanfront.hw_profiles import load_profile
 
 
 def sections() -> list[Section]:

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from compression.policy import LayerPolicy, Network, Policy
-from compression.policy.batch import PolicyBatch
-from hw_profiles import Roofline, load_profile
-from latency_models.layer_table import read_layer_table
-from latency_models.roofline import Times, times
-from latency_models.roofline_work import Work, work_of
+from leanfront.compression.graph import Network
+from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.policy.batch import PolicyBatch
+from leanfront.hw_profiles import Roofline, load_profile
+from leanfront.latency_models.layer_table import read_layer_table
+from leanfront.latency_models.roofline.model import Times, times
+from leanfront.latency_models.roofline.work import Work, work_of
 
 FOLDER = Path(__file__).parent / "published"
 BITS = {"fp32": 32, "fp16": 16, "int8": 8}

@@ -6,9 +6,9 @@ from statistics import median
 
 from benchmarks.published_rows import FOLDER, network, roofline_of, shared_folder
 from benchmarks.validation_section import Cell, Section
-from compression.policy import LayerPolicy, Policy
-from hw_profiles import load_profile
-from latency_models.roofline import RooflineModel, sparse_gain
+from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.hw_profiles import load_profile
+from leanfront.latency_models.roofline.model import RooflineModel, sparse_gain
 
 TWO_FOUR = {"RetinaNet-ResNeXt50": "retinanet-resnext50_800", "SSD-ResNet34": "ssd-resnet34_1200"}
 """Networks with published gains whose layers are known."""

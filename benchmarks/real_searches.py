@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search.config import load_config
-from search.hypervolume import hypervolume
-from search.promotion import UNTRAINED
-from search.run_folder import RunFolder, TrialRow
-from search.run_search import run_search
+from leanfront.search.config import load_config
+from leanfront.search.run.hypervolume import hypervolume
+from leanfront.search.run.run_folder import RunFolder, TrialRow
+from leanfront.search.study.run_search import run_search
+from leanfront.search.trial.promotion import UNTRAINED
 
 TRIALS = {"cascade": 66, "tpe": 300, "nsga2": 300}
 AT = (5, 10, 15, 20, 30, 60, 100, 200, 300)
@@ -67,7 +67,7 @@ def ended(run: RunFolder) -> list[TrialRow]:
 
 
 def curve(run: RunFolder, sampler: str, seed: int, costs: Sequence[str]) -> Curve:
-    """search.hypervolume of accuracy and some costs after each trial that was trained, with the heirs there
+    """Hypervolume of accuracy and some costs after each trial that was trained, with the heirs there
     were by then, and the hours that it took."""
     rows, names = ended(run), ("accuracy", *costs)
     values = np.array([[getattr(row, name) for name in names] for row in rows], dtype=float)

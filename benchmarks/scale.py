@@ -25,16 +25,17 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 
-from compression.policy import Layer, LayerShape, Network, Node, Policy, Segment
-from hw_profiles import load_profile
-from latency_models.cost import Cost
-from search.config import SearchConfig, parse_config
-from search.ledger import Ledger
-from search.loop import Budget, search_loop
-from search.run_folder import RunFolder, TrialRow, make_run, registered
-from search.space import Space
-from search.study import NAME, enqueue_seeds, open_study, recover, tell
-from search.trial import Problem, Result
+from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment
+from leanfront.compression.policy import Policy
+from leanfront.compression.policy.space import Space
+from leanfront.hw_profiles import load_profile
+from leanfront.latency_models.cost import Cost
+from leanfront.search.config import SearchConfig, parse_config
+from leanfront.search.run.results_tables import Ledger
+from leanfront.search.run.run_folder import RunFolder, TrialRow, make_run, registered
+from leanfront.search.study.loop import Budget, search_loop
+from leanfront.search.study.study import NAME, enqueue_seeds, open_study, recover, tell
+from leanfront.search.trial.trial import Problem, Result
 
 START = datetime(2026, 1, 1, 22)
 SECONDS = 8
@@ -271,7 +272,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def command(*words: str) -> float:
     """Processor time of a leanfront command, start of Python included."""
-    line = [sys.executable, "-m", "search.cli", *words]
+    line = [sys.executable, "-m", "leanfront", *words]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

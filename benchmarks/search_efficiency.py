@@ -28,15 +28,15 @@ from numpy.typing import NDArray
 
 from benchmarks.exhaustive.make_table import HERE, TABLE
 from benchmarks.real_searches import TRIALS, kept, run_of, tables
-from latency_models.models import model_of
-from search.cascade.encoding import Codes, Encoding, keys
-from search.cascade.gaussian import Array
-from search.cascade.knowledge import Knowledge
-from search.cascade.sampler import CascadeSampler
-from search.config import SearchSection, load_config
-from search.hypervolume import hypervolume
-from search.prepare import Loaded, load
-from search.sampler import sampler as stock_sampler
+from leanfront.latency_models.registry import model_of
+from leanfront.search.config import SearchSection, load_config
+from leanfront.search.run.hypervolume import hypervolume
+from leanfront.search.samplers import sampler as stock_sampler
+from leanfront.search.samplers.cascade.encoding import Codes, Encoding, keys
+from leanfront.search.samplers.cascade.gaussian import Array
+from leanfront.search.samplers.cascade.sampler import CascadeSampler
+from leanfront.search.samplers.cascade.warm_start import Knowledge
+from leanfront.search.study.prepare import Loaded, load
 
 BUDGETS = (0.001, 0.0025, 0.005, 0.01, 0.02)
 ASKS = 20

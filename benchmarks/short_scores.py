@@ -21,17 +21,17 @@ import torch
 from scipy.stats import rankdata, spearmanr
 from torch import nn
 
-from compression.finetune import Batch
-from compression.fold import fold
-from compression.policy import Policy
-from search import sensitivity
-from search.cascade.encoding import Encoding
-from search.cascade.surrogate import Prior, Seen, Surrogate, log_divergence
-from search.config import SearchConfig, load_config
-from search.policy_draws import draw
-from search.prepare import Loaded, load
-from search.score import SCORING_BATCH, Scorer, evaluate
-from search.task import as_data
+from leanfront.compression.export.deployed_form import fold
+from leanfront.compression.policy import Policy
+from leanfront.compression.training.finetune import Batch
+from leanfront.latency_models.measured.policy_draws import draw
+from leanfront.search.config import SearchConfig, load_config
+from leanfront.search.samplers.cascade.encoding import Encoding
+from leanfront.search.samplers.cascade.surrogate import Prior, Seen, Surrogate, log_divergence
+from leanfront.search.study.prepare import Loaded, load
+from leanfront.search.task import as_data
+from leanfront.search.trial import sensitivity
+from leanfront.search.trial.scorer import SCORING_BATCH, Scorer, evaluate
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = (500, 1000, 2000, 5000)

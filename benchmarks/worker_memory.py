@@ -14,14 +14,14 @@ import numpy as np
 import torch
 
 from benchmarks.scale import resident_mb
-from compression.trace import trace
-from hw_profiles import load_profile
-from search.config import parse_config
-from search.memory import give_back, keep_what_is_there
-from search.run_search import use_threads
-from search.score import Scorer
-from search.space import Space
-from search.task import ArrayData, Task
+from leanfront.compression.capture.trace import trace
+from leanfront.compression.policy.space import Space
+from leanfront.hw_profiles import load_profile
+from leanfront.search.config import parse_config
+from leanfront.search.study.heap import give_back, keep_what_is_there
+from leanfront.search.study.run_search import use_threads
+from leanfront.search.task import ArrayData, Task
+from leanfront.search.trial.scorer import Scorer
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "cifar10_vgg11"))
 

@@ -13,14 +13,14 @@ import tempfile
 from datetime import datetime
 from pathlib import Path
 
-import search.run_search
-from search.config import load_config
-from search.run_search import run_search
+import leanfront.search.study.run_search
+from leanfront.search.config import load_config
+from leanfront.search.study.run_search import run_search
 
 
 def trials_per_hour(config: Path, trials: int, threads: list[int], folder: Path) -> float:
     """Of one search with a worker for each number of threads."""
-    search.run_search.threads_of_workers = lambda workers: threads
+    leanfront.search.study.run_search.threads_of_workers = lambda workers: threads
     overrides = ["search.sampler=random", "hardware.profile=toy", f"search.trials={trials}"]
     run, _ = run_search(load_config(config, [*overrides, f"search.workers={len(threads)}"]), config, folder)
     rows = [row for row in run.trials() if row.state == "complete"]
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    cores = search.run_search.cores()
+    cores = leanfront.search.study.run_search.cores()
     kinds = {"1 worker, 1 thread": [1], f"1 worker, {cores} threads": [cores]}
     kinds[f"{cores} workers, 1 thread each"] = [1] * cores
     best = dict.fromkeys(kinds, 0.0)

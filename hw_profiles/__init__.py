@@ -1,6 +1,6 @@
 """What the hardware is: one TOML file per part, with a source for every number."""
 
-from hw_profiles.loading import (
+from leanfront.hw_profiles.loading import (
     find_profile,
     load_profile,
     profile_names,
@@ -9,7 +9,7 @@ from hw_profiles.loading import (
     to_toml,
     user_folder,
 )
-from hw_profiles.profile import HardwareProfile, ProfileError, Roofline, Source
+from leanfront.hw_profiles.profile import HardwareProfile, ProfileError, Roofline, Source
 
 __all__ = [
     "HardwareProfile",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hw_profiles.profile import HardwareProfile, ProfileError
+from leanfront.hw_profiles.profile import HardwareProfile, ProfileError
 
 BUILT_IN = Path(__file__).parent
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from hw_profiles.fpga import (
+from leanfront.hw_profiles.sections.fpga import (
     SECTIONS,
     Dataflow,
     Overlay,
@@ -17,8 +17,8 @@ from hw_profiles.fpga import (
     check_sections,
     section_fields,
 )
-from hw_profiles.roofline import Roofline as Roofline
-from hw_profiles.units import UNITS, unit_of
+from leanfront.hw_profiles.sections.roofline import Roofline as Roofline
+from leanfront.hw_profiles.units import UNITS, unit_of
 
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 ACTIVATION_BITS = (4, 8, 16, 32)

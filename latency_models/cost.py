@@ -5,14 +5,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from compression.policy import Network, Policy
-from latency_models.errors import TableError as TableError
+from leanfront.compression.graph import Network
+from leanfront.compression.policy import Policy
+from leanfront.latency_models.errors import TableError as TableError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from compression.policy.batch import PolicyBatch
+    from leanfront.compression.policy.batch import PolicyBatch
 
 Kind = Literal["measured", "calibrated", "modelled"]
 """Where a cost is from, the surest first."""

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from compression.policy.batch import PolicyBatch
-from latency_models.cost import CostArrays
+from leanfront.compression.policy.batch import PolicyBatch
+from leanfront.latency_models.cost import CostArrays
 
 
 def costs_by_depth(batch: PolicyBatch, costs: Callable[[PolicyBatch], CostArrays]) -> CostArrays:

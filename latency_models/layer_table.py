@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from compression.policy import Layer, LayerShape, Network, Node, Segment
-from compression.policy.network import LAYER_OPS
-from latency_models.cost import TableError
+from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment
+from leanfront.compression.graph.network import LAYER_OPS
+from leanfront.latency_models.cost import TableError
 
 COLUMNS = (
     "name", "op", "in_channels", "out_channels", "kernel_h", "kernel_w", "stride_h", "stride_w", "groups",

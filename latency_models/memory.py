@@ -3,8 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from compression.policy import Kernel, Network, Policy, kernels, tensor_bits
-from compression.policy.branches import ALIAS
+from leanfront.compression.graph import Kernel, Network, kernels
+from leanfront.compression.graph.branches import ALIAS
+from leanfront.compression.policy import Policy, tensor_bits
 
 _SAME_TENSOR = ("flatten", "reshape", "identity", ALIAS)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from latency_models.cost import TableError
+from leanfront.latency_models.cost import TableError
 
 PROVIDERS: Mapping[str, str] = {
     "cpu": "CPUExecutionProvider",

@@ -4,11 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
-from compression.policy import Kernel, Network, Policy, kernels, tensor_bits
-from hw_profiles import HardwareProfile
-from latency_models.cost import CostModel, Kind
-from latency_models.models import model_of
-from latency_models.table import Device, Entry, LatencyTable
+from leanfront.compression.graph import Kernel, Network, kernels
+from leanfront.compression.policy import Policy, tensor_bits
+from leanfront.hw_profiles import HardwareProfile
+from leanfront.latency_models.cost import CostModel, Kind
+from leanfront.latency_models.kernel_table.table import Device, Entry, LatencyTable
+from leanfront.latency_models.registry import model_of
 
 
 @dataclass(frozen=True)

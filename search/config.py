@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
 
-from search.storage_url import without_password
+from leanfront.search.storage_url import without_password
 
 Sampler = Literal["cascade", "tpe", "nsga2", "nsga3", "gp", "random"]
 Objective = Literal["accuracy", "latency_ms", "size_bytes", "energy_mj"]

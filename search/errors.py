@@ -3,7 +3,6 @@
 import sys
 import traceback
 
-_OURS = ("search", "compression", "hw_profiles", "latency_models")
 _NEEDED = {"onnxruntime": "onnxruntime", "onnx": "onnx", "torch": "torch", "torch_pruning": "torch-pruning"}
 _NEEDED |= {"sklearn": "scikit-learn", "onnxscript": "onnxscript", "optuna": "optuna", "plotly": "plotly"}
 
@@ -13,7 +12,7 @@ def is_wrong_input(error: BaseException) -> bool:
     package that is not installed."""
     if isinstance(error, ModuleNotFoundError):
         return _missing_package(error) is not None
-    return isinstance(error, ValueError) and type(error).__module__.partition(".")[0] in _OURS
+    return isinstance(error, ValueError) and type(error).__module__.partition(".")[0] == "leanfront"
 
 
 def _missing_package(error: ModuleNotFoundError) -> str | None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
-from search.readers.error import TaskError as TaskError  # part of this module's face
+from leanfront.search.readers.error import TaskError as TaskError
 
 
 @runtime_checkable
@@ -286,7 +286,7 @@ def load_task(path: Path, options: Mapping[str, object]) -> Task:
         task = function(**options)
     if not isinstance(task, Task):
         raise TaskError(
-            f"The function task returns a search.task.Task, but that of {path} returned {_shown(task)}; "
+            f"The function task returns a leanfront.Task, but that of {path} returned {_shown(task)}; "
             "return a Task"
         )
     return task
@@ -335,18 +335,34 @@ def _user_code(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError as problem:
         raise TaskError(f"The task needs a file that is not there: {problem} (in {path})") from problem
-    except Exception as problem:
-        frames = traceback.extract_tb(problem.__traceback__)
-        line = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)
-        if isinstance(problem, SyntaxError) and problem.filename == str(path):
-            line = problem.lineno
-        where = f"{path}, line {line}" if line else str(path)
+    except ImportError as problem:
+        if problem.name not in _BEFORE:
+            raise _failed(problem, path) from problem
         raise TaskError(
-            f"The task's own code must run, but it failed in {where}: {type(problem).__name__}: {problem}"
+            f"A task imports from leanfront, but {path} imports {problem.name}, as tasks of version 0.1 did;"
+            " write `from leanfront import ArrayData, Task` and `from leanfront.readers import ...`"
         ) from problem
+    except Exception as problem:
+        raise _failed(problem, path) from problem
     finally:
         with suppress(ValueError):  # the user's code may have taken it out itself
             sys.path.remove(str(path.parent))
+
+
+_BEFORE = {"search", "search.task", "search.readers"}
+"""What tasks imported in version 0.1."""
+
+
+def _failed(problem: Exception, path: Path) -> TaskError:
+    """The user's own code raised: where."""
+    frames = traceback.extract_tb(problem.__traceback__)
+    line = next((frame.lineno for frame in reversed(frames) if frame.filename == str(path)), None)
+    if isinstance(problem, SyntaxError) and problem.filename == str(path):
+        line = problem.lineno
+    where = f"{path}, line {line}" if line else str(path)
+    return TaskError(
+        f"The task's own code must run, but it failed in {where}: {type(problem).__name__}: {problem}"
+    )
 
 
 def load_state(model: nn.Module, path: Path | str) -> None:

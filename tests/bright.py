@@ -3,7 +3,7 @@
 TASK = '''
 import numpy as np
 import torch
-from search.task import ArrayData, Task
+from leanfront import ArrayData, Task
 
 
 def task(broken: bool = False, images: int = 240) -> Task:

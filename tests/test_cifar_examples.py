@@ -31,7 +31,7 @@ def test_example_from_search_to_verified_file(example: str, tmp_path: Path) -> N
 
 def leanfront(*arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "search.cli", *arguments], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "leanfront", *arguments], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

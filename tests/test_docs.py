@@ -19,13 +19,13 @@ import torch
 import typer
 from PIL import Image
 
-import search.measure_space
-import search.readers
-from hw_profiles import read_profile
-from latency_models.layer_table import COLUMNS as LAYER_COLUMNS
-from search.cli import app, main
-from search.config import SearchConfig, parse_config
-from search.run_folder import COLUMNS, STATES
+import leanfront.latency_models.measured.space_table
+import leanfront.search.readers
+from leanfront.hw_profiles import read_profile
+from leanfront.latency_models.layer_table import COLUMNS as LAYER_COLUMNS
+from leanfront.search.cli.app import app, main
+from leanfront.search.config import SearchConfig, parse_config
+from leanfront.search.run.run_folder import COLUMNS, STATES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -211,8 +211,8 @@ def test_keys_named_anywhere_exist() -> None:
 def test_environment_variables() -> None:
     packages = ("search", "compression", "hw_profiles", "latency_models")
     code = "".join(file.read_text() for name in packages for file in (ROOT / name).rglob("*.py"))
-    used = set(re.findall(r"LEANFRONT_[A-Z_]+", code))
-    assert {row[0].strip("`") for row in rows(text("docs/configuration.md")) if "LEANFRONT" in row[0]} == used
+    used = set(re.findall(r"leanfront_[A-Z_]+", code))
+    assert {row[0].strip("`") for row in rows(text("docs/configuration.md")) if "leanfront" in row[0]} == used
 
 
 def links() -> list[tuple[str, str]]:
@@ -238,12 +238,12 @@ def test_files_named_in_the_pages_exist() -> None:
 
 def test_readers_columns_and_states() -> None:
     task_page, runs_page = text("docs/your-own-task.md"), text("runs/README.md")
-    readers = {name for name in search.readers.__all__ if name.startswith("read_")}
+    readers = {name for name in leanfront.search.readers.__all__ if name.startswith("read_")}
     assert {row[0].strip("`").partition("(")[0] for row in rows(task_page) if "read_" in row[0]} == readers
     for row in rows(task_page):
         if "read_" in row[0]:
             name, arguments = re.fullmatch(r"`(\w+)\((.*)\)`", row[0]).groups()  # type: ignore[union-attr]
-            known = inspect.signature(getattr(search.readers, name)).parameters
+            known = inspect.signature(getattr(leanfront.search.readers, name)).parameters
             assert {argument.partition("=")[0] for argument in arguments.split(", ")} <= set(known), name
     described = sections("runs/README.md", r"(trials\.csv)")["trials.csv"]
     assert tuple(re.findall(r"`(\w+)`", described.partition("An empty")[0])) == COLUMNS
@@ -362,16 +362,18 @@ def test_this_machine_under_a_name_of_its_own(
 ) -> None:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "cache").mkdir()
-    for trained in search.readers.cache_folder().glob("digits-*"):  # the example's network: not once more
+    for trained in leanfront.search.readers.cache_folder().glob(
+        "digits-*"
+    ):  # the example's network: not once more
         shutil.copy(trained, tmp_path / "cache")
     monkeypatch.setenv("LEANFRONT_CACHE", str(tmp_path / "cache"))
     smaller = (("SAMPLES", 12), ("DRAWS", 20), ("COVER_SECONDS", 2.0), ("SURPRISE_SECONDS", 1.0))
     for name, value in smaller:
-        monkeypatch.setattr(search.measure_space, name, value)
+        monkeypatch.setattr(leanfront.latency_models.measured.space_table, name, value)
     # tests share their machine: what follows takes any moment for a quiet one, and waits for none
-    monkeypatch.setattr("latency_models.measure.QUIET", 100.0)
-    monkeypatch.setattr("latency_models.measure.noise", lambda timings: None)
-    monkeypatch.setattr("search.measure_profile.TOLD_APART", 1.0)
+    monkeypatch.setattr("leanfront.latency_models.benchmark.timing.QUIET", 100.0)
+    monkeypatch.setattr("leanfront.latency_models.benchmark.timing.noise", lambda timings: None)
+    monkeypatch.setattr("leanfront.latency_models.measured.profile_table.TOLD_APART", 1.0)
     # cascade would first measure what each decision does alone
     small = "--set finetune.images=0 --set search.sampler=random"
     printed = {}

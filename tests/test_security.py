@@ -20,17 +20,17 @@ from onnx import TensorProto, helper
 from PIL import Image
 from typer.testing import CliRunner
 
-from search.cli import app
-from search.config import parse_config
-from search.readers import cifar10_batches, idx, image_folder
-from search.readers.cache import cache_folder
-from search.readers.error import TaskError
-from search.report import write_report
-from search.run_folder import TrialRow, make_run
+from leanfront.search.cli.app import app
+from leanfront.search.config import parse_config
+from leanfront.search.readers import cifar10_batches, idx, image_folder
+from leanfront.search.readers.cache import cache_folder
+from leanfront.search.readers.error import TaskError
+from leanfront.search.report.page import write_report
+from leanfront.search.run.run_folder import TrialRow, make_run
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("search", "compression", "latency_models", "hw_profiles")
-NNI = {"compression/nni_speedup.py", "compression/nni_process.py"}
+NNI = {"compression/techniques/nni_speedup.py", "compression/techniques/nni_process.py"}
 """The two ends of one exchange between a process and its child, through a folder of theirs alone."""
 
 
@@ -69,7 +69,7 @@ def test_a_search_writes_its_run_folder_and_the_cache_only(tmp_path: Path) -> No
         ROOT / "examples" / "digits", places["task"], ignore=shutil.ignore_patterns("__pycache__")
     )
     before = _files(places["task"])
-    ours = ("XDG_", "LEANFRONT_", "ORT_")
+    ours = ("XDG_", "leanfront_", "ORT_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     environment |= {"HOME": str(places["home"]), "TMPDIR": str(places["tmp"]), "PYTHONPATH": str(ROOT)}
     # the cache of all tests: the network of the example is trained once

@@ -2,7 +2,7 @@
 
     python -m benchmarks.exhaustive.make_table
 
-A score is what search.score.Scorer gives a policy without any training: cut, batch norms re-estimated, ranges
+A score is what the Scorer gives a policy without any training: cut, batch norms re-estimated, ranges
 calibrated, accuracy and divergence on the held-out images. Policies that share their first layers share
 what these compute, so 42,000 policies take minutes; a few dozen are scored by the Scorer itself, to compare.
 """
@@ -24,13 +24,13 @@ from torch import Tensor, fx
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from compression.compress import compress
-from compression.policy import Policy
-from compression.quantize import ActivationQuantizer
-from search.cascade.encoding import Codes, Encoding
-from search.config import load_config
-from search.prepare import Loaded, load
-from search.score import Scorer
+from leanfront.compression.policy import Policy
+from leanfront.compression.techniques.compress import compress
+from leanfront.compression.techniques.quantize import ActivationQuantizer
+from leanfront.search.config import load_config
+from leanfront.search.samplers.cascade.encoding import Codes, Encoding
+from leanfront.search.study.prepare import Loaded, load
+from leanfront.search.trial.scorer import Scorer
 
 HERE = Path(__file__).parent
 TABLE = HERE / "table.npz"

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from search.task import ArrayData, Task
+from leanfront import ArrayData, Task
 
 EPOCHS, BATCH, SEED = 40, 64, 0
 

@@ -8,12 +8,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from compression.policy.branches import Branch
-from compression.policy.kernels import Kernel, kernels
-from compression.policy.network import Network
-from compression.policy.policy import LayerPolicy, Policy
-from compression.policy.precision import FLOAT_LAYERS, Precision
-from compression.policy.size import FileSize
+from leanfront.compression.graph.branches import Branch
+from leanfront.compression.graph.kernels import Kernel, kernels
+from leanfront.compression.graph.network import Network
+from leanfront.compression.policy.file_size import FileSize
+from leanfront.compression.policy.policy import LayerPolicy, Policy
+from leanfront.compression.policy.precision import FLOAT_LAYERS, Precision
 
 Counts = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -290,7 +290,7 @@ class PolicyBatch:
         return bits, integer
 
     def size_bytes(self) -> NDArray[np.int64]:
-        """(n,): bytes of each policy's ONNX file, as ``compression.policy.size.size_bytes`` has it."""
+        """(n,): bytes of each policy's ONNX file, as ``compression.policy.file_size.size_bytes`` has it."""
         rows = self._plan.layer_rows
         return self._plan.file_size.of(
             self.widths, self.bits, self.weight_bits[rows], self.integer_layers[rows]

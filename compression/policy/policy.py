@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from compression.policy.branches import Branch
-from compression.policy.network import Network
+from leanfront.compression.graph.branches import Branch
+from leanfront.compression.graph.network import Network
 
 PATTERNS = ("channel", "2:4", "block", "unstructured")
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 
-from compression.policy.branches import ALIAS
-from compression.policy.kernels import Kernel
-from compression.policy.network import Layer
-from compression.policy.policy import LayerPolicy
+from leanfront.compression.graph.branches import ALIAS
+from leanfront.compression.graph.kernels import Kernel
+from leanfront.compression.graph.network import Layer
+from leanfront.compression.policy.policy import LayerPolicy
 
 SHIFTED_ZERO_POINT = -1
-"""Of int8 weights that are not stored around 0 (``compression.zero_points``): codes reach from -127 to 127,
+"""Of int8 weights that are not stored around 0 (export/zero_points.py): codes reach from -127 to 127,
 so one below still fits."""
 
 SAME_RANGE_OPS = ("maxpool", "flatten", "reshape", "transpose", "slice", "pad", "identity", ALIAS)

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search.readers import CIFAR10_MEAN, CIFAR10_STD, read_cifar10
-from search.task import ArrayData, Task, load_state
+from leanfront import ArrayData, Task, load_state
+from leanfront.readers import CIFAR10_MEAN, CIFAR10_STD, read_cifar10
 
 HERE = Path(__file__).parent
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from search.readers import CIFAR10_MEAN, CIFAR10_STD, read_cifar10
-from search.task import ArrayData, Task, load_state
+from leanfront import ArrayData, Task, load_state
+from leanfront.readers import CIFAR10_MEAN, CIFAR10_STD, read_cifar10
 
 HERE = Path(__file__).parent
 WIDTHS = (64, 128, 192, 192, 256, 256, 256, 256)

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from search.readers import cache_folder
-from search.task import ArrayData, Task, TaskError, load_state
+from leanfront import ArrayData, Task, TaskError, load_state
+from leanfront.readers import cache_folder
 
 CLASSES = 10
 EPOCHS = 25

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search.readers.images import Images
+from leanfront.search.readers.images import Images
 
 READER_VERSION = 1  # part of every key: raise it when a reader decodes differently or the files here change
 

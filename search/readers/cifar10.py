@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from search.readers.cifar10_batches import read_cifar10_batches
-from search.readers.error import TaskError
-from search.readers.image_folder import read_image_folder
-from search.readers.images import Images, split_each_class
+from leanfront.search.readers.cifar10_batches import read_cifar10_batches
+from leanfront.search.readers.error import TaskError
+from leanfront.search.readers.image_folder import read_image_folder
+from leanfront.search.readers.images import Images, split_each_class
 
 # The scaling the example networks were trained with (ImageNet's, per channel, for pixels in 0..1).
 CIFAR10_MEAN = (0.485, 0.456, 0.406)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search.readers.cache import cached, content_key
-from search.readers.error import TaskError
-from search.readers.images import Images, check_labels
+from leanfront.search.readers.cache import cached, content_key
+from leanfront.search.readers.error import TaskError
+from leanfront.search.readers.images import Images, check_labels
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MOST_BYTES = 1 << 26

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from search.readers.error import TaskError
-from search.readers.images import Images, check_labels
+from leanfront.search.readers.error import TaskError
+from leanfront.search.readers.images import Images, check_labels
 
 MOST_BYTES = 1 << 32
 """The most that a header may promise: a gzipped file may unpack to a thousand times its size."""

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from search.readers.cache import cached, content_key
-from search.readers.error import TaskError
-from search.readers.images import Images
+from leanfront.search.readers.cache import cached, content_key
+from leanfront.search.readers.error import TaskError
+from leanfront.search.readers.images import Images
 
 MOST_BYTES = 1 << 28
 """The largest file that is taken for an image: an entry of a .zip may unpack to a thousand times its size."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from search.readers.error import TaskError
+from leanfront.search.readers.error import TaskError
 
 
 @dataclass(frozen=True, eq=False)

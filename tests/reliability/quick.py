@@ -13,15 +13,15 @@ import sys
 import time
 from pathlib import Path
 
-import search.lease
-import search.loop
-import search.run_search
-import search.worker
-from compression.policy import Policy
-from search.config import SearchConfig, parse_config
-from search.run_search import run_search
-from search.trial import Problem
-from tests.test_study import Climb, Scorer, problem_of
+import leanfront.search.run.lease
+import leanfront.search.study.loop
+import leanfront.search.study.run_search
+import leanfront.search.study.worker
+from leanfront.compression.policy import Policy
+from leanfront.search.config import SearchConfig, parse_config
+from leanfront.search.study.run_search import run_search
+from leanfront.search.trial.trial import Problem
+from tests.search.study.test_study import Climb, Scorer, problem_of
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -56,15 +56,15 @@ def start(folder: Path, trials: int, workers: int, *more: str, **environment: st
 
 
 def main() -> None:
-    search.run_search.load = load  # type: ignore[assignment]
-    search.run_search.prepare = prepare  # type: ignore[assignment]
-    search.run_search.use_threads = lambda count: None
-    search.run_search._PROGRAM = (__file__, "worker")  # type: ignore[assignment]
-    search.loop._SECONDS_AFTER_A_FULL_DISK = 0.2
-    search.lease.BEAT_SECONDS = 0.2
+    leanfront.search.study.run_search.load = load  # type: ignore[assignment]
+    leanfront.search.study.run_search.prepare = prepare  # type: ignore[assignment]
+    leanfront.search.study.run_search.use_threads = lambda count: None
+    leanfront.search.study.run_search._PROGRAM = (__file__, "worker")  # type: ignore[assignment]
+    leanfront.search.study.loop._SECONDS_AFTER_A_FULL_DISK = 0.2
+    leanfront.search.run.lease.BEAT_SECONDS = 0.2
     if sys.argv[1] == "worker":
         del sys.argv[1]
-        sys.exit(search.worker.main())
+        sys.exit(leanfront.search.study.worker.main())
     folder, trials, workers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     sections: dict[str, dict[str, object]] = {"task": {"file": "task.py"}, "search": {}}
     for pair in sys.argv[4:]:

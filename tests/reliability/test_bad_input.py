@@ -16,12 +16,12 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from compression.policy import Policy
-from hw_profiles import ProfileError, load_profile
-from hw_profiles.loading import BUILT_IN
-from search.cli import main
-from search.commands_hardware import read_network
-from search.config import ConfigError, SearchConfig, load_config
+from leanfront.compression.policy import Policy
+from leanfront.hw_profiles import ProfileError, load_profile
+from leanfront.hw_profiles.loading import BUILT_IN
+from leanfront.search.cli.app import main
+from leanfront.search.cli.hardware import read_network
+from leanfront.search.config import ConfigError, SearchConfig, load_config
 
 COLUMNS = "in_channels,out_channels,kernel_h,kernel_w,stride_h,stride_w,groups,out_height,out_width,bias"
 NETWORK = f"""name,op,{COLUMNS}

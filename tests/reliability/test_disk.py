@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from search.run_folder import open_run
+from leanfront.search.run.run_folder import open_run
 from tests.reliability.quick import start
 from tests.reliability.test_kills import check_whole, end, logged, until
 

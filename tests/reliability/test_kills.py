@@ -14,13 +14,13 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from search.front import front_of
-from search.journal import open_journal
-from search.ledger import Ledger
-from search.run_folder import RunFolder, open_run
-from search.study import NAME
+from leanfront.search.run.front import front_of
+from leanfront.search.run.results_tables import Ledger
+from leanfront.search.run.run_folder import RunFolder, open_run
+from leanfront.search.study.journal import open_journal
+from leanfront.search.study.study import NAME
 from tests.reliability.quick import start
-from tests.test_study import search as searched
+from tests.search.study.test_study import search as searched
 
 
 def replayed(run: RunFolder) -> optuna.Study:

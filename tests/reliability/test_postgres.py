@@ -12,9 +12,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from search.ledger import Ledger
-from search.run_folder import open_run
-from search.study import open_study
+from leanfront.search.run.results_tables import Ledger
+from leanfront.search.run.run_folder import open_run
+from leanfront.search.study.study import open_study
 from tests.bright import CONFIG, TASK
 from tests.reliability.postgres import PASSWORD, Server, binaries, free_port
 from tests.reliability.quick import ROOT, start
@@ -102,7 +102,7 @@ def test_two_runs_share_a_database_and_do_not_meet(with_password: str, tmp_path:
 
 def leanfront(*arguments: object, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "search.cli", *map(str, arguments)],
+        [sys.executable, "-m", "leanfront", *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment,
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip

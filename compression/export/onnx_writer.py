@@ -1,0 +1,96 @@
+"""An ONNX file under construction: nodes, constants that are stored once, weights packed into few bits."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from leanfront.compression.export.template import OPSET
+from leanfront.compression.policy.file_size import storage_bits
+
+LARGE = 4096
+"""Bytes of a constant above which nobody looks for an equal one."""
+
+ELEMENT_TYPE = {
+    np.dtype(helper.tensor_dtype_to_np_dtype(kind)).char: kind
+    for kind in (
+        TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT64, TensorProto.INT32, TensorProto.INT8,
+        TensorProto.UINT8, TensorProto.BOOL,
+    )
+}  # fmt: skip
+"""NumPy's character of an element type -> ONNX's number of it."""
+
+
+@dataclass
+class Writer:
+    """The file under construction. Value names are short numbers: names are a fifth of a small file."""
+
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    initializers: list[onnx.TensorProto] = field(default_factory=list)
+    opset: int = OPSET
+    count: int = 0
+    shared: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
+    codes: dict[str, str] = field(default_factory=dict)  # dequantized tensor -> its integer codes
+
+    def name(self) -> str:
+        """A name that nothing has yet."""
+        self.count += 1
+        return f".{self.count:x}"  # no layer is named so
+
+    def constant(self, value: NDArray[Any] | np.generic) -> str:
+        """A constant; equal ones are stored once, unless they are large."""
+        array = np.asarray(value)
+        content = array.tobytes()
+        key = (array.dtype.char, array.shape, content if len(content) <= LARGE else b"")
+        if key in self.shared and len(content) <= LARGE:
+            return self.shared[key]
+        name = self.shared[key] = self.name()
+        kind = ELEMENT_TYPE[array.dtype.char]
+        self.initializers.append(TensorProto(name=name, data_type=kind, dims=array.shape, raw_data=content))
+        return name
+
+    def packed(self, codes: NDArray[np.int8], bits: int) -> str:
+        """Weight codes in the smallest integers that hold them; the name of the stored tensor."""
+        stored = storage_bits(bits)
+        name = self.name()
+        if stored == 8:
+            self.initializers.append(numpy_helper.from_array(codes, name))
+            return name
+        if stored == 2:
+            self.opset = 25  # the first with 2-bit integers
+        lanes = 8 // stored
+        flat = np.zeros(-(-codes.size // lanes) * lanes, dtype=np.uint8)
+        flat[: codes.size] = codes.reshape(-1).astype(np.uint8) & (2**stored - 1)
+        packed = np.zeros(flat.size // lanes, dtype=np.uint8)
+        for lane in range(lanes):
+            packed |= flat[lane::lanes] << np.uint8(lane * stored)
+        kind = TensorProto.INT4 if stored == 4 else TensorProto.INT2
+        self.initializers.append(
+            TensorProto(name=name, data_type=kind, dims=codes.shape, raw_data=packed.tobytes())
+        )
+        return name
+
+    def dequantized(self, codes: str, scale: str, zero: str) -> str:
+        """DequantizeLinear behind the codes of a tensor, which are remembered."""
+        name = self.add("DequantizeLinear", [codes, scale, zero])
+        self.codes[name] = codes
+        return name
+
+    def add(self, op: str, inputs: list[str], name: str = "", output: str = "", **attributes: Any) -> str:
+        """A node; the name of what it puts out."""
+        output = output or self.name()
+        self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
+        return output
+
+
+def nodes_read(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
+    """The nodes that something reads: a tensor that is only moved as codes needs no float form."""
+    wanted, kept = set(outputs), []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted.update(node.input)
+    return kept[::-1]

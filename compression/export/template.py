@@ -1,0 +1,97 @@
+"""The float ONNX graph of a model, exported once; every policy's file is made from it without torch.
+
+The graph shows each node of the traced model as a named output, so layers and tensors are found in it by
+name, whatever the exporter called them. Weights are not kept: they come with each export.
+"""
+
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import lru_cache
+
+import onnx
+import torch
+from torch import fx
+from torch.fx.passes.shape_prop import TensorMetadata
+
+from leanfront.compression.capture.trace import Traced
+from leanfront.compression.graph import Network
+
+OPSET = 21  # the first with 4-bit integers; onnxruntime 1.20 and later read it
+IR_VERSION = 10
+TENSOR = "tensor:"
+"""Prefix that marks a value of the graph as the output of the traced node of the same name."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """Serialized float graph whose values ``tensor:<node>`` are the outputs of the network's nodes.
+
+    ``axes``: node name -> the dimension of its channels.
+    """
+
+    graph: bytes
+    network: Network
+    input_shape: tuple[int, ...]
+    axes: Mapping[str, int]
+
+    def model(self) -> onnx.ModelProto:
+        """The graph, to be changed freely."""
+        return onnx.load_model_from_string(self.graph)
+
+
+class ExportError(RuntimeError):
+    """torch could not write the model as ONNX."""
+
+
+@lru_cache(maxsize=2)
+def template(traced: Traced) -> Template:
+    """Export a traced model once with torch.onnx (seconds: never call this in a loop).
+
+    Raises:
+        ExportError: the exporter does not know an operation; its message is passed on.
+    """
+    shown = copy.deepcopy(traced.module)
+    names = _show_every_tensor(shown, traced.network)
+    for chatty in ("torch.onnx", "onnx_ir", "onnxscript"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                shown, (traced.example_input,), dynamo=True, opset_version=OPSET, verbose=False,
+                optimize=False, input_names=["input"], output_names=[TENSOR + name for name in names],
+            )  # fmt: skip
+    except Exception as error:
+        raise ExportError(f"torch.onnx cannot export the model: {error}") from error
+    assert program is not None
+    graph = program.model.graph
+    inputs = list(graph.inputs)
+    # torch's optimiser would compute with the weights of what is copied as it is, and so freeze them at the
+    # values they have now; inputs it leaves alone
+    graph.inputs.extend(graph.initializers.values())
+    program.optimize()
+    del graph.inputs[len(inputs) :]
+    model = program.model_proto
+    del model.graph.output[:]
+    del model.graph.value_info[:]
+    return Template(model.SerializeToString(), traced.network, tuple(traced.example_input.shape), traced.axes)
+
+
+def _show_every_tensor(module: fx.GraphModule, network: Network) -> list[str]:
+    """Make every tensor of the network an output; returns their names in order."""
+    shown = [
+        node
+        for node in module.graph.nodes
+        if node.op not in ("placeholder", "output", "get_attr")
+        and isinstance(node.meta.get("tensor_meta"), TensorMetadata)
+        and node.name in network.node
+    ]
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    output.args = (tuple(shown),)
+    module.recompile()
+    return [node.name for node in shown]

@@ -1,0 +1,130 @@
+"""Residual branches that can be left out whole, found in the connections; the network without them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from leanfront.compression.graph.kernels import Kernel, kernels
+from leanfront.compression.graph.network import Layer, Network, Node, Segment
+
+ALIAS = "alias"
+"""Operation of what is left of an addition when its branch is left out: another name of the tensor that it
+reads. Nothing is computed, stored or exported for it."""
+
+SCALED, FILLED = "scaled", "filled"
+"""Details of nodes: an addition that multiplies an operand first, a padding with other values than 0."""
+
+_BOUNDED = ("sigmoid", "hardsigmoid", "softmax", "relu6")
+_POSITIVE = ("relu", *_BOUNDED)
+_MOVES = ("maxpool", "avgpool", "global_avgpool", "concat", "slice", "pad", "flatten", "reshape", "transpose",
+          "identity", ALIAS)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One side of an addition, which can be left out.
+
+    name: its first layer that is in no branch within it. join: kernel (the addition and an activation fused
+    behind it) that becomes an alias; merged: its nodes but the last. stays: node of the other operand.
+    layers: names of the layers in the branch, in order of execution. nodes: all that goes with it.
+    """
+
+    name: str
+    join: str
+    stays: str
+    layers: tuple[str, ...]
+    nodes: frozenset[str]
+    merged: tuple[str, ...]
+
+
+def find_branches(network: Network) -> tuple[Branch, ...]:
+    """The branches of a network, in order of their joins; ``Network.branches`` remembers them.
+
+    A branch ends in an addition whose two operands have the same channels and sizes; nothing else reads what
+    is computed in it; there is a layer in it; and the network's input is not. An activation fused behind
+    the addition must not change the other operand: that is the output of the same activation already, only
+    moved or pooled since. The addition is no output of the network. Where both operands qualify, the one with
+    more layers is the branch, or else the first. A branch has a layer of its own besides those of branches
+    within it; so which branches a policy leaves out can be read off its layers.
+    """
+    order = {node.name: place for place, node in enumerate(network.nodes)}
+    found: list[Branch] = []
+    for kernel in kernels(network):
+        join = kernel.nodes[0]
+        if kernel.op != "add" or join.detail == SCALED or len(set(join.inputs)) != 2:
+            continue
+        if any(node.name in network.outputs for node in kernel.nodes):
+            continue
+        sides = (join.inputs, join.inputs[::-1])
+        offered = [_branch(network, kernel, goes, stays, order) for goes, stays in sides]
+        best = max((b for b in offered if b is not None), key=lambda b: len(b.layers), default=None)
+        if best is None:
+            continue
+        within = {name for other in found if other.nodes < best.nodes for name in other.layers}
+        if own := [name for name in best.layers if name not in within]:
+            found.append(replace(best, name=own[0]))
+    return tuple(found)
+
+
+def _branch(network: Network, join: Kernel, goes: str, stays: str, order: dict[str, int]) -> Branch | None:
+    head = join.nodes[0]
+    other = network.node[stays]
+    same_shape = other.spatial == head.spatial == network.node[goes].spatial
+    if not same_shape or not (_segments(other) == _segments(head) == _segments(network.node[goes])):
+        return None
+    if join.activation and not _unchanged(network, other, join.activation):
+        return None
+    if network.consumers[goes] != (head.name,) or goes in network.outputs:
+        return None
+    nodes = {goes}
+    for node in reversed(network.nodes[: order[goes]]):
+        readers = network.consumers[node.name]
+        if readers and nodes.issuperset(readers) and node.name not in network.outputs:
+            nodes.add(node.name)
+    inside = [node for node in network.nodes if node.name in nodes]
+    layers = tuple(node.layer for node in inside if node.layer is not None)
+    if not layers or any(node.op == "input" for node in inside):
+        return None
+    merged = tuple(node.name for node in join.nodes[:-1])
+    return Branch(layers[0], join.name, stays, layers, frozenset(nodes), merged)
+
+
+def _segments(node: Node) -> list[Segment]:
+    """The channels of a tensor, those that cannot be cut in one piece."""
+    found: list[Segment] = []
+    for segment in node.channels:
+        if found and segment.group is None and found[-1].group is None:
+            found[-1] = Segment(None, found[-1].size * found[-1].repeat + segment.size * segment.repeat)
+        else:
+            found.append(segment if segment.group else Segment(None, segment.size * segment.repeat))
+    return found
+
+
+def _unchanged(network: Network, node: Node, activation: str) -> bool:
+    """Whether an activation hands on a tensor as it is."""
+    if activation not in ("relu", "relu6"):
+        return False
+    makers = _POSITIVE if activation == "relu" else _BOUNDED
+    if node.op in makers:
+        return True
+    moved = node.op in _MOVES and not (node.op == "pad" and node.detail == FILLED)
+    summed = node.op == "add" and node.detail != SCALED and activation == "relu"
+    sources = [network.node[name] for name in node.inputs]
+    return (moved or summed) and bool(sources) and all(_unchanged(network, s, activation) for s in sources)
+
+
+def rest(
+    nodes: Iterable[Node], layers: Iterable[Layer], left_out: Sequence[Branch]
+) -> tuple[tuple[Node, ...], tuple[Layer, ...]]:
+    """What stays of the nodes and layers of a network, cut or not, without some of its branches."""
+    gone = {name for branch in left_out for name in (*branch.nodes, *branch.merged)}
+    absent = {name for branch in left_out for name in branch.layers}
+    stays = {branch.join: branch.stays for branch in left_out}
+    there = [node for node in nodes if node.name not in gone]
+    return (
+        tuple([_alias(node, stays[node.name]) if node.name in stays else node for node in there]),
+        tuple([layer for layer in layers if layer.name not in absent]),
+    )
+
+
+def _alias(join: Node, stays: str) -> Node:
+    return Node(join.name, ALIAS, (stays,), join.channels, join.spatial)

@@ -1,0 +1,77 @@
+"""Fused kernels: what an inference engine really runs, as groups of a network's nodes."""
+
+from dataclasses import dataclass
+
+from leanfront.compression.graph.network import Layer, LayerShape, Network, Node
+
+ACTIVATIONS = ("relu", "relu6", "hardswish", "silu", "gelu", "sigmoid", "tanh", "leaky_relu", "hardsigmoid")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One fused operation: a layer with its batch norm and activation, or another op with its activation.
+
+    ``name`` is the name of the last node, and so of the tensor that comes out; ``inputs`` are the names of
+    the kernels (or network inputs) whose tensors go in.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    nodes: tuple[Node, ...]
+    layer: Layer | None = None
+    activation: str = ""
+
+    @property
+    def output(self) -> Node:
+        """The node whose tensor comes out."""
+        return self.nodes[-1]
+
+    @property
+    def shape(self) -> LayerShape | None:
+        """The layer's shape, where there is a layer."""
+        return self.layer.shape if self.layer else None
+
+
+def kernels(network: Network) -> tuple[Kernel, ...]:
+    """Fuse batch norms and activations into the operation before them, where it alone feeds them.
+
+    Identities (dropout in eval mode) vanish. Network inputs are kernels of op "input". Every tensor
+    between two kernels is the output of exactly one of them. ReLU and ReLU6 fuse into any operation with
+    arithmetic, the other activations stay kernels of their own, as in onnxruntime's CPU provider.
+    """
+    done: dict[str, str] = {}  # node -> the kernel that holds it, by the kernel's first node
+    members: dict[str, list[Node]] = {}
+    for node in network.nodes:
+        if node.op in ("batchnorm", "relu", "relu6", "identity"):
+            (source,) = node.inputs[:1]
+            head = done[source]
+            last = members[head][-1]
+            alone = network.consumers[source] == (node.name,) and source not in network.outputs
+            if last.name == source and alone and _fuses(members[head], node):
+                members[head].append(node)
+                done[node.name] = head
+                continue
+        members[node.name] = [node]
+        done[node.name] = node.name
+    output_of = {head: nodes[-1].name for head, nodes in members.items()}
+    return tuple(
+        Kernel(
+            name=nodes[-1].name,
+            op=nodes[0].op,
+            inputs=tuple(output_of[done[source]] for source in nodes[0].inputs),
+            nodes=tuple(nodes),
+            layer=network.layer[nodes[0].layer] if nodes[0].layer else None,
+            activation=next((n.op for n in nodes[1:] if n.op in ACTIVATIONS), ""),
+        )
+        for nodes in members.values()
+    )
+
+
+def _fuses(kernel: list[Node], node: Node) -> bool:
+    activated = any(member.op in ACTIVATIONS for member in kernel)
+    if node.op == "identity":
+        return kernel[0].op != "input"
+    if node.op == "batchnorm":
+        return kernel[0].layer is not None and not activated
+    return not activated and (kernel[0].layer is not None or kernel[0].op in ("add", "batchnorm"))

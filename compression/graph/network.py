@@ -1,0 +1,312 @@
+"""A network as the cost models and the search see it: shapes and connections, no weights."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from leanfront.compression.graph.branches import Branch
+
+LAYER_OPS = ("conv2d", "conv_transpose2d", "linear")
+"""Operations that carry weights which a policy may cut and quantize."""
+
+_REMEMBERED_GROUPS = 3  # tensors of more groups come in too many sizes to remember them
+_REMEMBERED_CUTS = 4096
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What a layer computes, for a batch of one: the key of a latency table. No name in it.
+
+    Kernel and stride are (height, width); a linear layer has kernel and stride (1, 1) and as output
+    height and width the number of positions it is applied to (1 x 1 for a plain classifier).
+    """
+
+    op: str
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    groups: int = 1
+    out_height: int = 1
+    out_width: int = 1
+
+    @property
+    def weight_count(self) -> int:
+        """Weights without the bias."""
+        return self.in_channels // self.groups * self.out_channels * math.prod(self.kernel)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one inference (batch 1)."""
+        positions = self.out_height * self.out_width
+        if self.op == "conv_transpose2d":  # every input position meets every weight once
+            positions //= math.prod(self.stride)
+        return self.weight_count * positions
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each channel is filtered on its own."""
+        return self.groups > 1 and self.groups == self.in_channels == self.out_channels
+
+    def __str__(self) -> str:
+        kind = "depthwise" if self.depthwise else self.op
+        window = f" {self.kernel[0]}x{self.kernel[1]}" if self.op != "linear" else ""
+        stride = f"/{self.stride[0]}" if self.stride != (1, 1) else ""
+        groups = f" groups {self.groups}" if self.groups > 1 and not self.depthwise else ""
+        return (
+            f"{kind}{window}{stride}{groups} {self.in_channels}->{self.out_channels}"
+            f" @{self.out_height}x{self.out_width}"
+        )
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer with weights. ``group`` names the channels that must be cut together with its outputs;
+    None: its outputs cannot be cut (network outputs, grouped convolutions, shapes that are not followed)."""
+
+    name: str
+    shape: LayerShape
+    group: str | None = None
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of channels of one tensor. ``repeat``: features per channel, above 1 after a flatten."""
+
+    group: str | None
+    size: int
+    repeat: int = 1
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation and the tensor that it puts out.
+
+    ``name`` names both. ``channels`` are the segments of the output's channel dimension, ``spatial`` its
+    sizes after that. ``layer`` is set where the operation is a layer. ``detail`` says which operation an
+    op "other" really is.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    channels: tuple[Segment, ...]
+    spatial: tuple[int, ...] = ()
+    layer: str | None = None
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    detail: str = ""
+
+    @cached_property
+    def width(self) -> int:
+        """Channels (features) of the output tensor."""
+        return sum(segment.size * segment.repeat for segment in self.channels)
+
+    @property
+    def elements(self) -> int:
+        """Elements of the output tensor, batch 1."""
+        return self.width * math.prod(self.spatial)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Layers and connections in the order of execution. ``outputs`` are node names."""
+
+    nodes: tuple[Node, ...]
+    layers: tuple[Layer, ...]
+    outputs: tuple[str, ...]
+
+    @cached_property
+    def node(self) -> Mapping[str, Node]:
+        """Nodes by name."""
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def layer(self) -> Mapping[str, Layer]:
+        """Layers by name."""
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of the layers, in order of execution."""
+        return tuple(self.layer)
+
+    @cached_property
+    def consumers(self) -> Mapping[str, tuple[str, ...]]:
+        """Node name -> names of the nodes that read its output."""
+        readers: dict[str, list[str]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for source in dict.fromkeys(node.inputs):
+                readers[source].append(node.name)
+        return {name: tuple(names) for name, names in readers.items()}
+
+    @cached_property
+    def groups(self) -> Mapping[str, tuple[Layer, ...]]:
+        """Group name -> the layers whose output channels it is, in order of execution."""
+        members: dict[str, list[Layer]] = {}
+        for layer in self.layers:
+            if layer.group is not None:
+                members.setdefault(layer.group, []).append(layer)
+        return {name: tuple(layers) for name, layers in members.items()}
+
+    @cached_property
+    def group_layers(self) -> Mapping[str, tuple[str, ...]]:
+        """Group name -> names of the layers whose output channels it is."""
+        return {group: tuple(layer.name for layer in layers) for group, layers in self.groups.items()}
+
+    @cached_property
+    def uncut(self) -> tuple[str, ...]:
+        """Names of the layers whose channels cannot be cut."""
+        return tuple(layer.name for layer in self.layers if layer.group is None)
+
+    @cached_property
+    def reading_together(self) -> tuple[tuple[str, ...], ...]:
+        """Names of layers that read the same tensor, of each tensor that several do."""
+        readers: dict[str, list[str]] = {}
+        for node in self.nodes:
+            if node.layer is not None:
+                readers.setdefault(node.inputs[0], []).append(node.layer)
+        return tuple(tuple(names) for names in readers.values() if len(names) > 1)
+
+    @cached_property
+    def branches(self) -> "tuple[Branch, ...]":
+        """Residual branches that can be left out whole, in order of execution."""
+        from leanfront.compression.graph.branches import find_branches
+
+        return find_branches(self)
+
+    def without(self, branches: "Iterable[Branch]") -> "Network":
+        """The network with some of its ``branches`` left out; itself where there are none."""
+        left_out = tuple(branches)
+        if not left_out:
+            return self
+        key = frozenset([branch.join for branch in left_out])
+        if key not in self._without:
+            if len(self._without) >= _REMEMBERED_CUTS:
+                self._without.clear()
+            self._without[key] = self.resized({}, left_out)
+        return self._without[key]
+
+    @cached_property
+    def _without(self) -> "dict[frozenset[str], Network]":
+        return {}
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one inference."""
+        return sum(layer.shape.macs for layer in self.layers)
+
+    @property
+    def weight_count(self) -> int:
+        """Weights of all layers, without biases."""
+        return sum(layer.shape.weight_count for layer in self.layers)
+
+    def group_size(self, group: str) -> int:
+        """Channels of a group."""
+        return self.groups[group][0].shape.out_channels
+
+    def resized(self, channels: Mapping[str, int], left_out: "tuple[Branch, ...]" = ()) -> "Network":
+        """The network with the groups named in ``channels`` cut to so many channels; the rest as it is, but
+        for the branches that are left out.
+
+        Raises:
+            ValueError: a group is unknown, or would have no channel or more than it has.
+        """
+        sizes = self.group_sizes
+        for group, count in channels.items():
+            if group not in sizes:
+                raise ValueError(f"no channel group {group!r}; there are {', '.join(sizes) or 'none'}")
+            if not 1 <= count <= sizes[group]:
+                raise ValueError(f"group {group!r} has {sizes[group]} channels, cannot keep {count}")
+
+        counts = {**sizes, **channels}
+        gone = {name for branch in left_out for name in branch.layers}
+        there = {g: counts[g] for g, names in self.group_layers.items() if not gone.issuperset(names)}
+        found = Network.__new__(Network)
+        found.__dict__.update(outputs=self.outputs, group_sizes=there, _cut_from=(self, counts, left_out))
+        return found
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Nodes and layers of a network that was cut are made when somebody looks at them: a cost model
+            may price thousands of which only the sizes of groups matter."""
+            if name not in ("nodes", "layers") or "_cut_from" not in self.__dict__:
+                raise AttributeError(name)
+            whole, counts, left_out = self.__dict__["_cut_from"]
+            nodes, layers = whole._parts(counts, left_out)
+            self.__dict__.update(nodes=nodes, layers=layers)
+            del self.__dict__["_cut_from"]
+            return self.__dict__[name]
+
+    def _parts(
+        self, counts: Mapping[str, int], left_out: "tuple[Branch, ...]"
+    ) -> tuple[tuple[Node, ...], tuple[Layer, ...]]:
+        """Nodes and layers with so many channels in groups, without branches."""
+        nodes, made = list(self.nodes), self._made
+        for groups, indices in self._nodes_of_groups.items():
+            kept = tuple([counts.get(group, 0) for group in groups])
+            for index, node in zip(indices, made.get((groups, kept)) or self._cut(groups, kept), strict=True):
+                nodes[index] = node
+        layers = []
+        for row, (own, source) in enumerate(self._layer_sources):
+            key = (row, nodes[source].width, counts[own] if own is not None else 0)
+            layers.append(made.get(key) or self._resized(*key))
+        if left_out:
+            from leanfront.compression.graph.branches import rest
+
+            return rest(nodes, layers, left_out)
+        return tuple(nodes), tuple(layers)
+
+    @cached_property
+    def group_sizes(self) -> Mapping[str, int]:
+        """Group name -> channels."""
+        return {group: self.group_size(group) for group in self.groups}
+
+    @cached_property
+    def _nodes_of_groups(self) -> Mapping[tuple[str, ...], tuple[int, ...]]:
+        """Groups whose channels a tensor has -> indices of the nodes with such tensors."""
+        found: dict[tuple[str, ...], list[int]] = {}
+        for index, node in enumerate(self.nodes):
+            if groups := tuple(dict.fromkeys(s.group for s in node.channels if s.group is not None)):
+                found.setdefault(groups, []).append(index)
+        return {groups: tuple(indices) for groups, indices in found.items()}
+
+    @cached_property
+    def _layer_sources(self) -> tuple[tuple[str | None, int], ...]:
+        """For each layer its group, and the index of the node that it reads."""
+        index = {node.name: row for row, node in enumerate(self.nodes)}
+        source = {node.layer: index[node.inputs[0]] for node in self.nodes if node.layer is not None}
+        return tuple((layer.group, source[layer.name]) for layer in self.layers)
+
+    @cached_property
+    def _made(self) -> dict[object, Any]:
+        """Nodes and layers that were cut before: a search resizes the same ones again and again."""
+        return {}
+
+    def _cut(self, groups: tuple[str, ...], kept: tuple[int, ...]) -> tuple[Node, ...]:
+        """The nodes whose tensors have the channels of these groups, with so many of each kept; 0: all."""
+        counts = dict(zip(groups, kept, strict=True))
+        made = tuple(
+            replace(
+                node,
+                channels=tuple(replace(s, size=counts.get(s.group or "") or s.size) for s in node.channels),
+            )
+            for node in [self.nodes[index] for index in self._nodes_of_groups[groups]]
+        )
+        if len(kept) <= _REMEMBERED_GROUPS:
+            self._made[groups, kept] = made
+        return made
+
+    def _resized(self, row: int, in_channels: int, kept: int) -> Layer:
+        """A layer with so many channels; 0 kept: as many as it has."""
+        layer = self.layers[row]
+        out_channels = kept or layer.shape.out_channels
+        groups = out_channels if layer.shape.depthwise else layer.shape.groups
+        shape = replace(layer.shape, in_channels=in_channels, out_channels=out_channels, groups=groups)
+        made = self._made[row, in_channels, kept] = replace(layer, shape=shape)
+        return made

@@ -1,0 +1,202 @@
+"""Size of the file that an export writes, without writing it."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanfront.compression.graph.absent_kernels import Missing
+from leanfront.compression.graph.branches import ALIAS
+from leanfront.compression.graph.kernels import Kernel, kernels
+from leanfront.compression.graph.network import Network
+from leanfront.compression.policy.policy import Policy
+from leanfront.compression.policy.precision import SAME_RANGE_OPS, Precision
+
+# Fitted to exported files of a dozen kinds of network: bytes besides the values of weights and biases.
+FILE_BYTES = 180
+NAME_COPIES = 3  # a layer's name stands at its node, at its output and where that is read
+CONVOLUTION_BYTES = 150  # with its attributes: kernel, strides, pads, dilations
+LINEAR_BYTES = 90
+CODED_WEIGHT_BYTES = 57  # the node that decodes it, and the stored scales
+INTEGER_BIAS_BYTES = 52
+ZERO_POINTS_BYTES = 46  # those of an integer linear layer
+UNPACKING_BYTES = 89
+BATCHNORM_BYTES = 228
+ACTIVATION_BYTES = 22
+OTHER_BYTES = 40
+QUANTIZER_BYTES = 90
+MOVED_QUANTIZER_BYTES = 78  # behind an operation that keeps the range, whose grid is stored already
+CLIP_BYTES = 33
+
+
+def storage_bits(weight_bits: int) -> int:
+    """Bits that one weight takes in the file: 2, 4, 8 or 32 (3 bits are stored in 4, 5 to 7 in 8)."""
+    return next(bits for bits in (2, 4, 8, 32) if weight_bits <= bits)
+
+
+def size_bytes(network: Network, policy: Policy) -> int:
+    """Bytes of the ONNX file of a network that has already been cut to the policy.
+
+    Weights at their storage bits, biases and scales at 4 bytes a channel, and the measured overhead per
+    node and stored tensor. Norms that cannot be folded into a layer count 16 bytes a channel.
+    """
+    fused = kernels(network)
+    bits, integer = Precision(fused).of(policy)
+    layers = [(row, kernel.layer.name) for row, kernel in enumerate(fused) if kernel.layer is not None]
+
+    def column(values: Sequence[int]) -> NDArray[np.int64]:
+        return np.array(values, dtype=np.int64).reshape(-1, 1)
+
+    found = FileSize(fused).of(
+        column([kernel.output.width for kernel in fused]),
+        column(bits),
+        column([policy[name].weight_bits for _, name in layers]),
+        column([integer[row] for row, _ in layers]),
+    )
+    return int(found[0])
+
+
+class FileSize:
+    """The size of a network's file under many policies."""
+
+    def __init__(self, kernels: tuple[Kernel, ...]) -> None:
+        """``kernels``: of the network, cut or not: only channels differ."""
+        index = {kernel.name: row for row, kernel in enumerate(kernels)}
+        layers = [(row, k, k.layer) for row, k in enumerate(kernels) if k.layer is not None]
+        shapes = [layer.shape for _, _, layer in layers]
+
+        def column(values: Sequence[int]) -> NDArray[np.int64]:
+            return np.array(values, dtype=np.int64).reshape(-1, 1)
+
+        self._rows = np.array([row for row, _, _ in layers], dtype=np.int64)
+        self._read = np.array([index[k.inputs[0]] for _, k, _ in layers], dtype=np.int64)
+        self._depthwise = [place for place, shape in enumerate(shapes) if shape.depthwise]
+        self._grouped = [p for p, shape in enumerate(shapes) if shape.groups > 1 and not shape.depthwise]
+        self._groups = column([shapes[place].groups for place in self._grouped])
+        self._windows = column([math.prod(shape.kernel) for shape in shapes])
+        linear = column([shape.op == "linear" for shape in shapes])
+        self._linear = linear * len(_FIXED_BYTES[0])
+        self._norms = [row for row, k in enumerate(kernels) if k.op == "batchnorm"]
+        self._own = np.array([_own_bytes(k) for k in kernels], dtype=np.int64)
+        self._constant = FILE_BYTES + int(self._own.sum())
+        kinds = [2 if k.op == ALIAS else int(k.op in SAME_RANGE_OPS) for k in kernels]
+        self._moved = column(kinds) * len(_QUANTIZER_BYTES[0])
+        self._joins = [
+            (row, [index[name] for name in kernel.inputs])
+            for row, kernel in enumerate(kernels)
+            if kernel.op == "add"
+        ]
+
+    def of(
+        self,
+        widths: NDArray[np.int64],
+        bits: NDArray[np.int64],
+        weight_bits: NDArray[np.int64],
+        integer: NDArray[Any],
+    ) -> NDArray[np.int64]:
+        """Bytes of each of n files.
+
+        Args:
+            widths: (kernels, n) channels of their outputs; 0: left out, as is an addition that reads it.
+            bits: (kernels, n) of their outputs; 0 where they are left out.
+            weight_bits: (layers, n), in order of the kernels.
+            integer: (layers, n) whether it computes in integers.
+        """
+        total = self._whole(widths, bits, weight_bits, integer)
+        gone = widths == 0
+        if gone.any():
+            total -= self._own @ gone
+            for row, inputs in self._joins:
+                alias = gone[inputs].any(axis=0) & ~gone[row]
+                total -= alias * (self._own[row] + _QUANTIZER_BYTES[0].take(bits[row]))
+        return total
+
+    def one(
+        self,
+        widths: NDArray[np.int64],
+        bits: NDArray[np.int64],
+        weight_bits: NDArray[np.int64],
+        integer: NDArray[Any],
+        missing: Missing,
+    ) -> int:
+        """Bytes of one file, the same: (kernels,), (kernels,), (layers,) and (layers,)."""
+        columns = [values.reshape(-1, 1) for values in (widths, bits, weight_bits, integer)]
+        total = self._whole(*columns)[0]
+        if missing.aliases:
+            total -= self._own[missing.absent].sum() + self._own[missing.joins].sum()
+            total -= _QUANTIZER_BYTES[0].take(bits[missing.joins]).sum()
+        return int(total)
+
+    def _whole(
+        self,
+        widths: NDArray[np.int64],
+        bits: NDArray[np.int64],
+        weight_bits: NDArray[np.int64],
+        integer: NDArray[Any],
+    ) -> NDArray[np.int64]:
+        """The same with all nodes of the network, whatever their widths."""
+        out, read = widths[self._rows], widths[self._read]
+        if self._depthwise:
+            read[self._depthwise] = 1
+        if self._grouped:
+            read[self._grouped] //= self._groups
+        weights = read * out
+        weights *= self._windows
+        weights *= _STORAGE_BITS.take(weight_bits)
+        weights += 7
+        weights >>= 3
+        kind = self._linear + 2 * weight_bits + integer
+        weights += _FIXED_BYTES.take(kind)
+        weights += _CHANNEL_BYTES.take(kind) * out
+        total = self._constant + weights.sum(axis=0)
+        total += _QUANTIZER_BYTES.take(bits + self._moved).sum(axis=0)
+        return np.asarray(total + 16 * widths[self._norms].sum(axis=0) if self._norms else total)
+
+
+def _own_bytes(kernel: Kernel) -> int:
+    """Bytes of a kernel besides weights, channels and quantizers."""
+    own = ACTIVATION_BYTES if kernel.activation else 0
+    if kernel.layer is not None:
+        linear = kernel.layer.shape.op == "linear"
+        return own + (LINEAR_BYTES if linear else CONVOLUTION_BYTES) + NAME_COPIES * len(kernel.layer.name)
+    if kernel.op in ("input", ALIAS):
+        return own
+    return own + (BATCHNORM_BYTES if kernel.op == "batchnorm" else OTHER_BYTES)
+
+
+def quantizer_bytes(moved: bool, bits: int) -> int:
+    """What quantizes a tensor; ``moved``: behind an operation that keeps the range. 0 bits: no tensor."""
+    if bits > 8 or bits == 0:
+        return 0
+    return (MOVED_QUANTIZER_BYTES if moved else QUANTIZER_BYTES) + (CLIP_BYTES if bits < 8 else 0)
+
+
+def _layer_bytes(linear: bool, weight_bits: int, integer: bool) -> tuple[int, int]:
+    """Bytes of a layer besides its weights, and bytes per output channel: its bias and scales."""
+    fixed, per_channel = 0, 4
+    if weight_bits <= 8:
+        fixed, per_channel = CODED_WEIGHT_BYTES, 8
+    if integer:
+        fixed += INTEGER_BIAS_BYTES + linear * ZERO_POINTS_BYTES
+        fixed += UNPACKING_BYTES * (storage_bits(weight_bits) < 8)
+        per_channel += 4 + linear * 5
+    return fixed, per_channel
+
+
+_STORAGE_BITS = np.array([0, *(storage_bits(bits) for bits in range(1, 33))])
+_FIXED_BYTES, _CHANNEL_BYTES = (
+    np.array(
+        [
+            [_layer_bytes(linear, bits, integer) for bits in range(33) for integer in (False, True)]
+            for linear in (False, True)
+        ]
+    )
+    .transpose(2, 0, 1)
+    .copy()
+)
+_QUANTIZER_BYTES = np.array(
+    [*([quantizer_bytes(moved, bits) for bits in range(33)] for moved in (False, True)), [0] * 33]
+)
+"""[what it is behind: another operation, one that keeps the range, an alias][bits]"""

@@ -1,0 +1,233 @@
+"""Fake quantization: a network that computes in floats what the exported one computes in integers.
+
+Weights: symmetric, one scale per output channel. Activations: unsigned, one scale and zero point per
+tensor, placed on exactly the tensors that ``compression.policy.tensor_bits`` names; the zero point of a
+tensor without negative values is 0. Gradients pass straight through the rounding (Bengio et al. 2013) and
+stop outside a tensor's range.
+
+A batch norm after a layer stays in training: folding it multiplies each output channel by a constant, and
+per-channel symmetric codes do not change under that, so the codes trained here are the codes exported.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from leanfront.compression.graph import Network, kernels
+from leanfront.compression.policy import Policy, tensor_bits
+from leanfront.compression.policy.precision import SAME_RANGE_OPS
+
+QUANTIZER = "quantizer_"
+"""Prefix of the modules that quantize a tensor; the rest of the name is the tensor's."""
+
+
+@dataclass(frozen=True)
+class ActivationGrid:
+    """Integers 0 .. 2^bits - 1 stand for (integer - zero_point) * scale."""
+
+    scale: float
+    zero_point: int
+    bits: int = 8
+
+
+def highest_code(bits: int) -> int:
+    """The largest weight code: codes are -highest .. highest (2 bits: -1, 0, 1)."""
+    return int(2 ** (bits - 1)) - 1
+
+
+def per_channel(values: Tensor, weight: Tensor, axis: int) -> Tensor:
+    """View a vector of one value per channel so that it broadcasts along ``axis`` of a weight."""
+    shape = [1] * weight.dim()
+    shape[axis] = -1
+    return values.view(shape)
+
+
+def channel_scales(weight: Tensor, bits: int, clip: Tensor, axis: int = 0) -> Tensor:
+    """Scale of each output channel: clip * max|w| / highest code; 1 for a channel of zeros."""
+    others = [d for d in range(weight.dim()) if d != axis]
+    largest = weight.detach().abs().amax(dim=others) * clip
+    return torch.where(largest > 0, largest / highest_code(bits), torch.ones_like(largest))
+
+
+def weight_codes(weight: Tensor, scales: Tensor, bits: int, axis: int = 0) -> Tensor:
+    """Integer codes of a weight, as floats, -highest .. highest."""
+    top = highest_code(bits)
+    return torch.clamp(torch.round(weight / per_channel(scales, weight, axis)), -top, top)
+
+
+def best_clip(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
+    """Share of each channel's largest weight at which to clip, so that the squared error is least.
+
+    Clipping pays below 8 bits, where a step is wide (Banner et al. 2019, section 4); at 8 bits it is 1.
+    """
+    channels = weight.shape[axis]
+    best = torch.ones(channels, dtype=weight.dtype, device=weight.device)
+    if bits >= 8:
+        return best
+    others = [d for d in range(weight.dim()) if d != axis]
+    least = torch.full_like(best, float("inf"))
+    for share in torch.linspace(0.3, 1.0, 29).tolist():
+        clip = torch.full_like(best, share)
+        scales = channel_scales(weight, bits, clip, axis)
+        codes = weight_codes(weight, scales, bits, axis)
+        error = (codes * per_channel(scales, weight, axis) - weight).square().sum(dim=others)
+        better = error < least
+        least, best = torch.where(better, error, least), torch.where(better, clip, best)
+    return best
+
+
+class WeightQuantizer(nn.Module):
+    """A parametrization: the weight as its integer codes show it. ``axis``: that of the output channels."""
+
+    clip: Tensor
+
+    def __init__(self, weight: Tensor, bits: int, axis: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.axis = axis
+        self.register_buffer("clip", best_clip(weight.detach(), bits, axis))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Same shape as the weight; the gradient passes through as it is."""
+        with torch.no_grad():
+            scales = channel_scales(weight, self.bits, self.clip, self.axis)
+            codes = weight_codes(weight, scales, self.bits, self.axis)
+            step = codes * per_channel(scales, weight, self.axis) - weight
+        return weight + step
+
+
+class _RoundToGrid(torch.autograd.Function):
+    """Clamp to [low, high], round to multiples of the step; the gradient is that of the clamp."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float, high: float, step: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bounds = (low, high)
+        return x.clamp(low, high).mul_(1.0 / step).round_().mul_(step)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        (x,) = ctx.saved_tensors
+        return torch.ops.aten.hardtanh_backward(gradients[0], x, *ctx.bounds), None, None, None
+
+
+class ActivationQuantizer(nn.Module):
+    """Quantizes one tensor to unsigned integers. Observes its range while calibrating or training.
+
+    The range is a moving mean of the batches' extremes, always holding 0, so that 0 is exact.
+    """
+
+    low: Tensor
+    high: Tensor
+    batches: Tensor
+
+    MOMENTUM = 0.02
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+        self.calibrating = False
+        self.register_buffer("low", torch.zeros(()))
+        self.register_buffer("high", torch.zeros(()))
+        self.register_buffer("batches", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape; the identity while calibrating, and where no range is known."""
+        if self.calibrating or self.training:
+            self._observe(x)
+        if self.calibrating or not self.batches or bool(torch.isnan(self.high - self.low)):
+            return x  # of numbers that are none there is no grid: the loss will say so
+        grid = self.grid()
+        low, high = -grid.zero_point * grid.scale, (2**self.bits - 1 - grid.zero_point) * grid.scale
+        rounded: Tensor = _RoundToGrid.apply(x, low, high, grid.scale)  # type: ignore[no-untyped-call]
+        return rounded
+
+    def grid(self) -> ActivationGrid:
+        """The grid of the range seen so far; 0 .. 1 where only zeros were seen."""
+        low, high = float(self.low), float(self.high)
+        if low == high:
+            high = 1.0
+        levels = 2**self.bits - 1
+        # float32, as the exported file holds it: training and export then round alike
+        scale = np.float32((high - low) / levels)
+        if low == 0.0 and scale * np.float32(levels) > high:
+            # the highest level may not lie above the range: onnxruntime keeps the Clip of a ReLU6 then
+            scale = np.nextafter(scale, np.float32(0.0))
+        return ActivationGrid(float(scale), round(-low / float(scale)), self.bits)
+
+    @torch.no_grad()
+    def _observe(self, x: Tensor) -> None:
+        lowest, highest = torch.aminmax(x.detach())
+        lowest, highest = lowest.float().clamp(max=0), highest.float().clamp(min=0)
+        self.batches += 1
+        weight = max(1.0 / float(self.batches), self.MOMENTUM)
+        self.low.lerp_(lowest, weight)
+        self.high.lerp_(highest, weight)
+
+
+def attach_quantizers(module: fx.GraphModule, network: Network, policy: Policy) -> None:
+    """Put weight and activation quantizers into a traced module, in place.
+
+    ``network`` is that of the module (its node names are the graph's). Layers at 32 bits and tensors held in
+    floats stay as they are; the output of an operation that only moves values keeps its input's grid and
+    needs no quantizer of its own.
+    """
+    for layer in network.layers:
+        bits = policy[layer.name].weight_bits
+        if bits <= 8:
+            submodule = module.get_submodule(layer.name)
+            axis = 1 if isinstance(submodule, nn.ConvTranspose2d) else 0
+            weight = submodule.weight
+            assert isinstance(weight, Tensor)
+            parametrize.register_parametrization(submodule, "weight", WeightQuantizer(weight, bits, axis))
+    by_name = {node.name: node for node in module.graph.nodes}
+    fused = kernels(network)
+    bits_of = tensor_bits(fused, policy)
+    for kernel in fused:
+        bits = bits_of[kernel.name]
+        if bits > 8 or kernel.op in SAME_RANGE_OPS:
+            continue
+        node = by_name[kernel.name]
+        name = QUANTIZER + kernel.name
+        module.add_submodule(name, ActivationQuantizer(bits))
+        with module.graph.inserting_after(node):
+            quantized = module.graph.call_module(name, (node,))
+        node.replace_all_uses_with(quantized, delete_user_cb=lambda user, skip=quantized: user is not skip)
+    module.recompile()
+
+
+def quantizers(module: nn.Module) -> Mapping[str, ActivationQuantizer]:
+    """Tensor name -> its quantizer."""
+    return {
+        name.removeprefix(QUANTIZER): child
+        for name, child in module.named_children()
+        if isinstance(child, ActivationQuantizer)
+    }
+
+
+@torch.no_grad()
+def calibrate(module: nn.Module, batches: list[Tensor]) -> None:
+    """Find the ranges of all activation quantizers on ``batches`` of inputs (N, ...), from nothing.
+
+    Runs in eval mode, so batch norms must be right already.
+    """
+    found = quantizers(module)
+    if not found:
+        return
+    was_training = module.training
+    module.eval()
+    for quantizer in found.values():
+        quantizer.calibrating = True
+        quantizer.low.zero_()
+        quantizer.high.zero_()
+        quantizer.batches.zero_()
+    for batch in batches:
+        module(batch)
+    for quantizer in found.values():
+        quantizer.calibrating = False
+    module.train(was_training)

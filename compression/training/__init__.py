@@ -1,0 +1,1 @@
+"""How what was changed learns again: fine-tune, batch norms, inherited weights."""

@@ -1,0 +1,70 @@
+"""A network made from a trained one: cut further or held in other bits, it keeps what the training taught."""
+
+import copy
+from dataclasses import replace
+
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from leanfront.compression.capture.trace import Traced
+from leanfront.compression.policy import Policy, PolicyError
+from leanfront.compression.techniques.compress import Compressed, left_out
+from leanfront.compression.techniques.prune import cut
+from leanfront.compression.techniques.quantize import QUANTIZER, attach_quantizers
+
+
+def inherit(traced: Traced, trained: Compressed, policy: Policy, multiple: int = 1) -> Compressed:
+    """What a policy makes of a trained network; its batch norms and ranges are still to be estimated.
+
+    The channels that go are the least important ones of the trained weights, so a network of the same policy
+    that was cut from the uncompressed model may have kept others. ``trained`` stays as it is.
+
+    Args:
+        traced: the uncompressed model that ``trained`` was made from.
+        trained: a compressed network.
+        policy: has no channel and no layer that ``trained`` has not; any bits.
+        multiple: channel counts are snapped to it (the profile's).
+
+    Raises:
+        PolicyError: the policy does not fit the model, or keeps what is gone in ``trained``.
+    """
+    wanted = policy.cut(traced.network, multiple)
+    there = trained.network.group_sizes
+    for group, size in wanted.group_sizes.items():
+        if size > there.get(group, 0):
+            raise PolicyError(
+                f"group {group!r} is to keep {size} channels, but the trained network has"
+                f" {there.get(group, 0)}: what was cut does not come back; cut the uncompressed model"
+            )
+    if missing := set(wanted.layer_names) - set(trained.network.layer_names):
+        raise PolicyError(
+            f"layer {min(missing)!r} is left out of the trained network and does not come back;"
+            " cut the uncompressed model"
+        )
+    parent = replace(traced, module=_plain(trained.module), network=trained.network)
+    layers = set(wanted.layer_names)
+    gone = [branch for branch in parent.network.branches if layers.isdisjoint(branch.layers)]
+    shallower = left_out(parent, gone)
+    module = cut(shallower, wanted.group_sizes)
+    attach_quantizers(module, wanted, policy)
+    return Compressed(module, wanted, policy)
+
+
+def _plain(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy without fake quantizers; weights as training changes them, not as their codes show them."""
+    plain = copy.deepcopy(module)
+    for layer in plain.modules():
+        if parametrize.is_parametrized(layer):
+            weight = layer.parametrizations["weight"].original  # type: ignore[index,union-attr]
+            assert isinstance(weight, Tensor)
+            # not remove_parametrizations: a deep copy shares its class with the original, and would damage it
+            layer.__class__ = type(layer).__bases__[0]
+            del layer._modules["parametrizations"]
+            layer.register_parameter("weight", nn.Parameter(weight.detach()))
+    for node in list(plain.graph.nodes):
+        if node.op == "call_module" and str(node.target).startswith(QUANTIZER):
+            node.replace_all_uses_with(node.args[0])
+            plain.graph.erase_node(node)
+    plain.delete_all_unused_submodules()
+    plain.recompile()
+    return plain.eval()

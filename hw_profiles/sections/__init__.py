@@ -1,0 +1,1 @@
+"""What a part's numbers are, by the cost model that reads them: one schema each."""

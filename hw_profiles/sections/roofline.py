@@ -1,0 +1,118 @@
+"""The numbers of the roofline model: a part's peaks, and what share of them networks reach."""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
+ShareOrNone = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+Factor = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+
+UNIT_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
+
+ACTIVATIONS = ("hardswish", "silu", "gelu", "sigmoid", "tanh", "leaky_relu", "hardsigmoid")
+"""What a part may fuse besides ReLU, ReLU6 and batch norm, which are never kernels behind a layer."""
+
+
+class Roofline(BaseModel):
+    """The numbers of the roofline model; latency_models.roofline.model says how they make a latency.
+
+    Peaks, from data sheets: macs_per_ms, multiply-accumulates by the bits of the wider operand, and
+    bandwidth_bytes_per_ms. What networks reach of them: efficiency and depthwise_efficiency by bits (of
+    macs_per_ms), bandwidth_efficiency. All by-bits tables but macs_per_ms may leave bits out.
+
+    overhead_ms: what each kernel costs before it computes anything.
+    overlap: 1: a kernel takes the longer of arithmetic and traffic; 0: their sum.
+    value_ns: each value that is packed, requantized or stored, besides its bytes.
+    im2col_passes: how often the matrix of windows of a convolution larger than 1x1 crosses memory; 0 where
+        windows are gathered on the fly.
+    image_value_ns: each value of the network's input, converted and handed over, by bits of that tensor.
+    gathered_passes: how often a tensor crosses memory that a layer table says nothing about (a concat, slice
+        or sum between two listed layers).
+    conversion_overhead_ms: a change of precision between two kernels, besides its traffic; left out: free.
+    alignment: [input channels per group, output channels] are computed in multiples of these, by bits.
+    joined_value_ns: each value of a tensor that joins whole maps over their positions, between two layers of
+        a layer table: what a detection head does around it (transposes, softmax, arithmetic on boxes).
+    tensor_passes: how often the inputs and the output of a layer cross memory; weights do once.
+    multiprocessor_count: of a GPU; each computes tile_position_count x tile_channel_count outputs of a dense
+        layer at a time, and a layer takes the time of whole waves of whole tiles. All three or none.
+    fused_activations: activations that are free behind a layer.
+    two_four_gain: how much faster a layer with 2:4 sparse weights is; left out: no faster.
+    unstructured_break_even: sparsity at which a sparse layer takes as long as a dense one, and
+        unstructured_floor: share of the dense time that remains when nearly all weights are 0; left out:
+        zeros gain nothing.
+    memory_power_w: power while a kernel waits for memory; left out: power_w.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    macs_per_ms: Mapping[str, Positive] = Field(min_length=1)
+    bandwidth_bytes_per_ms: Positive
+    overhead_ms: NotNegative
+    efficiency: Mapping[str, Share] = Field(default_factory=dict)
+    depthwise_efficiency: Mapping[str, Share] = Field(default_factory=dict)
+    bandwidth_efficiency: Share | None = None
+    overlap: ShareOrNone | None = None
+    value_ns: NotNegative | None = None
+    im2col_passes: NotNegative | None = None
+    image_value_ns: Mapping[str, NotNegative] = Field(default_factory=dict)
+    gathered_passes: NotNegative | None = None
+    joined_value_ns: NotNegative | None = None
+    tensor_passes: Factor | None = None
+    conversion_overhead_ms: NotNegative | None = None
+    alignment: Mapping[str, tuple[Count, Count]] = Field(default_factory=dict)
+    multiprocessor_count: Count | None = None
+    tile_position_count: Count | None = None
+    tile_channel_count: Count | None = None
+    fused_activations: tuple[str, ...] | None = None
+    two_four_gain: Factor | None = None
+    unstructured_break_even: Annotated[float, Field(strict=True, gt=0, lt=1)] | None = None
+    unstructured_floor: Annotated[float, Field(strict=True, ge=0, lt=1)] | None = None
+    memory_power_w: Positive | None = None
+
+    @field_validator("macs_per_ms", "efficiency", "depthwise_efficiency", "image_value_ns", "alignment")
+    @classmethod
+    def _known_bits(cls, by_bits: Mapping[str, object]) -> Mapping[str, object]:
+        for bits in by_bits:
+            if bits not in map(str, UNIT_BITS):
+                raise ValueError(f"the bits must be among {UNIT_BITS}, not {bits!r}")
+        return by_bits
+
+    @field_validator("fused_activations")
+    @classmethod
+    def _known_activations(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for name in names or ():
+            if name not in ACTIVATIONS:
+                raise ValueError(f"an activation is one of {', '.join(ACTIVATIONS)}, not {name!r}")
+        return names
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Roofline":
+        for field in ("efficiency", "depthwise_efficiency", "alignment"):
+            for bits in getattr(self, field):
+                if bits not in self.macs_per_ms:
+                    raise ValueError(
+                        f"{field} is given at {bits} bits, but macs_per_ms has no unit of {bits} bits;"
+                        f" there are {', '.join(self.macs_per_ms)}"
+                    )
+        if (self.unstructured_break_even is None) != (self.unstructured_floor is None):
+            raise ValueError("give both unstructured_break_even and unstructured_floor, or none of them")
+        tiling = (self.multiprocessor_count, self.tile_position_count, self.tile_channel_count)
+        if len({number is None for number in tiling}) > 1:
+            raise ValueError(
+                "give all of multiprocessor_count, tile_position_count and tile_channel_count, or none"
+            )
+        return self
+
+    def unit(self, bits: int) -> int | None:
+        """Bits of the narrowest unit that is wide enough for ``bits``, or None."""
+        return min((width for width in map(int, self.macs_per_ms) if width >= bits), default=None)
+
+    def rate(self, bits: int) -> float | None:
+        """Peak multiply-accumulates per ms in the narrowest unit wide enough for ``bits``, or None."""
+        unit = self.unit(bits)
+        return None if unit is None else self.macs_per_ms[str(unit)]

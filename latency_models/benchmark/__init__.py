@@ -1,0 +1,1 @@
+"""How kernels and networks are timed on the machine at hand."""

@@ -1,0 +1,1 @@
+"""FPGAs: overlays and dataflow designs, with what they fit into."""

@@ -1,0 +1,216 @@
+"""What each kernel of a network asks of an FPGA: channels, positions, windows, bits; for many policies."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanfront.compression.graph import Kernel
+from leanfront.compression.graph.branches import ALIAS
+from leanfront.compression.policy.batch import PolicyBatch
+from leanfront.hw_profiles import HardwareProfile
+from leanfront.latency_models.errors import TableError
+
+Array = NDArray[np.float64]
+
+FREE_OPS = ("input", "constant", "flatten", "reshape", "identity", ALIAS)
+"""No value is computed or moved."""
+
+PLACED_OPS = ("concat", "slice", "pad", "transpose")
+"""Values are written where they are wanted: no computation of their own."""
+
+WINDOW_OPS = ("maxpool", "avgpool")
+MEAN_OPS = ("global_avgpool", "mean")
+
+ELEMENTWISE_OPS = (
+    "add", "sub", "mul", "relu", "relu6", "leaky_relu", "hardswish", "hardsigmoid", "silu", "sigmoid", "tanh",
+    "batchnorm", "identity_arithmetic", "elementwise", "upsample", "upsample_nearest", "softmax",
+)  # fmt: skip
+"""One result per element. Sigmoids and the like are tables of 256 entries on integers."""
+
+KNOWN_OPS = (*PLACED_OPS, *WINDOW_OPS, *MEAN_OPS, *ELEMENTWISE_OPS)
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """One kernel under n policies; arrays are (n,), the rest does not depend on the policy.
+
+    inputs: rows of the kernels that it reads.
+    positions, read_positions: height x width of the output and of the first input. steps: positions at which
+        all weights are used: those of the output, or in a transposed convolution of the input.
+    read_width: width of the first input. padding: rows above and columns left of it, as the sizes tell.
+    read: channels of the first input. reduced: those that an output is computed from: 1 in depthwise layers.
+    pooled: it works on one position, but what follows does not (squeeze and excite). pooled_positions: those
+        that were averaged for the first of such layers, else 0.
+    """
+
+    row: int
+    name: str
+    op: str
+    inputs: tuple[int, ...]
+    positions: int
+    steps: int
+    read_positions: int
+    read_width: int
+    kernel: tuple[int, int]
+    padding: tuple[int, int]
+    layer: bool
+    depthwise: bool
+    pooled: bool
+    pooled_positions: int
+    out: Array
+    read: Array
+    reduced: Array
+    weight_bits: Array
+    activation_bits: Array
+    read_bits: Array
+    out_bits: Array
+
+    @property
+    def taps(self) -> int:
+        """Positions of the window."""
+        return math.prod(self.kernel)
+
+    @property
+    def macs(self) -> Array:
+        """Multiply-accumulates; 0 where there are no weights."""
+        return self.weights * float(self.steps) if self.layer else np.zeros_like(self.out)
+
+    @property
+    def weights(self) -> Array:
+        """Number of weights without the bias."""
+        return self.reduced * self.out * float(self.taps) if self.layer else np.zeros_like(self.out)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is computed."""
+        return self.op not in FREE_OPS
+
+
+def check_bits(batch: PolicyBatch, profile: HardwareProfile) -> None:
+    """Raise TableError for the first layer whose bits the part has no units for."""
+    pairs = np.unique(batch.weight_bits * 100 + batch.activation_bits)
+    for pair in map(int, pairs):
+        weights, activations = divmod(pair, 100)
+        if not profile.supports(weights, activations):
+            row = int(np.argmax((batch.weight_bits * 100 + batch.activation_bits == pair).any(axis=1)))
+            raise TableError(
+                f"profile {profile.name!r} cannot run layer {batch.network.layers[row].name!r} with weights"
+                f" of {weights} and activations of {activations} bits; it can: {profile.supported_sentence}"
+            )
+
+
+def works(batch: PolicyBatch, profile: HardwareProfile) -> Iterator[Work]:
+    """Every kernel in order of execution.
+
+    An integer part holds every tensor in 8 bits or fewer, also those that a CPU would hold as floats.
+
+    Raises:
+        TableError: an operation or a bit pair that the part cannot run; it is named.
+    """
+    check_bits(batch, profile)
+    held = np.minimum(batch.bits, 8).astype(np.float64)
+    widths = batch.widths.astype(np.float64)
+    wide_later, squeezed = _wide_later(batch.kernels), _squeezed(batch.kernels)
+    for row, kernel in enumerate(batch.kernels):
+        if kernel.layer is None and kernel.op not in (*FREE_OPS, *KNOWN_OPS):
+            raise TableError(
+                f"the cost of operation {kernel.output.detail or kernel.op!r} (node {kernel.name!r}) on"
+                f" profile {profile.name!r} is not known; known are layers and {', '.join(KNOWN_OPS)}"
+            )
+        yield _work(row, kernel, batch, held, widths, wide_later[row], squeezed[row])
+
+
+def _wide_later(kernels: tuple[Kernel, ...]) -> list[bool]:
+    """For each kernel, whether one of more than one position comes after it."""
+    found: list[bool] = []
+    later = False
+    for kernel in reversed(kernels):
+        found.append(later)
+        later = later or (kernel.op not in FREE_OPS and _positions(kernel) > 1)
+    return found[::-1]
+
+
+def _squeezed(kernels: tuple[Kernel, ...]) -> list[int]:
+    """For each layer on one position after wider kernels: positions of the last of these; else 0."""
+    found, last = [], 0
+    for kernel in kernels:
+        positions = _positions(kernel)
+        single = kernel.layer is not None and positions == 1
+        found.append(last if single else 0)
+        if kernel.op not in FREE_OPS and kernel.op not in MEAN_OPS:
+            last = positions if positions > 1 else 0 if single else last
+    return found
+
+
+def _positions(kernel: Kernel) -> int:
+    if kernel.layer is not None:
+        return kernel.layer.shape.out_height * kernel.layer.shape.out_width
+    return math.prod(kernel.output.spatial)
+
+
+def _padding(kernel: Kernel, before: tuple[int, ...]) -> tuple[int, int]:
+    """Half of what a window needs beyond its input: (out - 1) x stride + kernel - in, rounded down."""
+    window = kernel.output if kernel.shape is None else kernel.shape
+    after = kernel.output.spatial
+    if len(after) != 2 or len(before) != 2:
+        return (0, 0)
+    total = [
+        (a - 1) * s + k - b for a, s, k, b in zip(after, window.stride, window.kernel, before, strict=True)
+    ]
+    return (max(0, total[0]) // 2, max(0, total[1]) // 2)
+
+
+def _work(
+    row: int,
+    kernel: Kernel,
+    batch: PolicyBatch,
+    held: Array,
+    widths: Array,
+    wide_later: bool,
+    squeezed: int,
+) -> Work:
+    inputs = tuple(batch.kernel_index[name] for name in kernel.inputs)
+    source = batch.kernels[inputs[0]].output if inputs else kernel.output
+    read = widths[inputs[0]] if inputs else widths[row]
+    ones = np.ones(batch.count)
+    positions = _positions(kernel)
+    shape = kernel.shape
+    taps = kernel.output.kernel if shape is None else shape.kernel
+    if kernel.op in MEAN_OPS:
+        taps = (1, 1)
+    index = batch.layer_index[kernel.layer.name] if kernel.layer is not None else -1
+    reduced = ones if shape is None or shape.depthwise else read / shape.groups
+    if shape is not None and shape.op == "linear" and positions == 1:
+        source_positions, source_width = 1, 1
+    else:
+        source_positions = math.prod(source.spatial)
+        source_width = source.spatial[-1] if source.spatial else 1
+    steps = positions
+    if shape is not None and shape.op == "conv_transpose2d":
+        steps = max(1, positions // math.prod(shape.stride))
+    return Work(
+        row=row,
+        name=kernel.layer.name if kernel.layer else kernel.name,
+        op=kernel.op,
+        inputs=inputs,
+        positions=positions,
+        steps=steps,
+        read_positions=source_positions,
+        read_width=source_width,
+        kernel=(taps[0], taps[1]),
+        padding=_padding(kernel, source.spatial),
+        layer=shape is not None,
+        depthwise=shape is not None and shape.depthwise,
+        pooled=shape is not None and positions == 1 and wide_later,
+        pooled_positions=squeezed,
+        out=widths[row],
+        read=read,
+        reduced=reduced,
+        weight_bits=batch.weight_bits[index].astype(np.float64) if index >= 0 else 8 * ones,
+        activation_bits=batch.activation_bits[index].astype(np.float64) if index >= 0 else 8 * ones,
+        read_bits=held[inputs[0]] if inputs else held[row],
+        out_bits=held[row],
+    )

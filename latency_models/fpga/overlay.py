@@ -1,0 +1,205 @@
+"""An overlay accelerator: one fixed array runs the layers one after another (DPU, systolic arrays)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanfront.compression.graph import Network
+from leanfront.compression.policy import Policy
+from leanfront.compression.policy.batch import PolicyBatch
+from leanfront.hw_profiles import HardwareProfile
+from leanfront.hw_profiles.sections.fpga import Overlay
+from leanfront.latency_models.cost import Cost, CostArrays, LayerCost
+from leanfront.latency_models.depth import costs_by_depth
+from leanfront.latency_models.errors import TableError
+from leanfront.latency_models.fpga.kernels import MEAN_OPS, PLACED_OPS, WINDOW_OPS, Array, Work, works
+from leanfront.latency_models.fpga.radiation import clock_mhz, energy_mj, occupied, slowed
+from leanfront.latency_models.memory import lifetimes
+
+
+@dataclass(frozen=True, eq=False)
+class LayerTimes:
+    """Milliseconds of one layer under n policies, with its weights on the chip and with them streamed in."""
+
+    resident_ms: Array
+    streamed_ms: Array
+
+
+def layer_times(work: Work, overlay: Overlay, clock: float) -> LayerTimes:
+    """A layer with weights on an array of ``clock`` MHz.
+
+    Tiles: ceil(steps / pixel_parallel) x ceil(out / output_parallel), each of
+    taps x ceil(channels / input_parallel) steps (Xilinx PG338: parallelism in pixels, input and output
+    channels), at a share ``efficiency`` of the cycles. A tile takes no less than storing its results does.
+    Depthwise layers use a unit of depthwise_pixel_parallel x output_parallel lanes.
+
+    Traffic: "ahead": weights (and tensors, where they live outside) are loaded and stored while the array
+    computes, so a layer takes the longer of both. "at_use": in each block of output channels the first tile
+    goes no faster than its weights come in.
+
+    Squeeze and excite: where a layer reads globally pooled channels within the network, the tensor that is
+    pooled, and scaled afterwards, passes at pooled_bytes_per_ms.
+    """
+    per_ms = clock * 1e3
+    bandwidth = overlay.bandwidth_bytes_per_ms
+    weight_bytes = work.weights * work.weight_bits / 8
+    blocks = np.ceil(work.out / overlay.output_parallel)
+    if work.depthwise:
+        if overlay.depthwise_pixel_parallel is None:
+            raise TableError(f"the array has no unit for depthwise layers, such as {work.name!r}")
+        tiles = float(-(-work.steps // overlay.depthwise_pixel_parallel))
+        tile_ms = np.full_like(work.out, work.taps / per_ms)
+    else:
+        tiles = float(-(-work.steps // overlay.pixel_parallel))
+        tile_ms = _steps(work, overlay) / (per_ms * overlay.efficiency)
+    if overlay.write_pixels_per_ms is not None:
+        tile_ms = np.maximum(tile_ms, overlay.pixel_parallel / overlay.write_pixels_per_ms)
+    fixed_ms = np.full_like(work.out, overlay.layer_overhead_ms)
+    if work.pooled and overlay.pooled_bytes_per_ms is not None:
+        fixed_ms += work.read * (work.pooled_positions / overlay.pooled_bytes_per_ms)
+    compute_ms = blocks * tiles * tile_ms
+    moved = np.zeros_like(work.out)
+    if overlay.features_outside:
+        moved = (
+            work.read * work.read_positions * work.read_bits + work.out * work.positions * work.out_bits
+        ) / 8
+    if overlay.weights == "ahead":
+        return LayerTimes(
+            np.maximum(compute_ms, moved / bandwidth) + fixed_ms,
+            np.maximum(compute_ms, (weight_bytes + moved) / bandwidth) + fixed_ms,
+        )
+    first_ms = np.maximum(tile_ms, weight_bytes / blocks / bandwidth)
+    streamed_ms = blocks * (first_ms + (tiles - 1) * tile_ms)
+    return LayerTimes(
+        np.maximum(compute_ms, moved / bandwidth) + fixed_ms,
+        np.maximum(streamed_ms, moved / bandwidth) + fixed_ms,
+    )
+
+
+def _steps(work: Work, overlay: Overlay) -> Array:
+    """Steps of a tile: window positions times slices of input channels."""
+    height, width = work.kernel
+    channels = np.ceil(work.reduced / overlay.input_multiple) * overlay.input_multiple
+    plain = work.taps * np.ceil(channels / overlay.input_parallel)
+    if not overlay.folds_kernel_width:
+        return np.asarray(plain)
+    folded = height * np.ceil(width * channels / overlay.input_parallel)
+    return np.where(channels < overlay.input_parallel, folded, plain)
+
+
+def other_ms(work: Work, overlay: Overlay, clock: float) -> Array:
+    """Kernels without weights: pools read every value of every window, the rest writes every value."""
+    per_ms = clock * 1e3
+    if work.op in MEAN_OPS:
+        return work.read * work.read_positions / (overlay.mean_bytes_per_cycle * per_ms)
+    if work.op in WINDOW_OPS:
+        return work.out * (work.positions * work.taps / (overlay.window_bytes_per_cycle * per_ms))
+    if work.op in PLACED_OPS:
+        return np.zeros_like(work.out)
+    return work.out * (work.positions / (overlay.elementwise_bytes_per_cycle * per_ms))
+
+
+@dataclass(frozen=True)
+class OverlayModel:
+    """Costs from a profile's [overlay]: latency is the sum over the kernels and a call's overhead."""
+
+    profile: HardwareProfile
+
+    def cost(self, network: Network, policy: Policy) -> Cost:
+        """One inference (batch 1) of a network that is already cut to the policy.
+
+        latency_ms is what one caller sees who waits for each inference: one over the frames per second of a
+        single thread. resources are the blocks of the array; ``fits``: they are within the part's, and
+        weights and live tensors within memory_bytes.
+
+        Raises:
+            TableError: an operation or a bit pair that the part cannot run; it is named.
+        """
+        found = self._costs(PolicyBatch.one(network, policy))
+        _, resources = occupied(self.profile, _overlay(self.profile).footprint)
+        return found.first("modelled", self.profile.estimated, resources)
+
+    def costs(self, batch: PolicyBatch) -> CostArrays:
+        """Many policies at once; see ``cost``."""
+        return costs_by_depth(batch, self._costs)
+
+    def _costs(self, batch: PolicyBatch) -> CostArrays:
+        overlay = _overlay(self.profile)
+        times, moved = self._times(batch)
+        latency_ms = slowed(self.profile, times.sum(axis=0) + overlay.call_overhead_ms)
+        weights, tensors = batch.size_bytes().astype(np.float64), _peak_bytes(batch)
+        limit = self.profile.memory_bytes
+        fits = np.full(batch.count, occupied(self.profile, overlay.footprint)[0])
+        if limit is not None:
+            fits &= weights + tensors <= limit
+        return CostArrays(
+            latency_ms=latency_ms,
+            energy_mj=energy_mj(self.profile, batch, latency_ms, moved),
+            size_bytes=weights,
+            modelled=np.ones(batch.count, dtype=np.bool_),
+            memory=lambda: (tensors, fits),
+        )
+
+    def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:
+        """Each kernel that does something, in order; a call's overhead is in none of them."""
+        batch = PolicyBatch.one(network, policy)
+        busy = [work for work in works(batch, self.profile) if work.busy]
+        times, _ = self._times(batch)
+        slow = slowed(self.profile, times[:, 0])
+        total = self._costs(batch)
+        per_ms = float(total.energy_mj[0] / total.latency_ms[0])
+        return tuple(
+            LayerCost(work.name, float(slow[work.row]), float(slow[work.row]) * per_ms, "modelled")
+            for work in busy
+        )
+
+    def _times(self, batch: PolicyBatch) -> tuple[Array, Array]:
+        """(kernels, n) ms of each kernel, and (n,) bytes from and to the memory outside."""
+        overlay, clock = _overlay(self.profile), clock_mhz(self.profile)
+        rows = np.zeros((len(batch.kernels), batch.count))
+        layers: list[tuple[Work, LayerTimes]] = []
+        moved = np.zeros(batch.count)
+        for work in works(batch, self.profile):
+            if work.layer:
+                times = layer_times(work, overlay, clock)
+                rows[work.row] = times.streamed_ms
+                layers.append((work, times))
+                moved += work.weights * work.weight_bits / 8
+            elif work.busy:
+                rows[work.row] = other_ms(work, overlay, clock)
+            if overlay.features_outside and work.busy:
+                moved += work.out * work.positions * work.out_bits / 4  # written once, read once
+        if overlay.weight_memory_bytes and layers:
+            stay = _resident(layers, overlay.weight_memory_bytes)
+            for here, (work, times) in zip(stay, layers, strict=True):
+                rows[work.row] = np.where(here, times.resident_ms, times.streamed_ms)
+                moved -= np.where(here, work.weights * work.weight_bits / 8, 0.0)
+        return rows, moved
+
+
+def _resident(layers: list[tuple[Work, LayerTimes]], capacity_bytes: float) -> NDArray[np.bool_]:
+    """(layers, n): which weights stay on the chip: those that save most time per byte, while they fit.
+
+    Fully connected layers are streamed: their weights are used once.
+    """
+    sizes = np.array([work.weights * work.weight_bits / 8 for work, _ in layers])
+    gains = np.array([times.streamed_ms - times.resident_ms for _, times in layers])
+    gains[[work.op == "linear" for work, _ in layers]] = 0.0
+    order = np.argsort(-gains / sizes, axis=0, kind="stable")
+    before = np.take_along_axis(sizes, order, axis=0).cumsum(axis=0)
+    fits = np.zeros(sizes.shape, dtype=np.bool_)
+    np.put_along_axis(fits, order, before <= capacity_bytes, axis=0)
+    return np.asarray(fits & (gains > 0))
+
+
+def _peak_bytes(batch: PolicyBatch) -> Array:
+    """(n,): largest sum of live tensors, each value in one byte."""
+    alive = lifetimes(batch.kernels, batch.network.outputs)
+    return np.asarray((alive @ batch.elements.astype(np.float64)).max(axis=0))
+
+
+def _overlay(profile: HardwareProfile) -> Overlay:
+    if profile.overlay is None:
+        raise TableError(f"profile {profile.name!r} has no [overlay]; its model is {profile.model!r}")
+    return profile.overlay

@@ -1,0 +1,1 @@
+"""Tables of measured kernels, and the files that they are measured with."""

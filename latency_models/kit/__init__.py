@@ -1,0 +1,1 @@
+"""What is measured on a board, and what comes back."""

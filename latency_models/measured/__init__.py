@@ -1,0 +1,1 @@
+"""Networks priced with a table of kernels, and how such a table is made and checked."""

@@ -1,0 +1,249 @@
+"""Look up what every kernel of a network becomes, for one policy or for many, in tables of numbers.
+
+Each value that decides something (a width, its alignment, bits) is numbered; a kernel's form follows from
+such numbers by its rule (``decisions``), and form and widths lead to the number of an entry, asked for when
+it first occurs. So one policy takes a few array operations over all kernels, and a batch takes for each
+kernel some additions and two or three reads from small tables.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanfront.latency_models.measured.fusion_rules import LEFT_OUT, alignment
+from leanfront.latency_models.measured.lookup_tables import encoded, gathered
+from leanfront.latency_models.measured.node_decisions import staged
+
+if TYPE_CHECKING:
+    from leanfront.latency_models.measured.optimised_kernels import Structure
+
+MOST_CELLS = 1 << 22
+"""Forms times widths of a kernel that has a table of entries; where there are more, a batch is sorted."""
+
+Counts = NDArray[np.int64]
+Numbers = NDArray[np.int32]
+Ask = Callable[[int, int | None, tuple[int, ...]], int]
+"""(kernel, form, widths) -> number of its entry, above 0; for form None, never seen, it raises an error."""
+
+
+class UnseenValues(Exception):
+    """``values``, by row of the sources, that the tables were not made for."""
+
+    def __init__(self, values: Mapping[int, set[int]]) -> None:
+        super().__init__(values)
+        self.values = values
+
+
+@dataclass(frozen=True)
+class _Variable:
+    """What decides something. source: row of its values. numbers: value -> number, -1: none. values: of the
+    source, one for each number."""
+
+    source: int
+    numbers: Numbers
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """One table of a kernel: (what came in x numbers of the variables,), the last one counting fastest.
+
+    places: how many cells a number of each variable counts; stride: the same of what came in.
+    """
+
+    variables: tuple[int, ...]
+    places: tuple[int, ...]
+    stride: int
+    cells: Numbers
+
+    def codes(self, numbers: Numbers, state: Numbers) -> Numbers:
+        """The cells of many policies. ``numbers``: (variables, n), ``state``: what came in, (n,)."""
+        codes = state * np.int32(self.stride)
+        for variable, place in zip(self.variables, self.places, strict=True):
+            codes += numbers[variable] * np.int32(place)
+        return codes
+
+
+class _Level:
+    """A table of each of some kernels, in one array, to look one policy up in all of them at once."""
+
+    def __init__(self, tables: Mapping[int, _Table]) -> None:
+        self.kernels = np.array(list(tables), dtype=np.int64)
+        self._begin = np.cumsum([0, *(len(table.cells) for table in tables.values())])[:-1]
+        self._stride = np.array([table.stride for table in tables.values()])
+        padded = [(table.variables or (0,), table.places or (0,)) for table in tables.values()]
+        self._variables = np.array([v for variables, _ in padded for v in variables])
+        self._places = np.array([p for _, places in padded for p in places])
+        self._first = np.cumsum([0, *(len(variables) for variables, _ in padded)])[:-1]
+
+    def places(self, numbers: Numbers, state: Counts) -> Counts:
+        """(kernels of the level,) in the array. ``state``: what comes in, for all kernels of the network."""
+        codes = np.add.reduceat(self._places * numbers[self._variables], self._first)
+        return np.asarray(codes + self._begin + self._stride * state[self.kernels])
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """stages: the tables of its form. widths: variables of its shapes. entries: (form, those of them that
+    vary) -> entry, 0: not asked for yet; without cells where there are too many."""
+
+    stages: tuple[_Table, ...]
+    forms: tuple[int | None, ...]
+    widths: tuple[int, ...]
+    entries: _Table
+
+
+class Lookup:
+    """Tables for one network as far as it was seen.
+
+    Policies are given as sources: rows of the widths of all kernels, then whether they compute in integers,
+    then the bits of their outputs.
+    """
+
+    def __init__(self, structure: "Structure", offered: Mapping[int, set[int]], ask: Ask) -> None:
+        """``offered``: by row of the sources, values besides those of the networks that were seen."""
+        self._structure, self._offered, self._ask = structure, offered, ask
+        self._variables: list[_Variable] = []
+        self._of_column: dict[int, int] = {}
+        states = structure.states
+        kernels = [self._kernel(index, states) for index in range(len(structure.kernels))]
+        sizes = [len(kernel.entries.cells) for kernel in kernels]
+        self._entries = np.zeros(sum(sizes) + 1, dtype=np.int32)  # zeros never touched take no memory
+        ends = np.cumsum(sizes)
+        self._kernels = [
+            replace(kernel, entries=replace(kernel.entries, cells=self._entries[end - size : end]))
+            for kernel, size, end in zip(kernels, sizes, ends, strict=True)
+        ]
+        self._sorted = np.array([size == 0 for size in sizes])
+        self._levels = []
+        for depth in range(max(len(kernel.stages) for kernel in kernels)):
+            here = {i: k.stages[depth] for i, k in enumerate(kernels) if depth < len(k.stages)}
+            self._levels.append((_Level(here), np.concatenate([table.cells for table in here.values()])))
+        self._last = _Level({index: kernel.entries for index, kernel in enumerate(kernels)})
+        self._sources = np.array([variable.source for variable in self._variables])
+        sizes = [len(variable.numbers) for variable in self._variables]
+        self._begin = np.cumsum([0, *sizes[:-1]])
+        self._numbers = np.concatenate([variable.numbers for variable in self._variables])
+
+    def one(self, sources: Counts) -> Counts:
+        """Sources of one policy, (rows,) -> (kernels,) numbers of the entries.
+
+        Raises:
+            UnseenValues: make the tables anew with these offered.
+        """
+        values = sources[self._sources]
+        numbers = self._numbers[self._begin + values]
+        if numbers.min() < 0:
+            self._unseen({v: values[v : v + 1] for v in np.flatnonzero(numbers < 0).tolist()})
+        state = np.zeros(len(self._kernels), dtype=np.int64)
+        for level, table in self._levels:
+            state[level.kernels] = table[level.places(numbers, state)]
+        places = self._last.places(numbers, state)
+        places[self._sorted] = -1
+        found = self._entries[places].astype(np.int64)
+        for index in () if found.all() else np.flatnonzero(found == 0).tolist():
+            kernel = self._kernels[index]
+            widths = tuple(self._variables[v].values[numbers[v]] for v in kernel.widths)
+            found[index] = self._ask(index, kernel.forms[state[index]], widths)
+            if not self._sorted[index]:
+                self._entries[places[index]] = found[index]
+        return found
+
+    def many(self, source: Callable[[int], NDArray[Any]]) -> Iterator[NDArray[Any]]:
+        """The numbers of the entries, (n,), kernel by kernel. ``source``: row -> its values, (n,).
+
+        Raises:
+            UnseenValues: as ``one`` does.
+        """
+        rows = [source(variable.source) for variable in self._variables]
+        numbers = np.empty((len(rows), len(rows[0])), dtype=np.int32)
+        for variable, row, out in zip(self._variables, rows, numbers, strict=True):
+            np.take(variable.numbers, row, out=out, mode="clip")
+        if numbers.min() < 0:
+            unseen = np.flatnonzero(numbers.min(axis=1) < 0).tolist()
+            self._unseen({v: rows[v][numbers[v] < 0] for v in unseen})
+        for index, kernel in enumerate(self._kernels):
+            state = np.zeros(numbers.shape[1], dtype=np.int32)
+            for stage in kernel.stages:
+                state = stage.cells[stage.codes(numbers, state)]
+            yield (
+                self._sought(index, numbers, state)
+                if self._sorted[index]
+                else self._read(index, numbers, state)
+            )
+
+    def _read(self, index: int, numbers: Numbers, state: Numbers) -> Numbers:
+        """Entries of a kernel from its table; those that it lacks are asked for."""
+        kernel = self._kernels[index]
+        table = kernel.entries
+        codes = table.codes(numbers, state)
+        found = table.cells[codes]
+        if not found.all():
+            first = {code: place for place, code in enumerate(codes.tolist()) if not found[place]}
+            for code, place in first.items():
+                widths = tuple(self._variables[v].values[numbers[v, place]] for v in kernel.widths)
+                table.cells[code] = self._ask(index, kernel.forms[state[place]], widths)
+            found = table.cells[codes]
+        return found
+
+    def _sought(self, index: int, numbers: Numbers, state: Numbers) -> Counts:
+        """The same where a table would be too large."""
+        kernel = self._kernels[index]
+        columns = [encoded(state.astype(np.int64))]
+        columns += [(numbers[v], np.array(self._variables[v].values)) for v in kernel.widths]
+        entries = gathered(
+            columns, lambda values: (float(self._ask(index, kernel.forms[values[0]], values[1:])),)
+        )
+        return np.asarray(entries[0].astype(np.int64))
+
+    def _unseen(self, found: Mapping[int, NDArray[Any]]) -> None:
+        values = {row: set(known) for row, known in self._offered.items()}
+        for variable, column in found.items():
+            values.setdefault(self._variables[variable].source, set()).update(np.unique(column).tolist())
+        raise UnseenValues(values)
+
+    def _kernel(self, index: int, states: Counts) -> _Kernel:
+        rule = self._structure.rule(index)
+        columns = [self._variable(column, states) for column in rule.columns]
+        numbers = [{value: n for n, value in enumerate(self._variables[v].values)} for v in columns]
+        stages, forms = staged(rule, numbers)
+        widths = tuple(self._variable(column, states) for column in self._structure.width_columns[index])
+        varying = [v for v in dict.fromkeys(widths) if len(self._variables[v].values) > 1]
+        cells = len(forms) * math.prod(len(self._variables[v].values) for v in varying)
+        return _Kernel(
+            tuple(self._table([columns[c] for c in stage.columns], stage.table) for stage in stages),
+            forms,
+            widths,
+            self._table(varying, np.zeros(cells if cells <= MOST_CELLS else 0, dtype=np.int32)),
+        )
+
+    def _table(self, variables: Sequence[int], cells: Numbers) -> _Table:
+        radices = [len(self._variables[v].values) for v in variables]
+        places = tuple(math.prod(radices[i + 1 :]) for i in range(len(radices)))
+        return _Table(tuple(variables), places, math.prod(radices), cells)
+
+    def _variable(self, column: int, states: Counts) -> int:
+        """The variable in a column of a state; widths that are always equal have the same."""
+        count = len(self._structure.kernels)
+        field, index = divmod(column, count)
+        of_width = field in (0, 3)
+        index = self._structure.alike[index] if of_width else index
+        column = field * count + index
+        if column not in self._of_column:
+            known = {*states[:, column].tolist()}
+            offered = self._offered.get(index if of_width else column, set())
+            known |= {alignment(width) for width in offered} if field == 3 else offered
+            most = (self._structure.kernels[index].output.width, LEFT_OUT, 32)[field % 3]
+            number = {value: n for n, value in enumerate(sorted(known))}
+            numbers = [number.get(alignment(value) if field == 3 else value, -1) for value in range(most + 1)]
+            self._of_column[column] = len(self._variables)
+            self._variables.append(
+                _Variable(
+                    index if of_width else column, np.array(numbers, dtype=np.int32), tuple(sorted(known))
+                )
+            )
+        return self._of_column[column]

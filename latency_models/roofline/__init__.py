@@ -1,0 +1,1 @@
+"""Processors by what they compute and move in a second."""

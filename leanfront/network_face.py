@@ -1,0 +1,206 @@
+"""A network in Python: captured, given a policy, compressed, priced, exported."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from leanfront.compression.capture.trace import Traced, TraceError, trace
+from leanfront.compression.export.template import Template, template
+from leanfront.compression.export.walk import exported
+from leanfront.compression.graph import Network
+from leanfront.compression.policy import LayerPolicy, Policy, PolicyError
+from leanfront.compression.techniques.compress import compress as compressed_by
+from leanfront.compression.techniques.prune import kept_channels
+from leanfront.compression.techniques.quantize import calibrate
+from leanfront.compression.training.batch_norms import re_estimate
+from leanfront.hw_profiles import HardwareProfile, load_profile
+from leanfront.latency_models.cost import Cost
+from leanfront.latency_models.files import replace_file
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A network as leanfront follows it; made by ``capture``. The module it was made of is never touched.
+
+    ``notes``: a line for each thing with weights that is kept as it is, and why.
+    """
+
+    traced: Traced = field(repr=False)
+
+    @property
+    def module(self) -> nn.Module:
+        """The captured copy, which computes what the given module computes in evaluation mode."""
+        return self.traced.module
+
+    @property
+    def network(self) -> Network:
+        """Layers, operations and connections: what prices and policies speak of."""
+        return self.traced.network
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line for each thing with weights that is kept as it is, and why."""
+        return self.traced.notes
+
+    @property
+    def groups(self) -> Mapping[str, int]:
+        """Group of channels that are cut together -> how many channels it has."""
+        return {name: self.network.group_size(name) for name in self.network.groups}
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of the residual branches that can be left out whole."""
+        return tuple(branch.name for branch in self.network.branches)
+
+    @cached_property
+    def _template(self) -> Template:
+        return template(self.traced)
+
+
+@dataclass(frozen=True, eq=False)
+class CompressedNetwork:
+    """A network that a policy was applied to; made by ``compress``.
+
+    ``module``: cut for real, with quantizers where the policy has integers; it can be trained like any other.
+    ``network``: the same as shapes and connections.
+    """
+
+    module: nn.Module
+    network: Network
+    policy: Policy
+    captured: Captured = field(repr=False)
+    multiple: int = 1
+
+    @cached_property
+    def kept(self) -> Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Layer -> (inputs, outputs): indices of the uncut layer's channels that stay, ascending. Layers of
+        branches that were left out are not in it."""
+        return kept_channels(self.captured.traced, self.policy, self.multiple)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written. ``notes``: what to know of it."""
+
+    path: Path
+    size_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+def capture(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Captured:
+    """Follow a network from its inputs to its outputs.
+
+    Args:
+        model: any module that can be followed; it is copied, and used in evaluation mode.
+        example_inputs: as the module takes them, with a batch of one: a tensor, (1, C, H, W) or (1, C).
+
+    Raises:
+        TraceError: it cannot be followed; the sentence names the operation.
+    """
+    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+        raise TraceError(f"a network is captured with one tensor as its input, not {len(inputs)} values")
+    return Captured(trace(model, inputs[0]))
+
+
+def uniform(
+    captured: Captured,
+    sparsity: float = 0.0,
+    weight_bits: int = 32,
+    activation_bits: int = 32,
+    left_out: Sequence[str] = (),
+) -> Policy:
+    """The same for every layer.
+
+    Args:
+        sparsity: share of each group's channels that is cut, 0 to below 1; groups that must stay, stay.
+        weight_bits, activation_bits: 2 to 8, or 32 for floats.
+        left_out: branches that are left out whole, of ``captured.branches``.
+
+    Raises:
+        PolicyError: a value that no layer can have, or a branch that there is not.
+    """
+    network = captured.network
+    there = {branch.name: branch for branch in network.branches}
+    for name in left_out:
+        if name not in there:
+            known = ", ".join(there) or "none"
+            raise PolicyError(
+                f"a branch that is left out must be one of the network's ({known}), not {name!r}"
+            )
+    gone = {layer for name in left_out for layer in there[name].layers}
+    kept = LayerPolicy(0.0, weight_bits, activation_bits)
+    cut = LayerPolicy(sparsity, weight_bits, activation_bits)
+    return Policy.of(
+        {
+            layer.name: LayerPolicy(sparsity=1.0) if layer.name in gone else cut if layer.group else kept
+            for layer in network.layers
+        }
+    )
+
+
+def compress(
+    captured: Captured, policy: Policy, calibration: Iterable[Tensor] | None = None, multiple: int = 1
+) -> CompressedNetwork:
+    """Apply a policy to a copy: leave branches out, cut channels, put quantizers in, estimate what they need.
+
+    Args:
+        calibration: batches of inputs, as the module takes them: integer activations need their ranges, and
+            batch norms of a cut network are estimated again on them.
+        multiple: channel counts are rounded to it (a profile's ``channel_multiple``).
+
+    Raises:
+        PolicyError: the policy does not fit the network, or has integer activations and nothing to calibrate.
+    """
+    batches = [torch.as_tensor(batch) for batch in calibration or ()]
+    made = compressed_by(captured.traced, policy, multiple)
+    if any(layer.activation_bits < 16 and not layer.left_out for layer in policy.values()) and not batches:
+        raise PolicyError("integer activations need their ranges; give calibration, an iterable of inputs")
+    if batches:
+        if any(layer.sparsity for layer in policy.values()):
+            re_estimate(made.module, batches)
+        calibrate(made.module, batches)
+    return CompressedNetwork(made.module.eval(), made.network, made.policy, captured, multiple)
+
+
+def export(compressed: CompressedNetwork, path: Path | str, to: str = "onnx") -> Exported:
+    """Write a compressed network for an engine.
+
+    Args:
+        to: the kind of file, "onnx": for onnxruntime.
+
+    Raises:
+        PolicyError: there is no such kind of file. OSError: it cannot be written.
+    """
+    if to != "onnx":
+        raise PolicyError(f"a network can be exported to 'onnx', not to {to!r}")
+    from leanfront.compression.techniques.compress import Compressed
+
+    inner = Compressed(compressed.module, compressed.network, compressed.policy)  # type: ignore[arg-type]
+    model = exported(compressed.captured._template, inner).SerializeToString()
+    path = Path(path)
+    replace_file(path, model)
+    return Exported(path, len(model), compressed.captured.notes)
+
+
+def cost(
+    network: Captured | Network, policy: Policy | None = None, profile: HardwareProfile | str = "this-machine"
+) -> Cost:
+    """What a network costs on a part under a policy (none: uncompressed, in floats).
+
+    A profile that is measured times the network here, which takes seconds; others are computed.
+
+    Raises:
+        ProfileError: no such profile, or the part cannot run those bits. PolicyError, TableError: the policy
+            does not fit the network, or a cost is not known.
+    """
+    from leanfront.latency_models.pricing import price
+
+    network = network.network if isinstance(network, Captured) else network
+    policy = policy or Policy.uniform(network, LayerPolicy())
+    hardware = profile if isinstance(profile, HardwareProfile) else load_profile(profile)
+    return price(network, policy, hardware).cost

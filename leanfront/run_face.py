@@ -1,0 +1,180 @@
+"""A search in Python, and what a run folder holds, as pandas frames."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leanfront.search.config import SearchConfig, load_config, parse_config
+from leanfront.search.run.front import front_of
+from leanfront.search.run.run_folder import RunFolder, make_run, open_run
+from leanfront.search.task import Task, TaskError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from leanfront.search.pick.verify import Verification
+
+_TASK_FILE = '''"""The task that leanfront.search was given in Python, as it was then."""
+
+import pickle
+from pathlib import Path
+
+
+def task():
+    return pickle.loads(Path(__file__).with_name("task.pickle").read_bytes())
+'''
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A network that was handed over. ``folder``: model.onnx, card.md and what else ``pick`` writes.
+
+    ``found``: accuracy, latency and size as promised and as found; ``found.passed``: whether all was kept.
+    """
+
+    folder: Path
+    found: "Verification"
+
+
+class Run:
+    """A run folder that a search made, from Python or by the command."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Raises RunError: there is no run folder."""
+        self.folder: RunFolder = open_run(path)
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self.folder.path
+
+    @property
+    def trials(self) -> "pd.DataFrame":
+        """All trials, a row each: the columns of trials.csv."""
+        return _frame(self.folder.trials())
+
+    @property
+    def front(self) -> "pd.DataFrame":
+        """The Pareto front, the fastest first: the rows of ``trials`` that no other is better than."""
+        return _frame(front_of(self.folder))
+
+    def pick(
+        self,
+        max_drop: float | None = None,
+        *,
+        max_latency_ms: float | None = None,
+        max_size_bytes: float | None = None,
+        max_energy_mj: float | None = None,
+        prefer: str | None = None,
+        trial: int | None = None,
+        epochs: float | None = None,
+        out: Path | str | None = None,
+    ) -> Picked:
+        """Choose from the front, fine-tune long, read the test split once, export, verify.
+
+        Args:
+            max_drop: most accuracy lost, 0.01 is a point. prefer: the column to want most of.
+            trial: this one, instead of choosing. epochs: of the long fine-tune.
+            out: where the files go; exported/<trial> of the run by default.
+
+        Raises:
+            RunError: nothing on the front keeps the limits, or the folder cannot be written.
+        """
+        from leanfront.search.pick.choose import Wish
+        from leanfront.search.pick.pick import pick
+
+        wish = Wish(max_drop, max_latency_ms, max_size_bytes, max_energy_mj, prefer)
+        place = None if out is None else Path(out)
+        return Picked(*pick(self.folder, wish, trial=trial, out=place, epochs=epochs))
+
+    def report(self) -> Path:
+        """Write report.html, one self-contained file; where it is."""
+        from leanfront.search.report.page import write_report
+
+        return write_report(self.path)
+
+
+def search(
+    task: Task | SearchConfig | Path | str,
+    *,
+    profile: str | None = None,
+    hours: float | None = None,
+    trials: int | None = None,
+    workers: int | None = None,
+    run: Path | str | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Run:
+    """Search for the front, or go on with the run that is there; Ctrl-C stops it, the same call goes on.
+
+    Args:
+        task: a Task; or the path of a search.toml (or of its folder), or a configuration.
+        profile: name of the part; hours, trials: when it ends, at least one; workers: processes.
+        run: the run folder. A task needs one, under runs/ if it is a plain name: the task is kept there.
+        settings: further keys by section as in a search.toml: {"space": {"weight_bits": [4, 8]}}.
+
+    Raises:
+        ConfigError, TaskError, TraceError, ProfileError, TableError, RunError: wrong input, one sentence.
+        RuntimeError: trials fail one after the other, or workers die.
+    """
+    from leanfront.search.study.run_search import run_search
+
+    given = {
+        "hardware": {"profile": profile},
+        "search": {"hours": hours, "trials": trials, "workers": workers},
+    }
+    sections = {name: dict(keys) for name, keys in (settings or {}).items()}
+    for section, keys in given.items():
+        chosen = {key: value for key, value in keys.items() if value is not None}
+        if chosen:
+            sections[section] = sections.get(section, {}) | chosen
+    folder = None if run is None else Path(run) if len(Path(run).parts) > 1 else Path("runs") / run
+    if isinstance(task, Task):
+        if folder is None:
+            raise TaskError('a search of a Task needs a run folder, which keeps the task; give run="night"')
+        file = folder.absolute() / "task" / "task.py"
+        config = parse_config({"task": {"file": str(file)}, **sections})
+        _keep(task, make_run(folder, config), file)
+        where = folder
+    else:
+        config, where = _configured(task, sections)
+    return Run(run_search(config, where, folder)[0].path)
+
+
+def _configured(task: SearchConfig | Path | str, sections: dict[str, Any]) -> tuple[SearchConfig, Path]:
+    """A configuration with further keys over it, and the path that names its run folder by default."""
+    if isinstance(task, SearchConfig):
+        config, where = task, task.task.file
+    else:
+        config, where = load_config(task), Path(task)
+    raw = config.model_dump(mode="python", exclude_none=True)
+    raw["task"]["file"] = str(config.task.file)
+    for section, keys in sections.items():
+        raw[section] = raw.get(section, {}) | keys
+    return parse_config(raw), where
+
+
+def _keep(task: Task, run: RunFolder, file: Path) -> None:
+    """Write the task beside the run, for the workers and for a pick in another process."""
+    import cloudpickle
+
+    from leanfront.latency_models.files import replace_file
+
+    try:
+        content = cloudpickle.dumps(task)
+    except Exception as error:
+        raise TaskError(
+            f"a Task is kept in the run folder, for its workers, but this one cannot be pickled: {error};"
+            " write it as a task file instead (docs/your-own-task.md)"
+        ) from error
+    file.parent.mkdir(exist_ok=True)
+    replace_file(file.with_name("task.pickle"), content)
+    replace_file(file, _TASK_FILE)
+
+
+def _frame(rows: Any) -> "pd.DataFrame":
+    import pandas as pd
+
+    from leanfront.search.run.run_folder import COLUMNS
+
+    return pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))

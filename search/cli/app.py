@@ -1,0 +1,323 @@
+"""The ``leanfront`` command. Heavy libraries are imported by the commands that need them, not here."""
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from leanfront.search.cli.hardware import cost, profile_app
+from leanfront.search.cli.kit import import_, kit
+from leanfront.search.cli.measure import measure, validate
+from leanfront.search.cli.output import print_csv, print_json, print_table
+from leanfront.search.config import load_config
+from leanfront.search.errors import exit_code
+from leanfront.search.run.run_folder import TrialRow, open_run
+
+app = typer.Typer(
+    name="leanfront",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Search per-layer sparsity and bit widths of a trained network for your hardware.",
+)
+profile_app.command("measure")(measure)
+profile_app.command("validate")(validate)
+profile_app.command("kit")(kit)
+profile_app.command("import")(import_)
+app.add_typer(profile_app, name="profile")
+app.command()(cost)
+
+
+class Format(StrEnum):
+    """How a table is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+class Preference(StrEnum):
+    """What a pick wants most of."""
+
+    ACCURACY = "accuracy"
+    LATENCY = "latency_ms"
+    SIZE = "size_bytes"
+    ENERGY = "energy_mj"
+
+
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A search.toml, or its folder.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that a search made.")]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="A.B=V", help="Override one key of the configuration.")
+]
+FormatOption = Annotated[Format, typer.Option("--format", help="A table to read, JSON or CSV for programs.")]
+HoursOption = Annotated[float | None, typer.Option("--hours", min=0.0, help="Hours from now.")]
+TrialsOption = Annotated[
+    int | None, typer.Option("--trials", min=1, help="Trained trials in all, earlier ones included.")
+]
+
+StorageOption = Annotated[
+    str | None,
+    typer.Option("--storage", metavar="URL", help="postgresql:// or grpc:// address, without a password."),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"leanfront {version('leanfront')}")
+        except PackageNotFoundError:
+            print("leanfront, run from its source folder")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of every command; ``main`` takes --debug wherever it stands."""
+
+
+def _config(path: Path, overrides: list[str], **options: Any) -> Any:
+    """The configuration with --set, then the options that were given, over it."""
+    given = [f"search.{name}={value}" for name, value in options.items() if value is not None]
+    return load_config(path, [*overrides, *given])
+
+
+@app.command()
+def check(
+    config: ConfigArgument,
+    hours: HoursOption = None,
+    trials: TrialsOption = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes.")] = None,
+    set_: SetOption = [],  # noqa: B006 (typer copies it)
+    format_: FormatOption = Format.TABLE,
+) -> None:
+    """Validate everything and say what a search would do; trains nothing."""
+    from leanfront.search.cli.check import check_config, check_table
+
+    answer = check_config(_config(config, set_, hours=hours, trials=trials, workers=workers))
+    if format_ is Format.JSON:
+        print_json(answer)
+    elif format_ is Format.CSV:
+        print_csv(answer["layers"])
+    else:
+        check_table(answer)
+
+
+@app.command()
+def search(
+    config: ConfigArgument,
+    hours: HoursOption = None,
+    trials: TrialsOption = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes on this machine.")
+    ] = None,
+    storage: StorageOption = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="The run folder; the default is under runs/.")
+    ] = None,
+    set_: SetOption = [],  # noqa: B006 (typer copies it)
+) -> None:
+    """Search overnight. The same line again goes on where it stopped."""
+    from leanfront.search.run.front import front_of
+    from leanfront.search.study.run_search import run_search
+
+    settings = _config(config, set_, hours=hours, trials=trials, workers=workers, storage=storage)
+    try:
+        folder, ended = run_search(settings, config, run)
+    except KeyboardInterrupt:  # the second Ctrl-C: the running trial is lost, and run again next time
+        print(f"stopped at once; go on with the same command:\n  {_command_line()}")
+        raise typer.Exit(130) from None
+    shown = _shown(folder.path)
+    if ended == "stopped":
+        print(f"stopped; go on with the same command:\n  {_command_line()}")
+    else:
+        print(f"done: {ended}")
+    print(f"{len(front_of(folder))} networks on the front; next:")
+    print(f"  leanfront front {shown}\n  leanfront report {shown}\n  leanfront pick {shown} --max-drop 0.01")
+
+
+@app.command()
+def status(
+    run: RunArgument,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the search ends.")] = False,
+    format_: FormatOption = Format.TABLE,
+) -> None:
+    """Say how a search stands: trials, failures and why, the front, time left, what to do next."""
+    from leanfront.search.cli import status_text
+    from leanfront.search.run.status import status as status_of
+
+    folder = open_run(run)
+    if follow:
+        if format_ is not Format.TABLE:
+            raise typer.BadParameter("--follow prints lines of text; leave --format out")
+        try:
+            status_text.follow(folder, _shown(folder.path))
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+    elif format_ is Format.JSON:
+        print_json(status_of(folder))
+    elif format_ is Format.CSV:
+        print_csv(status_text.rows(status_of(folder)))
+    else:
+        status_text.print_status(status_of(folder), _shown(folder.path))
+
+
+@app.command()
+def worker(
+    run: RunArgument,
+    hours: HoursOption = None,
+    trials: TrialsOption = None,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of this worker.")] = None,
+    storage: StorageOption = None,
+) -> None:
+    """Add one worker to a search, here or on another machine."""
+    import time
+
+    from leanfront.search.run.run_folder import RunError
+    from leanfront.search.study.loop import Budget
+    from leanfront.search.study.run_search import threads_of_one_more, with_storage, work
+
+    folder = open_run(run)
+    budget = folder.environment().get("budget")
+    if budget is None:
+        raise RunError(f"{run} was not prepared yet; start leanfront search first")
+    config = _config(folder.config_file, [], storage=storage)
+    config = with_storage(config, storage, config.search.storage)
+    deadline = time.time() + hours * 3600 if hours is not None else budget.get("deadline")
+    wanted = trials if trials is not None else budget.get("trials")
+    try:
+        ended = work(
+            folder,
+            config,
+            Budget(wanted, deadline),
+            index=os.getpid(),
+            threads=threads or threads_of_one_more(folder),
+            on_trial=_say,
+        )
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    print(f"done: {ended}")
+
+
+@app.command()
+def front(run: RunArgument, format_: FormatOption = Format.TABLE) -> None:
+    """Show the Pareto front."""
+    from leanfront.search.run.front import front_json, front_of, front_table
+
+    folder = open_run(run)
+    if format_ is Format.JSON:
+        print_json(front_json(folder))
+    elif format_ is Format.CSV:
+        from dataclasses import asdict
+
+        print_csv([asdict(row) for row in front_of(folder)])
+    elif rows := front_table(folder):
+        print_table(rows)
+        if len(rows) < 2:
+            print("no trial is complete yet")
+        if estimates := folder.environment().get("estimates"):
+            print(estimates)
+    else:
+        print("no trial is complete yet")
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Write report.html, one self-contained file."""
+    from leanfront.search.report.page import write_report
+
+    print(_shown(write_report(open_run(run).path)))
+
+
+@app.command()
+def pick(
+    run: RunArgument,
+    max_drop: Annotated[
+        float | None,
+        typer.Option("--max-drop", min=0.0, max=1.0, help="Most accuracy lost: 0.01 is a point."),
+    ] = None,
+    max_latency_ms: Annotated[float | None, typer.Option("--max-latency-ms", min=0.0)] = None,
+    max_size_bytes: Annotated[float | None, typer.Option("--max-size-bytes", min=0.0)] = None,
+    max_energy_mj: Annotated[float | None, typer.Option("--max-energy-mj", min=0.0)] = None,
+    prefer: Annotated[Preference | None, typer.Option("--prefer", help="What to want most of.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Default: exported/<trial> in the run.")] = None,
+    trial: Annotated[
+        int | None, typer.Option("--trial", min=0, help="This one, instead of choosing.")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", min=0.0, help="Of the long fine-tune.")] = None,
+    format_: FormatOption = Format.TABLE,
+) -> None:
+    """Choose from the front, fine-tune long, test once, export, verify in onnxruntime."""
+    from dataclasses import asdict
+
+    from leanfront.search.pick.choose import Wish
+    from leanfront.search.pick.pick import gains
+    from leanfront.search.pick.pick import pick as pick_from
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr)
+
+    wish = Wish(max_drop, max_latency_ms, max_size_bytes, max_energy_mj, prefer.value if prefer else None)
+    folder, found = pick_from(open_run(run), wish, trial=trial, out=out, epochs=epochs, log=say)
+    if format_ is Format.JSON:
+        print_json({"folder": str(folder), "passed": found.passed, **asdict(found)})
+    elif format_ is Format.CSV:
+        print_csv(gains(found))
+    else:
+        print_table(gains(found), title=f"trial {found.trial}")
+        print(f"{_shown(folder)}: model.onnx, card.md, verification.json")
+    for failure in found.failures:
+        say(f"not as promised: {failure}")
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    trial: Annotated[int, typer.Option("--trial", min=0, help="The trial's number.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Default: exported/<trial> in the run.")] = None,
+) -> None:
+    """Export one trial with the weights of its short fine-tune; the test split is not touched."""
+    from leanfront.search.pick.pick import export_trial
+
+    print(_shown(export_trial(open_run(run), trial=trial, out=out)))
+
+
+def _say(row: TrialRow) -> None:
+    from leanfront.search.study.progress import trial_line
+
+    print(trial_line(row), flush=True)
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it can be given back to a command."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _command_line() -> str:
+    import shlex
+
+    return shlex.join(["leanfront", *sys.argv[1:]])
+
+
+def main() -> None:
+    """Run a command; exit 0 done, 2 wrong input, 1 it failed, 130 interrupted."""
+    debug = "--debug" in sys.argv
+    try:
+        app([argument for argument in sys.argv[1:] if argument != "--debug"], prog_name="leanfront")
+    except Exception as error:
+        sys.exit(exit_code(error, debug))

@@ -1,0 +1,123 @@
+"""``leanfront check``: everything that a search would use, tried out before the night."""
+
+import time
+from typing import Any
+
+from leanfront.latency_models.cost import measured_on
+from leanfront.search.cli.output import print_table
+from leanfront.search.config import SearchConfig
+from leanfront.search.pick.finish import reserved_seconds
+from leanfront.search.study.prepare import Loaded, load, prepare, threads_of_workers
+from leanfront.search.study.run_search import use_threads
+
+_TIMED_BATCHES = 3
+
+
+def check_config(config: SearchConfig) -> dict[str, Any]:
+    """Load, trace, score the baseline and price the space as a search does; time a trial; write nothing but
+    the cache of latency tables.
+
+    Raises:
+        What ``search.study.prepare.load`` and ``prepare`` raise.
+    """
+    settings = config.search
+    use_threads(max(threads_of_workers(settings.workers)))
+    loaded = load(config)
+    problem = prepare(loaded, None, lambda text: None)
+    seconds = _seconds_per_trial(loaded)
+    network, space = loaded.traced.network, loaded.space
+    trials = None
+    if settings.hours is not None:
+        trials = int((settings.hours * 3600 - reserved_seconds(config)) / seconds * settings.workers)
+    if settings.trials is not None:
+        trials = settings.trials if trials is None else min(trials, settings.trials)
+    return {
+        "profile": loaded.profile.name,
+        "measured_on": measured_on(problem.cost_model),
+        "baseline_accuracy": problem.baseline_accuracy,
+        "macs": network.macs,
+        "weights": network.weight_count,
+        "space_size": space.size,
+        "bits": [list(pair) for pair in space.pairs],
+        "bits_left_out": space.left_out,
+        "seconds_per_trial": seconds,
+        "workers": settings.workers,
+        "hours": settings.hours,
+        "trials": trials,
+        "groups": [
+            {
+                "group": group,
+                "channels": network.group_size(group),
+                "kept": [round(network.group_size(group) * (1 - level)) for level in space.levels[group]],
+                "layers": [layer.name for layer in layers],
+            }
+            for group, layers in network.groups.items()
+        ],
+        "branches": [{"branch": branch.name, "layers": list(branch.layers)} for branch in space.branches],
+        "layers": [
+            {"layer": layer.name, "shape": str(layer.shape), "group": layer.group or ""}
+            for layer in network.layers
+        ],
+        "kept_as_they_are": list(loaded.traced.notes),
+    }
+
+
+def check_table(answer: dict[str, Any]) -> None:
+    """Print what ``check_config`` found."""
+    print_table(answer["layers"], title="layers")
+    for note in answer["kept_as_they_are"]:
+        print(note)
+    groups = [
+        {
+            "group": entry["group"],
+            "layers": len(entry["layers"]),
+            "channels": entry["channels"],
+            "may keep": " ".join(map(str, entry["kept"])),
+        }
+        for entry in answer["groups"]
+    ]
+    print_table(groups, title="groups of channels that are cut together")
+    branches = [{**entry, "layers": " ".join(entry["layers"])} for entry in answer["branches"]]
+    if branches:
+        print_table(branches, title="residual branches that may be left out")
+    print(f"profile            {answer['profile']}")
+    if answer["measured_on"] is not None:
+        print(f"measured on        {answer['measured_on']}")
+    print(f"baseline accuracy  {answer['baseline_accuracy']:.4f} on the search split")
+    print(f"bits               {' '.join(f'w{weights}a{acts}' for weights, acts in answer['bits'])}")
+    if answer["bits_left_out"]:
+        print(f"bits left out      {answer['bits_left_out']}")
+    print(f"space              {answer['space_size']:.3g} policies")
+    print(f"a trial takes      about {answer['seconds_per_trial']:.1f} s")
+    if answer["trials"] is not None:
+        end = f"in {answer['hours']:g} h " if answer["hours"] is not None else ""
+        print(f"trials             about {answer['trials']} {end}with {answer['workers']} worker(s)")
+    else:
+        print("trials             give --hours or --trials to say when it ends")
+
+
+def _seconds_per_trial(loaded: Loaded) -> float:
+    """Seconds of a trial: its fixed part, and a few batches scaled up to all; what they train is dropped."""
+    from leanfront.search.trial.scorer import Scorer
+
+    options = loaded.config.finetune
+    policy = loaded.space.seeds()[-1]
+
+    def timed(images: int) -> float:
+        finetune = options.model_copy(update={"images": images})
+        config = loaded.config.model_copy(update={"finetune": finetune})
+        scorer = Scorer(loaded.traced, loaded.task, config)
+        last = len(config.rung_images) - 1
+        scorer.start(policy).score(
+            last
+        )  # the first is slower: it reads the images, the teacher looks at them
+        started = time.perf_counter()
+        scorer.start(policy).score(last)
+        return time.perf_counter() - started
+
+    fixed = timed(0)
+    batches = -(-options.images // options.batch)
+    if batches == 0:
+        return fixed
+    few = min(batches, _TIMED_BATCHES)
+    return fixed + max(0.0, timed(few * options.batch) - fixed) * batches / few

@@ -1,0 +1,332 @@
+"""The commands about hardware: ``leanfront profile ...`` and ``leanfront cost``. No torch."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from leanfront.compression.graph import Network
+from leanfront.compression.policy import LayerPolicy, Policy, PolicyError
+from leanfront.hw_profiles import (
+    HardwareProfile,
+    ProfileError,
+    load_profile,
+    profile_paths,
+    read_profile,
+    to_toml,
+    user_folder,
+)
+from leanfront.latency_models.files import replace_file
+from leanfront.search.cli.options import Format, FormatOption
+
+if TYPE_CHECKING:
+    from leanfront.latency_models.cost import Cost, LayerCost
+
+profile_app = typer.Typer(
+    no_args_is_help=True, help="Hardware profiles: list, show, check, new; measure, kit, import, validate."
+)
+
+
+@profile_app.command("list")
+def list_profiles(format_: FormatOption = Format.TABLE) -> None:
+    """List the hardware profiles: built-in ones and those in your own folder."""
+    rows: list[dict[str, Any]] = []
+    for name, path in profile_paths().items():
+        try:
+            profile = read_profile(path)
+            rows.append({"name": name, "kind": profile.kind, "model": profile.model,
+                         "estimated": profile.estimated, "description": profile.description,
+                         "file": str(path)})  # fmt: skip
+        except ProfileError as error:  # one broken file does not hide the others
+            rows.append({"name": name, "kind": None, "model": None, "estimated": None,
+                         "description": f"not valid: {error}", "file": str(path)})  # fmt: skip
+    if format_ is Format.JSON:
+        _print_json(rows)
+        return
+    table = Table("name", "kind", "model", "numbers", "description")
+    for row in rows:
+        numbers = {True: "some assumed", False: "all sourced", None: "-"}[row["estimated"]]
+        table.add_row(
+            row["name"], row["kind"] or "-", row["model"] or "-", numbers, escape(row["description"])
+        )
+    _console().print(table)
+
+
+@profile_app.command("show")
+def show_profile(
+    name: Annotated[str, typer.Argument(help="Name of a profile, or its file.", metavar="PROFILE")],
+    format_: FormatOption = Format.TABLE,
+) -> None:
+    """Show a profile: every number with its source."""
+    profile = load_profile(name)
+    sources = {path: profile.source(path) for path in profile.numbers}
+    if format_ is Format.JSON:
+        fields = profile.model_dump(mode="json", by_alias=True)
+        fields["sources"] = {p: s.model_dump(by_alias=True) for p, s in sources.items() if s is not None}
+        _print_json({**fields, "estimated": profile.estimated, "digest": profile.digest})
+        return
+    console = _console()
+    console.print(f"{profile.name}: {profile.description}", markup=False)
+    console.print(f"kind {profile.kind}, latency model {profile.model}, pattern that pays {profile.pattern}")
+    if profile.model == "measured":
+        from leanfront.latency_models.kit.installed_tables import elsewhere
+
+        console.print(f"measured on {elsewhere(profile.name) or 'this machine'}", markup=False)
+    table = Table("field", "value", "status", "from")
+    for path, value in profile.numbers.items():
+        source = sources[path]
+        shown = profile.supported_sentence if path == "supported" else _shown(value)
+        table.add_row(
+            path, escape(shown), source.status if source else "", escape(source.from_ if source else "")
+        )
+    console.print(table)
+
+
+def _shown(value: Any) -> str:
+    """A number with its thousands apart; choices and lists as they are."""
+    return f"{value:,}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+
+
+@profile_app.command("check")
+def check_profile(
+    file: Annotated[str, typer.Argument(help="A profile's TOML file, or its name.", metavar="FILE")],
+) -> None:
+    """Check a profile; the first thing that is wrong is named."""
+    profile = load_profile(file)
+    assumed = [p for p in profile.numbers if (s := profile.source(p)) and s.status == "assumed"]
+    note = f"; assumed: {', '.join(assumed)}" if assumed else "; no number is assumed"
+    typer.echo(f"{profile.name} is valid: {len(profile.numbers)} numbers with their sources{note}")
+
+
+@profile_app.command("new")
+def new_profile(
+    name: Annotated[str, typer.Argument(help="Name of the new profile: small letters, digits, . _ -")],
+    like: Annotated[str, typer.Option("--like", help="The profile to start from.", metavar="PROFILE")],
+) -> None:
+    """Start a profile of your own from another one; edit the file that it writes."""
+    like_profile = load_profile(like)
+    fields = like_profile.model_dump(by_alias=True)
+    fields |= {"name": name, "description": f"Copy of {like_profile.name}: replace the numbers and sources"}
+    # what is measured or published for one part is only an assumption about another
+    fields["sources"] = {
+        path: {"status": "assumed", "from": f"copied from {like_profile.name} ({s.status}: {s.from_})"}
+        for path, s in like_profile.sources.items()
+    }
+    profile = HardwareProfile.of(fields, where=f"profile {name!r}")
+    target = user_folder() / f"{name}.toml"
+    if name in profile_paths():
+        raise ProfileError(f"there is a profile {name!r} already, {profile_paths()[name]}; take another name")
+    _write(target, to_toml(profile))
+    typer.echo(f"wrote {target}; every source in it is now 'assumed' until you replace it")
+
+
+def cost(
+    network: Annotated[Path, typer.Argument(help="An .onnx file, or a layer table (.csv).")],
+    profile: Annotated[str, typer.Option("--profile", help="Name of a hardware profile, or its file.")],
+    policy: Annotated[
+        Path | None, typer.Option("--policy", help="Policy of each layer, a JSON file.", metavar="FILE")
+    ] = None,
+    weight_bits: Annotated[
+        int | None, typer.Option("--weight-bits", help="Bits of all weights (default: as in the file).")
+    ] = None,
+    activation_bits: Annotated[
+        int | None, typer.Option("--activation-bits", help="Bits of all layer inputs (default: the same).")
+    ] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option("--sparsity", help="Share of the channels to cut, 0 .. 1, wherever they can be."),
+    ] = None,
+    upsets_per_bit_day: Annotated[
+        float | None,
+        typer.Option(
+            "--upsets-per-bit-day",
+            help="Your rate of radiation upsets, from the vendor's report: gives upsets per day (FPGAs).",
+        ),
+    ] = None,
+    format_: FormatOption = Format.TABLE,
+) -> None:
+    """What a network costs on a part: latency, energy, size, memory; per layer and in all.
+
+    Without bits, those of the file count (32 in a layer table). Where the part has half precision, it is
+    16 for both.
+    """
+    hardware = load_profile(profile)
+    original, own = read_network(network)
+    if policy is not None:
+        if (weight_bits, activation_bits, sparsity) != (None, None, None):
+            raise PolicyError(
+                "give either --policy, which says everything for each layer, or --weight-bits,"
+                " --activation-bits and --sparsity; not both"
+            )
+        wanted = _read_policy(policy)
+    else:
+        wanted = _uniform(original, own, weight_bits, activation_bits, sparsity)
+    from leanfront.latency_models.pricing import price
+
+    priced = price(original, wanted, hardware, lambda line: typer.echo(line, err=True))
+    resized, total, rows, model = priced.network, priced.cost, priced.layers, priced.model
+    upsets = _upsets_per_day(hardware, total, upsets_per_bit_day)
+    misfit = None if total.fits else _misfit(hardware, original, wanted, total)
+    from leanfront.latency_models.cost import measured_on
+
+    device = measured_on(model)
+    if format_ is Format.JSON:
+        more = {"upsets_per_day": upsets, "misfit": misfit, "measured_on": device}
+        _print_json(_as_json(total, rows) | {key: value for key, value in more.items() if value is not None})
+        return
+    _print_costs(network, hardware, resized, wanted, total, rows)
+    if device is not None:
+        _console().print(f"Measured on {device}", markup=False)
+    if upsets is not None:
+        typer.echo(f"{upsets:.3g} upsets per day in the memory blocks that it occupies, before correction")
+    if misfit is not None:
+        typer.echo(misfit)
+
+
+def _misfit(profile: HardwareProfile, network: Network, policy: Policy, total: "Cost") -> str:
+    from leanfront.latency_models.fpga.fit import misfit
+
+    return misfit(profile, network, policy, total)
+
+
+def _upsets_per_day(profile: HardwareProfile, total: "Cost", rate: float | None) -> float | None:
+    own = profile.space.upsets_per_bit_day if profile.space else None
+    if rate is None and own is None:
+        return None
+    from leanfront.latency_models.fpga.radiation import upsets_per_day
+
+    return upsets_per_day(profile, total, rate if rate is not None else own or 0.0)
+
+
+def read_network(path: Path) -> tuple[Network, Policy]:
+    """A network file by its suffix, and the policy that it already follows (float32 for a layer table).
+
+    Raises:
+        PolicyError: neither .onnx nor .csv. OnnxError, TableError: the file is not good.
+    """
+    if path.suffix.lower() == ".onnx":
+        from leanfront.compression.capture.onnx_network import read_onnx
+
+        read = read_onnx(path)
+        return read.network, read.policy
+    if path.suffix.lower() == ".csv":
+        from leanfront.latency_models.layer_table import read_layer_table
+
+        network = read_layer_table(path)
+        return network, Policy.uniform(network, LayerPolicy())
+    raise PolicyError(f"a network is an .onnx file or a layer table (.csv), not {path.name!r}")
+
+
+def _read_policy(path: Path) -> Policy:
+    try:
+        return Policy.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PolicyError(f"cannot read the policy {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise PolicyError(f"a policy is JSON, {path} is not even text") from error
+    except PolicyError as error:
+        raise PolicyError(f"{path}: {error}") from error
+
+
+def _uniform(
+    network: Network,
+    own: Policy,
+    weight_bits: int | None,
+    activation_bits: int | None,
+    sparsity: float | None,
+) -> Policy:
+    """The file's own policy, with what the options say put over it."""
+    if sparsity and not network.groups:
+        raise PolicyError(
+            "--sparsity cannot be applied: the channels of this network are not followed (an .onnx file, or a"
+            " layer table with branches or concats); export or list the network that is cut already"
+        )
+    layers = {}
+    for layer in network.layers:
+        before = own[layer.name]
+        layers[layer.name] = replace(
+            before,
+            weight_bits=before.weight_bits if weight_bits is None else weight_bits,
+            activation_bits=before.activation_bits if activation_bits is None else activation_bits,
+            sparsity=sparsity or 0.0 if layer.group is not None else 0.0,
+        )
+    return Policy.of(layers)
+
+
+def _as_json(total: "Cost", rows: "tuple[LayerCost, ...]") -> dict[str, Any]:
+    return {
+        "latency_ms": total.latency_ms,
+        "energy_mj": total.energy_mj,
+        "size_bytes": total.size_bytes,
+        "peak_memory_bytes": total.peak_memory_bytes,
+        "fits": total.fits,
+        "resources": dict(total.resources),
+        "kind": total.kind,
+        "estimated": total.estimated,
+        "layers": [
+            {"name": r.name, "latency_ms": r.latency_ms, "energy_mj": r.energy_mj, "source": r.source}
+            for r in rows
+        ],
+    }
+
+
+def _print_costs(
+    path: Path,
+    profile: HardwareProfile,
+    network: Network,
+    policy: Policy,
+    total: "Cost",
+    rows: "tuple[LayerCost, ...]",
+) -> None:
+    table = Table("layer", "shape", "bits w/a")
+    for heading in ("MACs", "latency_ms", "energy_mj"):
+        table.add_column(heading, justify="right")
+    table.add_column("source")
+    for row in rows:
+        layer = network.layer.get(row.name)
+        other = network.node.get(row.name)
+        shape = str(layer.shape) if layer else other.op if other else "-"
+        bits = f"{policy[row.name].weight_bits}/{policy[row.name].activation_bits}" if layer else "-"
+        macs = f"{layer.shape.macs:,}" if layer else "-"
+        latency, energy = f"{row.latency_ms:.4f}", f"{row.energy_mj:.4f}"
+        table.add_row(escape(row.name), escape(shape), bits, macs, latency, energy, row.source)
+    for name, layer_policy in policy.items():
+        if layer_policy.left_out:
+            table.add_row(escape(name), "left out", "-", "-", "-", "-", "-")
+    console = _console()
+    console.print(table)
+    console.print(
+        f"{path.name} on {profile.name}: {total.latency_ms:.4f} ms, {total.energy_mj:.4f} mJ,"
+        f" {total.size_bytes:,} bytes of file, {total.peak_memory_bytes:,} bytes of live tensors,"
+        f" {network.macs:,} MACs; {total.kind}",
+        markup=False,
+    )
+    if total.resources:
+        blocks = ", ".join(f"{count:,.0f} {name}" for name, count in total.resources.items())
+        console.print(f"Resources: {blocks}", markup=False)
+    if total.estimated:
+        assumed = ", ".join(path for path, s in profile.sources.items() if s.status == "assumed")
+        console.print(f"An estimate: these numbers of the profile are assumed: {assumed}.")
+
+
+def _console() -> Console:
+    """Wide when piped: rich would cut columns at 80 there."""
+    console = Console(highlight=False, soft_wrap=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _write(target: Path, text: str) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(target, text)
+    except OSError as error:
+        raise ProfileError(f"cannot write {target}: {error.strerror}") from error

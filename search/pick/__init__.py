@@ -1,0 +1,1 @@
+"""One network handed over: chosen, trained long, exported, verified."""

@@ -1,0 +1,243 @@
+"""Pick a point of the front: train it long, test it once, export it, verify it in onnxruntime."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from leanfront.compression.export.deployed_form import fold
+from leanfront.compression.export.template import template
+from leanfront.compression.export.walk import exported
+from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.techniques.compress import Compressed, compress
+from leanfront.latency_models.benchmark.measuring_lock import measuring, training
+from leanfront.latency_models.files import replace_file
+from leanfront.search.pick.card import card, predictions
+from leanfront.search.pick.choose import Wish, choose
+from leanfront.search.pick.fastest_file import fastest_file
+from leanfront.search.pick.verify import (
+    Verification,
+    at_hand,
+    kernel_report,
+    measured_latency,
+    test_once,
+    verification,
+)
+from leanfront.search.run.front import front_of, quantity
+from leanfront.search.run.run_folder import RunError, RunFolder, TrialRow, now, writable
+from leanfront.search.study.prepare import Loaded, cores, load
+from leanfront.search.task import as_data
+from leanfront.search.trial.candidate_training import save_weights
+from leanfront.search.trial.scorer import Score, Scorer
+
+Log = Callable[[str], None]
+
+
+def trial_row(run: RunFolder, trial: int) -> TrialRow:
+    """A complete trial of a run by its number.
+
+    Raises:
+        RunError: there is none, or it is not complete.
+    """
+    row = next((row for row in run.trials() if row.trial == trial), None)
+    if row is None:
+        raise RunError(f"{run.path} has no trial {trial}; leanfront front {run.path} lists the best")
+    if row.state != "complete":
+        raise RunError(f"trial {trial} is not complete but {row.state}; pick one that leanfront front lists")
+    return row
+
+
+def pick(
+    run: RunFolder,
+    wish: Wish,
+    *,
+    trial: int | None = None,
+    out: Path | None = None,
+    epochs: float | None = None,
+    log: Log = print,
+) -> tuple[Path, Verification]:
+    """Choose by ``wish`` (or take ``trial``), fine-tune long, test once, export and verify in onnxruntime.
+
+    Writes model.onnx, baseline.onnx, weights.safetensors, policy.json, verification.json and card.md to
+    ``out`` (exported/<trial> of the run by default); returns that folder and the verification.
+
+    Raises:
+        RunError: nothing on the front meets the limits, or the folder cannot be written.
+    """
+    baseline_accuracy = run.environment().get("baseline", {}).get("accuracy")
+    if baseline_accuracy is None:
+        raise RunError(f"{run.path} has no scored baseline yet; search first: leanfront search")
+    row = trial_row(run, trial) if trial is not None else choose(front_of(run), baseline_accuracy, wish)
+    loaded, scorer = _opened(run, log)
+    policy = Policy.from_json(row.policy)
+    options = loaded.config.pick
+    epochs = options.epochs if epochs is None else epochs
+    log(f"trial {row.trial}: fine-tuning for {epochs:g} epochs with distillation")
+    checkpoint = run.checkpoint(row.trial)
+    compressed, score = scorer.refine(policy, checkpoint, epochs, options.learning_rate)
+    if row.accuracy is not None and score.accuracy < row.accuracy and checkpoint.exists():
+        # chosen on the search split, as everything before the test
+        log(f"the long fine-tune scored {score.accuracy:.4f}, the short one {row.accuracy:.4f}: that is kept")
+        compressed, score = scorer.refine(policy, checkpoint, 0, options.learning_rate)
+    log(f"search split: {score.accuracy:.4f} (uncompressed {baseline_accuracy:.4f}); exporting")
+    folder = out or run.exported / str(row.trial)
+    return folder, export_and_verify(
+        run, loaded, compressed, score, row, folder, run.environment().get("estimates") or "", log
+    )
+
+
+def export_trial(run: RunFolder, *, trial: int, out: Path | None = None) -> Path:
+    """Export one trial with the weights of its short fine-tune; the folder that model.onnx is in.
+
+    Raises:
+        RunError: the trial is not complete, its weights were not kept, or the folder cannot be written.
+    """
+    row = trial_row(run, trial)
+    checkpoint = run.checkpoint(trial)
+    if not checkpoint.exists():
+        raise RunError(
+            f"the weights of trial {trial} were not kept (only those of the front are);"
+            f" train it again with: leanfront pick {run.path} --trial {trial}"
+        )
+    loaded, scorer = _opened(run)
+    policy = Policy.from_json(row.policy)
+    compressed, _ = scorer.refine(policy, checkpoint, 0, loaded.config.pick.learning_rate)
+    compressed.module.cpu()
+    folder = out or run.exported / str(trial)
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        model = fastest_file(exported(template(loaded.traced), compressed), loaded, run)
+        replace_file(folder / "model.onnx", model)
+        replace_file(folder / "policy.json", policy.to_json() + "\n")
+    return folder
+
+
+def gains(found: Verification) -> list[dict[str, str]]:
+    """What was gained, as the rows of a table: uncompressed beside picked."""
+    test, latency, size = found.test, found.latency, found.size
+    low, high = test["accuracy_ci"]
+    rows = [
+        _gain(
+            "accuracy (test, read once)",
+            f"{test['baseline_accuracy']:.4f}",
+            f"{test['accuracy']:.4f}",
+            f"{100 * (test['accuracy'] - test['baseline_accuracy']):+.2f} points",
+        ),
+        _gain("  its 95 % interval", "", f"{low:.4f}..{high:.4f}", ""),
+    ]
+    if latency:
+        rows.append(
+            _gain(
+                "latency, measured",
+                quantity("latency_ms", latency["baseline_ms"]),
+                quantity("latency_ms", latency["measured_ms"]),
+                f"{latency['ratio']:.3f}x",
+            )
+        )
+        uncompressed, picked = latency["predicted_baseline_ms"], latency["predicted_ms"]
+        rows.append(
+            _gain(
+                "  as the search predicted",
+                quantity("latency_ms", uncompressed),
+                quantity("latency_ms", picked),
+                f"{picked / uncompressed:.3f}x, {100 * latency['error']:+.1f} %",
+            )
+        )
+    else:
+        estimated, _, _ = str(found.search.get("estimates") or "").lower().partition(":")
+        rows += [
+            _gain(f"{what}, predicted{', estimated' if what in estimated else ''}", "", figure, "")
+            for what, figure in predictions(found)
+        ]
+    rows.append(
+        _gain(
+            "model file",
+            quantity("size_bytes", size["baseline_bytes"]),
+            quantity("size_bytes", size["bytes"]),
+            f"1/{size['baseline_bytes'] / size['bytes']:.1f}",
+        )
+    )
+    rows.append(_gain("file agrees with torch", "", f"{test['agreement']:.2%}", ""))
+    return rows
+
+
+def _gain(what: str, uncompressed: str, picked: str, gained: str) -> dict[str, str]:
+    return {"what": what, "uncompressed": uncompressed, "picked": picked, "gain": gained}
+
+
+def _opened(run: RunFolder, log: Log = lambda line: None) -> tuple[Loaded, Scorer]:
+    import torch
+
+    torch.set_num_threads(cores())
+    loaded = load(run.config())
+    return loaded, Scorer(loaded.traced, loaded.task, loaded.config, log)
+
+
+def export_and_verify(
+    run: RunFolder,
+    loaded: Loaded,
+    compressed: Compressed,
+    score: Score,
+    row: TrialRow,
+    folder: Path,
+    estimates: str,
+    log: Log,
+) -> Verification:
+    """Export a trained network beside the uncompressed one and hold it against what its trial promised.
+
+    ``estimates``: the sentence that says which of the trial's costs are estimated, or nothing.
+    """
+    task, threads = loaded.task, loaded.config.hardware.threads
+    compressed.module.cpu()
+    graph = template(loaded.traced)
+    model = fastest_file(exported(graph, compressed), loaded, run, log)
+    uncompressed = compress(loaded.traced, Policy.uniform(loaded.traced.network, LayerPolicy()))
+    baseline = exported(graph, uncompressed).SerializeToString()
+    log("testing: file, torch network and uncompressed network on the test split")
+    with training(log):
+        test = test_once(
+            model, fold(compressed).module, loaded.traced.module, task, as_data(task.test), threads
+        )
+    latency: dict[str, Any] = {}
+    if at_hand(loaded.profile, threads, loaded.config.hardware.provider, log):
+        log("measuring the latency of both files")
+        with measuring(log):
+            latency = measured_latency(model, baseline, threads, loaded.config.hardware.provider)
+        if latency["noise"] is not None:
+            log(f"warning: {latency['noise']}")
+    assert row.latency_ms is not None
+    assert row.size_bytes is not None
+    found = verification(
+        row.trial,
+        {
+            "latency_ms": row.latency_ms,
+            "size_bytes": row.size_bytes,
+            "baseline_latency_ms": run.environment()["baseline"]["latency_ms"],
+        },
+        {
+            "accuracy": score.accuracy,
+            "accuracy_ci": list(score.accuracy_ci),
+            "short_accuracy": row.accuracy,
+            "latency_ms": row.latency_ms,
+            "energy_mj": row.energy_mj,
+            "estimates": estimates,
+        },
+        test,
+        latency,
+        {"bytes": len(model), "baseline_bytes": len(baseline)},
+        kernel_report(model, compressed.policy, threads),
+    )
+    with writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / "model.onnx", model)
+        replace_file(folder / "baseline.onnx", baseline)
+        save_weights(compressed.module, folder / "weights.safetensors")
+        replace_file(folder / "policy.json", compressed.policy.to_json() + "\n")
+        replace_file(folder / "verification.json", json.dumps(asdict(found), indent=1) + "\n")
+        text = card(
+            found, compressed.policy, compressed.network, loaded.profile.name,
+            str(loaded.config.task.file), now(),
+        )  # fmt: skip
+        replace_file(folder / "card.md", text)
+    return found

@@ -1,0 +1,230 @@
+"""Prove an exported network: load it in onnxruntime, and compare it with what the search said."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from leanfront.compression.policy import Policy
+from leanfront.hw_profiles import HardwareProfile
+from leanfront.latency_models.benchmark.timing import noise, remembered_ms, session, time_models
+from leanfront.latency_models.kit.installed_tables import device_of
+from leanfront.latency_models.providers import PROVIDERS, provider_of
+from leanfront.search.run.significance import wilson_interval
+from leanfront.search.task import Data, Task
+from leanfront.search.trial.scorer import SCORING_BATCH
+
+INTEGER_KERNELS = ("QLinearConv", "QGemm", "MatMulIntegerToFloat", "QLinearMatMul", "QLinearConvTranspose")
+NO_INTEGER_KERNEL = ("ConvTranspose",)
+"""onnxruntime computes these in floats whatever the file says; the measured latency has it in it."""
+
+ACCURACY_TOLERANCE = 0.002
+AGREEMENT = 0.995
+LATENCY_TOLERANCE = 0.15
+SLOW = 1.1
+"""From how many times the undisturbed time of its table on a machine's milliseconds are not the table's."""
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """The test split, read once, by the torch network and by the exported file side by side."""
+
+    n: int
+    torch_accuracy: float
+    accuracy: float
+    accuracy_ci: tuple[float, float]
+    baseline_accuracy: float
+    agreement: float
+    largest_difference: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was promised and what was found; ``failures`` says in sentences where the two differ."""
+
+    trial: int
+    search: dict[str, Any]
+    test: dict[str, Any]
+    latency: dict[str, Any]
+    size: dict[str, Any]
+    kernels: dict[str, Any]
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that was promised was found."""
+        return not self.failures
+
+
+def integer_layers(optimised: dict[str, str], policy: Policy) -> dict[str, str]:
+    """Layer -> the operation that onnxruntime runs for it, "" where none bears its name.
+
+    ``optimised``: node name -> operation of the optimised graph. onnxruntime keeps a layer's name and adds
+    a suffix ("_token_3", "_nchwc", "/MatMulAddFusion").
+    """
+    found = {}
+    for layer in policy:
+        names = [
+            name for name in optimised
+            if name == layer or name.startswith((f"{layer}_token", f"{layer}_nchwc", f"{layer}/"))
+        ]  # fmt: skip
+        operations = [optimised[name] for name in names]
+        found[layer] = next((op for op in operations if op in INTEGER_KERNELS), (operations or [""])[0])
+    return found
+
+
+def optimised_nodes(model: bytes, threads: int) -> dict[str, str]:
+    """Node name -> operation of the graph that onnxruntime runs for a model."""
+    import tempfile
+    from pathlib import Path
+
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimised.onnx"
+        session(model, threads, save=str(path))
+        graph = onnx.load_model(path, load_external_data=False).graph
+    return {node.name or f"#{index}": node.op_type for index, node in enumerate(graph.node)}
+
+
+def kernel_report(model: bytes, policy: Policy, threads: int) -> dict[str, Any]:
+    """Which layers run as fused integer kernels, which were meant to, and the operations in all."""
+    nodes = optimised_nodes(model, threads)
+    runs = integer_layers(nodes, policy)
+    wanted = [name for name, layer in policy.items() if layer.integer]
+    return {
+        "integer": [name for name, op in runs.items() if op in INTEGER_KERNELS],
+        "not_fused": [name for name in wanted if runs[name] not in (*INTEGER_KERNELS, *NO_INTEGER_KERNEL)],
+        "not_wanted": [
+            name for name, layer in policy.items() if not layer.integer and runs[name] in INTEGER_KERNELS
+        ],
+        "operations": dict(Counter(nodes.values())),
+    }
+
+
+def test_once(
+    model: bytes, module: nn.Module, teacher: nn.Module, task: Task, data: Data, threads: int
+) -> TestResult:
+    """Score file, torch network and uncompressed network in one pass over the test split."""
+    opened = session(model, threads)
+    name = opened.get_inputs()[0].name
+    module.eval()
+    device = next(module.parameters()).device
+    scores: dict[str, list[NDArray[np.float32]]] = {"torch": [], "file": [], "teacher": []}
+    agreeing, largest = [], 0.0
+    with torch.no_grad():
+        for start in range(0, len(data), SCORING_BATCH):
+            inputs, targets = data.batch(torch.arange(start, min(start + SCORING_BATCH, len(data))), None)
+            ran = torch.from_numpy(
+                np.concatenate([opened.run(None, {name: one[None].numpy()})[0] for one in inputs])
+            )
+            outputs = {
+                "torch": module(inputs.to(device)).float().cpu(),
+                "file": ran,
+                "teacher": teacher(inputs.to(device)).float().cpu(),
+            }
+            for key, output in outputs.items():
+                scores[key].append(task.score(output, targets).float().numpy())
+            agreeing.append((outputs["torch"].argmax(1) == ran.argmax(1)).float().reshape(-1).numpy())
+            largest = max(largest, float((outputs["torch"] - ran).abs().max()))
+    mean = {key: float(np.concatenate(parts).mean()) for key, parts in scores.items()}
+    return TestResult(
+        n=len(data),
+        torch_accuracy=mean["torch"],
+        accuracy=mean["file"],
+        accuracy_ci=wilson_interval(mean["file"], len(data)),
+        baseline_accuracy=mean["teacher"],
+        agreement=float(np.concatenate(agreeing).mean()),
+        largest_difference=largest,
+    )
+
+
+def at_hand(
+    profile: HardwareProfile, threads: int, provider: str, log: Callable[[str], None] = lambda line: None
+) -> bool:
+    """Whether latencies of a profile can be measured here: whether this machine is its device."""
+    if profile.model != "measured":
+        return False
+    placed = device_of(profile, threads, PROVIDERS[provider])
+    if not placed.is_this_machine:
+        log(f"no latency is measured: {profile.name} is {placed.device}, and this is another machine")
+    return placed.is_this_machine
+
+
+def measured_latency(model: bytes, baseline: bytes, threads: int, provider: str = "cpu") -> dict[str, Any]:
+    """Both models timed in one process, blocks rotated; ms, and a sentence where the machine is noisy.
+
+    slowdown: how many times as long a small reference model takes as when the machine's table was measured.
+    """
+    timings = time_models(
+        {"model": model, "baseline": baseline}, threads, blocks=15, provider=provider_of(provider)
+    )
+    ours, theirs = timings["model"], timings["baseline"]
+    before_ms = remembered_ms(threads, provider_of(provider))
+    slowdown = ours.reference_ms / before_ms if before_ms is not None else 1.0
+    slow = (
+        f"this machine is {slowdown:.1f} times as slow as when its latency table was measured; stop what else"
+        " runs on it and pick again for milliseconds that can be compared"
+    )
+    return {
+        "measured_ms": ours.median_ms,
+        "measured_spread": ours.spread,
+        "baseline_ms": theirs.median_ms,
+        "ratio": ours.median_ms / theirs.median_ms,
+        "slowdown": slowdown,
+        "noise": slow if slowdown > SLOW else noise(timings),
+    }
+
+
+def verification(
+    trial: int,
+    promised: dict[str, float],
+    search: dict[str, Any],
+    test: TestResult,
+    latency: dict[str, Any],
+    size: dict[str, Any],
+    kernels: dict[str, Any],
+) -> Verification:
+    """Hold what was found against what was promised (``promised``: latency_ms, size_bytes, and
+    baseline_latency_ms, the uncompressed network's).
+
+    On a machine that is slower than when its table was measured, the latency as a share of the uncompressed
+    network's is held against its promise, since both were timed side by side.
+    """
+    failures = []
+    if abs(test.accuracy - test.torch_accuracy) > ACCURACY_TOLERANCE:
+        failures.append(
+            f"the file scores {test.accuracy:.4f} on the test split,"
+            f" the torch network {test.torch_accuracy:.4f}"
+        )
+    if test.agreement < AGREEMENT:
+        failures.append(f"file and torch network agree on {test.agreement:.2%} of the test split only")
+    if latency:
+        latency = {
+            **latency,
+            "predicted_ms": promised["latency_ms"],
+            "predicted_baseline_ms": promised["baseline_latency_ms"],
+        }
+        latency["error"] = promised["latency_ms"] / latency["measured_ms"] - 1
+        share = promised["latency_ms"] / promised["baseline_latency_ms"]
+        if latency["slowdown"] > SLOW:
+            if abs(share / latency["ratio"] - 1) > LATENCY_TOLERANCE:
+                failures.append(
+                    f"predicted latency {share:.3f} of the uncompressed network's, measured"
+                    f" {latency['ratio']:.3f}"
+                )
+        elif abs(latency["error"]) > LATENCY_TOLERANCE:
+            failures.append(
+                f"predicted latency {promised['latency_ms']:.4f} ms, measured {latency['measured_ms']:.4f} ms"
+            )
+    if kernels["not_fused"]:
+        failures.append(f"layers not run as integer kernels: {', '.join(kernels['not_fused'])}")
+    if kernels["not_wanted"]:
+        failures.append(f"float layers run as integer kernels: {', '.join(kernels['not_wanted'])}")
+    size = {**size, "predicted_bytes": promised["size_bytes"]}
+    return Verification(trial, search, asdict(test), latency, size, kernels, failures)

@@ -1,0 +1,140 @@
+"""How the report says things: numbers with their units, the result in a sentence, what to run next."""
+
+import math
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from leanfront.search.report.data import RunData
+from leanfront.search.run.front import quantity
+
+DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
+COST_NAMES = {
+    "latency_ms": "latency",
+    "size_bytes": "size",
+    "energy_mj": "energy",
+    "peak_memory_bytes": "peak memory",
+}
+
+
+def cost_text(value: float | None, cost: str) -> str:
+    """A cost with its unit, as ``leanfront front`` writes it; a dash where it is unknown."""
+    return DASH if value is None or math.isnan(value) else quantity(cost, value)
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction as percent with two decimals; a dash where it is unknown."""
+    return DASH if fraction is None or math.isnan(fraction) else f"{100 * fraction:.2f} %"
+
+
+def points(fraction: float) -> str:
+    """A drop in points; a gain has a minus, as a drop below zero. A dash where it is unknown."""
+    if math.isnan(fraction):
+        return DASH
+    return f"{100 * fraction:.2f}".replace("-0.00", "0.00").replace("-", MINUS)
+
+
+def ratio(baseline: float | None, value: float) -> str:
+    """How many times the baseline's cost is larger; a dash where one is unknown."""
+    if not baseline or not value or math.isnan(baseline) or math.isnan(value):
+        return DASH
+    return f"{baseline / value:.1f}{TIMES}"
+
+
+def duration(hours: float) -> str:
+    """Hours, minutes or seconds, whichever reads best."""
+    if hours >= 2:
+        return f"{hours:.1f} h"
+    return f"{60 * hours:.0f} min" if hours >= 1 / 30 else f"{3600 * hours:.0f} s"
+
+
+def points_of_drop(fraction: float) -> str:
+    """0.01 is "1 point of drop", 0.005 is "0.5 points of drop"."""
+    return f"{100 * fraction:g} point{'' if math.isclose(fraction, 0.01) else 's'} of drop"
+
+
+def headline(data: RunData) -> str:
+    """The result of the run in one sentence."""
+    baseline = data.baseline
+    if data.complete.empty:
+        counts = data.trials.state.value_counts()
+        told = ", ".join(f"{counts[state]} {state}" for state in counts.index) or "none was started"
+        return f"No trial is complete yet ({told}), so there is no front to show."
+    if baseline.get("accuracy") is None or not baseline.get("latency_ms"):
+        return (
+            f"{len(data.front)} of {len(data.complete)} complete trials are on the front; no baseline known."
+        )
+    budget = data.max_drop
+    drop = baseline["accuracy"] - data.front.accuracy
+    within = data.front[drop <= budget + 1e-9]
+    if within.empty:
+        nearest = data.front.loc[drop.idxmin()]
+        return (
+            f"No network within {points_of_drop(budget)} yet: the nearest, trial {nearest.trial}, loses"
+            f" {points(drop.min())} points and is {_gain(baseline, nearest, 'latency_ms')}"
+            f" and {_gain(baseline, nearest, 'size_bytes')}."
+        )
+    fastest = within.loc[within.latency_ms.idxmin()]
+    start = f"At no more than {points_of_drop(budget)}: {_gain(baseline, fastest, 'latency_ms')}"
+    if not baseline.get("size_bytes") or within.size_bytes.isna().all():
+        return f"{start} (trial {fastest.trial})."
+    smallest = within.loc[within.size_bytes.idxmin()]
+    if smallest.trial == fastest.trial or smallest.size_bytes >= 0.98 * fastest.size_bytes:
+        return f"{start} and {_gain(baseline, fastest, 'size_bytes')} in one network, trial {fastest.trial}."
+    return (
+        f"{start} (trial {fastest.trial}, {_gain(baseline, fastest, 'size_bytes')}), or"
+        f" {_gain(baseline, smallest, 'size_bytes')} (trial {smallest.trial},"
+        f" {_gain(baseline, smallest, 'latency_ms')})."
+    )
+
+
+def _gain(baseline: Any, row: pd.Series, cost: str) -> str:
+    better, worse = ("faster", "slower") if cost == "latency_ms" else ("smaller", "larger")
+    if not baseline.get(cost) or not row[cost] > 0:
+        return f"of unknown {COST_NAMES[cost]}"
+    times = baseline[cost] / row[cost]
+    if times >= 1.05:
+        return f"{times:.1f}{TIMES} {better}"
+    return f"{1 / times:.1f}{TIMES} {worse}" if times <= 0.95 else f"no {better}"
+
+
+def next_steps(data: RunData) -> list[tuple[str, str]]:
+    """What to do now: (why, command). The first is the one to take."""
+    here = Path.cwd()
+    path = data.path.absolute()
+    path = path.relative_to(here) if path.is_relative_to(here) else path
+    run = shlex.quote(str(path))
+    status = ("See what the trials are doing, and why those that failed did:", f"leanfront status {run}")
+    config = shlex.quote(str(path / "config.toml"))
+    more = (
+        "Search on, here for one hour; it resumes this run:",
+        f"leanfront search {config} --run {run} --hours 1",
+    )
+    if data.complete.empty:
+        return [status, more]
+    budget = data.max_drop
+    baseline = data.baseline.get("accuracy")
+    if baseline is None:
+        return [more, status]
+    nearest = baseline - data.front.accuracy.max()
+    if nearest > budget + 1e-9:
+        enough = f"leanfront pick {run} --max-drop {math.ceil(round(nearest * 1000, 6)) / 1000:g}"
+        return [more, ("Or take the nearest; the long fine-tune may win some of it back:", enough)]
+    pick = f"leanfront pick {run} --max-drop {budget:g}"
+    steps = [
+        (
+            "Take the fastest: long fine-tune, one score on the test split, export, check in onnxruntime:",
+            pick,
+        ),
+        ("Or the smallest:", f"{pick} --prefer size_bytes"),
+        more,
+    ]
+    return steps
+
+
+def without_credentials(text: str) -> str:
+    """The text with user and password cut out of every URL."""
+    return re.sub(r"://[^/\s\"'@]+@", "://…@", text)

@@ -1,0 +1,181 @@
+"""The Pareto front of a run, from its trials.csv and environment.json; neither torch nor optuna is needed."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanfront.search.run.noise import alike
+from leanfront.search.run.run_folder import RunFolder, TrialRow
+
+_TERMINAL = 80
+COSTS = ("latency_ms", "size_bytes", "energy_mj", "peak_memory_bytes")
+
+
+def non_dominated(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which rows of ``values`` (n, k), every column to be minimised, no other row dominates.
+
+    A row dominates another when it is nowhere larger and somewhere smaller; equal rows are both kept.
+    """
+    values = np.asarray(values, dtype=float)
+    order = np.lexsort(values.T[::-1])  # whatever dominates a row stands before it
+    member = np.zeros(len(values), dtype=bool)
+    front = np.empty((0, values.shape[1]))
+    for index in order:
+        row = values[index]
+        smaller = (front <= row).all(axis=1) & (front < row).any(axis=1)
+        if not smaller.any():
+            member[index] = True
+            front = np.vstack([front, row])
+    return member
+
+
+def objective_values(rows: Sequence[TrialRow], objectives: Sequence[str]) -> NDArray[np.float64]:
+    """The objectives of rows (n, k), accuracy with its sign changed, so that less is better everywhere."""
+    columns = [[getattr(row, name) for row in rows] for name in objectives]
+    values = np.array(columns, dtype=float).T.reshape(len(rows), len(objectives))
+    return np.where(np.array(objectives) == "accuracy", -values, values)
+
+
+def front_rows(rows: Iterable[TrialRow], objectives: Sequence[str]) -> list[TrialRow]:
+    """The complete trials that no other dominates, fastest first."""
+    complete = [
+        row
+        for row in rows
+        if row.state == "complete" and all(getattr(row, name) is not None for name in objectives)
+    ]
+    if not complete:
+        return []
+    member = non_dominated(objective_values(complete, objectives))
+    front = [row for row, is_member in zip(complete, member, strict=True) if is_member]
+    return sorted(front, key=lambda row: (row.latency_ms or 0.0, -(row.accuracy or 0.0), row.trial))
+
+
+def front_of(run: RunFolder) -> list[TrialRow]:
+    """The front of a run, fastest first; raises RunError when its files cannot be read."""
+    return front_rows(run.trials(), run.config().search.objectives)
+
+
+def front_json(run: RunFolder) -> dict[str, Any]:
+    """The front as the JSON object of `leanfront front --format json`: run, profile, baseline, front.
+
+    A member that is more accurate than a cheaper one by noise alone names it: ``same_within_noise_as``.
+    With costs that rest on assumed numbers also ``estimates``, which says on which.
+    """
+    environment = run.environment()
+    estimates = environment.get("estimates")
+    config = run.config()
+    rows = front_rows(run.trials(), config.search.objectives)
+    same = alike(run, rows, config.search.objectives)
+    return {
+        "run": str(run.path),
+        "profile": environment.get("profile", config.hardware.profile),
+        "baseline": environment.get("baseline") or {},
+        "front": [
+            point(row) | ({"same_within_noise_as": same[row.trial]} if row.trial in same else {})
+            for row in rows
+        ],
+        **({"estimates": estimates} if estimates else {}),
+    }
+
+
+def point(row: TrialRow) -> dict[str, Any]:
+    """One trial as an object: trial, accuracy, accuracy_ci, the costs, policy."""
+    return {
+        "trial": row.trial,
+        "accuracy": row.accuracy,
+        "accuracy_ci": [row.accuracy_low, row.accuracy_high],
+        **{
+            name: getattr(row, name)
+            for name in ("latency_ms", "energy_mj", "size_bytes", "peak_memory_bytes")
+        },
+        "policy": json.loads(row.policy) if row.policy else {},
+    }
+
+
+def front_table(run: RunFolder) -> list[dict[str, str]]:
+    """The front as text, one dict of columns a row, the uncompressed network first. Energy is left out where
+    the table would be more than 80 wide with it and nobody searches for it."""
+    answer = front_json(run)
+    baseline: Mapping[str, Any] = answer["baseline"]
+    rows = [_cells("-", baseline, baseline)] if baseline else []
+    rows += [_cells(str(entry["trial"]), entry, baseline) for entry in answer["front"]]
+    if any("same_within_noise_as" in entry for entry in answer["front"]):
+        for row, entry in zip(reversed(rows), reversed(answer["front"]), strict=False):
+            row["same as"] = str(entry.get("same_within_noise_as", ""))
+        rows[0].setdefault("same as", "")
+    if not any(row["out"] for row in rows):
+        rows = _without("out", rows)
+    if rows and "energy_mj" not in run.config().search.objectives and _width(rows) > _TERMINAL:
+        rows = _without("energy", rows)
+    return rows
+
+
+def _without(column: str, rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    return [{name: text for name, text in row.items() if name != column} for row in rows]
+
+
+def _width(rows: Sequence[Mapping[str, str]]) -> int:
+    """Characters of a line, two between columns."""
+    return sum(max(len(text) for text in (name, *(row[name] for row in rows))) + 2 for name in rows[0]) - 2
+
+
+def _cells(name: str, entry: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, str]:
+    policy = entry.get("policy") or {}
+    interval = entry.get("accuracy_ci") or [None, None]
+    accuracy = entry.get("accuracy")
+    half = None if None in interval else (interval[1] - interval[0]) / 2
+    there = [layer for layer in policy.values() if not is_left_out(layer)]
+    out = len(policy) - len(there)
+    return {
+        "trial": name,
+        "accuracy": "?" if accuracy is None else f"{accuracy:.4f}",
+        "±": f"{half:.4f}" if half else "",
+        "latency": quantity("latency_ms", entry.get("latency_ms")),
+        "x": _ratio("latency_ms", entry, baseline),
+        "size": quantity("size_bytes", entry.get("size_bytes")),
+        "x ": _ratio("size_bytes", entry, baseline),
+        "energy": quantity("energy_mj", entry.get("energy_mj")),
+        "bits": _span([layer["weight_bits"] for layer in there] or [entry.get("weight_bits", 32)]),
+        "cut": _mean_percent([layer["sparsity"] for layer in there]),
+        "out": str(out or ""),
+    }
+
+
+def is_left_out(layer: Mapping[str, Any]) -> bool:
+    """Whether a policy's entry, as plain values, leaves its layer out whole."""
+    return layer.get("sparsity") == 1.0 and layer.get("pattern", "channel") == "channel"
+
+
+def _ratio(name: str, entry: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
+    value, base = entry.get(name), baseline.get(name)
+    return f"{value / base:.2f}" if value and base else ""
+
+
+def quantity(name: str, value: float | None) -> str:
+    """A cost with its unit, three significant digits: quantity("latency_ms", 0.0123) is "12.3 us"."""
+    if value is None:
+        return "?"
+    if name == "accuracy":
+        return f"{value:.4f}"
+    if name.endswith("_bytes"):
+        for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+            if value >= factor:
+                return f"{_digits(value / factor)} {unit}"
+        return f"{value:.0f} B"
+    small, large = ("us", "ms") if name.endswith("_ms") else ("uJ", "mJ")
+    return f"{_digits(value)} {large}" if value >= 1 else f"{_digits(value * 1000)} {small}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f}"
+
+
+def _span(bits: Sequence[int]) -> str:
+    return str(bits[0]) if min(bits) == max(bits) else f"{min(bits)}-{max(bits)}"
+
+
+def _mean_percent(shares: Sequence[float]) -> str:
+    return f"{100 * sum(shares) / len(shares):.0f} %" if shares else "0 %"

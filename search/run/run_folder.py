@@ -1,0 +1,388 @@
+"""A run folder: everything that one search reads and leaves, in files that are never half-written."""
+
+import csv
+import errno
+import hashlib
+import io
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from leanfront.latency_models.files import replace_file
+from leanfront.search.config import ConfigError, SearchConfig, parse_config
+from leanfront.search.run.disk import is_full
+from leanfront.search.run.lock import is_held, locked, try_lock
+
+_SECONDS_OF_A_WRITE = 3600.0
+STATES = ("complete", "infeasible", "failed", "pruned", "running")
+
+
+class RunError(ValueError):
+    """A run folder that is none, belongs to another search, or cannot be written."""
+
+
+class DiskFull(RunError):
+    """A file of a run folder that cannot be written until there is space."""
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One line of trials.csv. None: not known (yet). ``policy`` and ``rungs`` (each that was reached)
+    are JSON; ``expected_accuracy``: what the sampler expected before the trial; ``weights_of``: the trial
+    whose trained weights an heir was made from; times are ISO 8601, local."""
+
+    trial: int
+    state: str
+    reason: str = ""
+    accuracy: float | None = None
+    accuracy_low: float | None = None
+    accuracy_high: float | None = None
+    latency_ms: float | None = None
+    energy_mj: float | None = None
+    size_bytes: float | None = None
+    peak_memory_bytes: float | None = None
+    seconds: float | None = None
+    seconds_training: float | None = None
+    seconds_scoring: float | None = None
+    started: str = ""
+    finished: str = ""
+    worker: str = ""
+    policy: str = ""
+    seconds_proposing: float | None = None
+    seconds_pricing: float | None = None
+    rung: float | None = None
+    divergence: float | None = None
+    rungs: str = ""
+    expected_accuracy: float | None = None
+    weights_of: float | None = None
+
+
+COLUMNS = tuple(field.name for field in fields(TrialRow))
+ADDED = (
+    "seconds_proposing",
+    "seconds_pricing",
+    "rung",
+    "divergence",
+    "rungs",
+    "expected_accuracy",
+    "weights_of",
+)
+"""Columns that run folders made before there were rungs do not have."""
+_TEXT = ("state", "reason", "rungs", "started", "finished", "worker", "policy")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one search, by name."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The configuration as it was used, with absolute task file and all overrides."""
+        return self.path / "config.toml"
+
+    @property
+    def environment_file(self) -> Path:
+        """Versions, machine, hashes, baseline."""
+        return self.path / "environment.json"
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's journal: the truth about trials; trials.csv and front.csv are made from it."""
+        return self.path / "study.journal"
+
+    @property
+    def trials_file(self) -> Path:
+        """One line a trial."""
+        return self.path / "trials.csv"
+
+    @property
+    def log_file(self) -> Path:
+        """One line an event."""
+        return self.path / "log.txt"
+
+    @property
+    def begun(self) -> bool:
+        """Whether a search has made trials in it, here or in a shared storage."""
+        return self.journal.exists() or self.trials_file.exists()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Weights of trials."""
+        return self.path / "checkpoints"
+
+    @property
+    def exported(self) -> Path:
+        """One folder for each exported trial."""
+        return self.path / "exported"
+
+    @property
+    def locks(self) -> Path:
+        """Lock files: held as long as their process lives."""
+        return self.path / "locks"
+
+    def checkpoint(self, trial: int) -> Path:
+        """The weights of one trial."""
+        return self.checkpoints / f"{trial}.safetensors"
+
+    @property
+    def scores(self) -> Path:
+        """Which examples trials had right."""
+        return self.path / "scores"
+
+    def scores_file(self, trial: int | str) -> Path:
+        """The scores of each example at the end of each rung, of one trial (or the "baseline")."""
+        return self.scores / f"{trial}.npz"
+
+    def config(self) -> SearchConfig:
+        """The configuration that the folder was made with.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        import tomllib
+
+        try:
+            return parse_config(tomllib.loads(self.config_file.read_text(encoding="utf-8")))
+        except (OSError, ConfigError, tomllib.TOMLDecodeError) as error:
+            raise RunError(f"{self.config_file} cannot be used: {error}") from error
+
+    def environment(self) -> dict[str, Any]:
+        """What environment.json holds; empty before it is written.
+
+        Raises:
+            RunError: it is not JSON.
+        """
+        try:
+            raw = json.loads(self.environment_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.environment_file} cannot be read: {error}") from error
+        return raw if isinstance(raw, dict) else {}
+
+    def update_environment(self, **values: Any) -> None:
+        """Add or replace keys of environment.json."""
+        with writable(self.environment_file):
+            self.locks.mkdir(exist_ok=True)
+        with writable(self.environment_file), locked(self.locks / "environment"):
+            text = json.dumps(self.environment() | values, indent=1, default=str)
+            replace_file(self.environment_file, text + "\n")
+
+    def study_name(self) -> str:
+        """The name of this run's study in a storage that other runs may share; drawn at the first call."""
+        with writable(self.environment_file):
+            self.locks.mkdir(exist_ok=True)
+        with writable(self.environment_file), locked(self.locks / "environment"):
+            known = self.environment()
+            if "study" not in known:
+                known["study"] = f"leanfront-{self.path.name}-{uuid.uuid4().hex[:12]}"
+                replace_file(self.environment_file, json.dumps(known, indent=1) + "\n")
+        return str(known["study"])
+
+    def log(self, line: str) -> None:
+        """Append one line with the time to log.txt. A log that cannot be written stops nothing."""
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        try:
+            with self.log_file.open("a", encoding="utf-8") as file:
+                file.write(f"{stamp} {line.rstrip()}\n")
+        except OSError:
+            pass
+
+    def trials(self) -> list[TrialRow]:
+        """The lines of trials.csv; none before the first trial.
+
+        Raises:
+            RunError: the file is not what ``write_trials`` writes.
+        """
+        csv.field_size_limit(1 << 30)  # a policy of a thousand layers is longer than the default allows
+        try:
+            with self.trials_file.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                there = {*(reader.fieldnames or ()), *ADDED}
+                if missing := [name for name in COLUMNS if name not in there]:
+                    raise RunError(f"{self.trials_file} has no column {missing[0]!r}")
+                return [_row(line) for line in reader]
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
+            raise RunError(f"{self.trials_file} cannot be read: {error}") from error
+
+    def write_trials(self, rows: Iterable[TrialRow], name: str = "trials.csv") -> None:
+        """Write trials.csv (or front.csv) beside, then rename."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in rows:
+            values = (getattr(row, column) for column in COLUMNS)
+            writer.writerow(["" if value is None else value for value in values])
+        with writable(self.path / name):
+            replace_file(self.path / name, text.getvalue())
+
+    def is_live(self, worker: str) -> bool:
+        """Whether a worker's process lives and holds its lock, as far as can be seen from here."""
+        return is_held(self.locks / worker)
+
+    def is_dead(self, worker: str) -> bool:
+        """Whether a worker is surely gone: it ran here, under this kernel, and nobody holds its lock.
+
+        Of a worker elsewhere only its lease tells.
+        """
+        return _place(self) in worker.split("-") and not self.is_live(worker)
+
+    def live_since(self) -> list[float]:
+        """When each worker that lives began, in seconds since 1970."""
+        begun = []
+        for path in self.locks.glob("worker-*"):
+            with suppress(FileNotFoundError):  # it ended just now
+                since = path.stat().st_mtime
+                if is_held(path):
+                    begun.append(since)
+        return begun
+
+    def live_workers(self) -> set[str]:
+        """Names of the workers whose process lives."""
+        return {path.name for path in self.locks.glob("worker-*") if is_held(path)}
+
+
+def default_run(config_path: Path, config: SearchConfig) -> Path:
+    """Where a search goes that names no run folder: runs/<folder of the configuration>-<profile>."""
+    folder = config_path.resolve().parent if not config_path.is_dir() else config_path.resolve()
+    return Path("runs") / f"{folder.name}-{Path(config.hardware.profile).stem}"
+
+
+def make_run(path: Path, config: SearchConfig) -> RunFolder:
+    """Make a run folder for a configuration, or open the one that is there.
+
+    Raises:
+        RunError: it cannot be written, is no run folder but full of something else, or was made by another
+            configuration (the keys that differ are named).
+    """
+    run = RunFolder(path.absolute())
+    if run.config_file.exists():
+        if run.begun:  # before the first trial there is nothing to lose
+            _check_same(run, config)
+    elif path.exists() and (not path.is_dir() or any(map(_not_ours, path.iterdir()))):
+        raise RunError(f"{path} exists and is no run folder; name another with --run")
+    with writable(path):
+        run.path.mkdir(parents=True, exist_ok=True)
+        replace_file(run.config_file, config.to_toml())  # first: it makes the folder ours
+        for folder in (run.checkpoints, run.exported, run.locks):
+            folder.mkdir(exist_ok=True)
+    return run
+
+
+def _not_ours(path: Path) -> bool:
+    """All that a search leaves that was killed before its configuration was there is a part of that."""
+    return not path.name.startswith(".config.toml.")
+
+
+def open_run(path: Path | str) -> RunFolder:
+    """The run folder that a search made.
+
+    Raises:
+        RunError: there is none.
+    """
+    run = RunFolder(Path(path).absolute())
+    if not run.path.is_dir():
+        raise RunError(f"no run folder {str(path)!r}; give the folder that leanfront search made")
+    if not run.config_file.is_file():
+        raise RunError(f"{path} is not a run folder: it has no config.toml")
+    return run
+
+
+@contextmanager
+def registered(run: RunFolder) -> Iterator[str]:
+    """A worker's name, alive for the length of a with block, however that ends."""
+    name = f"worker-{os.uname().nodename}-{os.getpid()}-{_place(run)}-{uuid.uuid4().hex[:6]}"
+    path = run.locks / name
+    descriptor = None
+    with writable(path):
+        # whoever looks for living workers may hold or remove the file for a moment before it is locked
+        while descriptor is None or not path.exists():
+            descriptor = try_lock(path)
+    try:
+        yield name
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Turn the reasons why nothing can be written into a RunError of one sentence."""
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise DiskFull(
+                f"cannot write {path}: the disk is full; make space, then give the same command again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            what = f"{error.strerror}; name a folder that you may write to with --run"
+        else:
+            what = str(error.strerror or error)
+        raise RunError(f"cannot write {path}: {what}") from error
+
+
+def sweep(run: RunFolder) -> None:
+    """Remove what killed processes left half-written, beside the files that it should have become."""
+    for path in (*run.path.glob(".*.*"), *run.checkpoints.glob("*.partial")):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _SECONDS_OF_A_WRITE:
+                path.unlink()
+
+
+def now() -> str:
+    """Local time, ISO 8601 to the second."""
+    return datetime.now().isoformat(timespec="seconds")
+
+
+def _place(run: RunFolder) -> str:
+    """What tells this folder under the running kernel from a copy, another machine, and the time before a
+    reboot: where it is the same, a lock that nobody is seen to hold is held by nobody."""
+    try:
+        kernel = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        kernel = os.uname().nodename
+    folder = run.locks.stat()
+    text = f"{kernel} {folder.st_dev} {folder.st_ino}"
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _check_same(run: RunFolder, config: SearchConfig) -> None:
+    before = run.config()
+    if (before.search.storage is None) != (config.search.storage is None):
+        kept = before.search.storage or run.journal
+        raise RunError(
+            f"the trials of {run.path} are in {kept} and stay there; name that storage (none for the journal)"
+            " or another folder with --run"
+        )
+    if before.digest == config.digest:
+        return
+    old, new = before.shared, config.shared
+    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    first = keys[0]
+    others = f" (and {', '.join(keys[1:])})" if keys[1:] else ""
+    raise RunError(
+        f"{run.path} was made by another configuration: {first}{others} was {old.get(first)!r} and is now"
+        f" {new.get(first)!r}; name another folder with --run, or take the old values"
+    )
+
+
+def _row(line: dict[str, str]) -> TrialRow:
+    numbers = {
+        name: float(line[name]) if line.get(name) else None
+        for name in COLUMNS
+        if name not in _TEXT and name != "trial"
+    }
+    texts = {name: line.get(name) or "" for name in _TEXT}
+    return TrialRow(trial=int(line["trial"]), **texts, **numbers)  # type: ignore[arg-type]

@@ -1,0 +1,151 @@
+"""How a search stands, from the files of its run folder."""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanfront.search.run.front import front_rows
+from leanfront.search.run.hypervolume import growth, hypervolume
+from leanfront.search.run.lock import is_held
+from leanfront.search.run.run_folder import STATES, RunFolder, TrialRow
+
+CURVE_POINTS = 24
+_RATE_TRIALS = 50
+_PAUSE_SECONDS = 600.0
+"""A longer stretch without any trial at work is a pause, and does not lower the rate."""
+
+
+def status(run: RunFolder) -> dict[str, Any]:
+    """The JSON object of ``leanfront status``, which docs/commands.md describes.
+
+    hypervolume: run.hypervolume, of the front. seconds_left: 0 when no search runs, None when it has no
+    end or nobody can say yet.
+
+    Raises:
+        RunError: a file cannot be read.
+    """
+    rows = run.trials()
+    environment = run.environment()
+    objectives = run.config().search.objectives
+    front = front_rows(rows, objectives)
+    counts = {state: sum(row.state == state for row in rows) for state in STATES}
+    alive = is_held(run.locks / "search") or bool(run.live_workers())
+    if not alive:
+        counts["running"] = 0
+    budget = environment.get("budget") or {}
+    baseline = environment.get("baseline") or {}
+    rate = trials_per_hour(rows)
+    failed = [row for row in rows if row.state == "failed"]
+    return {
+        "run": str(run.path),
+        **counts,
+        "heirs": sum(row.weights_of is not None for row in rows),
+        "trials_per_hour": rate,
+        "front_size": len(front),
+        "hypervolume": hypervolume(_values(front, objectives), objectives, baseline),
+        "hypervolume_curve": hypervolume_curve(rows, objectives, baseline),
+        "seconds_left": _seconds_left(rows, budget, rate) if alive else 0.0,
+        "alive": alive,
+        "next": next_step(alive, _used_up(rows, budget), bool(front), any(run.exported.glob("*"))),
+        "why_failed": why_failed(failed),
+        "failures": [{"trial": row.trial, "reason": row.reason} for row in failed],
+    }
+
+
+def hypervolume_curve(
+    rows: Sequence[TrialRow],
+    objectives: Sequence[str],
+    baseline: Mapping[str, float],
+    points: int = CURVE_POINTS,
+) -> list[float]:
+    """The hypervolume after equal shares of the complete trials, in the order they finished; the last is
+    today's. Empty without a baseline or before the first complete trial."""
+    complete = sorted((row for row in rows if row.state == "complete"), key=lambda row: row.finished)
+    return [volume for _, volume in growth(_values(complete, objectives), objectives, baseline, points)]
+
+
+def _values(rows: Sequence[TrialRow], objectives: Sequence[str]) -> NDArray[np.float64]:
+    values = np.array([[getattr(row, name) for name in objectives] for row in rows], dtype=float)
+    return values.reshape(len(rows), len(objectives))
+
+
+def trials_per_hour(rows: Sequence[TrialRow]) -> float | None:
+    """Trials trained to the end in an hour, of all workers together: over the last fifty, pauses left out.
+    None before the first."""
+    times = sorted(
+        (datetime.fromisoformat(row.started), datetime.fromisoformat(row.finished), _trained(row))
+        for row in rows
+        if row.started and row.finished
+    )
+    counted = [place for place, (_, _, trained) in enumerate(times) if trained][-_RATE_TRIALS:]
+    if not counted:
+        return None
+    times = times[counted[0] : counted[-1] + 1]
+    seconds, last = 0.0, times[0][0]
+    for started, finished, _ in times:
+        idle = (started - last).total_seconds()
+        if finished > last:
+            seconds += (finished - last).total_seconds() - (idle if idle > _PAUSE_SECONDS else 0.0)
+            last = finished
+    return 3600.0 * len(counted) / max(seconds, 1.0)
+
+
+def why_failed(failed: Sequence[TrialRow]) -> list[dict[str, Any]]:
+    """Reasons of failed trials, the commonest first; those that differ only in their numbers are one.
+
+    Each has ``trials`` (how many), ``last`` (the number of the last one) and its ``reason``.
+    """
+    kinds: dict[str, list[TrialRow]] = {}
+    for row in failed:
+        kinds.setdefault(re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "0", row.reason), []).append(row)
+    by_count = sorted(kinds.values(), key=lambda alike: (-len(alike), -alike[-1].trial))
+    return [
+        {
+            "trials": len(alike),
+            "last": alike[-1].trial,
+            "reason": alike[-1].reason or "no reason was recorded",
+        }
+        for alike in by_count
+    ]
+
+
+def next_step(alive: bool, used_up: bool, has_front: bool, exported: bool) -> str:
+    """The command to give next, RUN standing for the run folder."""
+    if alive:
+        return "leanfront front RUN" if has_front else "leanfront status RUN --follow"
+    if not used_up:
+        return "leanfront search RUN/config.toml --run RUN"
+    if not has_front:
+        return "leanfront search RUN/config.toml --run RUN --hours 1"
+    return "leanfront report RUN" if exported else "leanfront pick RUN --max-drop 0.01"
+
+
+def _used_up(rows: Sequence[TrialRow], budget: Mapping[str, Any]) -> bool:
+    """Whether the search has had all its trials or all its time."""
+    if budget.get("trials") is not None and _trained_count(rows) >= int(budget["trials"]):
+        return True
+    return budget.get("deadline") is not None and time.time() > float(budget["deadline"])
+
+
+def _trained(row: TrialRow) -> bool:
+    if row.weights_of is not None:
+        return False
+    return row.state in ("complete", "failed") or (row.state == "infeasible" and row.accuracy is not None)
+
+
+def _trained_count(rows: Sequence[TrialRow]) -> int:
+    return sum(_trained(row) for row in rows)
+
+
+def _seconds_left(rows: Sequence[TrialRow], budget: Mapping[str, Any], rate: float | None) -> float | None:
+    ends = []
+    if budget.get("deadline") is not None:
+        ends.append(max(0.0, float(budget["deadline"]) - time.time()))
+    if budget.get("trials") is not None and rate is not None:
+        ends.append(max(0, int(budget["trials"]) - _trained_count(rows)) * 3600.0 / rate)
+    return min(ends) if ends else None

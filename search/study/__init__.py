@@ -1,0 +1,1 @@
+"""Many trials: the loop, the storages, the workers."""

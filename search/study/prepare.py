@@ -1,0 +1,353 @@
+"""Before the first trial: load, trace, score the baseline, price the space. What cannot work stops here."""
+
+import hashlib
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.policy.space import Space
+from leanfront.hw_profiles import HardwareProfile, load_profile
+from leanfront.search.config import ConfigError, SearchConfig
+from leanfront.search.run.front import quantity
+from leanfront.search.run.run_folder import RunFolder, now
+from leanfront.search.run.significance import save_scores
+from leanfront.search.trial import sensitivity
+from leanfront.search.trial.trial import COSTS, Problem, foretold
+
+if TYPE_CHECKING:
+    from leanfront.compression.capture.trace import Traced
+    from leanfront.latency_models.cost import Cost, CostModel
+    from leanfront.search.task import Task
+    from leanfront.search.trial.scorer import Scorer
+
+Log = Callable[[str], None]
+_PACKAGES = ("leanfront", "torch", "torch-pruning", "optuna", "onnx", "onnxruntime", "numpy", "pandas")
+_SAMPLES = 200
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a configuration names, loaded."""
+
+    config: SearchConfig
+    profile: HardwareProfile
+    task: "Task"
+    traced: "Traced"
+    space: Space
+
+
+def load(config: SearchConfig) -> Loaded:
+    """Load the profile, the task, the network and the space, in this order; trains and measures nothing.
+
+    Raises:
+        ProfileError, TaskError, TraceError, ConfigError: what is wrong with them, in one sentence.
+    """
+    profile = load_profile(config.hardware.profile)
+    from leanfront.compression.capture.trace import trace
+    from leanfront.search.task import load_task
+
+    task = load_task(config.task.file, config.task.options)
+    traced = trace(task.model, task.example_input)
+    spaces = config.space
+    space = Space(
+        traced.network, profile, spaces.sparsity, spaces.weight_bits, spaces.activation_bits, spaces.depth
+    )
+    return Loaded(config, profile, task, traced, space)
+
+
+def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True) -> Problem:
+    """Score the baseline and price the space, or take both from an earlier call; write environment.json.
+
+    Without a run folder nothing is remembered; without ``write`` it is only read.
+
+    Raises:
+        TaskError: the network scores no better than chance.
+        ConfigError: no policy meets the limits; the nearest is named.
+        TableError: a cost is not known.
+    """
+    from leanfront.latency_models.benchmark.zero_points import with_shifted_keys
+    from leanfront.latency_models.cost import cost_as_built, measured_on
+    from leanfront.latency_models.measured.building import cost_model
+    from leanfront.latency_models.measured.first_validation import first_validation
+    from leanfront.latency_models.measured.model import TableModel
+    from leanfront.latency_models.tabulate import tabulated
+    from leanfront.search.trial.scorer import Scorer
+
+    started = time.monotonic()
+    config = loaded.config
+    scorer = Scorer(loaded.traced, loaded.task, config, log)
+    hashes = _hashes(loaded)
+    environment = run.environment() if run is not None else {}
+    baseline: dict[str, Any] = environment.get("baseline") or {}
+    if not baseline or environment.get("hashes") != hashes:
+        log("scoring the uncompressed network on the search split")
+        score = scorer.baseline()
+        baseline = {"accuracy": float(score.accuracy), "accuracy_ci": [float(x) for x in score.accuracy_ci]}
+        if run is not None and write:
+            save_scores(run.scores_file("baseline"), {config.rung_images[-1]: score.scores})
+    hardware = config.hardware
+    costs = cost_model(loaded.traced, loaded.space, loaded.profile, hardware.threads, log, hardware.provider)
+    network = loaded.traced.network
+    if run is not None and write:
+        # what priced this search, beside it: the cache may be measured anew later, and profiles change
+        if isinstance(costs, TableModel):
+            table = costs.table.only(with_shifted_keys(costs.structure.keys()))
+        else:
+            table = tabulated(loaded.profile, network, loaded.space.uniform_policies())
+        table.save(run.path / "latency_table.csv")
+    reference = _uncompressed(loaded)
+    cost = cost_as_built(costs, network, reference)
+    if loaded.space.left_out:
+        log(loaded.space.left_out)
+    if (pair := _pair(reference)) != (32, 32):
+        log(
+            f"{loaded.profile.name} has no floats: the reference point has the accuracy of the float network,"
+            f" and the costs of the uncut network with weights of {pair[0]} and activations of {pair[1]} bits"
+        )
+    if not cost.fits and loaded.profile.model != "measured":
+        _check_fit(loaded, costs, reference, cost, log)
+    baseline |= {name: getattr(cost, name) for name in COSTS}
+    if pair != (32, 32):
+        baseline |= {"weight_bits": pair[0], "activation_bits": pair[1]}
+    problem = Problem(
+        space=loaded.space,
+        cost_model=costs,
+        scorer=scorer,
+        objectives=config.search.objectives,
+        limits=config.limits,
+        baseline_accuracy=baseline["accuracy"],
+        baseline_costs={name: float(getattr(cost, name)) for name in COSTS},
+        rungs=config.rung_images,
+    )
+    prices = _prices(problem)
+    _check_prices(prices, environment.get("prices"), run)
+    check_limits(problem)
+    check_objectives(problem)
+    if config.search.sampler == "cascade" and run is not None:
+        problem = _with_knowledge(problem, scorer, run, write, log)
+    if run is None or not write:
+        return problem
+    shown = ", ".join(
+        f"{name.partition('_')[0]} {quantity(name, baseline[name])}"
+        for name in ("accuracy", "latency_ms", "size_bytes")
+    )
+    log(f"uncompressed: {shown}")
+    # a measured part's power may have been measured, too
+    priced_with = costs.profile if isinstance(costs, TableModel) else loaded.profile
+    if priced_with.estimate_sentence:
+        log(priced_with.estimate_sentence)
+    validation = None
+    if isinstance(costs, TableModel):
+        validation = first_validation(costs, network, loaded.space, log)
+    run.update_environment(
+        profile=loaded.profile.name,
+        estimated=cost.estimated,
+        estimates=priced_with.estimate_sentence,
+        baseline=baseline,
+        objectives=list(config.search.objectives),
+        layers=[
+            {"name": layer.name, "shape": str(layer.shape), "group": layer.group} for layer in network.layers
+        ],
+        space_size=str(loaded.space.size),
+        latency_validation=validation,
+        measured_on=measured_on(costs),
+        sensitivities=sensitivity.summary(problem.sensitivities),
+        hashes=hashes,
+        prices=prices,
+        seeds={"search": config.search.seed},
+        versions=_versions(),
+        machine=_machine(),
+        git=_git(config.task.file.parent),
+        made=environment.get("made", now()),
+        seconds_preparing=environment.get("seconds_preparing", round(time.monotonic() - started, 1)),
+    )
+    return problem
+
+
+def _with_knowledge(problem: Problem, scorer: "Scorer", run: RunFolder, write: bool, log: Log) -> Problem:
+    """What cascade starts from: the sensitivities, and the front of a million policies by them."""
+    from leanfront.search.samplers.cascade.warm_start import knowledge_of, start_of
+
+    found = sensitivity.measure(scorer, problem.space, log)
+    problem = replace(problem, sensitivities=found, start=start_of(problem))
+    if write:
+        sensitivity.write_csv(run.path / "sensitivities.csv", problem.space, found)
+    started = time.perf_counter()
+    knowledge = knowledge_of(problem, run.path / "cheap_front.npy")
+    if (seconds := time.perf_counter() - started) > 1:
+        log(f"ranked a million policies by cost and sensitivity in {seconds:.0f} s")
+    return replace(problem, knowledge=knowledge)
+
+
+def _check_fit(loaded: Loaded, costs: "CostModel", reference: Policy, cost: "Cost", log: Log) -> None:
+    """Say that the uncut network does not fit the part; raise ConfigError when no policy of a sample does."""
+    from leanfront.compression.policy.batch import PolicyBatch
+    from leanfront.latency_models.fpga.fit import misfit
+
+    space = loaded.space
+    said = misfit(loaded.profile, loaded.traced.network, reference, cost)
+    log(f"uncompressed, {said}")
+    most = max((level for levels in space.levels.values() for level in levels), default=0.0)
+    rng = np.random.default_rng(0)
+    sample = [space.uniform(most, pair) for pair in space.pairs] + space.seeds()
+    sample += [space.random(rng) for _ in range(_SAMPLES)]
+    if not costs.costs(PolicyBatch.of(space.network, sample, space.multiple)).fits.any():
+        raise ConfigError(f"no policy of {len(sample)} tried fits: uncompressed, {said}; or widen the space")
+
+
+def check_limits(problem: Problem) -> None:
+    """Raise ConfigError when no policy of a sample meets the limits on costs; the nearest is named."""
+    if not problem.limits.costs:
+        return
+    space = problem.space
+    most = max((level for levels in space.levels.values() for level in levels), default=0.0)
+    rng = np.random.default_rng(0)
+    sample = [space.uniform(most, pair) for pair in space.pairs] + space.seeds()
+    sample += [space.random(rng) for _ in range(_SAMPLES)]
+    nearest: dict[str, float] = {}
+    least_excess = float("inf")
+    for policy in sample:
+        price = foretold(problem, policy)
+        if price.state == "running":
+            return
+        excess = max(price.constraints.values())
+        if excess < least_excess:
+            least_excess = excess
+            nearest = {name: price.values[name] for name in problem.limits.costs}
+    wanted = ", ".join(f"{name} = {value:.4g}" for name, value in problem.limits.costs.items())
+    found = ", ".join(f"{name} {value:.4g}" for name, value in nearest.items())
+    raise ConfigError(
+        f"no policy of {len(sample)} tried meets the limits {wanted}; the nearest has {found};"
+        " raise the limits or widen the space"
+    )
+
+
+def _prices(problem: Problem) -> dict[str, list[float]]:
+    """Costs of some policies, as a fingerprint of whatever prices a search."""
+    found = [problem.cost(policy) for policy in problem.space.seeds()]
+    return {name: [float(getattr(cost, name)) for cost in found] for name in ("latency_ms", "energy_mj")}
+
+
+def _check_prices(prices: dict[str, list[float]], before: Any, run: RunFolder | None) -> None:
+    """Raise ConfigError when a run's policies have other prices than when it began: old and new trials would
+    not stand on one front."""
+    if run is None or not before or not run.trials():
+        return
+    for name, values in prices.items():
+        known = before.get(name)
+        if known is not None and (len(known) != len(values) or not np.allclose(known, values, rtol=1e-4)):
+            moved = f"{name} of its first policies {known[:2]} then, {values[:2]} now"
+            raise ConfigError(
+                f"the table or profile that prices {run.path} has changed since its first trial ({moved}):"
+                " old and new trials cannot be compared; start anew with another --run folder"
+            )
+
+
+def check_objectives(problem: Problem) -> None:
+    """Raise ConfigError when a cost objective is the same for every policy of a sample: it orders nothing."""
+    costs = [name for name in problem.objectives if name != "accuracy"]
+    most = max((level for levels in problem.space.levels.values() for level in levels), default=0.0)
+    rng = np.random.default_rng(0)
+    sample = [problem.space.uniform(most, pair) for pair in problem.space.pairs]
+    sample += [problem.space.uniform(0.0, pair) for pair in problem.space.pairs]
+    sample += [problem.space.random(rng) for _ in range(8)]
+    found = [problem.cost(policy) for policy in sample]
+    for name in costs:
+        values = [float(getattr(cost, name)) for cost in found]
+        if problem.space.size > 1 and max(values) - min(values) <= 1e-9 * max(values):
+            raise ConfigError(
+                f"search.objectives has {name}, which is {values[0]:.4g} for all {len(values)} policies tried"
+                ", so it cannot tell them apart; leave it out, or widen the space"
+            )
+
+
+def threads_of_workers(workers: int) -> list[int]:
+    """Threads of torch for each worker: together every core that this process may use, and none twice."""
+    each, more = divmod(cores(), workers)
+    return [max(1, each + (index < more)) for index in range(workers)]
+
+
+def cores() -> int:
+    """Cores that this process may use, also where a container has a share of their time."""
+    count = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        return count
+
+
+def _uncompressed(loaded: Loaded) -> Policy:
+    """Float everywhere; on a part without floats, its widest bits."""
+    pairs: Sequence[tuple[int, int]] = loaded.profile.supported
+    weights, activations = (32, 32) if (32, 32) in pairs else max(pairs)
+    return Policy.uniform(
+        loaded.traced.network, LayerPolicy(weight_bits=weights, activation_bits=activations)
+    )
+
+
+def _pair(policy: Policy) -> tuple[int, int]:
+    """The bits of a uniform policy."""
+    first = next(iter(policy.values()))
+    return first.weight_bits, first.activation_bits
+
+
+def _hashes(loaded: Loaded) -> dict[str, str]:
+    """What the baseline's accuracy depends on."""
+    weights = hashlib.sha256()
+    for name, tensor in sorted(loaded.traced.module.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return {
+        "config": loaded.config.digest,
+        "task": hashlib.sha256(loaded.config.task.file.read_bytes()).hexdigest()[:16],
+        "model": weights.hexdigest()[:16],
+        "profile": loaded.profile.digest,
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "node": platform.node(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _git(folder: Path) -> str | None:
+    """The commit that the task file's folder is at, with "-dirty" if it was changed since; None: no git."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None if answer.returncode == 0 else None

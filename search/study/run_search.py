@@ -1,0 +1,272 @@
+"""A whole search from its configuration: prepare, then trials in this process or in several."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import optuna
+from optuna.trial import TrialState
+
+from leanfront.search.config import ConfigError, SearchConfig
+from leanfront.search.pick.finish import fine_tune_front, report, reserved_seconds
+from leanfront.search.run.disk import has_space
+from leanfront.search.run.lease import Watch
+from leanfront.search.run.owner import owned
+from leanfront.search.run.results_tables import Ledger
+from leanfront.search.run.run_folder import (
+    RunFolder,
+    TrialRow,
+    default_run,
+    make_run,
+    open_run,
+    registered,
+    sweep,
+    writable,
+)
+from leanfront.search.samplers.cascade.warm_start import too_few
+from leanfront.search.storage_url import storage_url
+from leanfront.search.study.loop import Budget, Interrupt, search_loop
+from leanfront.search.study.prepare import cores, load, prepare, threads_of_workers
+from leanfront.search.study.progress import Progress
+from leanfront.search.study.storage import open_storage
+from leanfront.search.study.study import anchor, enqueue_seeds, open_study, recover
+
+_PROGRAM = ("-m", "leanfront.search.study.worker")
+_MOST_RESTARTS = 10
+"""So many workers killed in a row, without a trial that was trained in between: it is not the policies."""
+_SECONDS_TO_STOP = 10
+
+
+def run_search(config: SearchConfig, config_path: Path, folder: Path | None = None) -> tuple[RunFolder, str]:
+    """Search, or go on with a search; the run folder, and why it ended ("stopped": by Ctrl-C).
+
+    ``hours`` counts from now, and a share of it is kept for the long fine-tune of the front; ``trials``
+    includes those of earlier calls. At the end the report is written. Trials run in processes of their
+    own: one that exhausts the memory, or hangs, takes no more than its worker with it.
+
+    Raises:
+        ConfigError, TaskError, TraceError, ProfileError, TableError, RunError, StorageURLError: wrong input,
+            one sentence.
+        RuntimeError: trials fail one after the other, or workers die.
+    """
+    folder = folder or default_run(config_path, config)
+    config = with_storage(config, config.search.storage, _recorded_storage(folder))
+    settings = config.search
+    if settings.hours is None and settings.trials is None:
+        raise ConfigError("the search has no end: give --hours or --trials, or set one in [search]")
+    deadline = None if settings.hours is None else time.time() + settings.hours * 3600
+    reserved = reserved_seconds(config)
+    if deadline is not None:
+        deadline -= reserved
+    budget = Budget(settings.trials, deadline)
+    threads = threads_of_workers(settings.workers)
+    use_threads(cores())  # until the workers start
+    loaded = load(config)
+    run = make_run(folder, config)
+    progress = Progress(settings.objectives, deadline, settings.trials)
+
+    def note(text: str) -> None:
+        run.log(text)
+        progress.note(text)
+
+    with owned(run, note):
+        run.log(f"search started: {settings.model_dump_json()}")
+        progress.note(f"run folder {run.path}")
+        sweep(run)
+        if url := storage_url(settings.storage):
+            open_storage(url, run.journal, note)  # what cannot be reached is said before anything is measured
+        problem = prepare(loaded, run, note)
+        run.update_environment(
+            budget={"deadline": deadline, "trials": settings.trials, "workers": settings.workers}
+        )
+        study = open_study(run, settings, knowledge=problem.knowledge, note=note)
+        if problem.knowledge is not None and (few := too_few(settings.trials, problem.knowledge)):
+            note(few)
+        # cascade has a start of its own, but for what everybody would try first
+        enqueue_seeds(study, problem.space, None if problem.knowledge is None else [anchor(problem.space)])
+        del problem, loaded  # the workers load their own
+        rows = Ledger(run, study).rows()
+        progress.earlier([row for row in rows if row.state != "running"])
+        with (
+            writable(run.path),
+            progress,
+            Interrupt(lambda: note("finishing the running trials; Ctrl-C again stops at once")) as asked,
+        ):
+            ended = _in_workers(study, run, budget, threads, asked, progress, note)
+            note(f"search ended: {ended}")
+            if ended != "stopped":
+                if reserved:
+                    fine_tune_front(run, time.time() + reserved, lambda: asked.requested, note)
+                report(run, note)
+    return run, ended
+
+
+def with_storage(config: SearchConfig, given: str | None, before: str | None) -> SearchConfig:
+    """The configuration with the storage that is meant: as given, by LEANFRONT_STORAGE, or as before."""
+    url = storage_url(given)
+    text = before if url is None else url.text
+    return config.model_copy(update={"search": config.search.model_copy(update={"storage": text})})
+
+
+def _recorded_storage(folder: Path) -> str | None:
+    """The storage that a run was begun with; None: its journal, or it is not begun."""
+    return open_run(folder).config().search.storage if (folder / "config.toml").exists() else None
+
+
+def threads_of_one_more(run: RunFolder) -> int:
+    """Threads for a worker that joins: all cores of a machine where no other worker of the run is seen."""
+    return 1 if run.live_workers() else cores()
+
+
+def use_threads(count: int) -> None:
+    """Let torch, and what reads OMP_NUM_THREADS later, use so many threads."""
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    # Threads that wait must not spin where other programs want the cores: beside four busy processes on two
+    # cores the same trial took 32 to 51 s spinning and 9 to 19 s not; at a quieter moment 0.65 s and 0.8 s.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    torch.set_num_threads(count)
+
+
+def _in_workers(
+    study: optuna.Study,
+    run: RunFolder,
+    budget: Budget,
+    threads: Sequence[int],
+    asked: Interrupt,
+    progress: Progress,
+    note: Callable[[str], None],
+) -> str:
+    """Start a worker process for each number of threads, show what they finish, start killed ones again; why
+    they ended.
+
+    They are in sessions of their own: a Ctrl-C of the terminal reaches this process alone, which passes it
+    on once.
+    """
+    ledger = Ledger(run, study)
+    watch = Watch()
+    shown = {row.trial for row in ledger.rows() if row.state != "running"}
+    started = len(threads)
+    processes = {_start(run, budget, count, index): count for index, count in enumerate(threads)}
+    restarts = 0  # since a trial was trained
+    passed_on = False
+    space = True
+    rounds = 0
+    codes: list[int] = []
+    try:
+        while processes:
+            time.sleep(0.3)
+            rounds += 1
+            if rounds % 10 == 0 and has_space(run.path) != space:
+                space = not space
+                note(
+                    "there is space again"
+                    if space
+                    else f"the disk of {run.path} is full; trials wait for space"
+                )
+            if asked.requested and not passed_on:
+                passed_on = True
+                for process in processes:
+                    process.terminate()
+            for row in ledger.rows():
+                if row.state != "running" and row.trial not in shown:
+                    shown.add(row.trial)
+                    progress.trial(row)
+                    restarts = 0 if row.state == "complete" else restarts
+            for process in [process for process in processes if process.poll() is not None]:
+                count = processes.pop(process)
+                codes.append(process.returncode)
+                run.log(f"worker process {process.pid} ended with code {process.returncode}")
+                killed = process.returncode < 0
+                if killed and not asked.requested and restarts < _MOST_RESTARTS:
+                    restarts += 1
+                    started += 1
+                    note(f"a worker was killed (signal {-process.returncode}); starting another")
+                    recover(study, run, watch)
+                    processes[_start(run, budget, count, started)] = count
+    finally:
+        _stop(list(processes))  # this process ends early: a second Ctrl-C, or an error
+        recover(study, run, watch)
+        ledger.write(force=True)
+    if codes and all(codes):
+        raise RuntimeError(f"all workers ended with an error; the last lines of {run.log_file} say which")
+    if asked.requested:
+        return "stopped"
+    trials = study.get_trials(
+        deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    )
+    return budget.used_up(trials) or "the workers found nothing new"
+
+
+def _stop(processes: "list[subprocess.Popen[bytes]]") -> None:
+    """Stop workers now: their trials are handed back, unless they do not even find time for that."""
+    for _ in range(2):  # the first request only ends the search after the running trial
+        for process in processes:
+            process.terminate()
+        time.sleep(0.2)
+    for process in processes:
+        try:
+            process.wait(timeout=_SECONDS_TO_STOP)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _start(run: RunFolder, budget: Budget, threads: int, index: int) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, *_PROGRAM, str(run.path), "--index", str(index)]
+    command += ["--threads", str(threads), "--parent", str(os.getpid())]
+    if budget.trials is not None:
+        command += ["--trials", str(budget.trials)]
+    if budget.deadline is not None:
+        command += ["--deadline", repr(budget.deadline)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    with run.log_file.open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+
+
+def work(
+    run: RunFolder,
+    config: SearchConfig,
+    budget: Budget,
+    index: int,
+    threads: int,
+    parent_lives: Callable[[], bool] | None = None,
+    on_trial: Callable[[TrialRow], None] = lambda row: None,
+) -> str:
+    """One more worker on a run that a search has prepared; why it ended. ``parent_lives``: of a search that
+    has started it, and that it ends with.
+
+    Raises:
+        As ``run_search``.
+    """
+    use_threads(threads)
+    problem = prepare(load(config), run, run.log, write=False)
+    with writable(run.path), registered(run) as worker, Interrupt() as asked:
+        study = open_study(
+            run,
+            config.search,
+            worker_seed=index,
+            knowledge=problem.knowledge,
+            join=True,
+            wait=parent_lives is not None,
+        )
+        return search_loop(
+            problem,
+            study,
+            run,
+            budget,
+            worker,
+            lambda: asked.requested or not (parent_lives is None or parent_lives()),
+            on_trial,
+        )

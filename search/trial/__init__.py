@@ -1,0 +1,1 @@
+"""One policy tried: priced, compressed, trained, scored."""

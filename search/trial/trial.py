@@ -1,0 +1,310 @@
+"""One trial: what a policy costs, whether that is allowed, and how accurate the network then is."""
+
+import errno
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from leanfront.compression.policy import Policy
+from leanfront.compression.policy.space import Space
+from leanfront.search.config import LimitsSection
+from leanfront.search.run.significance import Scores
+from leanfront.search.trial.promotion import HARMLESS, UNTRAINED
+from leanfront.search.trial.sensitivity import Sensitivities
+
+if TYPE_CHECKING:
+    from leanfront.latency_models.cost import Cost, CostModel
+    from leanfront.search.samplers.cascade.warm_start import Knowledge
+
+WEIGHTS_OF = "weights_of"
+"""In the result of an heir: the trial whose trained weights it took over."""
+COSTS = ("latency_ms", "energy_mj", "size_bytes", "peak_memory_bytes")
+
+
+class ScoreLike(Protocol):
+    """What a scorer says of a network; ``search.trial.scorer.Score`` is the real one and says the units."""
+
+    @property
+    def accuracy(self) -> float: ...  # noqa: D102
+    @property
+    def accuracy_ci(self) -> tuple[float, float]: ...  # noqa: D102
+    @property
+    def divergence(self) -> float: ...  # noqa: D102
+    @property
+    def scores(self) -> Scores: ...  # noqa: D102
+    @property
+    def seconds_training(self) -> float: ...  # noqa: D102
+    @property
+    def seconds_scoring(self) -> float: ...  # noqa: D102
+
+
+class ClimbLike(Protocol):
+    """One policy's network on its way up the rungs; ``search.trial.scorer.Climb`` is the real one."""
+
+    def score(self, rung: int) -> ScoreLike:
+        """Train up to the end of a rung and score there; rungs come in ascending order."""
+        ...
+
+    def heir(self, policy: Policy) -> "ClimbLike":
+        """Another policy's network made from this one's weights."""
+        ...
+
+    def as_it_is(self) -> ScoreLike:
+        """The score of the network as it is now, not trained any further."""
+        ...
+
+    def keep(self, checkpoint: Path) -> None:
+        """Write the weights as they are now."""
+        ...
+
+
+class ScorerLike(Protocol):
+    """Trains and scores what policies make of the network; ``search.trial.scorer.Scorer`` is the real one."""
+
+    def start(self, policy: Policy) -> ClimbLike:
+        """Cut and quantize; raises when that fails."""
+        ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is searched. ``baseline_accuracy``: of the uncompressed network on the search split; ``rungs``:
+    images that a trial has trained on at the end of each rung, ascending; ``sensitivities``: if the
+    sampler learns from them; ``baseline_costs``: of the uncompressed network; ``start``: so many policies are
+    scored at the first rung alone before any goes further."""
+
+    space: Space
+    cost_model: "CostModel"
+    scorer: ScorerLike
+    objectives: tuple[str, ...]
+    limits: LimitsSection
+    baseline_accuracy: float
+    rungs: tuple[int, ...] = (0,)
+    sensitivities: Sensitivities | None = None
+    baseline_costs: Mapping[str, float] = field(default_factory=dict)
+    knowledge: "Knowledge | None" = None
+    start: int = 0
+
+    def cost(self, policy: Policy) -> "Cost":
+        """What a policy costs; raises what the cost model raises when it does not know."""
+        return self.cost_model.cost(self.space.resized(policy), policy)
+
+    def cost_as_built(self, policy: Policy) -> "Cost":
+        """The same, looked at more closely where the model can; takes some tens of milliseconds."""
+        from leanfront.latency_models.cost import cost_as_built
+
+        return cost_as_built(self.cost_model, self.space.resized(policy), policy)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a trial. ``state``: complete, infeasible, failed or pruned; ``reason``: why not complete.
+
+    ``constraints``: name of a limit -> how far over it (as a share of the limit; of ``max_drop``: as a
+    difference of accuracies); 0 and below is within. ``rungs``: of each that was reached its rung,
+    images, accuracy, divergence and seconds. A complete trial that needed no training has only the first.
+    """
+
+    state: str
+    reason: str = ""
+    values: Mapping[str, float] = field(default_factory=dict)
+    constraints: Mapping[str, float] = field(default_factory=dict)
+    rungs: tuple[Mapping[str, float], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, for the journal."""
+        rungs = {"rungs": list(self.rungs)} if self.rungs else {}
+        return {"state": self.state, "reason": self.reason, **self.values, **rungs}
+
+
+def priced(problem: Problem, policy: Policy) -> Result:
+    """The costs of a policy, without any training: "running" when it may go on, or else "infeasible".
+
+    A cost that the model does not know raises TableError: an unknown cost is an error, never 0.
+    """
+    result = foretold(problem, policy)
+    return _within_limits(problem, problem.cost_as_built(policy)) if result.state == "running" else result
+
+
+def foretold(problem: Problem, policy: Policy) -> Result:
+    """The same in microseconds, without building the network where ``priced`` would."""
+    return _within_limits(problem, problem.cost(policy))
+
+
+def _within_limits(problem: Problem, cost: "Cost") -> Result:
+    values = {name: float(getattr(cost, name)) for name in COSTS}
+    limits = problem.limits.costs
+    constraints = {name: values[name] / limit - 1.0 for name, limit in limits.items()}
+    if not cost.fits:
+        constraints["fits"] = 1.0
+    over = {name: excess for name, excess in constraints.items() if excess > 0}
+    if not over:
+        return Result("running", "", values, constraints)
+    worst = max(over, key=lambda name: over[name])
+    reason = (
+        "does not fit the part"
+        if worst == "fits"
+        else f"{worst} {values[worst]:.4g} is over the limit {limits[worst]:.4g}"
+    )
+    return Result("infeasible", reason, values, constraints)
+
+
+def scored(
+    problem: Problem,
+    policy: Policy,
+    price: Result,
+    stays: Callable[[int, ScoreLike], str],
+    keep: Callable[[ClimbLike, Mapping[int, ScoreLike]], None],
+    before: Sequence[Mapping[str, float]] = (),
+) -> Result:
+    """Train and score a policy whose price is known, rung by rung. What goes wrong becomes a "failed" result.
+
+    A trial that fails must not end the search; only KeyboardInterrupt and the like come out of it, and a
+    full disk, which is no fault of the policy (OSError).
+
+    Args:
+        problem: what is searched.
+        policy: the policy.
+        price: what ``priced`` said of it.
+        stays: gets a rung that is not the last and the score there; why the trial does not go on, or "".
+        keep: gets the network that has reached the last rung, and images trained on -> its score.
+        before: rungs that another trial of the same policy has reached: this one goes on from there.
+    """
+    started = time.perf_counter()
+    values = dict(price.values)
+    reached = list(before)
+    scores: dict[int, ScoreLike] = {}
+    complete = ""
+
+    def result(state: str, reason: str = "", **over: float) -> Result:
+        spent = {"seconds": time.perf_counter() - started}
+        return Result(state, reason, {**values, **spent}, {**price.constraints, **over}, tuple(reached))
+
+    try:
+        climb = problem.scorer.start(policy)
+        for rung, images in enumerate(problem.rungs[len(before) :], start=len(before)):
+            score = climb.score(rung)
+            if not math.isfinite(score.accuracy):
+                return result("failed", f"accuracy is {score.accuracy}")
+            scores[images] = score
+            reached.append(_reached(rung, images, score))
+            values |= _values(reached, list(scores.values()))
+            if images == 0 and rung < len(problem.rungs) - 1 and _is_harmless(problem, score):
+                complete, rough = UNTRAINED, score
+                score = scores[images] = climb.as_it_is()
+                seconds = reached[-1]["seconds"] + score.seconds_scoring
+                reached[-1] = {**_reached(rung, images, score), "seconds": seconds}
+                values |= _values(reached, [rough, score])
+                break
+            if rung < len(problem.rungs) - 1 and (reason := stays(rung, score)):
+                return result("pruned", f"not promoted from rung {rung}: {reason}")
+        keep(climb, scores)
+    except Exception as error:
+        return result("failed", _failure(error))
+    return _judged(problem, score.accuracy, result, complete)
+
+
+def _is_harmless(problem: Problem, score: ScoreLike) -> bool:
+    """Whether a network that was not trained has nothing to win back: close to the teacher, and what it is
+    scored by, which may be something else than its classes, says so too."""
+    return score.divergence < HARMLESS and score.accuracy_ci[1] >= problem.baseline_accuracy
+
+
+def inherited(
+    problem: Problem,
+    parent: int,
+    climb: ClimbLike,
+    policy: Policy,
+    price: Result,
+    keep: Callable[[ClimbLike, Mapping[int, ScoreLike]], None],
+) -> Result:
+    """Score an heir: a policy whose price is known, its network made from the weights of a trained one.
+
+    It is not trained, so it has no rungs: it says what its policy reaches at least. Errors as in ``scored``.
+
+    Args:
+        problem: what is searched.
+        parent: the number of the trial that was trained.
+        climb: its network.
+        policy: the policy of the heir.
+        price: what ``priced`` said of it.
+        keep: gets the heir's network, and images trained on -> its score.
+    """
+    started = time.perf_counter()
+    values: dict[str, float] = {**price.values, WEIGHTS_OF: parent}
+
+    def result(state: str, reason: str = "", **over: float) -> Result:
+        spent = {"seconds": time.perf_counter() - started}
+        return Result(state, reason, {**values, **spent}, {**price.constraints, **over})
+
+    try:
+        heir = climb.heir(policy)
+        score = heir.as_it_is()
+        if not math.isfinite(score.accuracy):
+            return result("failed", f"accuracy is {score.accuracy}")
+        values |= _worth([score])
+        keep(heir, {problem.rungs[-1]: score})
+    except Exception as error:
+        return result("failed", _failure(error))
+    return _judged(problem, score.accuracy, result)
+
+
+def _judged(problem: Problem, accuracy: float, result: Callable[..., Result], complete: str = "") -> Result:
+    """Complete (for the reason ``complete``), or infeasible: over max_drop."""
+    most = problem.limits.max_drop
+    if most is None:
+        return result("complete", complete)
+    drop = problem.baseline_accuracy - accuracy
+    if drop > most:
+        reason = f"accuracy drop {drop:.4f} is over max_drop {most:g}"
+        return result("infeasible", reason, max_drop=drop - most)
+    return result("complete", complete, max_drop=drop - most)
+
+
+def _failure(error: Exception) -> str:
+    """Why a trial failed; a full disk is not the trial's fault and is raised."""
+    if "no space left" in str(error).lower():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+    return _why(error)
+
+
+def _reached(rung: int, images: int, score: ScoreLike) -> dict[str, float]:
+    return {
+        "rung": rung,
+        "images": images,
+        "accuracy": float(score.accuracy),
+        "divergence": float(score.divergence),
+        "seconds": float(score.seconds_training + score.seconds_scoring),
+    }
+
+
+def _values(reached: Sequence[Mapping[str, float]], scores: Sequence[ScoreLike]) -> dict[str, float]:
+    """The scores of the highest rung so far, and the time that all took."""
+    return {"rung": reached[-1]["rung"], **_worth(scores)}
+
+
+def _worth(scores: Sequence[ScoreLike]) -> dict[str, float]:
+    """The last of a network's scores, and the time that all took."""
+    low, high = scores[-1].accuracy_ci
+    return {
+        "accuracy": float(scores[-1].accuracy),
+        "accuracy_low": float(low),
+        "accuracy_high": float(high),
+        "divergence": float(scores[-1].divergence),
+        "seconds_training": sum(float(score.seconds_training) for score in scores),
+        "seconds_scoring": sum(float(score.seconds_scoring) for score in scores),
+    }
+
+
+def _why(error: Exception) -> str:
+    """One line: the message, with the kind of error unless the scorer foresaw it."""
+    message = " ".join(str(error).split())
+    lower = message.lower()
+    if isinstance(error, MemoryError) or "out of memory" in lower or "can't allocate memory" in lower:
+        return f"out of memory{': ' + message if message else ''}"[:500]
+    kind = type(error).__name__
+    return (message if kind == "TrialFailed" and message else f"{kind}: {message}")[:500]

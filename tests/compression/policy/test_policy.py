@@ -1,0 +1,166 @@
+import json
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment
+from leanfront.compression.policy import LayerPolicy, Policy, PolicyError
+from leanfront.compression.policy.policy import ACTIVATION_BITS, PATTERNS, WEIGHT_BITS
+
+layer_policies = st.builds(
+    LayerPolicy,
+    sparsity=st.floats(0.0, 1.0, allow_nan=False),
+    weight_bits=st.sampled_from(WEIGHT_BITS),
+    activation_bits=st.sampled_from(ACTIVATION_BITS),
+    pattern=st.sampled_from(PATTERNS),
+)
+policies = st.dictionaries(st.text(min_size=1, max_size=12), layer_policies, max_size=5).map(Policy.of)
+
+
+def conv(name: str, before: int, after: int, group: str | None, groups: int = 1) -> Layer:
+    return Layer(
+        name, LayerShape("conv2d", before, after, (3, 3), groups=groups, out_height=4, out_width=4), group
+    )
+
+
+def network() -> Network:
+    """a -> depthwise (same channels as a) -> c, and a -> d; the linear layer reads c's 4x4 positions flat."""
+    shared, own, d = Segment("a", 8), Segment("c", 6), Segment(None, 5)
+    nodes = (
+        Node("x", "input", (), (Segment(None, 3),), (4, 4)),
+        Node("n_a", "conv2d", ("x",), (shared,), (4, 4), layer="a"),
+        Node("n_depth", "conv2d", ("n_a",), (shared,), (4, 4), layer="depth"),
+        Node("n_c", "conv2d", ("n_depth",), (own,), (4, 4), layer="c"),
+        Node("n_d", "conv2d", ("n_a",), (d,), (4, 4), layer="d"),
+        Node("flat", "flatten", ("n_c",), (Segment("c", 6, 16),)),
+        Node("n_fc", "linear", ("flat",), (Segment(None, 10),), layer="fc"),
+    )
+    layers = (
+        conv("a", 3, 8, "a"), conv("depth", 8, 8, "a", groups=8), conv("c", 8, 6, "c"), conv("d", 8, 5, None),
+        Layer("fc", LayerShape("linear", 96, 10)),
+    )  # fmt: skip
+    return Network(nodes, layers, ("n_fc", "n_d"))
+
+
+def with_layers(**changes: LayerPolicy) -> Policy:
+    return Policy.of({layer.name: changes.get(layer.name, LayerPolicy()) for layer in network().layers})
+
+
+@given(policies)
+def test_json_round_trip(policy: Policy) -> None:
+    again = Policy.from_json(policy.to_json())
+    assert again == policy
+    assert dict(again) == dict(policy)
+    assert json.loads(policy.to_json()) == policy.to_dict()
+
+
+@given(policies, st.randoms(use_true_random=False))
+def test_the_hash_does_not_depend_on_the_order(policy: Policy, shuffler: random.Random) -> None:
+    items = list(policy.items())
+    shuffler.shuffle(items)
+    assert Policy.of(dict(items)).digest == policy.digest
+    assert len({Policy.of(dict(items)), policy}) == 1
+
+
+@given(policies, policies)
+def test_different_policies_have_different_hashes(one: Policy, other: Policy) -> None:
+    assert (one.digest == other.digest) == (dict(one) == dict(other))
+
+
+def test_numbers_that_are_equal_hash_alike() -> None:
+    written = '{"a": {"sparsity": 0, "weight_bits": 8.0}, "b": {"sparsity": -0.0, "activation_bits": 8}}'
+    policy = Policy.of({"a": LayerPolicy(0.0, 8), "b": LayerPolicy(activation_bits=8)})
+    assert Policy.from_json(written).digest == policy.digest
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"sparsity": -0.1}, {"sparsity": 1.1}, {"weight_bits": 9}, {"activation_bits": 5}, {"pattern": "none"}],
+)
+def test_a_value_out_of_range_is_refused(fields: dict[str, float]) -> None:
+    with pytest.raises(PolicyError, match=next(iter(fields))):
+        LayerPolicy(**fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "line 1"),
+        ("[]", "object"),
+        ('{"a": 3}', "object"),
+        ('{"a": {"weight_bit": 4}}', "'weight_bit'"),
+        ('{"a": {"sparsity": "much"}}', "type"),
+        ('{"a": {"weight_bits": 9}}', "weight_bits"),
+    ],
+)
+def test_a_file_that_is_no_policy_is_refused(text: str, said: str) -> None:
+    with pytest.raises(PolicyError, match=said):
+        Policy.from_json(text)
+
+
+def test_contradictions_are_refused() -> None:
+    half, four = LayerPolicy(sparsity=0.5), LayerPolicy(activation_bits=4)
+    for policy, said in (
+        (with_layers(a=half), "group 'a'"),
+        (with_layers(d=half), "'d' cannot be cut"),
+        (with_layers(depth=four), "'depth' and 'd' read the same tensor"),
+        (Policy.of({"a": half}), "says nothing about layer 'c'"),
+        (Policy.of({**with_layers(), "z": half}), "'z'"),
+    ):
+        with pytest.raises(PolicyError, match=said):
+            policy.channels(network())
+    with_layers(a=half, depth=half, c=four).channels(network())
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "multiple", "kept"),
+    [
+        (0.0, 1, 8),
+        (0.5, 1, 4),
+        (0.4, 1, 5),
+        (0.99, 1, 1),
+        (0.5, 3, 3),
+        (0.9, 3, 3),
+        (0.0, 3, 8),
+        (0.2, 16, 8),
+    ],
+)
+def test_channels_snap_to_the_multiple(sparsity: float, multiple: int, kept: int) -> None:
+    """8 channels; at least one multiple stays, and never more than there are."""
+    cut = LayerPolicy(sparsity=sparsity)
+    assert with_layers(a=cut, depth=cut).channels(network(), multiple)["a"] == kept
+
+
+def test_what_is_not_cut_is_not_rounded_either() -> None:
+    assert Policy.uniform(network(), LayerPolicy(0.0)).channels(network(), multiple=4) == {"a": 8, "c": 6}
+
+
+def test_uniform_leaves_channels_that_cannot_be_cut() -> None:
+    policy = Policy.uniform(network(), LayerPolicy(0.5, 4, 8))
+    assert {name: layer.sparsity for name, layer in policy.items()} == {
+        "a": 0.5, "depth": 0.5, "c": 0.5, "d": 0.0, "fc": 0.0,
+    }  # fmt: skip
+    assert {layer.weight_bits for layer in policy.values()} == {4}
+    assert policy.channels(network()) == {"a": 4, "c": 3}
+
+
+@given(st.integers(1, 8), st.integers(1, 6))
+def test_resized_follows_every_reader(a: int, c: int) -> None:
+    cut = network().resized({"a": a, "c": c})
+    shapes = {layer.name: layer.shape for layer in cut.layers}
+    assert {name: (s.in_channels, s.out_channels, s.groups) for name, s in shapes.items()} == {
+        "a": (3, a, 1), "depth": (a, a, a), "c": (a, c, 1), "d": (a, 5, 1), "fc": (16 * c, 10, 1),
+    }  # fmt: skip
+    assert cut.macs == 16 * 9 * (3 * a + a + a * c + 5 * a) + 160 * c
+    assert cut.node["flat"].width == 16 * c
+    assert cut.resized({}) == cut
+    if (a, c) == (8, 6):
+        assert cut == network()
+
+
+@pytest.mark.parametrize("channels", [{"z": 1}, {"a": 0}, {"a": 9}])
+def test_impossible_channels_are_refused(channels: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(channels))):
+        network().resized(channels)

@@ -1,0 +1,206 @@
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from leanfront.compression.capture.trace import trace
+from leanfront.compression.export.template import template
+from leanfront.compression.export.walk import exported
+from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.techniques.compress import compress
+from leanfront.compression.techniques.quantize import calibrate
+from leanfront.search.pick.card import card
+from leanfront.search.pick.verify import TestResult as Result
+from leanfront.search.pick.verify import Verification, integer_layers, kernel_report, test_once, verification
+from leanfront.search.run.significance import wilson_interval
+from leanfront.search.task import ArrayData, Task
+
+test_once.__test__ = False  # type: ignore[attr-defined]  # it is no test, for all its name
+
+GOOD = Result(
+    n=1000, torch_accuracy=0.9, accuracy=0.901, accuracy_ci=(0.88, 0.92), baseline_accuracy=0.91,
+    agreement=0.998, largest_difference=0.1,
+)  # fmt: skip
+LATENCY: dict[str, Any] = {
+    "measured_ms": 0.1, "measured_spread": 0.01, "baseline_ms": 0.4, "ratio": 0.25, "slowdown": 1.0,
+    "noise": None,
+}  # fmt: skip
+KERNELS: dict[str, Any] = {
+    "integer": ["a"],
+    "not_fused": [],
+    "not_wanted": [],
+    "operations": {"QLinearConv": 1},
+}
+
+
+def held(
+    test: Result = GOOD, promised_ms: float = 0.1, latency: dict[str, Any] = LATENCY, **kernels: list[str]
+) -> Verification:
+    promised = {"latency_ms": promised_ms, "size_bytes": 1000.0, "baseline_latency_ms": 0.4}
+    return verification(
+        5, promised, {"accuracy": 0.9}, test, latency,
+        {"bytes": 1010, "baseline_bytes": 9090}, {**KERNELS, **kernels},
+    )  # fmt: skip
+
+
+def test_a_promise_that_was_kept() -> None:
+    found = held(promised_ms=0.112)
+    assert found.passed
+    assert found.failures == []
+    assert found.latency["error"] == pytest.approx(0.12)
+    assert found.latency["predicted_ms"] == 0.112
+    assert found.size == {"bytes": 1010, "baseline_bytes": 9090, "predicted_bytes": 1000.0}
+    assert found.test["agreement"] == 0.998
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"test": replace(GOOD, accuracy=0.8979)},
+            "scores 0.8979 on the test split, the torch network 0.9000",
+        ),
+        ({"test": replace(GOOD, accuracy=0.9021)}, "scores 0.9021"),
+        ({"test": replace(GOOD, agreement=0.9949)}, "agree on 99.49%"),
+        ({"promised_ms": 0.116}, "predicted latency 0.1160 ms, measured 0.1000 ms"),
+        ({"promised_ms": 0.084}, "predicted latency 0.0840 ms"),
+        ({"not_fused": ["b", "c"]}, "layers not run as integer kernels: b, c"),
+        ({"not_wanted": ["d"]}, "float layers run as integer kernels: d"),
+    ],
+)
+def test_a_promise_that_was_broken(changes: dict[str, Any], said: str) -> None:
+    found = held(**changes)
+    assert not found.passed
+    assert len(found.failures) == 1
+    assert said in found.failures[0]
+
+
+def test_a_machine_that_became_slow_is_judged_by_the_ratio() -> None:
+    slow = {**LATENCY, "measured_ms": 0.15, "baseline_ms": 0.6, "slowdown": 1.5}
+    found = held(latency=slow, promised_ms=0.1)
+    assert found.passed
+    assert found.latency["error"] == pytest.approx(-1 / 3)
+    (said,) = held(latency={**slow, "ratio": 0.31}, promised_ms=0.1).failures
+    assert said == "predicted latency 0.250 of the uncompressed network's, measured 0.310"
+
+
+def test_a_part_that_is_not_here_has_no_latency() -> None:
+    found = held(latency={}, promised_ms=99.0)
+    assert found.passed
+    assert found.latency == {}
+
+
+def test_layers_are_found_by_the_names_that_onnxruntime_gives() -> None:
+    policy = Policy.of(dict.fromkeys(("a", "a.1", "b", "c", "gone"), LayerPolicy(0.0, 8, 8)))
+    optimised = {
+        "a_token_3": "QLinearConv",
+        "a.1_nchwc": "Conv",
+        "b/MatMulAddFusion": "Gemm",
+        "c": "QGemm",
+        "ab": "Conv",
+    }
+    assert integer_layers(optimised, policy) == {
+        "a": "QLinearConv", "a.1": "Conv", "b": "Gemm", "c": "QGemm", "gone": "",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple[Task, nn.Module, nn.Module, bytes, Policy]:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(72, 4),
+    ).eval()
+    x = torch.randn(300, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        labels = model(x).argmax(1).numpy()
+    data = ArrayData(x.numpy(), labels, (0.0,) * 3, (1.0,) * 3)
+    task = Task(model, torch.zeros(1, 3, 8, 8), data, data, data)
+    traced = trace(model, task.example_input)
+    policy = Policy.uniform(traced.network, LayerPolicy(0.25, 8, 8))
+    compressed = compress(traced, policy)
+    calibrate(compressed.module, [x])
+    content = bytes(exported(template(traced), compressed).SerializeToString())
+    return task, compressed.module, traced.module, content, policy
+
+
+def test_the_test_split_is_read_once_by_all(
+    network: tuple[Task, nn.Module, nn.Module, bytes, Policy],
+) -> None:
+    task, module, teacher, content, _ = network
+    reads: list[int] = []
+
+    class Counted:
+        def __len__(self) -> int:
+            return 300
+
+        def batch(self, indices: torch.Tensor, generator: torch.Generator | None) -> Any:
+            assert generator is None  # no augmentation
+            reads.extend(indices.tolist())
+            return task.test.batch(indices, None)  # type: ignore[union-attr]
+
+    found = test_once(content, module, teacher, task, Counted(), threads=1)
+    assert reads == list(range(300))
+    assert (found.n, found.baseline_accuracy) == (300, 1.0)
+    x = torch.from_numpy(np.asarray(task.test.images))  # type: ignore[union-attr]
+    with torch.no_grad():
+        right = module(x).argmax(1) == teacher(x).argmax(1)
+    assert found.torch_accuracy == pytest.approx(float(right.float().mean()))
+    assert found.agreement >= 0.99
+    assert abs(found.accuracy - found.torch_accuracy) <= 0.01
+    assert found.accuracy_ci == wilson_interval(found.accuracy, 300)
+    assert found.largest_difference < 0.1
+
+
+def test_the_wrong_file_is_noticed(network: tuple[Task, nn.Module, nn.Module, bytes, Policy]) -> None:
+    task, module, teacher, content, _ = network
+    shifted = nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        shifted.weight.copy_(torch.eye(4).roll(1, 0))
+    wrong = nn.Sequential(module, shifted).eval()
+    found = test_once(content, wrong, teacher, task, task.test, threads=1)
+    assert found.agreement < 0.1
+    assert len(held(test=found).failures) == 2
+
+
+def test_kernels_of_a_real_file(network: tuple[Task, nn.Module, nn.Module, bytes, Policy]) -> None:
+    *_, content, policy = network
+    report = kernel_report(content, policy, threads=1)
+    assert report["integer"] == ["0", "2", "5"]
+    assert report["operations"]["QLinearConv"] == 2
+    claimed = Policy.of({**policy, "2": LayerPolicy()})
+    assert kernel_report(content, claimed, threads=1)["not_wanted"] == ["2"]
+
+
+def test_the_card_says_what_was_found() -> None:
+    traced = trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), torch.zeros(1, 3, 8, 8))
+    policy = Policy.uniform(traced.network, LayerPolicy(0.5, 4, 8))
+    resized = traced.network.resized(policy.channels(traced.network))
+    text = card(held(integer=["0"]), policy, resized, "toy", "task.py", "today")
+    for line in (
+        "| accuracy (test split, read once) | 0.9100 | 0.9010 |",
+        "| drop |  | 0.90 points |",
+        "| latency, measured | 400 us | 100 us (0.250x) |",
+        "| model file | 9.09 kB | 1.01 kB (1/9.0) |",
+        "| 0 | conv2d 3x3 3->2 @6x6 | 50 % | 4 | 8 | yes |",
+        "| 2 | conv2d 3x3 2->2 @4x4 | 0 % | 4 | 8 | no |",
+    ):
+        assert line in text
+    assert "Verified." in text
+    assert "latency" not in card(held(latency={}), policy, resized, "toy", "task.py", "today")
+    elsewhere = replace(
+        held(latency={}), search={"latency_ms": 2.0, "energy_mj": 8.0, "estimates": "Latency is estimated"}
+    )
+    text = card(elsewhere, policy, resized, "toy", "task.py", "today")
+    assert "| latency, predicted |  | 2.00 ms |" in text
+    assert "| energy, predicted |  | 8.00 mJ |" in text
+    assert "Latency is estimated." in text
+    assert "NOT as promised: layers not run as integer kernels: 0" in card(
+        held(not_fused=["0"]), policy, resized, "toy", "task.py", "today"
+    )

@@ -1,0 +1,251 @@
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from leanfront.compression.capture.trace import trace
+from leanfront.compression.export.deployed_form import fold
+from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.training.batch_norms import re_estimate
+from leanfront.search.config import parse_config
+from leanfront.search.run.significance import wilson_interval
+from leanfront.search.task import ArrayData, Task, TaskError
+from leanfront.search.trial.candidate_training import TrialFailed, load_weights, save_weights
+from leanfront.search.trial.score_file import AsFile
+from leanfront.search.trial.scorer import Scorer, evaluate
+from tests.networks import built, example, inputs
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def small_task(loss: Loss = F.cross_entropy, guess: bool = False) -> Task:
+    """Labels are what the network answers, so that it is never wrong; or random ones."""
+    model = built("Chain")
+    re_estimate(model, [inputs("Chain", 500, 3)])  # as training leaves it
+    splits = []
+    for seed, count in ((0, 160), (1, 120), (2, 50)):
+        x = inputs("Chain", count, seed)
+        with torch.no_grad():
+            labels = model(x).argmax(1).numpy()
+        if guess:
+            labels = np.random.default_rng(seed).integers(0, 10, count)
+        splits.append(ArrayData(x.numpy(), labels, (0.0,) * 3, (1.0,) * 3))
+    return Task(model, example("Chain"), *splits, loss=loss)
+
+
+def scorer(task: Task, profile: str = "this-machine", sampler: str = "tpe", **finetune: object) -> Scorer:
+    raw = {
+        "task": {"file": "task.py"},
+        "search": {"sampler": sampler},
+        "hardware": {"profile": profile},
+        "finetune": {"images": 96, "batch": 32, "calibration_images": 64, **finetune},
+    }
+    return Scorer(trace(task.model, task.example_input), task, parse_config(raw))
+
+
+def policy(judge: Scorer, sparsity: float = 0.25, weight_bits: int = 8) -> Policy:
+    return Policy.uniform(judge.traced.network, LayerPolicy(sparsity, weight_bits, 8))
+
+
+def test_the_baseline_is_scored_on_the_search_split() -> None:
+    judge = scorer(small_task())
+    score = judge.baseline()
+    assert score.accuracy == 1.0
+    assert score.accuracy_ci == wilson_interval(1.0, 120)
+
+
+def test_a_network_that_guesses_stops_the_search() -> None:
+    with pytest.raises(TaskError, match=r"must beat guessing.* on 120 search examples of 10 classes"):
+        scorer(small_task(guess=True)).baseline()
+
+
+def test_scores_repeat_and_the_weights_are_kept(tmp_path: Path) -> None:
+    judge = scorer(small_task())
+    before = {key: value.clone() for key, value in judge.traced.module.state_dict().items()}
+    kept = tmp_path / "3.safetensors"
+    climb = judge.start(policy(judge))
+    first = climb.score(0)
+    climb.keep(kept)
+    second = scorer(small_task()).start(policy(judge)).score(0)
+    # dropout draws from torch's own generator, so trained scores differ by a few examples
+    assert first.accuracy == pytest.approx(second.accuracy, abs=0.1)
+    assert first.accuracy_ci == wilson_interval(first.accuracy, 120)
+    assert first.accuracy > 0.3
+    assert first.seconds_training > 0
+    assert first.seconds_scoring > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["3.safetensors"]
+    _, again = judge.refine(policy(judge), kept, epochs=0, learning_rate=0.01)
+    assert again.accuracy == first.accuracy
+    assert all(torch.equal(judge.traced.module.state_dict()[key], value) for key, value in before.items())
+    assert all(value.is_contiguous() for value in judge.traced.module.state_dict().values())  # nor its layout
+
+
+def test_without_training_scores_are_the_same_twice() -> None:
+    scores = [scorer(small_task(), images=0) for _ in range(2)]
+    first, second = [judge.start(policy(judge)).score(0) for judge in scores]
+    assert (first.accuracy, first.divergence) == (second.accuracy, second.divergence)
+    uncut = scores[0].start(policy(scores[0], 0.0)).score(0)
+    assert uncut.accuracy >= 0.9  # 8 bits and its own statistics cost next to nothing
+    assert 0 < uncut.divergence < first.divergence / 4
+
+
+def test_a_climb_goes_on_from_where_it_was_and_scores_on_the_same_images() -> None:
+    judge = scorer(small_task(), sampler="cascade", rungs=[0.0, 0.5, 1.0])
+    assert judge.config.rung_images == (0, 48, 96)
+    climb = judge.start(policy(judge, 0.5, 4))
+    weights = [next(climb.compressed.module.parameters()).clone()]
+    scores = []
+    for rung in range(3):
+        scores.append(climb.score(rung))
+        weights.append(next(climb.compressed.module.parameters()).clone())
+    moved = [not torch.equal(a, b) for a, b in pairwise(weights)]
+    assert moved == [False, True, True]
+    assert scores[2].divergence < scores[1].divergence < scores[0].divergence
+    assert [len(score.scores) for score in scores] == [120] * 3
+    assert all(score.scores.mean() == pytest.approx(score.accuracy) for score in scores)
+    whole = judge.start(policy(judge, 0.5, 4)).score(
+        2
+    )  # rungs that are not asked for are trained all the same
+    assert whole.accuracy == pytest.approx(scores[2].accuracy, abs=0.1)
+
+
+def test_before_training_a_part_of_the_images_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leanfront.search.trial.candidate_training.UNTRAINED_IMAGES", 40)
+    monkeypatch.setattr("leanfront.search.trial.scorer.SCORING_BATCH", 20)
+    judge = scorer(small_task(), sampler="cascade")
+    climb = judge.start(policy(judge))
+    first, second = climb.score(0), climb.score(1)
+    assert (len(first.scores), len(second.scores)) == (40, 120)
+    baseline = judge.baseline()
+    assert baseline.divergence == pytest.approx(0.0, abs=1e-6)
+    assert len(baseline.scores) == 120
+
+
+def test_what_needs_no_training_is_scored_as_its_file_on_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leanfront.search.trial.candidate_training.UNTRAINED_IMAGES", 40)
+    judge = scorer(small_task(), sampler="cascade")
+    climb = judge.start(policy(judge, 0.0, 8))
+    climb.score(0)
+    before = {name: value.clone() for name, value in climb.compressed.module.state_dict().items()}
+    score = climb.as_it_is()
+    assert all(
+        torch.equal(value, before[name]) for name, value in climb.compressed.module.state_dict().items()
+    )
+    scores, divergence = evaluate(fold(climb.compressed).module, judge.search_batches, judge.task)
+    assert len(score.scores) == 120
+    assert score.scores.tolist() == scores.tolist()
+    assert score.divergence == pytest.approx(divergence, rel=0.05)
+
+
+def test_the_long_training_goes_further() -> None:
+    judge = scorer(small_task(), images=32)
+    harsh = policy(judge, 0.5, 4)
+    short = judge.start(harsh).score(0).accuracy
+    _, long = judge.refine(harsh, None, epochs=20, learning_rate=0.02)
+    assert long.accuracy > short + 0.1
+
+
+def test_channels_snap_to_the_multiple_of_the_part() -> None:
+    judge = scorer(small_task(), profile="toy")
+    judge.multiple = 4
+    compressed = judge.prepared(policy(judge, 0.4))
+    assert [layer.shape.out_channels for layer in compressed.network.layers] == [4, 8, 8, 10]
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (None, "the loss became nan at step 1"),
+        (MemoryError(), "out of memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried\nmore"),
+            "out of memory: Default",
+        ),
+    ],
+)
+def test_a_trial_that_fails_says_why(raised: Exception | None, said: str) -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        if raised is not None:
+            raise raised
+        return F.cross_entropy(outputs, targets) * math.nan
+
+    judge = scorer(small_task(loss))
+    with pytest.raises(TrialFailed, match=said) as failure:
+        judge.start(policy(judge)).score(0)
+    assert "\n" not in str(failure.value)
+
+
+def test_a_bug_in_the_users_loss_is_not_swallowed() -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        raise RuntimeError("shapes do not match")
+
+    judge = scorer(small_task(loss))
+    with pytest.raises(RuntimeError, match="shapes do not match") as failure:
+        judge.start(policy(judge)).score(0)
+    assert not isinstance(failure.value, TrialFailed)
+
+
+def test_evaluate_gives_one_score_per_example_and_no_gradient() -> None:
+    task = small_task()
+    with torch.no_grad():
+        wrong = torch.zeros(50, 10)
+        inputs, targets = task.test.batch(torch.arange(50), None)
+        scores, divergence = evaluate(task.model.train(), [(inputs, targets, wrong)], task)
+        chances = task.model(inputs).softmax(1)
+    assert divergence == pytest.approx(float(-(0.1 * (10 * chances).log()).sum(1).mean()))
+    assert scores.shape == (50,)
+    assert scores.dtype == torch.float32
+    assert not task.model.training
+    assert set(scores.tolist()) == {1.0}
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_single_outputs_diverge_by_their_squared_difference(shape: tuple[int, ...]) -> None:
+    """Half the mean squared difference over the teacher's variance, whatever the batches."""
+    wanted = torch.tensor([1.0, 2.0, 3.0, 6.0, 8.0, 4.0])
+
+    class Off(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x + 0.5).reshape(shape)
+
+    task = small_task()
+    task = replace(task, score=lambda outputs, targets: (outputs.flatten() > 3).float())
+    batches = [(part, part, part.reshape(shape)) for part in wanted.split(4)]
+    scores, divergence = evaluate(Off(), batches, task)
+    assert scores.tolist() == [0, 0, 1, 1, 1, 1]
+    assert divergence == pytest.approx(0.5 * 0.25 / float(wanted.var(correction=0)))
+    assert evaluate(torch.nn.Identity(), [(wanted, wanted, wanted)], task)[1] == 0.0
+
+
+def test_weights_round_trip(tmp_path: Path) -> None:
+    judge = scorer(small_task(), images=0)
+    one, other = judge.prepared(policy(judge)).module, judge.prepared(policy(judge)).module
+    with torch.no_grad():
+        for value in one.parameters():
+            value.add_(1.0)
+    save_weights(one, tmp_path / "w.safetensors")
+    load_weights(other, tmp_path / "w.safetensors")
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize("weight_bits", [4, 8, 32])
+def test_a_network_is_scored_as_the_file_that_will_run(weight_bits: int) -> None:
+    judge = scorer(small_task(), images=0)
+    compressed = judge.prepared(policy(judge, weight_bits=weight_bits))
+    file, in_torch = judge.as_run(compressed), fold(compressed).module
+    assert isinstance(file, AsFile)
+    ours, divergence = evaluate(file, judge.search_batches, judge.task)
+    theirs, expected = evaluate(in_torch, judge.search_batches, judge.task)
+    assert (ours != theirs).float().mean() <= 0.01
+    assert divergence == pytest.approx(expected, rel=0.02, abs=1e-4)
+    inputs_of_one = next(iter(judge.search_batches))[0][:7]
+    assert torch.allclose(file(inputs_of_one), in_torch(inputs_of_one), atol=0.05)
+    judge.device = torch.device("cuda")  # where torch is the faster one
+    assert not isinstance(judge.as_run(compressed), AsFile)
