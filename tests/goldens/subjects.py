@@ -1,0 +1,218 @@
+"""What the goldens are of: the one file that knows how the source is called.
+
+Everything else in this folder works on what these functions return: arrays, numbers, text and bytes. When a
+function of the source is renamed or takes something else, this file follows; what comes out stays.
+"""
+
+import gzip
+import json
+import tempfile
+import zlib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanfront.compression.capture.trace import Traced, trace
+from leanfront.compression.graph import Network
+from leanfront.compression.policy import Policy
+from leanfront.compression.policy.batch import PolicyBatch
+from leanfront.compression.policy.space import Space
+from leanfront.hw_profiles.loading import BUILT_IN, read_profile
+from leanfront.hw_profiles.profile import HardwareProfile
+from leanfront.latency_models.cost import CostModel, TableError
+from leanfront.latency_models.kernel_table.keys import constant_bytes_of, without_sizes
+from leanfront.latency_models.kernel_table.table import CALL, Device, Entry, LatencyTable
+from leanfront.latency_models.measured.correction import PRIOR, Correction
+from leanfront.latency_models.measured.model import TableModel
+from leanfront.latency_models.measured.optimised_kernels import Structure
+from leanfront.latency_models.registry import model_of
+from tests.goldens import networks
+
+FOLDER = Path(__file__).parent
+SPARSITY = (0.0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9)
+POLICIES = 1000
+SINGLE = 4
+"""So many of them are also priced one by one."""
+COSTS = ("latency_ms", "energy_mj", "size_bytes", "peak_memory_bytes")
+NEAR_CACHE_BYTES = 100_000
+KERNELS = FOLDER / "kernels.json.gz"
+"""The optimised kernels of the five networks, as onnxruntime made them when the goldens were made."""
+
+
+# --- networks and profiles ---------------------------------------------------------------------------------
+
+
+@cache
+def traced(name: str) -> Traced:
+    return trace(networks.built(name), networks.inputs(name, 1, 0) * 0)
+
+
+def profiles() -> dict[str, HardwareProfile]:
+    """Name -> profile: all that are shipped, and two here that are too small for many policies."""
+    files = sorted([*BUILT_IN.glob("*.toml"), *(FOLDER / "profiles").glob("*.toml")], key=lambda p: p.stem)
+    return {path.stem: read_profile(path) for path in files}
+
+
+# --- policies ----------------------------------------------------------------------------------------------
+
+
+def space(network: Network, profile: HardwareProfile) -> Space:
+    """With all pairs of bits that a profile supports."""
+    weights, activations = (sorted({pair[place] for pair in profile.supported}) for place in (0, 1))
+    return Space(network, profile, SPARSITY, weights, activations)
+
+
+def policies(network: Network, profile: HardwareProfile, seed: int = 0) -> PolicyBatch:
+    """A thousand: uncompressed, cut everywhere alike, and drawn, every second one with branches left out.
+
+    Drawn here and not by the space, whose own draws may come to be in another order.
+    """
+    offered = space(network, profile)
+    rng = np.random.default_rng(seed)
+    sizes = np.array([len(levels) for levels in offered.levels.values()])
+    levels = rng.integers(0, 2**31, (len(sizes), POLICIES)) % sizes[:, None]
+    pairs = rng.integers(0, 2**31, (len(network.layers), POLICIES)) % len(offered.pairs)
+    left_out = (rng.random((len(offered.branches), POLICIES)) < 0.4) & (rng.random(POLICIES) < 0.5)
+    most = len(SPARSITY)
+    for column in range(most):  # one pair everywhere, all groups at one level, no branch left out
+        levels[:, column] = np.minimum(column, sizes - 1)
+        pairs[:, column] = (len(offered.pairs) - 1 - column) % len(offered.pairs)
+        left_out[:, column] = False
+    alike = slice(most, 3 * most)
+    pairs[:, alike] = pairs[:1, alike]
+    return offered.batch(levels, pairs, left_out)
+
+
+def policy_arrays(batch: PolicyBatch) -> dict[str, NDArray[Any]]:
+    """Name -> (rows, n): what the policies are, so that another draw is told from another price."""
+    none = np.zeros((0, batch.count), dtype=np.bool_)
+    return {
+        "channels": batch.channels,
+        "weight_bits": batch.weight_bits,
+        "activation_bits": batch.activation_bits,
+        "left_out": none if batch.left_out is None else batch.left_out,
+    }
+
+
+# --- prices ------------------------------------------------------------------------------------------------
+
+
+class NotKnown(Exception):
+    """A part that does not know what a network costs; says why."""
+
+
+def model(name: str, profile: HardwareProfile) -> CostModel:
+    """What prices a network on a part; for measured ones with the times that ``made_up_ms`` makes up."""
+    return model_of(profile) if profile.model != "measured" else measured_model(name, profile)
+
+
+def made_up_ms(key: str) -> float:
+    """The time of a kernel: the more constants the longer, and a share that only its key decides."""
+    return (2e-3 + 2e-7 * constant_bytes_of(key)) * (1 + zlib.crc32(key.encode()) % 1000 / 2000)
+
+
+def measured_model(name: str, profile: HardwareProfile) -> TableModel:
+    """The model of a measured part on stored kernels: neither onnxruntime nor this machine has a say."""
+    structure = Structure(traced(name).network, _no_building)
+    with gzip.open(KERNELS, "rt", encoding="utf-8") as file, tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "contexts.jsonl"
+        path.write_text(json.dumps(json.load(file)[name]), encoding="utf-8")
+        structure.load(path)
+    assert structure.keys(), "the stored kernels were not read"
+    return _on_made_up_times(structure, profile)
+
+
+def _no_building(network: Network, policy: Policy) -> bytes:
+    raise AssertionError("this builds a network whose kernels are not in kernels.json.gz")
+
+
+def _on_made_up_times(structure: Structure, profile: HardwareProfile) -> TableModel:
+    """One of eight kernels is not in the table, and is foretold from the others of its kind."""
+    kinds: set[str] = set()
+    entries = {}
+    for key in sorted(structure.keys()):
+        if without_sizes(key) not in kinds or zlib.crc32(key.encode()) % 8:
+            kinds.add(without_sizes(key))
+            resident = 2 * constant_bytes_of(key)
+            entries[key] = Entry(made_up_ms(key), 0.0, 1, 1.0, 0.05, resident, "2026-01-01")
+    entries[CALL] = Entry(0.005, 0.0, 1, 1.0, 0.05, 0, "2026-01-01")
+    device = Device("made-up", 4, 1, "CPUExecutionProvider", "1.0")
+    table = LatencyTable(device, entries, profile.name, NEAR_CACHE_BYTES)
+    weights = {kind: 0.9 + 0.02 * place for place, kind in enumerate(PRIOR)}
+    weights |= {"nodes": 1e-4, "constant_bytes": 1e-8, "far_bytes": 5e-8}
+    return TableModel(structure, table, profile, Correction(weights, 20))
+
+
+def stored_kernels() -> dict[str, Any]:
+    """Network -> what ``measured_model`` reads: built and optimised now. Only ``make`` calls this."""
+    from leanfront.compression.export.template import template
+    from leanfront.compression.export.walk import random_model
+
+    found = {}
+    profile = profiles()["this-machine"]
+    for name in networks.KINDS:
+        network, graph = traced(name).network, template(traced(name))
+
+        def build(cut: Network, policy: Policy, graph: Any = graph) -> bytes:
+            return bytes(random_model(graph, cut, policy).SerializeToString())
+
+        batch = policies(network, profile)
+        structure = Structure(network, build)
+        for column in range(24):  # what every form of a kernel is measured at
+            policy = batch.policy(column)
+            structure.observe(policy.cut(network), policy)
+        priced, seen = False, 0
+        while not priced or seen != len(structure.states):  # until no policy has a form that none before had
+            seen, priced = len(structure.states), True
+            try:
+                _on_made_up_times(structure, profile).costs(batch)
+            except TableError:  # of a kind of kernel that came up now and has a time in the next table
+                priced = False
+                if seen == len(structure.states):
+                    raise
+        with tempfile.TemporaryDirectory() as folder:
+            structure.save(Path(folder) / "contexts.jsonl")
+            found[name] = json.loads((Path(folder) / "contexts.jsonl").read_text(encoding="utf-8"))
+        print(f"{name}: {seen} networks were built")
+    return found
+
+
+def prices(cost_model: CostModel, batch: PolicyBatch) -> dict[str, NDArray[Any]]:
+    """Column -> (n,). Raises NotKnown where the part does not know."""
+    try:
+        found = cost_model.costs(batch)
+        columns = {name: np.asarray(getattr(found, name), dtype=np.float64) for name in COSTS}
+        return columns | {"fits": np.asarray(found.fits), "modelled": np.asarray(found.modelled)}
+    except TableError as error:
+        raise NotKnown(str(error)) from error
+
+
+def single_prices(
+    cost_model: CostModel, profile: HardwareProfile, batch: PolicyBatch
+) -> Iterator[dict[str, Any]]:
+    """Of policies one by one: costs, resources, and what it says of itself; of the first also each kernel."""
+    multiple = profile.channel_multiple
+    for column in np.linspace(0, batch.count - 1, SINGLE, dtype=int).tolist():
+        policy = batch.policy(column)
+        network = policy.cut(batch.network, multiple)
+        cost = cost_model.cost(network, policy)
+        yield {
+            "policy": column,
+            **{name: float(getattr(cost, name)) for name in COSTS},
+            "fits": bool(cost.fits),
+            "resources": {key: float(value) for key, value in cost.resources.items()},
+            "kind": cost.kind,
+            "estimated": cost.estimated,
+        }
+    policy = batch.policy(batch.count // 2)
+    layers = cost_model.layers(policy.cut(batch.network, multiple), policy)
+    yield {
+        "policy": batch.count // 2,
+        "kernels": [row.name for row in layers],
+        "sources": [row.source for row in layers],
+        "kernels_ms": [float(f"{row.latency_ms:.10g}") for row in layers],
+    }
