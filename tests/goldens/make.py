@@ -11,7 +11,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.goldens import costs, subjects
+from tests.goldens import costs, files, subjects
 
 
 def kernels() -> None:
@@ -20,8 +20,8 @@ def kernels() -> None:
     subjects.KERNELS.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
-PARTS = {"kernels": kernels, "costs": costs.make}
-USUAL = ["costs"]
+PARTS = {"kernels": kernels, "costs": costs.make, "files": files.make}
+USUAL = ["costs", "files"]
 
 
 def main() -> None:

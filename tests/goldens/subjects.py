@@ -17,10 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanfront.compression.capture.trace import Traced, trace
+from leanfront.compression.export.template import Template, template
+from leanfront.compression.export.walk import exported, random_model
 from leanfront.compression.graph import Network
-from leanfront.compression.policy import Policy
+from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.compression.policy.space import Space
+from leanfront.compression.techniques.compress import compress
+from leanfront.compression.techniques.quantize import calibrate
+from leanfront.compression.training.batch_norms import re_estimate
 from leanfront.hw_profiles.loading import BUILT_IN, read_profile
 from leanfront.hw_profiles.profile import HardwareProfile
 from leanfront.latency_models.cost import CostModel, TableError
@@ -28,6 +33,7 @@ from leanfront.latency_models.kernel_table.keys import constant_bytes_of, withou
 from leanfront.latency_models.kernel_table.table import CALL, Device, Entry, LatencyTable
 from leanfront.latency_models.measured.correction import PRIOR, Correction
 from leanfront.latency_models.measured.model import TableModel
+from leanfront.latency_models.measured.network_model import network_model
 from leanfront.latency_models.measured.optimised_kernels import Structure
 from leanfront.latency_models.registry import model_of
 from tests.goldens import networks
@@ -149,9 +155,6 @@ def _on_made_up_times(structure: Structure, profile: HardwareProfile) -> TableMo
 
 def stored_kernels() -> dict[str, Any]:
     """Network -> what ``measured_model`` reads: built and optimised now. Only ``make`` calls this."""
-    from leanfront.compression.export.template import template
-    from leanfront.compression.export.walk import random_model
-
     found = {}
     profile = profiles()["this-machine"]
     for name in networks.KINDS:
@@ -216,3 +219,65 @@ def single_prices(
         "sources": [row.source for row in layers],
         "kernels_ms": [float(f"{row.latency_ms:.10g}") for row in layers],
     }
+
+
+# --- exported files ----------------------------------------------------------------------------------------
+
+FILES = ("float", "int8", "mixed", "cut", "left_out", "cut_mixed")
+BUILT_TO_BE_TIMED = (("resnet", "left_out"), ("vgg", "cut_mixed"), ("mobilenet", "mixed"), ("unet", "int8"),
+                     ("resnet", "mixed"), ("unet", "cut_mixed"))  # fmt: skip
+"""Of which also the file is kept that is written to be timed where there is no export."""
+
+
+def file_policy(network: Network, kind: str) -> Policy:
+    """One of FILES. Mixed: integers of 2, 4, 5 and 8 bits, float layers, and 4 bits computed in floats."""
+    pairs = {"float": [(32, 32)], "int8": [(8, 8)], "cut": [(8, 8)], "left_out": [(8, 8), (4, 8), (32, 32)]}
+    mixed = [(4, 8), (8, 8), (2, 8), (32, 32), (4, 32), (8, 8), (5, 8)]
+    rows = pairs.get(kind, mixed)
+    read: dict[str, int] = {}  # layers that read one tensor share its activation bits
+    layers = {}
+    number = 0
+    gone = (
+        {name for branch in network.branches[:2] for name in branch.layers} if kind == "left_out" else set()
+    )
+    for node in network.nodes:
+        if node.layer is not None:
+            weights, activations = rows[number % len(rows)]
+            number += 1
+            held = read.setdefault(node.inputs[0], activations)
+            if held != activations:
+                weights = 8 if held == 8 else 32
+            layers[node.layer] = (weights, held)
+    sparsity = dict.fromkeys(network.groups, 0.0)
+    if kind.startswith("cut"):
+        sparsity = {group: (0.25, 0.5, 0.4)[place % 3] for place, group in enumerate(network.groups)}
+    return Policy.of(
+        {
+            layer.name: LayerPolicy(
+                1.0 if layer.name in gone else sparsity.get(layer.group or "", 0.0), *layers[layer.name]
+            )
+            for layer in network.layers
+        }
+    )
+
+
+@cache
+def _template(name: str) -> Template:
+    return template(traced(name))
+
+
+def exported_file(name: str, kind: str) -> bytes:
+    """The network as it is exported under a policy, norms and ranges found on seeded images; one thread."""
+    found = traced(name)
+    compressed = compress(found, file_policy(found.network, kind))
+    data = [networks.inputs(name, 16, 1)]
+    re_estimate(compressed.module, data)
+    calibrate(compressed.module, data)
+    compressed.module.eval()
+    return bytes(exported(_template(name), compressed).SerializeToString(deterministic=True))
+
+
+def file_to_be_timed(name: str, kind: str) -> bytes:
+    network = traced(name).network
+    policy = file_policy(network, kind)
+    return network_model(policy.cut(network), policy)
