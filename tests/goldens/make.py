@@ -1,7 +1,7 @@
 """Write the goldens anew: ``python -m tests.goldens.make [kernels] [costs] [files] [proposals] [run]``.
 
-README.md says when that may be done. Without words all but the kernels and the run, which were made by
-onnxruntime and by version 0.1.0 and are what the other goldens are of.
+README.md says when that may be done. Without words all but the kernels, which onnxruntime made and which the
+prices are of; the stored run and the stored file, which version 0.1.0 made, are never made anew.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.goldens import costs, files, subjects
+from tests.goldens import costs, files, proposing, run, subjects
 
 
 def kernels() -> None:
@@ -20,8 +20,14 @@ def kernels() -> None:
     subjects.KERNELS.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
-PARTS = {"kernels": kernels, "costs": costs.make, "files": files.make}
-USUAL = ["costs", "files"]
+PARTS = {
+    "kernels": kernels,
+    "costs": costs.make,
+    "files": files.make,
+    "proposals": proposing.make,
+    "run": run.make,
+}
+USUAL = ["costs", "files", "proposals", "run"]
 
 
 def main() -> None:

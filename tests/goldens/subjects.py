@@ -5,16 +5,24 @@ function of the source is renamed or takes something else, this file follows; wh
 """
 
 import gzip
+import io
 import json
+import os
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+import optuna
 from numpy.typing import NDArray
+from optuna.trial import TrialState
 
 from leanfront.compression.capture.trace import Traced, trace
 from leanfront.compression.export.template import Template, template
@@ -36,6 +44,11 @@ from leanfront.latency_models.measured.model import TableModel
 from leanfront.latency_models.measured.network_model import network_model
 from leanfront.latency_models.measured.optimised_kernels import Structure
 from leanfront.latency_models.registry import model_of
+from leanfront.search.cli.app import main
+from leanfront.search.config import LimitsSection
+from leanfront.search.samplers.cascade.encoding import Encoding
+from leanfront.search.samplers.cascade.sampler import CascadeSampler
+from leanfront.search.samplers.cascade.warm_start import Knowledge
 from tests.goldens import networks
 
 FOLDER = Path(__file__).parent
@@ -281,3 +294,98 @@ def file_to_be_timed(name: str, kind: str) -> bytes:
     network = traced(name).network
     policy = file_policy(network, kind)
     return network_model(policy.cut(network), policy)
+
+
+# --- proposals ---------------------------------------------------------------------------------------------
+
+PROPOSALS = 20
+KNOWN = 40
+"""Trials that the sampler finds done."""
+
+
+def proposals() -> list[dict[str, Any]]:
+    """What cascade proposes one after the other on a made-up problem, and what each was told to score.
+
+    The residual network on the toy; harms of decisions add up, and two of them multiply. Forty trials are
+    done, all untrained, every fifth short, every tenth complete.
+    """
+    profile = profiles()["toy"]
+    offered = Space(traced("resnet").network, profile, (0.0, 0.25, 0.5, 0.75), (4, 8, 32), (8, 32))
+    encoding = Encoding(offered)
+    rng = np.random.default_rng(5)
+    harms = [rng.uniform(0.001, 0.02) * np.linspace(*ends, size) ** 2
+             for size, ends in zip(encoding.sizes, _worse(encoding), strict=True)]  # fmt: skip
+    cost_model = model_of(profile)
+    objectives = ("accuracy", "latency_ms", "size_bytes")
+    whole = cost_model.costs(encoding.batch(encoding.uncompressed()[:, None]))
+    baseline = {name: float(getattr(whole, name)[0]) for name in objectives[1:]} | {"accuracy": 0.95}
+    knowledge = Knowledge(
+        space=offered, cost_model=cost_model, objectives=objectives, limits=LimitsSection(), baseline=baseline,
+        divergences={n: tuple(h) for n, h in zip(encoding.names, harms, strict=True)},
+        images=(0, 1000, 2000), start=0,
+    )  # fmt: skip
+    knowledge = replace(knowledge, archive=knowledge.cheap_front(20_000))
+
+    def result(policy: Policy, rungs: int) -> dict[str, Any]:
+        codes = encoding.of(policy)
+        alone = [float(own[code]) for own, code in zip(harms, codes, strict=True)]
+        divergence = sum(alone) + 30.0 * alone[0] * alone[1] + 1e-4
+        costs = cost_model.costs(encoding.batch(codes[:, None]))
+        scored = {"divergence": divergence, "accuracy": 0.95 - divergence}
+        found = {name: float(getattr(costs, name)[0]) for name in objectives[1:]}
+        reached = [{"rung": rung, "images": 1000 * rung, **scored} for rung in range(rungs)]
+        return {"state": "complete" if rungs == 3 else "pruned", **scored, **found, "rungs": reached}
+
+    study = optuna.create_study(
+        directions=["maximize", "minimize", "minimize"], sampler=CascadeSampler(knowledge, 7)
+    )
+    names = study.sampler.infer_relative_search_space(study, optuna.trial.create_trial(state=TrialState.FAIL))
+    drawn = encoding.random(KNOWN, rng)
+    for place in range(KNOWN):
+        params = encoding.params(drawn[:, place])
+        told = result(
+            encoding.batch(drawn[:, place : place + 1]).policy(0), 1 + (place % 5 == 0) + (place % 10 == 0)
+        )
+        complete = told["state"] == "complete"
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=params,
+                distributions={name: names[name] for name in params},
+                user_attrs={"result": told},
+                state=TrialState.COMPLETE if complete else TrialState.PRUNED,
+                values=[told[name] for name in objectives] if complete else None,
+            )
+        )
+    found = []
+    for _ in range(PROPOSALS):
+        trial = study.ask()
+        policy = offered.suggest(trial)
+        told = result(policy, 3)
+        trial.set_user_attr("result", told)
+        study.tell(trial, [told[name] for name in objectives])
+        layers = {name: [own.sparsity, own.weight_bits, own.activation_bits] for name, own in policy.items()}
+        found.append({"accuracy": told["accuracy"], "policy": layers})
+    return found
+
+
+def _worse(encoding: Encoding) -> Iterator[tuple[float, float]]:
+    """Of each decision where the harm is: more sparsity and being left out harm, more bits do not."""
+    for name in encoding.names:
+        yield (1.0, 0.0) if name.startswith("bits/") else (0.0, 1.0)
+
+
+# --- the command line --------------------------------------------------------------------------------------
+
+
+def command(*words: str) -> str:
+    """What ``leanfront`` prints, on lines of 100 characters; raises where it does not end well."""
+    with ExitStack() as stack:
+        text = stack.enter_context(redirect_stdout(io.StringIO()))
+        errors = stack.enter_context(redirect_stderr(io.StringIO()))
+        stack.enter_context(patch.dict(os.environ, {"COLUMNS": "100"}))
+        stack.enter_context(patch.object(sys, "argv", ["leanfront", *words]))
+        try:
+            main()
+        except SystemExit as end:
+            assert not end.code, f"leanfront {' '.join(words)} ended with {end.code}: {errors.getvalue()}"
+    return text.getvalue()

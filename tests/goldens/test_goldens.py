@@ -1,10 +1,12 @@
-"""What version 0.1.0 (fafcb01) answered, and what is answered now. README.md says when a golden may change."""
+"""What version 0.1.0 (fafcb01) answered is answered now. README.md says when a golden may change."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.goldens import costs, files, networks, subjects
+from tests.goldens import costs, files, networks, proposing, run, subjects
 
 
 @pytest.fixture(scope="module")
@@ -34,3 +36,24 @@ def test_thirty_files_are_kept_and_six_to_be_timed(kept_files: dict[str, Any]) -
 @pytest.mark.parametrize("network", networks.KINDS)
 def test_exported_files(network: str, kept_files: dict[str, Any]) -> None:
     assert not [*files.differences(kept_files, network)]
+
+
+def test_proposals() -> None:
+    assert not [*proposing.differences()]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run.unpacked(tmp_path_factory.mktemp("golden"))
+
+
+@pytest.mark.parametrize("part", run.PARTS)
+def test_a_run_of_version_0_1_is_read_as_it_was_then(part: str, run_folder: Path) -> None:
+    assert not [*run.differences(part, run_folder)]
+
+
+@pytest.mark.slow
+def test_a_run_of_version_0_1_can_be_picked_from(run_folder: Path) -> None:
+    """With weights that version 0.1.0 kept; its short fine-tune is not done again."""
+    found = json.loads(subjects.command("pick", str(run_folder), "--epochs", "0", "--format", "json"))
+    assert (run_folder / "exported" / str(found["trial"]) / "model.onnx").is_file()
