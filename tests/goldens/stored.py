@@ -38,7 +38,7 @@ def difference(kept: Numbers, values: NDArray[Any], tolerance: float = TOLERANCE
     if not same.all():
         index = int(np.flatnonzero(~same)[0])
         others = f" (and {(~same).sum() - 1} others of the first {FIRST})" if (~same).sum() > 1 else ""
-        return f"{index}: {first[index]!r} was kept, {numbers[index]!r} came{others}"
+        return f"{index}: {float(first[index])!r} was kept, {float(numbers[index])!r} came{others}"
     weights, finite = _weights(len(numbers)), _finite(numbers)
     gap = sums - weights @ finite
     if (np.abs(gap) <= tolerance * (np.abs(weights) @ np.abs(finite))).all():
@@ -48,7 +48,7 @@ def difference(kept: Numbers, values: NDArray[Any], tolerance: float = TOLERANCE
     index = int(likeness.argmax())
     if likeness[index] > 1 - 1e-6:
         was = numbers[index] + gap @ weights[:, index] / (weights[:, index] @ weights[:, index])
-        return f"{index} alone: about {was!r} was kept, {numbers[index]!r} came"
+        return f"{index} alone: about {float(was)!r} was kept, {float(numbers[index])!r} came"
     worst = (np.abs(gap) / (np.abs(weights) @ np.abs(finite))).max()
     return f"several beyond the first {FIRST}: their weighted sums differ by up to {worst:.2g} of all"
 
@@ -81,7 +81,7 @@ def json_difference(kept: Any, came: Any, tolerance: float = TOLERANCE, where: s
         pairs = [(f"{where}.{key}" if where else key, kept[key], came[key]) for key in kept]
     elif isinstance(kept, list) and isinstance(came, list):
         if len(kept) != len(came):
-            return f"{where or 'top'}: {len(kept)} entries were kept, {len(came)} came: {kept!r:.200} {came!r:.200}"
+            return f"{where or 'top'}: {len(kept)} entries were kept, {len(came)} came: {came!r:.300}"
         pairs = [(f"{where}[{i}]", a, b) for i, (a, b) in enumerate(zip(kept, came, strict=True))]
     else:
         numbers = [isinstance(v, (int, float)) and not isinstance(v, bool) for v in (kept, came)]

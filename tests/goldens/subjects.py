@@ -46,7 +46,9 @@ from leanfront.latency_models.measured.optimised_kernels import Structure
 from leanfront.latency_models.registry import model_of
 from leanfront.search.cli.app import main
 from leanfront.search.config import LimitsSection
+from leanfront.search.samplers import expected_accuracy
 from leanfront.search.samplers.cascade.encoding import Encoding
+from leanfront.search.samplers.cascade.expected_hypervolume import Landscape, strewn
 from leanfront.search.samplers.cascade.sampler import CascadeSampler
 from leanfront.search.samplers.cascade.warm_start import Knowledge
 from tests.goldens import networks
@@ -290,10 +292,14 @@ def exported_file(name: str, kind: str) -> bytes:
     return bytes(exported(_template(name), compressed).SerializeToString(deterministic=True))
 
 
-def file_to_be_timed(name: str, kind: str) -> bytes:
+def file_to_be_timed(name: str, kind: str, exported: bool) -> bytes:
+    """What is measured in the place of the trained network: from the template of its export, or without."""
     network = traced(name).network
     policy = file_policy(network, kind)
-    return network_model(policy.cut(network), policy)
+    cut = policy.cut(network)
+    if exported:
+        return bytes(random_model(_template(name), cut, policy).SerializeToString(deterministic=True))
+    return network_model(cut, policy)
 
 
 # --- proposals ---------------------------------------------------------------------------------------------
@@ -320,7 +326,8 @@ def proposals() -> list[dict[str, Any]]:
     whole = cost_model.costs(encoding.batch(encoding.uncompressed()[:, None]))
     baseline = {name: float(getattr(whole, name)[0]) for name in objectives[1:]} | {"accuracy": 0.95}
     knowledge = Knowledge(
-        space=offered, cost_model=cost_model, objectives=objectives, limits=LimitsSection(), baseline=baseline,
+        space=offered, cost_model=cost_model, objectives=objectives, limits=LimitsSection(),
+        baseline=baseline,
         divergences={n: tuple(h) for n, h in zip(encoding.names, harms, strict=True)},
         images=(0, 1000, 2000), start=0,
     )  # fmt: skip
@@ -360,12 +367,21 @@ def proposals() -> list[dict[str, Any]]:
     for _ in range(PROPOSALS):
         trial = study.ask()
         policy = offered.suggest(trial)
+        expected = expected_accuracy(study.sampler, policy)
         told = result(policy, 3)
         trial.set_user_attr("result", told)
         study.tell(trial, [told[name] for name in objectives])
         layers = {name: [own.sparsity, own.weight_bits, own.activation_bits] for name, own in policy.items()}
-        found.append({"accuracy": told["accuracy"], "policy": layers})
+        found.append({"accuracy": told["accuracy"], "policy": layers, "expected": expected})
     return found
+
+
+def gains() -> list[float]:
+    """By how much policies are expected to raise what a front dominates: forty of seeded costs and hopes."""
+    rng = np.random.default_rng(11)
+    costs, shortfalls = -rng.uniform(0.0, 2.0, (60, 2)), rng.normal(-3.0, 1.0, 60)
+    front = Landscape(strewn(np.array([-2.0, -2.0])), -2.3, costs[:20], shortfalls[:20], -1.9)
+    return front.expected_gain(costs[20:], shortfalls[20:], rng.uniform(0.1, 1.5, 40)).tolist()
 
 
 def _worse(encoding: Encoding) -> Iterator[tuple[float, float]]:
@@ -387,5 +403,6 @@ def command(*words: str) -> str:
         try:
             main()
         except SystemExit as end:
-            assert not end.code, f"leanfront {' '.join(words)} ended with {end.code}: {errors.getvalue()}"
+            if end.code:
+                raise RuntimeError(f"leanfront {' '.join(words)}: {errors.getvalue()}") from end
     return text.getvalue()
