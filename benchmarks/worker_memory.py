@@ -6,6 +6,7 @@
 """
 
 import argparse
+import gc
 import os
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from leanfront.compression.capture.trace import trace
 from leanfront.compression.policy.space import Space
 from leanfront.hw_profiles import load_profile
 from leanfront.search.config import parse_config
-from leanfront.search.study.heap import give_back, keep_what_is_there
+from leanfront.search.study.loop import give_back
 from leanfront.search.study.run_search import use_threads
 from leanfront.search.task import ArrayData, Task
 from leanfront.search.trial.scorer import Scorer
@@ -54,7 +55,8 @@ def main() -> None:
     profile = load_profile(config.hardware.profile)
     space = Space(traced.network, profile, wanted.sparsity, wanted.weight_bits, wanted.activation_bits)
     scorer = Scorer(traced, task, config)
-    keep_what_is_there()
+    gc.collect()
+    gc.freeze()
     for trial in range(1, given.trials + 1):
         scorer.start(space.random(rng)).score(len(config.rung_images) - 1)
         if not given.keep:

@@ -8,8 +8,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from leanfront.search.run.front import front_rows
-from leanfront.search.run.lock import locked
 from leanfront.search.run.run_folder import DiskFull, RunFolder, TrialRow
+from leanfront.search.run.run_lock import locked
 
 _SHARE_OF_TIME = 0.02
 """Writing the tables takes at most about this share of a search's time, however long they get."""

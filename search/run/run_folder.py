@@ -18,7 +18,7 @@ from typing import Any
 from leanfront.latency_models.files import replace_file
 from leanfront.search.config import ConfigError, SearchConfig, parse_config
 from leanfront.search.run.disk import is_full
-from leanfront.search.run.lock import is_held, locked, try_lock
+from leanfront.search.run.run_lock import is_held, locked, try_lock
 
 _SECONDS_OF_A_WRITE = 3600.0
 STATES = ("complete", "infeasible", "failed", "pruned", "running")

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from leanfront.search.run.front import front_rows
 from leanfront.search.run.hypervolume import growth, hypervolume
-from leanfront.search.run.lock import is_held
 from leanfront.search.run.run_folder import STATES, RunFolder, TrialRow
+from leanfront.search.run.run_lock import is_held
 
 CURVE_POINTS = 24
 _RATE_TRIALS = 50

@@ -11,9 +11,9 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from leanfront.compression.policy import Policy
 from leanfront.search.run.disk import is_full, when_there_is_space
-from leanfront.search.run.lease import Lease
 from leanfront.search.run.results_tables import row_of
 from leanfront.search.run.run_folder import RunFolder, TrialRow
+from leanfront.search.run.run_lock import BEAT, leased
 from leanfront.search.run.significance import save_scores
 from leanfront.search.samplers import heirs
 from leanfront.search.study.study import adopt, digests, hand_back, tell
@@ -66,7 +66,7 @@ def score_heirs(
         trial = adopt(study, problem.space, chosen, parent.worker, parent.trial)
         number = trial.number
         try:
-            with Lease(study, trial, seconds, partial(overdue, trial)):
+            with leased(partial(trial.set_user_attr, BEAT), seconds, partial(overdue, trial)):
                 result = inherited(problem, parent.trial, climb, chosen, price, partial(keep, run, number))
                 row = row_of(tell(study, trial, result))
         except UpdateFinishedTrialError:

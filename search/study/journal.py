@@ -12,7 +12,7 @@ from typing import Any
 from optuna.storages.journal import JournalFileBackend
 
 from leanfront.search.run.disk import Note, when_there_is_space
-from leanfront.search.run.lock import locked
+from leanfront.search.run.run_lock import locked
 from leanfront.search.study.replay import QuickJournal
 
 _STATE_CHANGES = (0, 4, 6)  # JournalOperation: study created, trial created, trial finished

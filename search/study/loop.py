@@ -1,6 +1,8 @@
 """The search loop of one worker: ask, price, train, tell, until the budget is used up."""
 
+import ctypes
 import faulthandler
+import gc
 import os
 import signal
 import statistics
@@ -9,7 +11,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -20,12 +22,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from leanfront.compression.policy import Policy
 from leanfront.search.run.disk import has_space, is_full
-from leanfront.search.run.lease import Lease, Watch
 from leanfront.search.run.results_tables import Ledger, row_of
 from leanfront.search.run.run_folder import RunFolder, TrialRow
+from leanfront.search.run.run_lock import BEAT, Watch, leased
 from leanfront.search.run.significance import load_scores
 from leanfront.search.samplers import expected_accuracy, given_up
-from leanfront.search.study.heap import give_back, keep_what_is_there
 from leanfront.search.study.inherited_trials import keep, score_heirs
 from leanfront.search.study.progress import log_line
 from leanfront.search.study.study import (
@@ -116,7 +117,7 @@ def time_limit(trials: Sequence[FrozenTrial], minutes: float | None) -> float:
     return _SECONDS_OF_THE_FIRST if longest is None else max(_LEAST_LIMIT_SECONDS, 5 * longest)
 
 
-def _end_process(study: optuna.Study, run: RunFolder, limit: float, trial: optuna.Trial) -> None:
+def _end_process(run: RunFolder, limit: float, trial: optuna.Trial) -> None:
     """What a trial that hangs comes to: nothing but the end of its process stops a reader that never returns.
 
     A trial that waits for space on the disk does not hang.
@@ -124,7 +125,7 @@ def _end_process(study: optuna.Study, run: RunFolder, limit: float, trial: optun
     if not has_space(run.path):
         return
     with suppress(Exception):
-        study._storage.set_trial_user_attr(trial._trial_id, OVERDUE, limit)
+        trial.set_user_attr(OVERDUE, limit)
     run.log(f"trial {trial.number} takes longer than {limit / 60:.3g} min; its process ends. It is here:")
     with suppress(OSError), run.log_file.open("a") as log:
         faulthandler.dump_traceback(log)
@@ -184,7 +185,8 @@ def search_loop(
     minutes = run.config().search.trial_minutes
     ledger = Ledger(run, study)
     ledger.write()
-    keep_what_is_there()
+    gc.collect()
+    gc.freeze()  # what lives now is not looked through again after each trial
     fruitless = failures = 0
 
     def show(row: TrialRow) -> None:
@@ -212,8 +214,8 @@ def search_loop(
         trial = study.ask()
         try:
             seconds = time_limit(trials, minutes)
-            overdue = partial(_end_process, study, run, seconds, trial)
-            with Lease(study, trial, seconds, overdue):
+            overdue = partial(_end_process, run, seconds, trial)
+            with leased(partial(trial.set_user_attr, BEAT), seconds, overdue):
                 trial.set_user_attr("worker", worker)
                 policy = problem.space.suggest(trial)
                 proposing = {"seconds_proposing": time.perf_counter() - asked}
@@ -250,7 +252,7 @@ def search_loop(
                 policy,
                 climbs.pop(),
                 seconds,
-                partial(_end_process, study, run, seconds),
+                partial(_end_process, run, seconds),
                 partial(_enough, budget, stop),
                 show,
             )
@@ -346,3 +348,25 @@ def _unseen(
         if near.digest not in known and foretold(problem, near).state == "running":
             return near
     return None
+
+
+def give_back() -> None:
+    """Give the memory of a finished trial back to the system; some milliseconds.
+
+    A traced module and its graph refer to each other, so that only Python's garbage collection frees its
+    weights, and among a hundred thousand lasting objects that comes every twenty trials or so. What is freed
+    then lies scattered over the heap, which glibc keeps unless it is told to trim: on VGG-11 that was more
+    than the weights.
+    """
+    gc.collect()
+    _trim()(0)
+
+
+@cache
+def _trim() -> Callable[[int], int]:
+    """glibc's malloc_trim; where there is none, nothing."""
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):
+        return lambda pad: 0
+    return trim

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import optuna
@@ -13,8 +14,6 @@ from optuna.trial import TrialState
 from leanfront.search.config import ConfigError, SearchConfig
 from leanfront.search.pick.finish import fine_tune_front, report, reserved_seconds
 from leanfront.search.run.disk import has_space
-from leanfront.search.run.lease import Watch
-from leanfront.search.run.owner import owned
 from leanfront.search.run.results_tables import Ledger
 from leanfront.search.run.run_folder import (
     RunFolder,
@@ -26,6 +25,7 @@ from leanfront.search.run.run_folder import (
     sweep,
     writable,
 )
+from leanfront.search.run.run_lock import Watch, owned
 from leanfront.search.samplers.cascade.warm_start import too_few
 from leanfront.search.storage_url import storage_url
 from leanfront.search.study.loop import Budget, Interrupt, search_loop
@@ -72,7 +72,9 @@ def run_search(config: SearchConfig, config_path: Path, folder: Path | None = No
         run.log(text)
         progress.note(text)
 
-    with owned(run, note):
+    with ExitStack() as owner:
+        with writable(run.locks):
+            owner.enter_context(owned(run.path, run.locks / "search", note))
         run.log(f"search started: {settings.model_dump_json()}")
         progress.note(f"run folder {run.path}")
         sweep(run)

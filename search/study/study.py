@@ -16,9 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.space import Space
 from leanfront.search.config import SearchSection
-from leanfront.search.run.lease import Watch
-from leanfront.search.run.lock import locked
 from leanfront.search.run.run_folder import RunError, RunFolder
+from leanfront.search.run.run_lock import Watch, locked
 from leanfront.search.samplers import sampler
 from leanfront.search.storage_url import storage_url
 from leanfront.search.study.storage import Note, open_storage

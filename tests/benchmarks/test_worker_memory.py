@@ -10,8 +10,7 @@ import pytest
 
 from benchmarks.scale import FreeClimb, FreeCost, configuration, space_of
 from leanfront.search.run.run_folder import make_run, registered
-from leanfront.search.study.heap import give_back
-from leanfront.search.study.loop import Budget, search_loop
+from leanfront.search.study.loop import Budget, give_back, search_loop
 from leanfront.search.study.study import open_study
 from leanfront.search.trial.trial import Problem
 

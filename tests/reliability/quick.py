@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-import leanfront.search.run.lease
+import leanfront.search.run.run_lock
 import leanfront.search.study.loop
 import leanfront.search.study.run_search
 import leanfront.search.study.worker
@@ -61,7 +61,7 @@ def main() -> None:
     leanfront.search.study.run_search.use_threads = lambda count: None
     leanfront.search.study.run_search._PROGRAM = (__file__, "worker")  # type: ignore[assignment]
     leanfront.search.study.loop._SECONDS_AFTER_A_FULL_DISK = 0.2
-    leanfront.search.run.lease.BEAT_SECONDS = 0.2
+    leanfront.search.run.run_lock.BEAT_SECONDS = 0.2
     if sys.argv[1] == "worker":
         del sys.argv[1]
         sys.exit(leanfront.search.study.worker.main())

@@ -16,8 +16,6 @@ from optuna.trial import TrialState
 import leanfront.search.run.disk
 from leanfront.latency_models.files import replace_file
 from leanfront.search.config import parse_config
-from leanfront.search.run.lock import is_held, try_lock
-from leanfront.search.run.owner import owned
 from leanfront.search.run.run_folder import (
     RunError,
     TrialRow,
@@ -28,6 +26,7 @@ from leanfront.search.run.run_folder import (
     sweep,
     writable,
 )
+from leanfront.search.run.run_lock import Taken, is_held, owned, try_lock
 from leanfront.search.study.journal import cut_back, open_journal
 
 FORK = multiprocessing.get_context("fork")
@@ -162,10 +161,11 @@ def test_files_are_replaced_whole(tmp_path):
 
 def test_two_searches_never_share_a_folder(tmp_path):
     run = make_run(tmp_path / "run", config())
-    refused = pytest.raises(RunError, match=rf"process {os.getpid()} on .* since .*leanfront worker")
-    with owned(run), refused, owned(run):
+    refused = pytest.raises(Taken, match=rf"process {os.getpid()} on .* since .*leanfront worker")
+    place = run.path, run.locks / "search"
+    with owned(*place), refused, owned(*place):
         pass
-    with owned(run):
+    with owned(*place):
         pass
 
 

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -15,13 +16,11 @@ from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.trial import TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError, PendingRollbackError
 
-import leanfront.search.run.lease
-import leanfront.search.run.owner
+import leanfront.search.run.run_lock
 import leanfront.search.study.storage
 from leanfront.search.config import ConfigError, load_config, parse_config
-from leanfront.search.run.lease import BEAT, Lease, Watch
-from leanfront.search.run.owner import owned
 from leanfront.search.run.run_folder import RunError, make_run, registered
+from leanfront.search.run.run_lock import BEAT, Taken, Watch, leased, owned
 from leanfront.search.storage_url import StorageURLError, parse_url, storage_url, without_password
 from leanfront.search.study.loop import Budget, search_loop
 from leanfront.search.study.prepare import threads_of_workers
@@ -200,11 +199,11 @@ def test_a_trial_that_was_finished_although_no_answer_came_is_finished(monkeypat
 
 
 def test_a_lease_is_renewed_until_its_trial_ends(monkeypatch):
-    monkeypatch.setattr(leanfront.search.run.lease, "BEAT_SECONDS", 0.02)
+    monkeypatch.setattr(leanfront.search.run.run_lock, "BEAT_SECONDS", 0.02)
     study = optuna.create_study()
     trial = study.ask()
     watch = Watch()
-    with Lease(study, trial):
+    with leased(partial(trial.set_user_attr, BEAT)):
         time.sleep(0.2)
         beats = study.trials[0].user_attrs[BEAT]
         assert beats >= 3
@@ -213,7 +212,7 @@ def test_a_lease_is_renewed_until_its_trial_ends(monkeypatch):
     time.sleep(0.1)
     assert study.trials[0].user_attrs[BEAT] == after
     assert not watch.has_run_out(study.trials[0])
-    monkeypatch.setattr(leanfront.search.run.lease, "LEASE_SECONDS", 0.05)
+    monkeypatch.setattr(leanfront.search.run.run_lock, "LEASE_SECONDS", 0.05)
     time.sleep(0.1)
     assert watch.has_run_out(study.trials[0])
     assert not Watch().has_run_out(study.trials[0])  # who has only now begun to look cannot know
@@ -225,7 +224,7 @@ def test_a_worker_on_another_machine_is_lost_when_its_lease_has_run_out(tmp_path
     trial = study.ask()
     trial.set_user_attr("worker", "worker-elsewhere-7-0123abcd-fedcba")
     watch = Watch()
-    monkeypatch.setattr(leanfront.search.run.lease, "LEASE_SECONDS", 0.2)
+    monkeypatch.setattr(leanfront.search.run.run_lock, "LEASE_SECONDS", 0.2)
     for beat in range(4):
         assert recover(study, done.run, watch) == []
         time.sleep(0.1)
@@ -236,7 +235,7 @@ def test_a_worker_on_another_machine_is_lost_when_its_lease_has_run_out(tmp_path
 
 
 def test_a_search_waits_for_the_last_trials_of_others_and_takes_over_what_is_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr(leanfront.search.run.lease, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(leanfront.search.run.run_lock, "LEASE_SECONDS", 0.5)
     folder = tmp_path / "run"
     searched(folder, 3)
     study = open_study(make_run(folder, configuration()), configuration().search)
@@ -275,30 +274,33 @@ def left_behind(run, host: str) -> Path:
 
 def test_what_a_killed_search_left_is_explained_and_taken_over(tmp_path):
     run = make_run(tmp_path / "run", configuration())
-    left_behind(run, os.uname().nodename)
+    path = left_behind(run, os.uname().nodename)
     said: list[str] = []
-    with owned(run, said.append):
-        owner = json.loads((run.locks / "search").read_text())
+    with owned(run.path, path, said.append):
+        owner = json.loads(path.read_text())
         assert owner["process"] == os.getpid()
     assert len(said) == 1
     assert "process 77" in said[0]
     assert "since 2026-01-01T22:00:00 ended without a word" in said[0]
     said.clear()
-    with owned(run, said.append):
+    with owned(run.path, path, said.append):
         assert said == []  # the one before ended as it should
 
 
 def test_a_search_on_another_machine_is_watched_before_it_is_taken_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(leanfront.search.run.owner, "LEASE_SECONDS", 0.5)
+    monkeypatch.setattr(leanfront.search.run.run_lock, "LEASE_SECONDS", 0.5)
     run = make_run(tmp_path / "run", configuration())
     path = left_behind(run, "elsewhere")
     said: list[str] = []
     alive = threading.Timer(0.1, os.utime, [path])  # it renews its lease
     alive.start()
-    with pytest.raises(RunError, match=r"process 77 on elsewhere since .* already works on"), owned(run):
+    with (
+        pytest.raises(Taken, match=r"process 77 on elsewhere since .* already works on"),
+        owned(run.path, path),
+    ):
         pass
     alive.join()
-    with owned(run, said.append):
+    with owned(run.path, path, said.append):
         pass
     assert "waiting" in said[0]
     assert "takes over" in said[1]
