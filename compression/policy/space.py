@@ -117,7 +117,7 @@ class Space:
             )
         return Policy.of(layers)
 
-    def suggest(self, trial: "optuna.Trial") -> Policy:
+    def suggest(self, trial: "optuna.trial.BaseTrial") -> Policy:
         """Ask a study's sampler for a policy."""
         sparsity = {
             group: levels[trial.suggest_int(f"sparsity/{group}", 0, len(levels) - 1)]

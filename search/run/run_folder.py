@@ -129,8 +129,8 @@ class RunFolder:
         """Lock files: held as long as their process lives."""
         return self.path / "locks"
 
-    def checkpoint(self, trial: int) -> Path:
-        """The weights of one trial."""
+    def checkpoint(self, trial: int | str) -> Path:
+        """The weights of one trial (or of one that has no number yet)."""
         return self.checkpoints / f"{trial}.safetensors"
 
     @property

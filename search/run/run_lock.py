@@ -1,9 +1,9 @@
-"""Who works on a run: locks that die with their process, and leases for machines that do not see each other's.
+"""Who works on a run: locks that die with their process, and leases where machines do not see those.
 
-The kernel lifts an flock when its process ends, however it ends. Whoever works on a trial, or on a run as its one
-search, also says so again and again, so that a worker that is lost is noticed wherever it ran, through any
-storage. Optuna's own heartbeat is not used: it serves ``Study.optimize`` alone (not ask and tell), and only
-databases have it.
+The kernel lifts an flock when its process ends, however it ends. Whoever works on a trial, or on a run as
+its one search, also says so again and again, so that a worker that is lost is noticed wherever it ran,
+through any storage. Optuna's own heartbeat is not used: it serves ``Study.optimize`` alone (not ask and
+tell), and only databases have it.
 """
 
 import fcntl

@@ -2,29 +2,28 @@
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 
 import optuna
-from optuna.exceptions import UpdateFinishedTrialError
 
 from leanfront.compression.policy import Policy
 from leanfront.search.run.disk import is_full, when_there_is_space
 from leanfront.search.run.results_tables import row_of
 from leanfront.search.run.run_folder import RunFolder, TrialRow
-from leanfront.search.run.run_lock import BEAT, leased
+from leanfront.search.run.run_lock import leased
 from leanfront.search.run.significance import save_scores
 from leanfront.search.samplers import heirs
-from leanfront.search.study.study import adopt, digests, hand_back, tell
+from leanfront.search.study.study import add, digests
 from leanfront.search.trial.trial import ClimbLike, Problem, ScoreLike, inherited, priced
 
 
-def keep(run: RunFolder, number: int, climb: ClimbLike, scores: Mapping[int, ScoreLike]) -> None:
+def keep(run: RunFolder, name: int | str, climb: ClimbLike, scores: Mapping[int, ScoreLike]) -> None:
     """Write the weights of a trial's network, and the scores of each example."""
-    climb.keep(run.checkpoint(number))
+    climb.keep(run.checkpoint(name))
     each = {images: score.scores for images, score in scores.items()}
-    when_there_is_space(lambda: save_scores(run.scores_file(number), each), run.log)
+    when_there_is_space(lambda: save_scores(run.scores_file(name), each), run.log)
 
 
 def score_heirs(
@@ -35,11 +34,13 @@ def score_heirs(
     policy: Policy,
     climb: ClimbLike,
     seconds: float,
-    overdue: Callable[[optuna.Trial], None],
+    overdue: Callable[[], None],
     stop: Callable[[], bool],
     on_trial: Callable[[TrialRow], None],
 ) -> None:
     """Score the heirs that the sampler wants of a trial that was just trained, until ``stop`` says so.
+
+    Each is made a trial once it is scored: a worker that is lost before leaves nothing to be taken back.
 
     Args:
         problem: what is searched.
@@ -56,25 +57,28 @@ def score_heirs(
     for chosen in heirs(study.sampler, study, policy, parent.accuracy or 0.0):
         if stop():
             return
-        asked = time.perf_counter()
+        asked, started = time.perf_counter(), datetime.now()
         if chosen.digest in digests(study.get_trials(deepcopy=False)):
             continue
         price = priced(problem, chosen)
         if price.state == "infeasible":
             continue
         price = replace(price, values={**price.values, "seconds_pricing": time.perf_counter() - asked})
-        trial = adopt(study, problem.space, chosen, parent.worker, parent.trial)
-        number = trial.number
+        name = f"inherited-{chosen.digest}"  # until it has a number
         try:
-            with leased(partial(trial.set_user_attr, BEAT), seconds, partial(overdue, trial)):
-                result = inherited(problem, parent.trial, climb, chosen, price, partial(keep, run, number))
-                row = row_of(tell(study, trial, result))
-        except UpdateFinishedTrialError:
-            continue  # it was taken back while this worker did not answer
-        except BaseException as error:
-            with suppress(Exception):
-                hand_back(study, trial)
+            with leased(lambda beat: None, seconds, overdue):
+                result = inherited(problem, parent.trial, climb, chosen, price, partial(keep, run, name))
+        except OSError as error:
             if not is_full(error):
                 raise
             return  # the next trial waits for space
+        files = run.checkpoint(name), run.scores_file(name)
+        if chosen.digest in digests(study.get_trials(deepcopy=False)):  # another worker was faster
+            for path in files:
+                path.unlink(missing_ok=True)
+            continue
+        row = row_of(add(study, problem.space, chosen, parent.worker, result, started))
+        for path in files:
+            if path.exists():
+                path.rename(path.with_name(f"{row.trial}{path.suffix}"))
         on_trial(row)

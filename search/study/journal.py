@@ -9,18 +9,18 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import JournalStorage
+from optuna.storages.journal import BaseJournalBackend
 
 from leanfront.search.run.disk import Note, when_there_is_space
 from leanfront.search.run.run_lock import locked
-from leanfront.search.study.replay import QuickJournal
+from leanfront.search.study.optuna_adapter import STATE_CHANGES, share_distributions
 
-_STATE_CHANGES = (0, 4, 6)  # JournalOperation: study created, trial created, trial finished
 _CHUNK_BYTES = 1 << 20
 
 
-class RepairingJournal(JournalFileBackend):
-    """Optuna's file backend with four differences, readable by Optuna's own.
+class RepairingJournal(BaseJournalBackend):
+    """Writes the lines that Optuna's file backend writes and reads, with four differences.
 
     The lock is an flock, which a killed process cannot leave behind (Optuna's waits 30 s for those); what
     an interrupted writer left after the last newline is cut off before anything is appended (Optuna's
@@ -35,7 +35,6 @@ class RepairingJournal(JournalFileBackend):
         self._lock_path = path.with_name(path.name + ".lock")
         with self._writing():
             cut_back(path)
-        super().__init__(str(path))
         self._reached = (0, 0)  # logs read so far, and the bytes that they take
 
     @contextmanager
@@ -79,19 +78,20 @@ class RepairingJournal(JournalFileBackend):
                     data = memoryview(text.encode())
                     while data:
                         data = data[file.write(data) :]
-                    if any(log.get("op_code") in _STATE_CHANGES for log in logs):
+                    if any(log.get("op_code") in STATE_CHANGES for log in logs):
                         os.fsync(file.fileno())
             except BaseException:
                 os.truncate(self._path, before)
                 raise
 
 
-def open_journal(path: Path, note: Note = lambda text: None) -> QuickJournal:
+def open_journal(path: Path, note: Note = lambda text: None) -> JournalStorage:
     """The storage in a file, which is made if it is missing and repaired if its end is torn.
 
     ``note`` hears when it waits for space on the disk.
     """
-    return QuickJournal(RepairingJournal(path, note))
+    share_distributions()
+    return JournalStorage(RepairingJournal(path, note))
 
 
 def cut_back(path: Path) -> int:

@@ -42,16 +42,7 @@ from leanfront.search.study.study import (
     tell,
 )
 from leanfront.search.trial.promotion import UNTRAINED, Standing, dominator, standings
-from leanfront.search.trial.trial import (
-    WEIGHTS_OF,
-    ClimbLike,
-    Problem,
-    Result,
-    ScoreLike,
-    foretold,
-    priced,
-    scored,
-)
+from leanfront.search.trial.trial import ClimbLike, Problem, Result, ScoreLike, foretold, priced, scored
 
 _GIVE_UP_AFTER = 500
 """So many proposals in a row without one that is new and allowed: the space is used up."""
@@ -87,9 +78,7 @@ class Budget:
 
     def all_begun(self, trials: Sequence[FrozenTrial]) -> bool:
         """Whether the trials that run now are the last, if none of them is lost."""
-        running = sum(
-            trial.state == TrialState.RUNNING and WEIGHTS_OF not in trial.user_attrs for trial in trials
-        )
+        running = sum(trial.state == TrialState.RUNNING for trial in trials)
         return self.trials is not None and finished(trials) + running >= self.trials
 
 
@@ -117,16 +106,18 @@ def time_limit(trials: Sequence[FrozenTrial], minutes: float | None) -> float:
     return _SECONDS_OF_THE_FIRST if longest is None else max(_LEAST_LIMIT_SECONDS, 5 * longest)
 
 
-def _end_process(run: RunFolder, limit: float, trial: optuna.Trial) -> None:
+def _end_process(run: RunFolder, limit: float, trial: optuna.Trial | None) -> None:
     """What a trial that hangs comes to: nothing but the end of its process stops a reader that never returns.
 
     A trial that waits for space on the disk does not hang.
     """
     if not has_space(run.path):
         return
-    with suppress(Exception):
-        trial.set_user_attr(OVERDUE, limit)
-    run.log(f"trial {trial.number} takes longer than {limit / 60:.3g} min; its process ends. It is here:")
+    what = "an inherited network" if trial is None else f"trial {trial.number}"
+    if trial is not None:
+        with suppress(Exception):
+            trial.set_user_attr(OVERDUE, limit)
+    run.log(f"{what} takes longer than {limit / 60:.3g} min; its process ends. It is here:")
     with suppress(OSError), run.log_file.open("a") as log:
         faulthandler.dump_traceback(log)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -252,7 +243,7 @@ def search_loop(
                 policy,
                 climbs.pop(),
                 seconds,
-                partial(_end_process, run, seconds),
+                partial(_end_process, run, seconds, None),
                 partial(_enough, budget, stop),
                 show,
             )

@@ -1,5 +1,6 @@
 """Where a study is kept: the run's own journal, or one of Optuna's storages that many machines reach."""
 
+import abc
 import time
 import warnings
 from collections.abc import Callable
@@ -8,11 +9,12 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage, get_storage
+from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
 
 from leanfront.search.run.run_folder import RunError
 from leanfront.search.storage_url import StorageURL
 from leanfront.search.study.journal import open_journal
+from leanfront.search.study.optuna_adapter import cached
 
 Note = Callable[[str], None]
 
@@ -59,7 +61,7 @@ def open_storage(
         raise RunError(
             f"cannot open the storage {shown}: {_reason(error)}; is its server running?"
         ) from error
-    return _patient(storage, shown, note)
+    return PatientStorage(storage, shown, note)  # type: ignore[abstract]  # see below
 
 
 def _database(url: StorageURL) -> BaseStorage:
@@ -68,7 +70,7 @@ def _database(url: StorageURL) -> BaseStorage:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # it warns of lost connections by the page
     text = url.text.replace("postgresql://", "postgresql+psycopg://", 1)
-    return get_storage(
+    return cached(
         RDBStorage(
             text.replace("{", "{{").replace("}", "}}"),  # Optuna fills templates
             engine_kwargs={
@@ -90,16 +92,31 @@ def _proxy(url: StorageURL) -> BaseStorage:
     return proxy
 
 
-def _patient(storage: BaseStorage, shown: str, note: Note) -> BaseStorage:
-    """Have each operation of a storage tried again while its server is away."""
-    for name in vars(BaseStorage):
-        if not name.startswith("_") and callable(getattr(storage, name)):
-            setattr(storage, name, _patiently(getattr(storage, name), shown, note))
-    return storage
+class PatientStorage(BaseStorage):
+    """Another storage, each of its operations tried again while its server is away."""
+
+    def __init__(self, storage: BaseStorage, shown: str, note: Note) -> None:
+        self._storage = storage
+        self._shown = shown
+        self._note = note
+
+
+def _delegated(name: str) -> Callable[..., Any]:
+    def operation(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
+        return _patiently(getattr(self._storage, name), self._shown, self._note)(*args, **kwargs)
+
+    return operation
+
+
+for _name in vars(BaseStorage):
+    if not _name.startswith("_"):
+        setattr(PatientStorage, _name, _delegated(_name))
+abc.update_abstractmethods(PatientStorage)
 
 
 def _patiently(operation: Callable[..., Any], shown: str, note: Note) -> Callable[..., Any]:
-    """All operations may be repeated: at worst a trial is made that nobody works on, and taken back later."""
+    """All operations may be repeated: at worst a trial is made that nobody works on, and taken back later, or
+    one that is done is there twice."""
 
     def again(*args: Any, **kwargs: Any) -> Any:
         began: float | None = None

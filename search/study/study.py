@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -20,8 +21,9 @@ from leanfront.search.run.run_folder import RunError, RunFolder
 from leanfront.search.run.run_lock import Watch, locked
 from leanfront.search.samplers import sampler
 from leanfront.search.storage_url import storage_url
+from leanfront.search.study.optuna_adapter import handle
 from leanfront.search.study.storage import Note, open_storage
-from leanfront.search.trial.promotion import HOPELESS, INTERRUPTED, LOST, UNKNOWN
+from leanfront.search.trial.promotion import HOPELESS, INTERRUPTED, UNKNOWN
 from leanfront.search.trial.trial import WEIGHTS_OF, Result
 
 if TYPE_CHECKING:
@@ -96,20 +98,31 @@ def anchor(space: Space) -> Policy:
     return space.uniform(0.0, (8, 8) if (8, 8) in integers else max(integers, default=max(space.pairs)))
 
 
-def adopt(study: optuna.Study, space: Space, policy: Policy, worker: str, parent: int) -> optuna.Trial:
-    """Begin a trial of a policy without asking the sampler: an heir of trial ``parent``.
+def add(
+    study: optuna.Study, space: Space, policy: Policy, worker: str, result: Result, started: datetime
+) -> FrozenTrial:
+    """Add a trial that is done, without asking the sampler: of a policy that inherited its weights.
 
-    Whatever waits in the queue goes on waiting. If its worker is lost, so are the weights: it ends there.
+    Whatever waits in the queue goes on waiting.
     """
-    attributes: dict[str, Any] = {"worker": worker, WEIGHTS_OF: parent, **named(policy)}
-    begun = optuna.trial.create_trial(
-        state=TrialState.RUNNING,
-        user_attrs=attributes,
-        system_attrs={"fixed_params": space.params_of(policy)},
+    decided = optuna.trial.FixedTrial(space.params_of(policy))
+    space.suggest(decided)
+    values = _values_of(study, result.to_dict())
+    done = optuna.trial.create_trial(
+        state=_OPTUNA_STATES[result.state] if values is None else TrialState.COMPLETE,
+        values=values,
+        params=decided.params,
+        distributions=decided.distributions,
+        user_attrs={"worker": worker, **named(policy), "result": result.to_dict()},
+        constraints=dict(result.constraints),
     )
-    trial = optuna.Trial(study, study._storage.create_new_trial(study._study_id, template_trial=begun))
-    space.suggest(trial)
-    return trial
+    done.datetime_start = started
+    study.add_trial(done)
+    return next(  # its number, which add_trial does not say
+        trial
+        for trial in reversed(study.get_trials(deepcopy=False))
+        if trial.user_attrs.get("digest") == policy.digest and trial.user_attrs.get("worker") == worker
+    )
 
 
 def named(policy: Policy) -> dict[str, str]:
@@ -137,15 +150,22 @@ def tell(study: optuna.Study, trial: optuna.Trial, result: Result) -> FrozenTria
     for name, violation in result.constraints.items():
         trial.set_constraint(name, violation)
     trial.set_user_attr("result", result.to_dict())
-    return _finish(study, trial.number, result.state, result.to_dict())
+    return _finish(study, trial.number, result.to_dict())
 
 
-def _finish(study: optuna.Study, number: int, state: str, values: Mapping[str, Any]) -> FrozenTrial:
-    objectives = study.metric_names or []
-    measured = state == "complete" or (state == "infeasible" and "accuracy" in values)
-    if measured:  # a trained network over max_drop is COMPLETE with a violated constraint
-        return study.tell(number, values=[float(values[name]) for name in objectives])
-    return study.tell(number, state=_OPTUNA_STATES[state])
+def _finish(study: optuna.Study, number: int, result: Mapping[str, Any]) -> FrozenTrial:
+    values = _values_of(study, result)
+    if values is not None:
+        return study.tell(number, values=values)
+    return study.tell(number, state=_OPTUNA_STATES[result["state"]])
+
+
+def _values_of(study: optuna.Study, result: Mapping[str, Any]) -> list[float] | None:
+    """What Optuna is told of a network that was scored, None of any other. One over max_drop is COMPLETE, its
+    constraint violated."""
+    if result["state"] == "complete" or (result["state"] == "infeasible" and "accuracy" in result):
+        return [float(result[name]) for name in study.metric_names or []]
+    return None
 
 
 def recover(study: optuna.Study, run: RunFolder, watch: Watch | None = None) -> list[int]:
@@ -185,15 +205,14 @@ def _abandoned(trial: FrozenTrial, run: RunFolder, watch: Watch) -> bool:
 
 def _take_back(study: optuna.Study, trial: FrozenTrial) -> None:
     attributes = trial.user_attrs
-    handle = optuna.Trial(study, trial._trial_id)
     if "result" in attributes:
-        _finish(study, trial.number, attributes["result"]["state"], attributes["result"])
+        _finish(study, trial.number, attributes["result"])
     elif attributes.get("again") is not None:
         what = "killed its worker"
         if OVERDUE in attributes:
             what = f"took longer than {attributes[OVERDUE] / 60:.3g} min"
         reason = f"{what} twice, here and as trial {attributes['again']}"
-        tell(study, handle, Result("failed", reason))
+        tell(study, handle(study, trial), Result("failed", reason))
     else:
         _run_again(study, trial, again=trial.number)
 
@@ -206,15 +225,13 @@ def hand_back(study: optuna.Study, trial: optuna.Trial) -> None:
 
 
 def _run_again(study: optuna.Study, trial: FrozenTrial, again: int | None) -> None:
-    """Enqueue the parameters of a running trial once more, but for an heir's; then finish it as interrupted.
+    """Enqueue the parameters of a running trial once more; then finish it as interrupted.
 
     ``again``: the number of the trial that lost its worker, which must not happen a second time.
     """
-    is_heir = WEIGHTS_OF in trial.user_attrs
-    if not is_heir and (params := _all_params(trial)):
+    if params := _all_params(trial):
         study.enqueue_trial(params, user_attrs={"again": again, "origin": f"trial {trial.number} again"})
-    handle = optuna.Trial(study, trial._trial_id)
-    handle.set_user_attr("result", Result("pruned", LOST if is_heir else INTERRUPTED).to_dict())
+    handle(study, trial).set_user_attr("result", Result("pruned", INTERRUPTED).to_dict())
     study.tell(trial.number, state=TrialState.FAIL)
 
 

@@ -15,9 +15,8 @@ HARMLESS = 0.02
 UNTRAINED = "needs no training"
 """Why a trial is complete after the untrained rung."""
 INTERRUPTED = "its worker was stopped; run again"
-LOST = "its worker was stopped, and with it went the weights it was made from"
-UNKNOWN = (INTERRUPTED, LOST)
-"""Why a trial, or an heir, ended of whose policy nothing is known: it may come again."""
+UNKNOWN = (INTERRUPTED, "its worker was stopped, and with it went the weights it was made from")
+"""Why a trial ended of whose policy nothing is known: it may come again. The second of version 0.1."""
 
 
 @dataclass(frozen=True)

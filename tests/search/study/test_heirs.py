@@ -3,7 +3,9 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
@@ -12,7 +14,7 @@ from optuna.trial import TrialState
 
 from leanfront.compression.policy import Policy
 from leanfront.search.run.front import front_of
-from leanfront.search.run.run_folder import RunFolder, make_run, registered
+from leanfront.search.run.run_folder import RunFolder, make_run, open_run, registered
 from leanfront.search.run.status import status
 from leanfront.search.samplers import heirs
 from leanfront.search.samplers.cascade.encoding import keys
@@ -21,17 +23,9 @@ from leanfront.search.samplers.cascade.inherited_trials import MOST, choose, rat
 from leanfront.search.samplers.cascade.sampler import scores_of
 from leanfront.search.samplers.cascade.surrogate import shortfall
 from leanfront.search.study.loop import Budget, search_loop, seconds_per_trial
-from leanfront.search.study.study import (
-    adopt,
-    digests,
-    finished,
-    hand_back,
-    open_study,
-    reached_the_end,
-    recover,
-)
-from leanfront.search.trial.promotion import LOST
-from leanfront.search.trial.trial import ClimbLike, Problem, ScoreLike, inherited, priced
+from leanfront.search.study.study import add, digests, finished, named, open_study, reached_the_end
+from leanfront.search.trial.promotion import UNKNOWN
+from leanfront.search.trial.trial import ClimbLike, Problem, Result, ScoreLike, inherited, priced
 from tests.search.samplers.test_cascade_sampler import BASELINE, Toy, ask, study_of, tell
 from tests.search.study.test_study import Scorer, configuration, problem_of
 
@@ -97,39 +91,25 @@ def test_how_fast_heirs_lose_is_learned() -> None:
     assert rate([(1.0, -0.5)] * 20) > 0.0
 
 
-@dataclass
-class First:
-    """A study of the toy with one trained trial, and its first heir, begun."""
-
-    toy: Toy
-    study: optuna.Study
-    parent: optuna.Trial
-    parent_codes: np.ndarray
-    heir: optuna.Trial
-    codes: np.ndarray
-
-    @staticmethod
-    def begun() -> "First":
-        toy = Toy.of()
-        knowledge = toy.knowledge()
-        study = study_of(knowledge)
-        trial, codes = ask(toy, study)
-        tell(toy, study, trial, codes, knowledge)
-        parent = toy.encoding.batch(codes[:, None]).policy(0)
-        wanted = heirs(study.sampler, study, parent, float(toy.accuracy(codes[:, None])[0]))
-        heir = adopt(study, toy.space, wanted[0], "worker", trial.number)
-        return First(toy, study, trial, codes, heir, toy.encoding.of(wanted[0]))
-
-
 def test_an_heir_counts_as_reached_and_teaches_only_what_heirs_lose() -> None:
-    first = First.begun()
-    toy, study, trial, codes = first.toy, first.study, first.parent, first.parent_codes
-    heir, own, knowledge = first.heir, first.codes, study.sampler.knowledge
+    toy = Toy.of()
+    knowledge = toy.knowledge()
+    study = study_of(knowledge)
+    trial, codes = ask(toy, study)
+    tell(toy, study, trial, codes, knowledge)
+    study.set_metric_names(list(knowledge.objectives))
+    parent = toy.encoding.batch(codes[:, None]).policy(0)
+    wanted = heirs(study.sampler, study, parent, float(toy.accuracy(codes[:, None])[0]))[0]
+    own = toy.encoding.of(wanted)
     costs = dict(zip(knowledge.costs, np.exp(knowledge.log_costs(own[:, None]))[0].tolist(), strict=True))
-    result = {"state": "complete", "accuracy": 0.9, "weights_of": trial.number, **costs}
-    heir.set_user_attr("result", result)
-    study.tell(heir, [0.9, *costs.values()])
-    assert scores_of(result, 0.95, (0,)) == {}
+    result = Result(
+        "complete", "", {"accuracy": 0.9, "weights_of": trial.number, **costs}, {"max_drop": -0.1}
+    )
+    heir = add(study, toy.space, wanted, "worker", result, datetime.now())
+    assert (heir.number, heir.state, heir.values) == (1, TrialState.COMPLETE, [0.9, *costs.values()])
+    assert heir.constraints == {"max_drop": -0.1}
+    assert toy.space.suggest(optuna.trial.FixedTrial(heir.params)) == wanted
+    assert scores_of(result.to_dict(), 0.95, (0,)) == {}
     _, other = ask(toy, study)
     read = study.sampler._read
     (key,) = keys(own[:, None])
@@ -143,16 +123,20 @@ def test_an_heir_counts_as_reached_and_teaches_only_what_heirs_lose() -> None:
     assert added > 0
 
 
-def test_an_heir_whose_worker_was_stopped_may_be_proposed_again() -> None:
-    first = First.begun()
-    toy, study, heir = first.toy, first.study, first.heir
+@pytest.mark.parametrize("reason", UNKNOWN)
+def test_a_policy_of_which_nothing_is_known_may_be_proposed_again(reason: str) -> None:
+    """A trial whose worker was stopped; in runs of version 0.1 also an heir."""
+    toy = Toy.of()
+    study = study_of(toy.knowledge())
+    trial, codes = ask(toy, study)
+    policy = toy.encoding.batch(codes[:, None]).policy(0)
+    for name, value in named(policy).items():
+        trial.set_user_attr(name, value)
+    trial.set_user_attr("result", {"state": "pruned", "reason": reason})
+    study.tell(trial, state=TrialState.FAIL)
     ask(toy, study)
-    hand_back(study, heir)
-    ask(toy, study)
-    read = study.sampler._read
-    assert heir.number in read.trials
-    assert study.trials[heir.number].user_attrs["result"]["reason"] == LOST
-    assert keys(first.codes[:, None])[0] not in read.final | set(read.seen)
+    assert digests(study.trials[:1]) == {}
+    assert keys(codes[:, None])[0] not in study.sampler._read.final | set(study.sampler._read.seen)
 
 
 @dataclass
@@ -246,21 +230,23 @@ def test_who_is_told_to_stop_leaves_the_heirs(tmp_path: Path) -> None:
     assert sum(row.accuracy is not None for row in rows) == 1
 
 
-def test_an_heir_whose_worker_died_is_not_run_again(tmp_path: Path) -> None:
-    """Its weights are gone with the worker; the policy may be proposed again."""
-    config = configuration()
-    problem = problem_of(config, Scorer())
-    run = make_run(tmp_path / "run", config)
-    study = open_study(run, config.search)
-    policy = problem.space.uniform(0.5, (8, 8))
-    with registered(run) as worker:
-        trial = adopt(study, problem.space, policy, worker, 0)
-        assert problem.space.suggest(trial) == policy
-        assert Budget(trials=1).all_begun(study.trials) is False  # others need not wait for it
-    assert recover(study, run) == [trial.number]
-    (found,) = study.trials
-    assert found.state == TrialState.FAIL
-    assert digests(study.trials) == {}
+def test_an_heir_that_another_worker_is_at_meanwhile_is_no_second_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[str] = []
+
+    def slow(problem: Problem, parent: int, climb: ClimbLike, policy: Policy, *rest: Any) -> Result:
+        result = inherited(problem, parent, climb, policy, *rest)
+        other = open_study(open_run(tmp_path / "run"), configuration().search)
+        other.ask().set_user_attr("digest", policy.digest)
+        scored.append(policy.digest)
+        return result
+
+    monkeypatch.setattr("leanfront.search.study.inherited_trials.inherited", slow)
+    run, _, _ = searched(tmp_path / "run", 2)
+    assert scored
+    assert not any(row.weights_of is not None for row in run.trials())
+    assert not [*run.checkpoints.glob("inherited-*"), *run.scores.glob("inherited-*")]
 
 
 def test_status_and_report_know_heirs(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 from sqlalchemy.exc import IntegrityError, OperationalError, PendingRollbackError
 
@@ -25,7 +26,7 @@ from leanfront.search.storage_url import StorageURLError, parse_url, storage_url
 from leanfront.search.study.loop import Budget, search_loop
 from leanfront.search.study.prepare import threads_of_workers
 from leanfront.search.study.run_search import with_storage
-from leanfront.search.study.storage import StorageLost, open_storage
+from leanfront.search.study.storage import PatientStorage, StorageLost, open_storage
 from leanfront.search.study.study import open_study, recover
 from leanfront.search.trial.promotion import INTERRUPTED
 from tests.search.study.test_study import Scorer, configuration, problem_of
@@ -196,6 +197,31 @@ def test_a_trial_that_was_finished_although_no_answer_came_is_finished(monkeypat
         leanfront.search.study.storage._patiently(
             Away(UpdateFinishedTrialError()), POSTGRES, lambda text: None
         )()
+
+
+def test_every_operation_of_a_storage_waits_for_its_server(tmp_path, monkeypatch):
+    monkeypatch.setattr(leanfront.search.study.storage, "_PAUSE_SECONDS", 0.01)
+    inner = optuna.storages.InMemoryStorage()
+    away = OperationalError("SELECT 1", {}, Exception("server closed the connection"))
+    said: list[str] = []
+    patient = PatientStorage(inner, POSTGRES, said.append)  # type: ignore[abstract]
+    public = [name for name in vars(BaseStorage) if not name.startswith("_")]
+    assert {name for name in public if getattr(PatientStorage, name) is getattr(BaseStorage, name)} == set()
+    study = optuna.create_study(storage=patient, study_name="s")
+    for name in ("create_new_trial", "set_trial_user_attr", "set_trial_state_values", "get_all_trials"):
+        operation, failures = getattr(inner, name), iter([away])
+
+        def once(*given, operation=operation, failures=failures, **named):
+            for error in failures:
+                raise error
+            return operation(*given, **named)
+
+        monkeypatch.setattr(inner, name, once)
+    trial = study.ask()
+    trial.set_user_attr("worker", "me")
+    study.tell(trial, 0.5)
+    assert [(found.value, found.user_attrs) for found in study.trials] == [(0.5, {"worker": "me"})]
+    assert [line.endswith("answers again") for line in said] == [False, True] * 4
 
 
 def test_a_lease_is_renewed_until_its_trial_ends(monkeypatch):
