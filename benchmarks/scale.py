@@ -35,6 +35,7 @@ from leanfront.search.run.results_tables import Ledger
 from leanfront.search.run.run_folder import RunFolder, TrialRow, make_run, registered
 from leanfront.search.study.loop import Budget, search_loop
 from leanfront.search.study.study import NAME, enqueue_seeds, open_study, recover, tell
+from leanfront.search.trial.scorer import CandidateTraining, Score, Scorer
 from leanfront.search.trial.trial import Problem, Result
 
 START = datetime(2026, 1, 1, 22)
@@ -237,30 +238,32 @@ class FreeCost:
         return Cost(0.5, 5.0, 500_000, 250_000)
 
 
-class FreeScore:
-    """A score that takes no time to find."""
-
-    accuracy, accuracy_ci, divergence, seconds_training, seconds_scoring = 0.5, (0.49, 0.51), 0.1, 0.0, 0.0
-    scores = np.array([0.0, 1.0], dtype=np.float32)
+FREE_SCORE = Score(0.5, (0.49, 0.51), 0.1, np.array([0.0, 1.0], dtype=np.float32), 0.0, 0.0)
 
 
-class FreeClimb:
+class FreeCandidate(CandidateTraining):
     """Scores alike at every rung, and keeps nothing."""
 
-    def score(self, rung: int) -> FreeScore:
+    def __init__(self) -> None:
+        """It has no network."""
+
+    def score(self, rung: int) -> Score:
         """Nothing is trained."""
-        return FreeScore()
+        return FREE_SCORE
 
     def keep(self, checkpoint: Path) -> None:
         """Nothing is written."""
 
 
-class FreeScorer:
+class FreeScorer(Scorer):
     """Scores every policy alike."""
 
-    def start(self, policy: Policy) -> FreeClimb:
+    def __init__(self) -> None:
+        """It has no task."""
+
+    def start(self, policy: Policy) -> FreeCandidate:
         """Nothing is compressed."""
-        return FreeClimb()
+        return FreeCandidate()
 
 
 def seconds(work: Callable[[], object]) -> float:

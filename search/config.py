@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, fiel
 
 from leanfront.search.storage_url import without_password
 
-Sampler = Literal["cascade", "tpe", "nsga2", "nsga3", "gp", "random"]
 Objective = Literal["accuracy", "latency_ms", "size_bytes", "energy_mj"]
 Provider = Literal["cpu", "cuda", "tensorrt"]
 WeightBits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
@@ -57,9 +56,10 @@ class HardwareSection(_Section):
 
 
 class SearchSection(_Section):
-    """How long, how wide and towards what."""
+    """How long, how wide and towards what. ``sampler``: a registered name (search.sampler); the task file may
+    register more, so it is looked up once that is loaded."""
 
-    sampler: Sampler = "cascade"
+    sampler: str = Field(default="cascade", min_length=1)
     objectives: Annotated[tuple[Objective, ...], Strict(False)] = ("accuracy", "latency_ms")
     trials: int | None = Field(default=None, ge=1)
     hours: float | None = Field(default=None, gt=0.0)
@@ -165,12 +165,10 @@ class SearchConfig(_Section):
 
     @property
     def rung_images(self) -> tuple[int, ...]:
-        """Images that a trial has trained on at the end of each of its rungs, ascending.
-
-        Only the sampler "cascade" has more than one: the others are Optuna's, which learn from whole trials.
-        """
-        shares = self.finetune.rungs if self.search.sampler == "cascade" else (1.0,)
-        return tuple(dict.fromkeys(round(share * self.finetune.images) for share in shares))
+        """Images that a trial has trained on at the end of each rung, ascending; which of them its trials are
+        scored at is the sampler's (``Sampler.rungs``)."""
+        images = self.finetune.images
+        return tuple(dict.fromkeys(round(share * images) for share in self.finetune.rungs))
 
     @property
     def shared(self) -> dict[str, Any]:

@@ -106,11 +106,11 @@ def _seconds_per_trial(loaded: Loaded) -> float:
     def timed(images: int) -> float:
         finetune = options.model_copy(update={"images": images})
         config = loaded.config.model_copy(update={"finetune": finetune})
-        scorer = Scorer(loaded.traced, loaded.task, config)
-        last = len(config.rung_images) - 1
-        scorer.start(policy).score(
-            last
-        )  # the first is slower: it reads the images, the teacher looks at them
+        rungs = loaded.sampler.rungs(config.rung_images)
+        scorer = Scorer(loaded.traced, loaded.task, config, rungs=rungs)
+        last = len(rungs) - 1
+        # the first is slower: it reads the images, the teacher looks at them
+        scorer.start(policy).score(last)
         started = time.perf_counter()
         scorer.start(policy).score(last)
         return time.perf_counter() - started

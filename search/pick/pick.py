@@ -28,8 +28,7 @@ from leanfront.search.run.front import front_of, quantity
 from leanfront.search.run.run_folder import RunError, RunFolder, TrialRow, now, writable
 from leanfront.search.study.prepare import Loaded, cores, load
 from leanfront.search.task import as_data
-from leanfront.search.trial.candidate_training import save_weights
-from leanfront.search.trial.scorer import Score, Scorer
+from leanfront.search.trial.scorer import Score, Scorer, save_weights
 
 Log = Callable[[str], None]
 

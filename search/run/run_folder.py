@@ -335,7 +335,8 @@ def writable(path: Path) -> Iterator[None]:
 
 def sweep(run: RunFolder) -> None:
     """Remove what killed processes left half-written, beside the files that it should have become."""
-    for path in (*run.path.glob(".*.*"), *run.checkpoints.glob("*.partial")):
+    unnumbered = (path for folder in (run.checkpoints, run.scores) for path in folder.glob("inherited-*"))
+    for path in (*run.path.glob(".*.*"), *run.checkpoints.glob("*.partial"), *unnumbered):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _SECONDS_OF_A_WRITE:
                 path.unlink()

@@ -1,67 +1,66 @@
-"""The samplers that a search can be run with: our own, and Optuna's."""
+"""The samplers that a search can be run with: Optuna's, our own (search.samplers.cascade), what a task file adds."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import difflib
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
-from optuna.samplers import (
-    BaseSampler,
-    GPSampler,
-    NSGAIIISampler,
-    NSGAIISampler,
-    RandomSampler,
-    TPESampler,
-)
+from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, TPESampler
 
-from leanfront.search.config import SearchSection
-
-if TYPE_CHECKING:
-    import optuna
-
-    from leanfront.compression.policy import Policy
-    from leanfront.search.samplers.cascade.warm_start import Knowledge
+from leanfront.search.config import ConfigError
+from leanfront.search.trial.trial import Sampler as Sampler
 
 _POPULATION = 20
+_SAMPLERS: dict[str, Callable[[], Sampler]] = {}
+
+T = TypeVar("T", bound=Callable[[], Sampler])
 
 
-def sampler(settings: SearchSection, offset: int = 0, knowledge: "Knowledge | None" = None) -> BaseSampler:
-    """The sampler of the configuration; ``offset`` gives each worker and each resumption its own draws.
+def register(name: str) -> Callable[[T], T]:
+    """Decorator of a Sampler class: ``search.sampler = "name"`` of a configuration chooses it then."""
 
-    ``knowledge``: what cascade starts from; the others take none. TPE is multivariate: all decisions of a
-    policy are drawn together, once. ``constant_liar`` keeps parallel workers from proposing what another is
-    trying.
+    def entry(made: T) -> T:
+        _SAMPLERS[name] = made
+        return made
+
+    return entry
+
+
+def sampler_named(name: str) -> Sampler:
+    """A sampler of a registered name, which has not looked at any search yet.
+
+    Raises:
+        ConfigError: there is none; the near and the existing ones are named.
     """
-    seed = (settings.seed + offset) % 2**32
-    match settings.sampler:
-        case "cascade":
-            from leanfront.search.samplers.cascade.sampler import CascadeSampler
-
-            # without knowledge a study is only looked at
-            return RandomSampler(seed=seed) if knowledge is None else CascadeSampler(knowledge, seed)
-        case "random":
-            return RandomSampler(seed=seed)
-        case "nsga2":
-            return NSGAIISampler(population_size=_POPULATION, seed=seed)
-        case "nsga3":
-            return NSGAIIISampler(population_size=_POPULATION, seed=seed)
-        case "gp":
-            return GPSampler(seed=seed)
-        case "tpe":
-            return TPESampler(multivariate=True, constant_liar=True, n_startup_trials=10, seed=seed)
+    if name in _SAMPLERS:
+        return _SAMPLERS[name]()
+    near = difflib.get_close_matches(name, _SAMPLERS, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    there = ", ".join(map(repr, _SAMPLERS))
+    raise ConfigError(
+        f"search.sampler is {name!r}, which neither leanfront nor the task file has; {hint}There are {there}"
+    )
 
 
-def given_up(sampler: BaseSampler, policy: "Policy", reached: Mapping[str, Any]) -> str:
-    """Why a sampler gives up a policy that stands like this after a rung, or ""; only cascade ever does."""
-    judge = getattr(sampler, "given_up", None)
-    return str(judge(policy, reached)) if judge is not None else ""
+class OptunaSampler(Sampler):
+    """One of Optuna's, which learns from whole trials. ``made``: it from a seed."""
+
+    def __init__(self, made: Callable[[int], BaseSampler]) -> None:
+        self._made = made
+
+    def proposer(self, seed: int) -> BaseSampler:
+        """Optuna's own."""
+        return self._made(seed)
 
 
-def heirs(sampler: BaseSampler, study: "optuna.Study", policy: "Policy", accuracy: float) -> list["Policy"]:
-    """What to make from the weights of a network that was just trained; only cascade ever wants anything."""
-    chooser = getattr(sampler, "heirs", None)
-    return list(chooser(study, policy, accuracy)) if chooser is not None else []
+def _tpe(seed: int) -> BaseSampler:
+    """Multivariate: all decisions of a policy are drawn together, once. ``constant_liar`` keeps parallel
+    workers from proposing what another is trying."""
+    return TPESampler(multivariate=True, constant_liar=True, n_startup_trials=10, seed=seed)
 
 
-def expected_accuracy(sampler: BaseSampler, policy: "Policy") -> float | None:
-    """What a sampler expects of a policy if it has just proposed it; None where it does not say."""
-    expected = getattr(sampler, "expected_accuracy", None)
-    return expected(policy) if expected is not None else None
+register("tpe")(partial(OptunaSampler, _tpe))
+register("nsga2")(partial(OptunaSampler, lambda seed: NSGAIISampler(population_size=_POPULATION, seed=seed)))
+register("nsga3")(partial(OptunaSampler, lambda seed: NSGAIIISampler(population_size=_POPULATION, seed=seed)))
+register("gp")(partial(OptunaSampler, lambda seed: GPSampler(seed=seed)))
+register("random")(Sampler)

@@ -1,5 +1,7 @@
 """The search loop of one worker: ask, price, train, tell, until the budget is used up."""
 
+from __future__ import annotations
+
 import ctypes
 import faulthandler
 import gc
@@ -11,9 +13,10 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cache, partial
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
@@ -21,16 +24,15 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from leanfront.compression.policy import Policy
-from leanfront.search.run.disk import has_space, is_full
+from leanfront.search.run.disk import has_space, is_full, when_there_is_space
 from leanfront.search.run.results_tables import Ledger, row_of
 from leanfront.search.run.run_folder import RunFolder, TrialRow
 from leanfront.search.run.run_lock import BEAT, Watch, leased
-from leanfront.search.run.significance import load_scores
-from leanfront.search.samplers import expected_accuracy, given_up
-from leanfront.search.study.inherited_trials import keep, score_heirs
+from leanfront.search.run.significance import load_scores, save_scores
 from leanfront.search.study.progress import log_line
 from leanfront.search.study.study import (
     OVERDUE,
+    add,
     digests,
     enqueue,
     finished,
@@ -42,7 +44,10 @@ from leanfront.search.study.study import (
     tell,
 )
 from leanfront.search.trial.promotion import UNTRAINED, Standing, dominator, standings
-from leanfront.search.trial.trial import ClimbLike, Problem, Result, ScoreLike, foretold, priced, scored
+from leanfront.search.trial.trial import Problem, Result, foretold, inherited, priced, scored
+
+if TYPE_CHECKING:
+    from leanfront.search.trial.scorer import CandidateTraining, Score
 
 _GIVE_UP_AFTER = 500
 """So many proposals in a row without one that is new and allowed: the space is used up."""
@@ -106,28 +111,6 @@ def time_limit(trials: Sequence[FrozenTrial], minutes: float | None) -> float:
     return _SECONDS_OF_THE_FIRST if longest is None else max(_LEAST_LIMIT_SECONDS, 5 * longest)
 
 
-def _end_process(run: RunFolder, limit: float, trial: optuna.Trial | None) -> None:
-    """What a trial that hangs comes to: nothing but the end of its process stops a reader that never returns.
-
-    A trial that waits for space on the disk does not hang.
-    """
-    if not has_space(run.path):
-        return
-    what = "an inherited network" if trial is None else f"trial {trial.number}"
-    if trial is not None:
-        with suppress(Exception):
-            trial.set_user_attr(OVERDUE, limit)
-    run.log(f"{what} takes longer than {limit / 60:.3g} min; its process ends. It is here:")
-    with suppress(OSError), run.log_file.open("a") as log:
-        faulthandler.dump_traceback(log)
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _enough(budget: Budget, stop: Callable[[], bool]) -> bool:
-    """Whether no heir should be scored any more."""
-    return stop() or (budget.deadline is not None and time.time() > budget.deadline)
-
-
 class Interrupt:
     """Ctrl-C (or SIGTERM) once sets ``requested``; twice raises KeyboardInterrupt. Use it in a with block."""
 
@@ -136,7 +119,7 @@ class Interrupt:
         self._on_request = on_request
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "Interrupt":
+    def __enter__(self) -> Interrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._received)
         return self
@@ -171,174 +154,234 @@ def search_loop(
         TableError: the cost model does not know the cost of a policy.
         RuntimeError: ten trials in a row failed.
     """
-    rng = np.random.default_rng(zlib.crc32(worker.encode()))
-    watch = Watch()
-    minutes = run.config().search.trial_minutes
-    ledger = Ledger(run, study)
-    ledger.write()
-    gc.collect()
-    gc.freeze()  # what lives now is not looked through again after each trial
-    fruitless = failures = 0
+    return _Worker(problem, study, run, budget, worker, stop, on_trial).works()
 
-    def show(row: TrialRow) -> None:
-        run.log(log_line(row))
-        on_trial(row)
 
-    while True:
-        recover(study, run, watch)
-        trials = study.get_trials(deepcopy=False)
-        if stop():
-            ended = "stopped"
-            break
-        if ended := budget.used_up(trials):
-            break
-        if budget.all_begun(trials):
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-            continue
-        if len(digests(trials)) >= problem.space.size:
-            ended = f"all {problem.space.size} policies of the space were tried"
-            break
-        if fruitless >= _GIVE_UP_AFTER:
-            ended = f"{fruitless} proposals in a row were known already or over a limit"
-            break
+@dataclass
+class _Worker:
+    """One worker of a search; fields as the arguments of ``search_loop``.
+
+    fruitless: proposals in a row that were known already or over a limit. failures: trials in a row.
+    """
+
+    problem: Problem
+    study: optuna.Study
+    run: RunFolder
+    budget: Budget
+    name: str
+    stop: Callable[[], bool]
+    on_trial: Callable[[TrialRow], None]
+    fruitless: int = 0
+    failures: int = 0
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(zlib.crc32(self.name.encode()))
+        self.minutes = self.run.config().search.trial_minutes
+        self.tables = Ledger(self.run, self.study)
+
+    def works(self) -> str:
+        """Until it ends; why."""
+        watch = Watch()
+        self.tables.write()
+        gc.collect()
+        gc.freeze()  # what lives now is not looked through again after each trial
+        while True:
+            recover(self.study, self.run, watch)
+            trials = self.study.get_trials(deepcopy=False)
+            ended = "stopped" if self.stop() else self.budget.used_up(trials)
+            if not ended and self.budget.all_begun(trials):
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                continue
+            ended = ended or self._nothing_new(trials)
+            if ended:
+                self.tables.write(force=True)
+                return ended
+            self._one(trials)
+
+    def _nothing_new(self, trials: Sequence[FrozenTrial]) -> str:
+        if len(digests(trials)) >= self.problem.space.size:
+            return f"all {self.problem.space.size} policies of the space were tried"
+        if self.fruitless >= _GIVE_UP_AFTER:
+            return f"{self.fruitless} proposals in a row were known already or over a limit"
+        return ""
+
+    def _one(self, trials: Sequence[FrozenTrial]) -> None:
+        """Ask, try, tell; then what inherits the weights."""
         asked = time.perf_counter()
-        trial = study.ask()
+        trial = self.study.ask()
+        trained: list[CandidateTraining] = []
+        seconds = time_limit(trials, self.minutes)
         try:
-            seconds = time_limit(trials, minutes)
-            overdue = partial(_end_process, run, seconds, trial)
-            with leased(partial(trial.set_user_attr, BEAT), seconds, overdue):
-                trial.set_user_attr("worker", worker)
-                policy = problem.space.suggest(trial)
+            with leased(partial(trial.set_user_attr, BEAT), seconds, partial(self._overdue, seconds, trial)):
+                trial.set_user_attr("worker", self.name)
+                policy = self.problem.space.suggest(trial)
                 proposing = {"seconds_proposing": time.perf_counter() - asked}
-                if (expected := expected_accuracy(study.sampler, policy)) is not None:
+                if (expected := self.problem.sampler.expected_accuracy(policy)) is not None:
                     proposing["expected_accuracy"] = expected
-                climbs: list[ClimbLike] = []
-                result = _attempt(problem, study, run, trial, policy, rng, ledger, climbs)
+                result = self._tried(trial, policy, trained)
                 result = replace(result, values={**result.values, **proposing})
-                row = row_of(tell(study, trial, result))
+                row = row_of(tell(self.study, trial, result))
         except UpdateFinishedTrialError:
-            run.log(f"trial {trial.number} was taken back while {worker} did not answer; dropped here")
-            continue
+            self.run.log(f"trial {trial.number} was taken back while {self.name} did not answer")
+            return
         except BaseException as error:  # told to stop at once, a full disk: the policy is not to blame
             with suppress(Exception):
-                hand_back(study, trial)  # a journal waits for space here, but weights need more of it
-                ledger.write(force=True)
+                hand_back(self.study, trial)  # a journal waits for space here, but weights need more of it
+                self.tables.write(force=True)
             if not is_full(error):
                 raise
             time.sleep(_SECONDS_AFTER_A_FULL_DISK)
-            continue
-        ledger.write()
+            return
+        self.tables.write()
         if "seconds" in result.values:
             give_back()
-        trained = reached_the_end(result.to_dict())
-        fruitless = 0 if trained or result.rungs else fruitless + 1
-        failures = failures + 1 if result.state == "failed" else 0 if trained else failures
-        show(row)
-        if climbs and row.state == "complete" and not row.reason:
-            score_heirs(
-                problem,
-                study,
-                run,
-                row,
-                policy,
-                climbs.pop(),
-                seconds,
-                partial(_end_process, run, seconds, None),
-                partial(_enough, budget, stop),
-                show,
+        self._count(result)
+        self._show(row)
+        if trained and row.state == "complete" and not row.reason:
+            self._bequeath(row, policy, trained.pop(), seconds)
+            self.tables.write()
+        if self.failures >= _FAILURES_IN_A_ROW:
+            self.tables.write(force=True)
+            raise RuntimeError(
+                f"the last {self.failures} trials failed, the last one because: {result.reason}"
             )
-            ledger.write()
-        if failures >= _FAILURES_IN_A_ROW:
-            ledger.write(force=True)
-            raise RuntimeError(f"the last {failures} trials failed, the last one because: {result.reason}")
-    ledger.write(force=True)
-    return ended
 
+    def _count(self, result: Result) -> None:
+        trained = reached_the_end(result.to_dict())
+        self.fruitless = 0 if trained or result.rungs else self.fruitless + 1
+        if result.state == "failed":
+            self.failures += 1
+        elif trained:
+            self.failures = 0
 
-def _attempt(
-    problem: Problem,
-    study: optuna.Study,
-    run: RunFolder,
-    trial: optuna.Trial,
-    policy: Policy,
-    rng: np.random.Generator,
-    ledger: Ledger,
-    trained: list[ClimbLike],
-) -> Result:
-    trials = study.get_trials(deepcopy=False)
-    known = digests(trials, without=trial.number)
-    if policy.digest in known:
-        first = known[policy.digest]
-        if instead := _unseen(problem, policy, known, rng):
-            enqueue(study, problem.space, instead, f"instead of a duplicate of trial {first}")
-        return Result("pruned", f"duplicate of trial {first}")
-    for name, value in named(policy).items():
-        trial.set_user_attr(name, value)
-    asked = time.perf_counter()
-    price = priced(problem, policy)
-    price = replace(price, values={**price.values, "seconds_pricing": time.perf_counter() - asked})
-    if price.state == "infeasible":
-        return price
-    ledger.write()
+    def _show(self, row: TrialRow) -> None:
+        self.run.log(log_line(row))
+        self.on_trial(row)
 
-    def stays(rung: int, score: ScoreLike) -> str:
-        reason = _stays(problem, study, run, trial.number, price, rung, score)
-        standing = {
-            "rung": rung,
-            "images": problem.rungs[rung],
-            "accuracy": score.accuracy,
-            "divergence": score.divergence,
-        }
-        return reason or given_up(study.sampler, policy, standing)
+    def _tried(self, trial: optuna.Trial, policy: Policy, trained: list[CandidateTraining]) -> Result:
+        """What becomes of a policy; ``trained`` gets its network if it reaches the last rung."""
+        problem = self.problem
+        trials = self.study.get_trials(deepcopy=False)
+        known = digests(trials, without=trial.number)
+        if policy.digest in known:
+            first = known[policy.digest]
+            if instead := self._unseen(policy, known):
+                enqueue(self.study, problem.space, instead, f"instead of a duplicate of trial {first}")
+            return Result("pruned", f"duplicate of trial {first}")
+        for name, value in named(policy).items():
+            trial.set_user_attr(name, value)
+        price = self._priced(policy)
+        if price.state == "infeasible":
+            return price
+        self.tables.write()
 
-    def ended(climb: ClimbLike, scores: Mapping[int, ScoreLike]) -> None:
-        keep(run, trial.number, climb, scores)
-        trained.append(climb)
+        def stays(rung: int, score: Score) -> str:
+            standing = {
+                "rung": rung,
+                "images": problem.rungs[rung],
+                "accuracy": score.accuracy,
+                "divergence": score.divergence,
+            }
+            reason = self._stays(trial.number, price, rung, score)
+            return reason or problem.sampler.given_up(policy, standing)
 
-    before = held(trials).get(policy.digest, ()) if len(problem.rungs) > 1 else ()
-    return scored(problem, policy, price, stays, ended, before)
+        def done(candidate: CandidateTraining, scores: Mapping[int, Score]) -> None:
+            self._keep(trial.number, candidate, scores)
+            trained.append(candidate)
 
+        before = held(trials).get(policy.digest, ()) if len(problem.rungs) > 1 else ()
+        return scored(problem, policy, price, stays, done, before)
 
-def _stays(
-    problem: Problem,
-    study: optuna.Study,
-    run: RunFolder,
-    number: int,
-    price: Result,
-    rung: int,
-    score: ScoreLike,
-) -> str:
-    """Why a trial does not go on to the next rung: a finished one dominates it, or the start is not over."""
-    images = problem.rungs[rung]
-    costs = [name for name in problem.objectives if name != "accuracy"]
-    results = [
-        (trial.number, trial.user_attrs.get("result") or {}) for trial in study.get_trials(deepcopy=False)
-    ]
-    own = Standing(
-        number, tuple(price.values[name] for name in costs), float(score.accuracy), float(score.divergence)
-    )
-    others = standings(results, images, costs)
-    if rung == 0 and len(others) < problem.start:
-        return f"among the first {problem.start}"
-    by = dominator(
-        own,
-        score.scores,
-        others,
-        lambda other: load_scores(run.scores_file(other), images),
-        trained=images > 0,
-    )
-    return "" if by is None else f"dominated by trial {by}"
+    def _priced(self, policy: Policy) -> Result:
+        asked = time.perf_counter()
+        price = priced(self.problem, policy)
+        return replace(price, values={**price.values, "seconds_pricing": time.perf_counter() - asked})
 
+    def _unseen(self, policy: Policy, known: Mapping[str, int]) -> Policy | None:
+        """A policy near another that was not tried and breaks no limit, if a few attempts find one."""
+        for attempt in range(20):
+            near = self.problem.space.mutated(policy, self.rng, changes=1 + attempt // 4)
+            if near.digest not in known and foretold(self.problem, near).state == "running":
+                return near
+        return None
 
-def _unseen(
-    problem: Problem, policy: Policy, known: dict[str, int], rng: np.random.Generator
-) -> Policy | None:
-    """A policy near another that was not tried and breaks no limit, if a few attempts find one."""
-    for attempt in range(20):
-        near = problem.space.mutated(policy, rng, changes=1 + attempt // 4)
-        if near.digest not in known and foretold(problem, near).state == "running":
-            return near
-    return None
+    def _stays(self, number: int, price: Result, rung: int, score: Score) -> str:
+        """Why a trial does not go on to the next rung: another dominates it, or the start is not over."""
+        images = self.problem.rungs[rung]
+        costs = [name for name in self.problem.objectives if name != "accuracy"]
+        trials = self.study.get_trials(deepcopy=False)
+        results = [(trial.number, trial.user_attrs.get("result") or {}) for trial in trials]
+        own_costs = tuple(price.values[name] for name in costs)
+        own = Standing(number, own_costs, float(score.accuracy), float(score.divergence))
+        others = standings(results, images, costs)
+        if rung == 0 and len(others) < self.problem.sampler.start:
+            return f"among the first {self.problem.sampler.start}"
+        by = dominator(
+            own,
+            score.scores,
+            others,
+            lambda other: load_scores(self.run.scores_file(other), images),
+            trained=images > 0,
+        )
+        return "" if by is None else f"dominated by trial {by}"
+
+    def _keep(self, name: int | str, candidate: CandidateTraining, scores: Mapping[int, Score]) -> None:
+        """Write the weights of a trial's network, and the scores of each example."""
+        candidate.keep(self.run.checkpoint(name))
+        each = {images: score.scores for images, score in scores.items()}
+        when_there_is_space(lambda: save_scores(self.run.scores_file(name), each), self.run.log)
+
+    def _bequeath(self, parent: TrialRow, policy: Policy, trained: CandidateTraining, seconds: float) -> None:
+        """Score networks of other policies made from the weights of one that was just trained: those that the
+        sampler wants, until there is no more time.
+
+        Each is made a trial once it is scored: a worker that is lost before leaves nothing to be taken back.
+        ``seconds``: after which one is taken to hang.
+        """
+        for chosen in self.problem.sampler.inherited(self.study, policy, parent.accuracy or 0.0):
+            if self.stop() or (self.budget.deadline is not None and time.time() > self.budget.deadline):
+                return
+            started = datetime.now()
+            if chosen.digest in digests(self.study.get_trials(deepcopy=False)):
+                continue
+            price = self._priced(chosen)
+            if price.state == "infeasible":
+                continue
+            name = f"inherited-{chosen.digest}"  # until it has a number
+            files = self.run.checkpoint(name), self.run.scores_file(name)
+            keep = partial(self._keep, name)
+            try:
+                with leased(lambda beat: None, seconds, partial(self._overdue, seconds)):
+                    result = inherited(self.problem, parent.trial, trained, chosen, price, keep)
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                return  # the next trial waits for space
+            if chosen.digest in digests(self.study.get_trials(deepcopy=False)):  # another worker was faster
+                for path in files:
+                    path.unlink(missing_ok=True)
+                continue
+            row = row_of(add(self.study, self.problem.space, chosen, parent.worker, result, started))
+            for path in files:
+                if path.exists():
+                    path.rename(path.with_name(f"{row.trial}{path.suffix}"))
+            self._show(row)
+
+    def _overdue(self, limit: float, trial: optuna.Trial | None = None) -> None:
+        """What a trial that hangs comes to: nothing but the end of its process stops a reader that never
+        returns. A trial that waits for space on the disk does not hang."""
+        run = self.run
+        if not has_space(run.path):
+            return
+        what = "an inherited network"
+        if trial is not None:
+            what = f"trial {trial.number}"
+            with suppress(Exception):
+                trial.set_user_attr(OVERDUE, limit)
+        run.log(f"{what} takes longer than {limit / 60:.3g} min; its process ends. It is here:")
+        with suppress(OSError), run.log_file.open("a") as log:
+            faulthandler.dump_traceback(log)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def give_back() -> None:

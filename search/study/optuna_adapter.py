@@ -1,4 +1,4 @@
-"""All that the search takes from private parts of Optuna, each with a test in tests/test_optuna_adapter.py."""
+"""All that the search takes from private parts of Optuna, each with a test (test_optuna_adapter.py)."""
 
 from functools import cache
 

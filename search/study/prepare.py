@@ -6,7 +6,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,8 @@ from leanfront.search.config import ConfigError, SearchConfig
 from leanfront.search.run.front import quantity
 from leanfront.search.run.run_folder import RunFolder, now
 from leanfront.search.run.significance import save_scores
-from leanfront.search.trial import sensitivity
-from leanfront.search.trial.trial import COSTS, Problem, foretold
+from leanfront.search.samplers import sampler_named
+from leanfront.search.trial.trial import COSTS, Problem, Sampler, foretold
 
 if TYPE_CHECKING:
     from leanfront.compression.capture.trace import Traced
@@ -43,10 +43,12 @@ class Loaded:
     task: "Task"
     traced: "Traced"
     space: Space
+    sampler: Sampler
 
 
 def load(config: SearchConfig) -> Loaded:
-    """Load the profile, the task, the network and the space, in this order; trains and measures nothing.
+    """Load the profile, the task, the sampler, the network and the space, in this order; trains and measures
+    nothing.
 
     Raises:
         ProfileError, TaskError, TraceError, ConfigError: what is wrong with them, in one sentence.
@@ -56,12 +58,13 @@ def load(config: SearchConfig) -> Loaded:
     from leanfront.search.task import load_task
 
     task = load_task(config.task.file, config.task.options)
+    sampler = sampler_named(config.search.sampler)  # which the task's file may have registered
     traced = trace(task.model, task.example_input)
     spaces = config.space
     space = Space(
         traced.network, profile, spaces.sparsity, spaces.weight_bits, spaces.activation_bits, spaces.depth
     )
-    return Loaded(config, profile, task, traced, space)
+    return Loaded(config, profile, task, traced, space, sampler)
 
 
 def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True) -> Problem:
@@ -74,49 +77,27 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         ConfigError: no policy meets the limits; the nearest is named.
         TableError: a cost is not known.
     """
-    from leanfront.latency_models.benchmark.zero_points import with_shifted_keys
-    from leanfront.latency_models.cost import cost_as_built, measured_on
+    from leanfront.latency_models.cost import cost_as_built
     from leanfront.latency_models.measured.building import cost_model
-    from leanfront.latency_models.measured.first_validation import first_validation
-    from leanfront.latency_models.measured.model import TableModel
-    from leanfront.latency_models.tabulate import tabulated
     from leanfront.search.trial.scorer import Scorer
 
     started = time.monotonic()
-    config = loaded.config
-    scorer = Scorer(loaded.traced, loaded.task, config, log)
+    config, hardware = loaded.config, loaded.config.hardware
+    written = run if write else None
+    rungs = loaded.sampler.rungs(config.rung_images)
+    scorer = Scorer(loaded.traced, loaded.task, config, log, rungs)
     hashes = _hashes(loaded)
     environment = run.environment() if run is not None else {}
-    baseline: dict[str, Any] = environment.get("baseline") or {}
-    if not baseline or environment.get("hashes") != hashes:
-        log("scoring the uncompressed network on the search split")
-        score = scorer.baseline()
-        baseline = {"accuracy": float(score.accuracy), "accuracy_ci": [float(x) for x in score.accuracy_ci]}
-        if run is not None and write:
-            save_scores(run.scores_file("baseline"), {config.rung_images[-1]: score.scores})
-    hardware = config.hardware
+    known = environment.get("baseline") if environment.get("hashes") == hashes else None
+    baseline: dict[str, Any] = known or _scored_baseline(scorer, written, log)
     costs = cost_model(loaded.traced, loaded.space, loaded.profile, hardware.threads, log, hardware.provider)
-    network = loaded.traced.network
-    if run is not None and write:
-        # what priced this search, beside it: the cache may be measured anew later, and profiles change
-        if isinstance(costs, TableModel):
-            table = costs.table.only(with_shifted_keys(costs.structure.keys()))
-        else:
-            table = tabulated(loaded.profile, network, loaded.space.uniform_policies())
-        table.save(run.path / "latency_table.csv")
+    if written is not None:
+        _write_table(loaded, costs, written)
     reference = _uncompressed(loaded)
-    cost = cost_as_built(costs, network, reference)
-    if loaded.space.left_out:
-        log(loaded.space.left_out)
-    if (pair := _pair(reference)) != (32, 32):
-        log(
-            f"{loaded.profile.name} has no floats: the reference point has the accuracy of the float network,"
-            f" and the costs of the uncut network with weights of {pair[0]} and activations of {pair[1]} bits"
-        )
-    if not cost.fits and loaded.profile.model != "measured":
-        _check_fit(loaded, costs, reference, cost, log)
+    cost = cost_as_built(costs, loaded.traced.network, reference)
+    _say_what_is_special(loaded, costs, reference, cost, log)
     baseline |= {name: getattr(cost, name) for name in COSTS}
-    if pair != (32, 32):
+    if (pair := _pair(reference)) != (32, 32):
         baseline |= {"weight_bits": pair[0], "activation_bits": pair[1]}
     problem = Problem(
         space=loaded.space,
@@ -126,21 +107,79 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         limits=config.limits,
         baseline_accuracy=baseline["accuracy"],
         baseline_costs={name: float(getattr(cost, name)) for name in COSTS},
-        rungs=config.rung_images,
+        rungs=rungs,
+        sampler=loaded.sampler,
     )
     prices = _prices(problem)
     _check_prices(prices, environment.get("prices"), run)
     check_limits(problem)
     check_objectives(problem)
-    if config.search.sampler == "cascade" and run is not None:
-        problem = _with_knowledge(problem, scorer, run, write, log)
-    if run is None or not write:
-        return problem
-    shown = ", ".join(
-        f"{name.partition('_')[0]} {quantity(name, baseline[name])}"
-        for name in ("accuracy", "latency_ms", "size_bytes")
-    )
-    log(f"uncompressed: {shown}")
+    told: dict[str, Any] = {"sensitivities": None}
+    if run is not None:
+        told |= loaded.sampler.before_search(problem, run, write, log)
+    if written is not None:
+        shown = ", ".join(
+            f"{name.partition('_')[0]} {quantity(name, baseline[name])}"
+            for name in ("accuracy", "latency_ms", "size_bytes")
+        )
+        log(f"uncompressed: {shown}")
+        written.update_environment(
+            **_described(loaded, costs, cost, log),
+            **told,
+            baseline=baseline,
+            hashes=hashes,
+            prices=prices,
+            made=environment.get("made", now()),
+            seconds_preparing=environment.get("seconds_preparing", round(time.monotonic() - started, 1)),
+        )
+    return problem
+
+
+def _scored_baseline(scorer: "Scorer", run: RunFolder | None, log: Log) -> dict[str, Any]:
+    """The accuracy of the uncompressed network; ``run`` keeps its score of each example."""
+    log("scoring the uncompressed network on the search split")
+    score = scorer.baseline()
+    if run is not None:
+        save_scores(run.scores_file("baseline"), {scorer.rungs[-1]: score.scores})
+    return {"accuracy": float(score.accuracy), "accuracy_ci": [float(x) for x in score.accuracy_ci]}
+
+
+def _write_table(loaded: Loaded, costs: "CostModel", run: RunFolder) -> None:
+    """What priced this search, beside it: the cache may be measured anew later, and profiles change."""
+    from leanfront.latency_models.benchmark.zero_points import with_shifted_keys
+    from leanfront.latency_models.measured.model import TableModel
+    from leanfront.latency_models.tabulate import tabulated
+
+    if isinstance(costs, TableModel):
+        table = costs.table.only(with_shifted_keys(costs.structure.keys()))
+    else:
+        table = tabulated(loaded.profile, loaded.traced.network, loaded.space.uniform_policies())
+    table.save(run.path / "latency_table.csv")
+
+
+def _say_what_is_special(
+    loaded: Loaded, costs: "CostModel", reference: Policy, cost: "Cost", log: Log
+) -> None:
+    """What is left out of the space, that the part has no floats, that the uncut network does not fit it."""
+    if loaded.space.left_out:
+        log(loaded.space.left_out)
+    if (pair := _pair(reference)) != (32, 32):
+        log(
+            f"{loaded.profile.name} has no floats: the reference point has the accuracy of the float network,"
+            f" and the costs of the uncut network with weights of {pair[0]} and activations of {pair[1]} bits"
+        )
+    if not cost.fits and loaded.profile.model != "measured":
+        _check_fit(loaded, costs, reference, cost, log)
+
+
+def _described(loaded: Loaded, costs: "CostModel", cost: "Cost", log: Log) -> dict[str, Any]:
+    """What environment.json says of the network, the part, its costs (a first validation of measured ones)
+    and what this runs on."""
+    from leanfront.latency_models.cost import measured_on
+    from leanfront.latency_models.measured.first_validation import first_validation
+    from leanfront.latency_models.measured.model import TableModel
+
+    config, network = loaded.config, loaded.traced.network
     # a measured part's power may have been measured, too
     priced_with = costs.profile if isinstance(costs, TableModel) else loaded.profile
     if priced_with.estimate_sentence:
@@ -148,44 +187,23 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
     validation = None
     if isinstance(costs, TableModel):
         validation = first_validation(costs, network, loaded.space, log)
-    run.update_environment(
-        profile=loaded.profile.name,
-        estimated=cost.estimated,
-        estimates=priced_with.estimate_sentence,
-        baseline=baseline,
-        objectives=list(config.search.objectives),
-        layers=[
-            {"name": layer.name, "shape": str(layer.shape), "group": layer.group} for layer in network.layers
-        ],
-        space_size=str(loaded.space.size),
-        latency_validation=validation,
-        measured_on=measured_on(costs),
-        sensitivities=sensitivity.summary(problem.sensitivities),
-        hashes=hashes,
-        prices=prices,
-        seeds={"search": config.search.seed},
-        versions=_versions(),
-        machine=_machine(),
-        git=_git(config.task.file.parent),
-        made=environment.get("made", now()),
-        seconds_preparing=environment.get("seconds_preparing", round(time.monotonic() - started, 1)),
-    )
-    return problem
-
-
-def _with_knowledge(problem: Problem, scorer: "Scorer", run: RunFolder, write: bool, log: Log) -> Problem:
-    """What cascade starts from: the sensitivities, and the front of a million policies by them."""
-    from leanfront.search.samplers.cascade.warm_start import knowledge_of, start_of
-
-    found = sensitivity.measure(scorer, problem.space, log)
-    problem = replace(problem, sensitivities=found, start=start_of(problem))
-    if write:
-        sensitivity.write_csv(run.path / "sensitivities.csv", problem.space, found)
-    started = time.perf_counter()
-    knowledge = knowledge_of(problem, run.path / "cheap_front.npy")
-    if (seconds := time.perf_counter() - started) > 1:
-        log(f"ranked a million policies by cost and sensitivity in {seconds:.0f} s")
-    return replace(problem, knowledge=knowledge)
+    layers = [
+        {"name": layer.name, "shape": str(layer.shape), "group": layer.group} for layer in network.layers
+    ]
+    return {
+        "profile": loaded.profile.name,
+        "estimated": cost.estimated,
+        "estimates": priced_with.estimate_sentence,
+        "objectives": list(config.search.objectives),
+        "layers": layers,
+        "space_size": str(loaded.space.size),
+        "latency_validation": validation,
+        "measured_on": measured_on(costs),
+        "seeds": {"search": config.search.seed},
+        "versions": _versions(),
+        "machine": _machine(),
+        "git": _git(config.task.file.parent),
+    }
 
 
 def _check_fit(loaded: Loaded, costs: "CostModel", reference: Policy, cost: "Cost", log: Log) -> None:

@@ -26,13 +26,12 @@ from leanfront.search.run.run_folder import (
     writable,
 )
 from leanfront.search.run.run_lock import Watch, owned
-from leanfront.search.samplers.cascade.warm_start import too_few
 from leanfront.search.storage_url import storage_url
 from leanfront.search.study.loop import Budget, Interrupt, search_loop
 from leanfront.search.study.prepare import cores, load, prepare, threads_of_workers
 from leanfront.search.study.progress import Progress
 from leanfront.search.study.storage import open_storage
-from leanfront.search.study.study import anchor, enqueue_seeds, open_study, recover
+from leanfront.search.study.study import enqueue_seeds, open_study, recover
 
 _PROGRAM = ("-m", "leanfront.search.study.worker")
 _MOST_RESTARTS = 10
@@ -84,11 +83,10 @@ def run_search(config: SearchConfig, config_path: Path, folder: Path | None = No
         run.update_environment(
             budget={"deadline": deadline, "trials": settings.trials, "workers": settings.workers}
         )
-        study = open_study(run, settings, knowledge=problem.knowledge, note=note)
-        if problem.knowledge is not None and (few := too_few(settings.trials, problem.knowledge)):
+        study = open_study(run, settings, sampler=problem.sampler, note=note)
+        if few := problem.sampler.warning(settings.trials):
             note(few)
-        # cascade has a start of its own, but for what everybody would try first
-        enqueue_seeds(study, problem.space, None if problem.knowledge is None else [anchor(problem.space)])
+        enqueue_seeds(study, problem.space, problem.sampler.seeds(problem.space))
         del problem, loaded  # the workers load their own
         rows = Ledger(run, study).rows()
         progress.earlier([row for row in rows if row.state != "running"])
@@ -259,7 +257,7 @@ def work(
             run,
             config.search,
             worker_seed=index,
-            knowledge=problem.knowledge,
+            sampler=problem.sampler,
             join=True,
             wait=parent_lives is not None,
         )

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
@@ -19,15 +19,12 @@ from leanfront.compression.policy.space import Space
 from leanfront.search.config import SearchSection
 from leanfront.search.run.run_folder import RunError, RunFolder
 from leanfront.search.run.run_lock import Watch, locked
-from leanfront.search.samplers import sampler
+from leanfront.search.samplers import sampler_named
 from leanfront.search.storage_url import storage_url
 from leanfront.search.study.optuna_adapter import handle
 from leanfront.search.study.storage import Note, open_storage
 from leanfront.search.trial.promotion import HOPELESS, INTERRUPTED, UNKNOWN
-from leanfront.search.trial.trial import WEIGHTS_OF, Result
-
-if TYPE_CHECKING:
-    from leanfront.search.samplers.cascade.warm_start import Knowledge
+from leanfront.search.trial.trial import WEIGHTS_OF, Result, Sampler
 
 NAME = "leanfront"
 OVERDUE = "overdue"
@@ -45,12 +42,13 @@ def open_study(
     run: RunFolder,
     settings: SearchSection,
     worker_seed: int = 0,
-    knowledge: "Knowledge | None" = None,
+    sampler: Sampler | None = None,
     join: bool = False,
     wait: bool = False,
     note: Note | None = None,
 ) -> optuna.Study:
-    """Make or load the study of a run; ``worker_seed`` makes workers draw different policies.
+    """Make or load the study of a run; ``worker_seed`` makes workers draw different policies, ``sampler`` is
+    what proposes them (a new one of the configuration's).
 
     ``join``: it must have been made already. ``wait``: if the server of a shared storage is away, wait for
     it; ``note`` hears of that, otherwise log.txt does.
@@ -72,7 +70,8 @@ def open_study(
     study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
     # a resumed search must not draw what it drew before: its seed depends on how far it got
     offset = 7919 * worker_seed + 104_729 * len(study.get_trials(deepcopy=False))
-    study.sampler = sampler(settings, offset, knowledge)
+    sampler = sampler or sampler_named(settings.sampler)
+    study.sampler = sampler.proposer((settings.seed + offset) % 2**32)
     if study.metric_names != list(settings.objectives):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
@@ -90,12 +89,6 @@ def _check_there(storage: BaseStorage, name: str, otherwise: str) -> None:
 def enqueue(study: optuna.Study, space: Space, policy: Policy, origin: str) -> None:
     """Have a policy tried next; ``origin`` says in the journal where it comes from."""
     study.enqueue_trial(space.params_of(policy), user_attrs={"origin": origin, "seed": policy.digest})
-
-
-def anchor(space: Space) -> Policy:
-    """Nothing cut, 8 bits where the space has them, else the widest that are not float."""
-    integers = [pair for pair in space.pairs if max(pair) <= 8]
-    return space.uniform(0.0, (8, 8) if (8, 8) in integers else max(integers, default=max(space.pairs)))
 
 
 def add(

@@ -5,12 +5,14 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from leanfront.compression.capture.trace import Traced
@@ -20,18 +22,21 @@ from leanfront.compression.policy import Policy
 from leanfront.compression.techniques.compress import Compressed, compress
 from leanfront.compression.techniques.quantize import calibrate
 from leanfront.compression.training.batch_norms import re_estimate
-from leanfront.compression.training.finetune import Batch, FineTune, distillation_loss, fine_tune
+from leanfront.compression.training.finetune import Batch, Diverged, FineTune, distillation_loss, fine_tune
+from leanfront.compression.training.weight_inheritance import inherit
 from leanfront.hw_profiles import load_profile
 from leanfront.latency_models.benchmark.measuring_lock import Note, training
 from leanfront.search.config import SearchConfig
+from leanfront.search.run.disk import when_there_is_space
 from leanfront.search.run.significance import Scores, wilson_interval
 from leanfront.search.task import Task, TaskError, as_data, check_labels, class_count
-from leanfront.search.trial.candidate_training import Climb, TrialFailed, explained, load_weights
 from leanfront.search.trial.score_file import AsFile
 
 T = TypeVar("T")
 SCORING_BATCH = 250
 BATCHNORM_IMAGES = 1024
+UNTRAINED_IMAGES = 1000
+"""Search images that a network is scored on before any training: its divergence needs few."""
 KEPT_BYTES = 600_000_000
 """The short fine-tune's images are kept in memory, augmented and normalised, up to this size, and so are the
 search images."""
@@ -52,6 +57,10 @@ class Score:
     scores: Scores
     seconds_training: float
     seconds_scoring: float
+
+
+class TrialFailed(RuntimeError):
+    """A policy that could not be scored: its training diverged, or it ran out of memory."""
 
 
 def evaluate(module: nn.Module, batches: Iterable[Batch], task: Task) -> tuple[Tensor, float]:
@@ -87,12 +96,19 @@ class Scorer:
     """
 
     def __init__(
-        self, traced: Traced, task: Task, config: SearchConfig, note: Note = lambda line: None
+        self,
+        traced: Traced,
+        task: Task,
+        config: SearchConfig,
+        note: Note = lambda line: None,
+        rungs: tuple[int, ...] | None = None,
     ) -> None:
+        """``rungs``: images trained on at the end of each rung; None: all that the configuration has."""
         self.traced = traced
         self.task = task
         self.config = config
         self.note = note
+        self.rungs = config.rung_images if rungs is None else rungs
         self.multiple = load_profile(config.hardware.profile).channel_multiple
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.train = as_data(task.train)
@@ -120,7 +136,7 @@ class Scorer:
             )
         return score
 
-    def start(self, policy: Policy) -> Climb:
+    def start(self, policy: Policy) -> "CandidateTraining":
         """Compress a policy's network, not yet trained, to be scored rung by rung.
 
         Raises:
@@ -128,8 +144,8 @@ class Scorer:
         """
         started = time.perf_counter()
         with training(self.note), explained():
-            compressed = self.prepared(policy, rough=len(self.config.rung_images) > 1)
-        return Climb(self, compressed, time.perf_counter() - started)
+            compressed = self.prepared(policy, rough=len(self.rungs) > 1)
+        return CandidateTraining(self, compressed, time.perf_counter() - started)
 
     def refine(
         self, policy: Policy, checkpoint: Path | None, epochs: float, learning_rate: float
@@ -276,8 +292,8 @@ class Scorer:
         and augmented once, with the teacher's outputs. Scores are paired then, and the teacher runs once and
         not once a trial."""
         if rung not in self._short_batches:
-            before = self.config.rung_images[rung - 1] if rung else 0
-            images = self.config.rung_images[rung] - before
+            before = self.rungs[rung - 1] if rung else 0
+            images = self.rungs[rung] - before
             seed = self.config.search.seed + (rung << 32)  # the seed itself is smaller
             self._short_batches[rung] = _kept(
                 lambda: self._batches(images, seed),
@@ -305,6 +321,117 @@ class Scorer:
             with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16):
                 teacher = self.teacher(inputs).float()
             yield inputs, targets.to(self.device), teacher
+
+
+class CandidateTraining:
+    """One policy's network on its way up the rungs: what it has learnt stays from one to the next, and for
+    the networks that inherit its weights."""
+
+    def __init__(self, scorer: Scorer, compressed: Compressed, seconds: float) -> None:
+        self.compressed = compressed
+        self._scorer = scorer
+        self._seconds = seconds
+        self._next = 0
+
+    def score(self, rung: int) -> Score:
+        """Train up to the end of a rung that was not scored yet, and score there.
+
+        Raises:
+            TrialFailed: the loss became NaN, or memory ran out.
+        """
+        scorer = self._scorer
+        images = scorer.rungs
+        with training(scorer.note), explained():
+            started = time.perf_counter()
+            for number in range(self._next, rung + 1):
+                self._train(number, images[number] - (images[number - 1] if number else 0))
+            self._next = rung + 1
+            trained = time.perf_counter()
+            spent, self._seconds = self._seconds + trained - started, 0.0
+            last = rung == len(images) - 1
+            scored_on = UNTRAINED_IMAGES if not last and not images[rung] else None
+            with scorer.rough(not last):
+                network = scorer.as_run(self.compressed) if last else fold(self.compressed).module
+                return scorer.scored(network, spent, trained, scored_on)
+
+    def inherit(self, policy: Policy) -> "CandidateTraining":
+        """Another policy's network, made from what this one has learnt: to be scored as it is.
+
+        Raises:
+            PolicyError: the policy keeps what is gone here.
+            TrialFailed: memory ran out.
+        """
+        scorer = self._scorer
+        started = time.perf_counter()
+        with training(scorer.note), explained():
+            compressed = inherit(scorer.traced, self.compressed, policy, scorer.multiple)
+            scorer.estimate(compressed, rough=True)
+        return CandidateTraining(scorer, compressed, time.perf_counter() - started)
+
+    def as_it_is(self) -> Score:
+        """The score of the network as it is now, on all search images.
+
+        Raises:
+            TrialFailed: memory ran out.
+        """
+        scorer = self._scorer
+        with training(scorer.note), explained():
+            scored = time.perf_counter()
+            spent, self._seconds = self._seconds, 0.0
+            return scorer.scored(scorer.as_run(self.compressed), spent, scored)
+
+    def _train(self, rung: int, images: int) -> None:
+        if images == 0:
+            return
+        scorer, options = self._scorer, self._scorer.config.finetune
+        batches = scorer.short_batches(rung)
+        steps = -(-images // options.batch)
+        fine_tune(
+            self.compressed.module, batches, steps, scorer.task.loss, scorer.settings(options.learning_rate)
+        )
+        scorer.re_estimate(self.compressed)
+
+    def keep(self, checkpoint: Path) -> None:
+        """Write the weights as they are now."""
+        save_weights(self.compressed.module, checkpoint)
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what a policy may suffer into TrialFailed; a bug stays what it is."""
+    try:
+        yield
+    except Diverged as error:
+        raise TrialFailed(str(error)) from error
+    except MemoryError as error:
+        raise TrialFailed("out of memory") from error
+    except TrialFailed:
+        raise
+    except RuntimeError as error:
+        if "memory" in str(error).lower():
+            raise TrialFailed(f"out of memory: {str(error).splitlines()[0]}") from error
+        raise
+
+
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write a module's state as safetensors, beside and renamed. A full disk is waited for."""
+    beside = path.with_suffix(".partial")
+    state = {name: value.contiguous() for name, value in module.state_dict().items()}
+
+    def write() -> None:
+        try:
+            save_file(state, beside)
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+
+    when_there_is_space(write)
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Read what ``save_weights`` wrote into a module made by the same policy."""
+    module.load_state_dict(load_file(path))
 
 
 @dataclass(frozen=True)

@@ -6,88 +6,90 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+from optuna.samplers import BaseSampler, RandomSampler
 
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.space import Space
 from leanfront.search.config import LimitsSection
-from leanfront.search.run.significance import Scores
+from leanfront.search.run.run_folder import RunFolder
 from leanfront.search.trial.promotion import HARMLESS, UNTRAINED
-from leanfront.search.trial.sensitivity import Sensitivities
 
 if TYPE_CHECKING:
+    import optuna
+
     from leanfront.latency_models.cost import Cost, CostModel
-    from leanfront.search.samplers.cascade.warm_start import Knowledge
+    from leanfront.search.trial.scorer import CandidateTraining, Score, Scorer
+
+Log = Callable[[str], None]
+Keep = Callable[["CandidateTraining", Mapping[int, "Score"]], None]
+"""Gets a network that is done, and images trained on -> its score."""
 
 WEIGHTS_OF = "weights_of"
-"""In the result of an heir: the trial whose trained weights it took over."""
+"""In the result of an inherited trial: the trial whose trained weights it took over."""
 COSTS = ("latency_ms", "energy_mj", "size_bytes", "peak_memory_bytes")
 
 
-class ScoreLike(Protocol):
-    """What a scorer says of a network; ``search.trial.scorer.Score`` is the real one and says the units."""
+class Sampler:
+    """How a search proposes policies: a proposer, which is one of Optuna's samplers, and hooks, all of which
+    do nothing here. This one proposes at random.
 
-    @property
-    def accuracy(self) -> float: ...  # noqa: D102
-    @property
-    def accuracy_ci(self) -> tuple[float, float]: ...  # noqa: D102
-    @property
-    def divergence(self) -> float: ...  # noqa: D102
-    @property
-    def scores(self) -> Scores: ...  # noqa: D102
-    @property
-    def seconds_training(self) -> float: ...  # noqa: D102
-    @property
-    def seconds_scoring(self) -> float: ...  # noqa: D102
+    ``start``: so many policies are scored at the first rung alone before any trial goes further.
+    """
 
+    start: int = 0
 
-class ClimbLike(Protocol):
-    """One policy's network on its way up the rungs; ``search.trial.scorer.Climb`` is the real one."""
+    def rungs(self, images: tuple[int, ...]) -> tuple[int, ...]:
+        """After how many images trials are scored, of those that ``finetune.rungs`` gives: the last alone."""
+        return images[-1:]
 
-    def score(self, rung: int) -> ScoreLike:
-        """Train up to the end of a rung and score there; rungs come in ascending order."""
-        ...
+    def before_search(self, problem: "Problem", run: RunFolder, write: bool, log: Log) -> dict[str, Any]:
+        """Look at what is searched, before the first trial; each worker does. What comes back is written into
+        environment.json. ``write``: files of the run may be made; else they are there."""
+        return {}
 
-    def heir(self, policy: Policy) -> "ClimbLike":
-        """Another policy's network made from this one's weights."""
-        ...
+    def warning(self, trials: int | None) -> str:
+        """What a search of so many trials will lack, or ""."""
+        return ""
 
-    def as_it_is(self) -> ScoreLike:
-        """The score of the network as it is now, not trained any further."""
-        ...
+    def seeds(self, space: Space) -> Sequence[Policy]:
+        """What is tried first of all."""
+        return space.seeds()
 
-    def keep(self, checkpoint: Path) -> None:
-        """Write the weights as they are now."""
-        ...
+    def proposer(self, seed: int) -> BaseSampler:
+        """What the study asks for policies; without ``before_search`` the study is only looked at."""
+        return RandomSampler(seed=seed)
 
+    def expected_accuracy(self, policy: Policy) -> float | None:
+        """What is expected of a policy that was just proposed; None: nothing is."""
+        return None
 
-class ScorerLike(Protocol):
-    """Trains and scores what policies make of the network; ``search.trial.scorer.Scorer`` is the real one."""
+    def given_up(self, policy: Policy, reached: Mapping[str, Any]) -> str:
+        """Why a policy that stands like this after a rung (rung, images, accuracy, divergence) is not
+        trained further, or ""."""
+        return ""
 
-    def start(self, policy: Policy) -> ClimbLike:
-        """Cut and quantize; raises when that fails."""
-        ...
+    def inherited(self, study: "optuna.Study", policy: Policy, accuracy: float) -> Sequence[Policy]:
+        """Policies to make from the weights of a network that was just trained to this accuracy."""
+        return ()
 
 
 @dataclass(frozen=True)
 class Problem:
     """What is searched. ``baseline_accuracy``: of the uncompressed network on the search split; ``rungs``:
-    images that a trial has trained on at the end of each rung, ascending; ``sensitivities``: if the
-    sampler learns from them; ``baseline_costs``: of the uncompressed network; ``start``: so many policies are
-    scored at the first rung alone before any goes further."""
+    images that a trial has trained on at the end of each rung, ascending; ``baseline_costs``: of the
+    uncompressed network."""
 
     space: Space
     cost_model: "CostModel"
-    scorer: ScorerLike
+    scorer: "Scorer"
     objectives: tuple[str, ...]
     limits: LimitsSection
     baseline_accuracy: float
     rungs: tuple[int, ...] = (0,)
-    sensitivities: Sensitivities | None = None
     baseline_costs: Mapping[str, float] = field(default_factory=dict)
-    knowledge: "Knowledge | None" = None
-    start: int = 0
+    sampler: Sampler = field(default_factory=Sampler)
 
     def cost(self, policy: Policy) -> "Cost":
         """What a policy costs; raises what the cost model raises when it does not know."""
@@ -157,8 +159,8 @@ def scored(
     problem: Problem,
     policy: Policy,
     price: Result,
-    stays: Callable[[int, ScoreLike], str],
-    keep: Callable[[ClimbLike, Mapping[int, ScoreLike]], None],
+    stays: Callable[[int, "Score"], str],
+    keep: Keep,
     before: Sequence[Mapping[str, float]] = (),
 ) -> Result:
     """Train and score a policy whose price is known, rung by rung. What goes wrong becomes a "failed" result.
@@ -177,7 +179,7 @@ def scored(
     started = time.perf_counter()
     values = dict(price.values)
     reached = list(before)
-    scores: dict[int, ScoreLike] = {}
+    scores: dict[int, Score] = {}
     complete = ""
 
     def result(state: str, reason: str = "", **over: float) -> Result:
@@ -185,9 +187,9 @@ def scored(
         return Result(state, reason, {**values, **spent}, {**price.constraints, **over}, tuple(reached))
 
     try:
-        climb = problem.scorer.start(policy)
+        candidate = problem.scorer.start(policy)
         for rung, images in enumerate(problem.rungs[len(before) :], start=len(before)):
-            score = climb.score(rung)
+            score = candidate.score(rung)
             if not math.isfinite(score.accuracy):
                 return result("failed", f"accuracy is {score.accuracy}")
             scores[images] = score
@@ -195,20 +197,20 @@ def scored(
             values |= _values(reached, list(scores.values()))
             if images == 0 and rung < len(problem.rungs) - 1 and _is_harmless(problem, score):
                 complete, rough = UNTRAINED, score
-                score = scores[images] = climb.as_it_is()
+                score = scores[images] = candidate.as_it_is()
                 seconds = reached[-1]["seconds"] + score.seconds_scoring
                 reached[-1] = {**_reached(rung, images, score), "seconds": seconds}
                 values |= _values(reached, [rough, score])
                 break
             if rung < len(problem.rungs) - 1 and (reason := stays(rung, score)):
                 return result("pruned", f"not promoted from rung {rung}: {reason}")
-        keep(climb, scores)
+        keep(candidate, scores)
     except Exception as error:
         return result("failed", _failure(error))
     return _judged(problem, score.accuracy, result, complete)
 
 
-def _is_harmless(problem: Problem, score: ScoreLike) -> bool:
+def _is_harmless(problem: Problem, score: "Score") -> bool:
     """Whether a network that was not trained has nothing to win back: close to the teacher, and what it is
     scored by, which may be something else than its classes, says so too."""
     return score.divergence < HARMLESS and score.accuracy_ci[1] >= problem.baseline_accuracy
@@ -217,22 +219,22 @@ def _is_harmless(problem: Problem, score: ScoreLike) -> bool:
 def inherited(
     problem: Problem,
     parent: int,
-    climb: ClimbLike,
+    trained: "CandidateTraining",
     policy: Policy,
     price: Result,
-    keep: Callable[[ClimbLike, Mapping[int, ScoreLike]], None],
+    keep: Keep,
 ) -> Result:
-    """Score an heir: a policy whose price is known, its network made from the weights of a trained one.
+    """Score a policy whose price is known, its network made from the weights of a trained one.
 
     It is not trained, so it has no rungs: it says what its policy reaches at least. Errors as in ``scored``.
 
     Args:
         problem: what is searched.
         parent: the number of the trial that was trained.
-        climb: its network.
-        policy: the policy of the heir.
+        trained: its network.
+        policy: the policy that inherits.
         price: what ``priced`` said of it.
-        keep: gets the heir's network, and images trained on -> its score.
+        keep: gets its network, and images trained on -> its score.
     """
     started = time.perf_counter()
     values: dict[str, float] = {**price.values, WEIGHTS_OF: parent}
@@ -242,12 +244,12 @@ def inherited(
         return Result(state, reason, {**values, **spent}, {**price.constraints, **over})
 
     try:
-        heir = climb.heir(policy)
-        score = heir.as_it_is()
+        candidate = trained.inherit(policy)
+        score = candidate.as_it_is()
         if not math.isfinite(score.accuracy):
             return result("failed", f"accuracy is {score.accuracy}")
         values |= _worth([score])
-        keep(heir, {problem.rungs[-1]: score})
+        keep(candidate, {problem.rungs[-1]: score})
     except Exception as error:
         return result("failed", _failure(error))
     return _judged(problem, score.accuracy, result)
@@ -272,7 +274,7 @@ def _failure(error: Exception) -> str:
     return _why(error)
 
 
-def _reached(rung: int, images: int, score: ScoreLike) -> dict[str, float]:
+def _reached(rung: int, images: int, score: "Score") -> dict[str, float]:
     return {
         "rung": rung,
         "images": images,
@@ -282,12 +284,12 @@ def _reached(rung: int, images: int, score: ScoreLike) -> dict[str, float]:
     }
 
 
-def _values(reached: Sequence[Mapping[str, float]], scores: Sequence[ScoreLike]) -> dict[str, float]:
+def _values(reached: Sequence[Mapping[str, float]], scores: Sequence["Score"]) -> dict[str, float]:
     """The scores of the highest rung so far, and the time that all took."""
     return {"rung": reached[-1]["rung"], **_worth(scores)}
 
 
-def _worth(scores: Sequence[ScoreLike]) -> dict[str, float]:
+def _worth(scores: Sequence["Score"]) -> dict[str, float]:
     """The last of a network's scores, and the time that all took."""
     low, high = scores[-1].accuracy_ci
     return {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scale import FreeClimb, FreeCost, configuration, space_of
+from benchmarks.scale import FreeCandidate, FreeCost, FreeScorer, configuration, space_of
 from leanfront.search.run.run_folder import make_run, registered
 from leanfront.search.study.loop import Budget, give_back, search_loop
 from leanfront.search.study.study import open_study
@@ -30,11 +30,11 @@ def test_a_trial_is_freed_when_it_ends(tmp_path: Path) -> None:
     made: list[weakref.ref[Weights]] = []
     alive: list[int] = []
 
-    class Scorer:
-        def start(self, policy: object) -> FreeClimb:
+    class Scorer(FreeScorer):
+        def start(self, policy: object) -> FreeCandidate:
             alive.append(sum(weights() is not None for weights in made))
             made.append(weakref.ref(Weights()))
-            return FreeClimb()
+            return FreeCandidate()
 
     config = configuration()
     run = make_run(tmp_path / "run", config)

@@ -21,13 +21,13 @@ from leanfront.compression.policy import Policy
 from leanfront.search.config import SearchConfig, parse_config
 from leanfront.search.study.run_search import run_search
 from leanfront.search.trial.trial import Problem
-from tests.search.study.test_study import Climb, Scorer, problem_of
+from tests.search.study.test_study import Candidate, Scorer, problem_of
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 class Faulty(Scorer):
-    def start(self, policy: Policy) -> Climb:
+    def start(self, policy: Policy) -> Candidate:
         if policy["conv0"].sparsity == 0.5:
             if os.environ.get("QUICK_FAULT") == "hang":
                 time.sleep(3600)

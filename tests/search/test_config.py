@@ -51,7 +51,7 @@ def test_values_are_sorted_and_named_once(write):
         ("[space]\nsparsity = 0.5", ["space.sparsity", "a list", "0.5"]),
         ("[space]\nweight_bits = [9]", ["space.weight_bits.0", "2, 3, 4, 5, 6, 7, 8 or 32", "9"]),
         ("[space]\nactivation_bits = [2]", ["space.activation_bits.0", "4, 8 or 32"]),
-        ("[search]\nsampler = 'tp'", ["search.sampler", "'nsga2'", "'tp'"]),
+        ("[search]\nsampler = 3", ["search.sampler", "text in quotes", "3"]),
         ("[search]\nobjectives = ['latency_ms']", ["search.objectives", "accuracy"]),
         ("[search]\nobjectives = ['latency_ms', 'accuracy']", ["search.objectives", "start with accuracy"]),
         ("[search]\nobjectives = ['accuracy', 'speed']", ["search.objectives.1", "'speed'"]),

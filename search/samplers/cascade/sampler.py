@@ -1,5 +1,6 @@
-"""Cascade as one of Optuna's samplers: storages, workers and dashboards work with it as with any other."""
+"""Cascade. Its proposer is one of Optuna's samplers: storages, workers and dashboards work with it."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -14,6 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 from threadpoolctl import ThreadpoolController
 
 from leanfront.compression.policy import Policy
+from leanfront.compression.policy.space import Space
+from leanfront.search.run.run_folder import RunFolder
+from leanfront.search.samplers import Sampler, register
 from leanfront.search.samplers.cascade.acquisition import Proposal, front_landscape, propose
 from leanfront.search.samplers.cascade.encoding import Codes, keys
 from leanfront.search.samplers.cascade.gaussian import Hyperparameters
@@ -25,9 +29,10 @@ from leanfront.search.samplers.cascade.surrogate import (
     log_divergence,
     shortfall,
 )
-from leanfront.search.samplers.cascade.warm_start import Knowledge
+from leanfront.search.samplers.cascade.warm_start import Knowledge, knowledge_of, start_of, too_few
+from leanfront.search.trial import sensitivity
 from leanfront.search.trial.promotion import HOPELESS, IDLE, UNKNOWN, UNTRAINED
-from leanfront.search.trial.trial import WEIGHTS_OF
+from leanfront.search.trial.trial import WEIGHTS_OF, Log, Problem
 
 _SURE = 2.0
 """Standard deviations beyond which a policy is not trained further: one in fifty is given up wrongly."""
@@ -59,6 +64,64 @@ class _Read:
     leading: int = 0
     trained: dict[int, tuple[Codes, float]] = field(default_factory=dict)
     losses: list[tuple[float, float]] = field(default_factory=list)
+
+
+@register("cascade")
+class Cascade(Sampler):
+    """Learns from every rung: the sensitivities, and the front of a million policies by them, come first."""
+
+    def __init__(self) -> None:
+        self.knowledge: Knowledge | None = None
+        self._proposer: CascadeSampler | None = None
+
+    def rungs(self, images: tuple[int, ...]) -> tuple[int, ...]:
+        """All."""
+        return images
+
+    def before_search(self, problem: Problem, run: RunFolder, write: bool, log: Log) -> dict[str, Any]:
+        """Measure the sensitivities and rank a million policies, or read both."""
+        found = sensitivity.measure(problem.scorer, problem.space, log)
+        if write:
+            sensitivity.write_csv(run.path / "sensitivities.csv", problem.space, found)
+        started = time.perf_counter()
+        self.start = start_of(problem)
+        self.knowledge = knowledge_of(problem, found.divergence, self.start, run.path / "cheap_front.npy")
+        if (seconds := time.perf_counter() - started) > 1:
+            log(f"ranked a million policies by cost and sensitivity in {seconds:.0f} s")
+        return {"sensitivities": sensitivity.summary(found)}
+
+    def warning(self, trials: int | None) -> str:
+        """That its surrogate will have too little to learn from."""
+        return "" if self.knowledge is None else too_few(trials, self.knowledge)
+
+    def seeds(self, space: Space) -> Sequence[Policy]:
+        """It has a start of its own, but for what everybody would try first."""
+        return [anchor(space)]
+
+    def proposer(self, seed: int) -> BaseSampler:
+        """As ``CascadeSampler``."""
+        if self.knowledge is None:
+            return super().proposer(seed)
+        self._proposer = CascadeSampler(self.knowledge, seed)
+        return self._proposer
+
+    def expected_accuracy(self, policy: Policy) -> float | None:
+        """As ``CascadeSampler``."""
+        return None if self._proposer is None else self._proposer.expected_accuracy(policy)
+
+    def given_up(self, policy: Policy, reached: Mapping[str, Any]) -> str:
+        """As ``CascadeSampler``."""
+        return "" if self._proposer is None else self._proposer.given_up(policy, reached)
+
+    def inherited(self, study: optuna.Study, policy: Policy, accuracy: float) -> Sequence[Policy]:
+        """As ``CascadeSampler``."""
+        return () if self._proposer is None else self._proposer.inherited(study, policy, accuracy)
+
+
+def anchor(space: Space) -> Policy:
+    """Nothing cut, 8 bits where the space has them, else the widest that are not float."""
+    integers = [pair for pair in space.pairs if max(pair) <= 8]
+    return space.uniform(0.0, (8, 8) if (8, 8) in integers else max(integers, default=max(space.pairs)))
 
 
 class CascadeSampler(BaseSampler):
@@ -150,12 +213,12 @@ class CascadeSampler(BaseSampler):
             return None
         return proposal
 
-    def heirs(self, study: optuna.Study, policy: Policy, accuracy: float) -> list[Policy]:
+    def inherited(self, study: optuna.Study, policy: Policy, accuracy: float) -> list[Policy]:
         """What to make from the weights of a policy's network that was just trained to this accuracy."""
         with _algebra().limit(limits=1):
-            return self._heirs(study, policy, accuracy)
+            return self._inherited(study, policy, accuracy)
 
-    def _heirs(self, study: optuna.Study, policy: Policy, accuracy: float) -> list[Policy]:
+    def _inherited(self, study: optuna.Study, policy: Policy, accuracy: float) -> list[Policy]:
         knowledge, encoding = self.knowledge, self.knowledge.encoding
         pending = self._take_in(study.get_trials(deepcopy=False), None)
         seen = list(self._read.seen.values())

@@ -147,7 +147,9 @@ class Knowledge:
         )
 
 
-def knowledge_of(problem: "Problem", kept: Path | None = None) -> Knowledge:
+def knowledge_of(
+    problem: "Problem", divergences: Mapping[str, Sequence[float]], start: int, kept: Path | None = None
+) -> Knowledge:
     """What a search knows once it is prepared. The cheap front is read from ``kept``, or made and kept."""
     knowledge = Knowledge(
         space=problem.space,
@@ -155,9 +157,9 @@ def knowledge_of(problem: "Problem", kept: Path | None = None) -> Knowledge:
         objectives=problem.objectives,
         limits=problem.limits,
         baseline={"accuracy": problem.baseline_accuracy, **problem.baseline_costs},
-        divergences=problem.sensitivities.divergence if problem.sensitivities else {},
+        divergences=divergences,
         images=problem.rungs,
-        start=problem.start,
+        start=start,
     )
     archive = _read(kept, knowledge.encoding)
     if archive is None:

@@ -12,7 +12,7 @@ from leanfront.compression.policy.space import Space
 from leanfront.hw_profiles import load_profile
 from leanfront.latency_models.cost import CostArrays
 from leanfront.search.config import LimitsSection
-from leanfront.search.samplers import expected_accuracy, given_up
+from leanfront.search.samplers import Sampler
 from leanfront.search.samplers.cascade.acquisition import _picture, _Start
 from leanfront.search.samplers.cascade.encoding import Encoding, keys
 from leanfront.search.samplers.cascade.sampler import CascadeSampler, scores_of
@@ -215,7 +215,7 @@ def test_a_start_that_wants_more_than_there_is_ends():
     assert len(set(proposed[:8])) == 8
     assert proposed[8] in proposed[:8]
     policy = toy.encoding.batch(codes[:, None]).policy(0)
-    assert expected_accuracy(study.sampler, policy) is not None  # it was meant for the last rung
+    assert study.sampler.expected_accuracy(policy) is not None  # it was meant for the last rung
 
 
 def test_heirs_do_not_crowd_out_what_teaches():
@@ -339,8 +339,8 @@ def test_what_stands_far_below_the_floor_is_given_up_and_what_does_not_is_not():
     ask(toy, study)
     for divergence, why in ((0.05, ""), (400.0, HOPELESS)):
         standing = {"rung": 0, "images": 0, "divergence": divergence, "accuracy": 0.1}
-        assert given_up(study.sampler, policy, standing) == why
-    assert given_up(optuna.samplers.RandomSampler(), policy, standing) == ""
+        assert study.sampler.given_up(policy, standing) == why
+    assert Sampler().given_up(policy, standing) == ""
 
 
 def test_a_trial_that_will_win_little_of_what_it_promised_does_not_go_on():
@@ -359,17 +359,17 @@ def test_a_trial_that_will_win_little_of_what_it_promised_does_not_go_on():
     study.tell(known, [0.93, cost])
     _, next_codes = ask(toy, study)
     policy = toy.encoding.batch(next_codes[:, None]).policy(0)
-    expected = expected_accuracy(study.sampler, policy)
+    expected = study.sampler.expected_accuracy(policy)
     reached = {"rung": 1, "images": 64, "divergence": 0.05, "accuracy": expected}
-    assert given_up(study.sampler, policy, reached) == ""
+    assert study.sampler.given_up(policy, reached) == ""
     for accuracy in np.linspace(expected, 0.5, 50):
-        why = given_up(study.sampler, policy, {**reached, "accuracy": accuracy})
+        why = study.sampler.given_up(policy, {**reached, "accuracy": accuracy})
         if why:
             break
     assert why == IDLE  # long before it is hopeless
     other = toy.encoding.batch(codes[:, None]).policy(0)  # not what was proposed: nothing was promised
-    assert given_up(study.sampler, other, {**reached, "accuracy": accuracy}) == ""
-    assert expected_accuracy(study.sampler, other) is None
+    assert study.sampler.given_up(other, {**reached, "accuracy": accuracy}) == ""
+    assert study.sampler.expected_accuracy(other) is None
 
 
 def test_too_few_trials_to_learn_from_are_named():

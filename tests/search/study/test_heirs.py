@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from leanfront.compression.policy import Policy
 from leanfront.search.run.front import front_of
 from leanfront.search.run.run_folder import RunFolder, make_run, open_run, registered
 from leanfront.search.run.status import status
-from leanfront.search.samplers import heirs
+from leanfront.search.samplers import sampler_named
 from leanfront.search.samplers.cascade.encoding import keys
 from leanfront.search.samplers.cascade.expected_hypervolume import Landscape, strewn
 from leanfront.search.samplers.cascade.inherited_trials import MOST, choose, rate
@@ -25,7 +25,8 @@ from leanfront.search.samplers.cascade.surrogate import shortfall
 from leanfront.search.study.loop import Budget, search_loop, seconds_per_trial
 from leanfront.search.study.study import add, digests, finished, named, open_study, reached_the_end
 from leanfront.search.trial.promotion import UNKNOWN
-from leanfront.search.trial.trial import ClimbLike, Problem, Result, ScoreLike, inherited, priced
+from leanfront.search.trial.scorer import CandidateTraining, Score
+from leanfront.search.trial.trial import Problem, Result, Sampler, inherited, priced
 from tests.search.samplers.test_cascade_sampler import BASELINE, Toy, ask, study_of, tell
 from tests.search.study.test_study import Scorer, configuration, problem_of
 
@@ -99,7 +100,7 @@ def test_an_heir_counts_as_reached_and_teaches_only_what_heirs_lose() -> None:
     tell(toy, study, trial, codes, knowledge)
     study.set_metric_names(list(knowledge.objectives))
     parent = toy.encoding.batch(codes[:, None]).policy(0)
-    wanted = heirs(study.sampler, study, parent, float(toy.accuracy(codes[:, None])[0]))[0]
+    wanted = study.sampler.inherited(study, parent, float(toy.accuracy(codes[:, None])[0]))[0]
     own = toy.encoding.of(wanted)
     costs = dict(zip(knowledge.costs, np.exp(knowledge.log_costs(own[:, None]))[0].tolist(), strict=True))
     result = Result(
@@ -140,17 +141,16 @@ def test_a_policy_of_which_nothing_is_known_may_be_proposed_again(reason: str) -
 
 
 @dataclass
-class Asks:
-    """One of Optuna's samplers that wants heirs: two policies near what was trained, and that one again."""
+class Asks(Sampler):
+    """TPE that wants networks to inherit: two policies near what was trained, and that one again."""
 
-    inner: optuna.samplers.BaseSampler
     problem: Problem
     wanted: list[list[str]] = field(default_factory=list)
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.inner, name)
+    def proposer(self, seed: int) -> optuna.samplers.BaseSampler:
+        return sampler_named("tpe").proposer(seed)
 
-    def heirs(self, study: optuna.Study, policy: Policy, accuracy: float) -> list[Policy]:
+    def inherited(self, study: optuna.Study, policy: Policy, accuracy: float) -> list[Policy]:
         rng = np.random.default_rng(len(self.wanted))
         near = [self.problem.space.mutated(policy, rng, 3) for _ in range(2)]
         self.wanted.append([one.digest for one in near])
@@ -162,12 +162,11 @@ def searched(
 ) -> tuple[RunFolder, optuna.Study, Asks]:
     config = configuration(**over)
     problem = problem_of(config, Scorer(seconds=0.002))
+    asks = Asks(problem)
     run = make_run(folder, config)
-    study = open_study(run, config.search)
-    asks = Asks(study.sampler, problem)
-    study.sampler = asks  # type: ignore[assignment]
+    study = open_study(run, config.search, sampler=asks)
     with registered(run) as worker:
-        search_loop(problem, study, run, Budget(trials), worker, stop)
+        search_loop(replace(problem, sampler=asks), study, run, Budget(trials), worker, stop)
     return run, study, asks
 
 
@@ -196,7 +195,7 @@ def test_heirs_are_trials_of_their_own_and_do_not_count(tmp_path: Path) -> None:
     assert seconds_per_trial(study.trials) == seconds_per_trial([study.trials[r.trial] for r in trained])
 
 
-def keep_nothing(heir: ClimbLike, scores: Mapping[int, ScoreLike]) -> None:
+def keep_nothing(heir: CandidateTraining, scores: Mapping[int, Score]) -> None:
     """A search keeps weights and scores."""
 
 
@@ -206,8 +205,8 @@ def test_an_heir_that_loses_too_much_is_infeasible_and_one_that_fails_says_why(t
     harsh = problem.space.uniform(
         max(level for levels in problem.space.levels.values() for level in levels), (4, 8)
     )
-    climb = problem.scorer.start(harsh)
-    result = inherited(problem, 7, climb, harsh, priced(problem, harsh), keep_nothing)
+    trained = problem.scorer.start(harsh)
+    result = inherited(problem, 7, trained, harsh, priced(problem, harsh), keep_nothing)
     assert result.state == "infeasible"
     assert "max_drop" in result.reason
     assert result.values["weights_of"] == 7
@@ -235,14 +234,14 @@ def test_an_heir_that_another_worker_is_at_meanwhile_is_no_second_trial(
 ) -> None:
     scored: list[str] = []
 
-    def slow(problem: Problem, parent: int, climb: ClimbLike, policy: Policy, *rest: Any) -> Result:
-        result = inherited(problem, parent, climb, policy, *rest)
+    def slow(problem: Problem, parent: int, trained: CandidateTraining, policy: Policy, *rest: Any) -> Result:
+        result = inherited(problem, parent, trained, policy, *rest)
         other = open_study(open_run(tmp_path / "run"), configuration().search)
         other.ask().set_user_attr("digest", policy.digest)
         scored.append(policy.digest)
         return result
 
-    monkeypatch.setattr("leanfront.search.study.inherited_trials.inherited", slow)
+    monkeypatch.setattr("leanfront.search.study.loop.inherited", slow)
     run, _, _ = searched(tmp_path / "run", 2)
     assert scored
     assert not any(row.weights_of is not None for row in run.trials())
@@ -261,7 +260,7 @@ def test_a_full_disk_costs_heirs_and_no_trials(tmp_path: Path, monkeypatch: pyte
     def full(self: object, policy: Policy) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tests.search.study.test_study.Climb.heir", full)
+    monkeypatch.setattr("tests.search.study.test_study.Candidate.inherit", full)
     run, study, asks = searched(tmp_path / "run", 4)
     assert finished(study.trials) == 4
     assert sum(map(len, asks.wanted)) == 8

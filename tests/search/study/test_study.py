@@ -22,14 +22,15 @@ from leanfront.compression.policy import Policy
 from leanfront.compression.policy.space import Space
 from leanfront.hw_profiles import load_profile
 from leanfront.latency_models.cost import Cost, TableError
-from leanfront.search.config import ConfigError, SearchConfig, SearchSection, parse_config
+from leanfront.search.config import ConfigError, SearchConfig, parse_config
 from leanfront.search.run.front import front_of, front_rows
 from leanfront.search.run.results_tables import Ledger
 from leanfront.search.run.run_folder import RunFolder, make_run, open_run, registered
-from leanfront.search.samplers import sampler as made_sampler
+from leanfront.search.samplers import sampler_named
 from leanfront.search.study.loop import Budget, Interrupt, search_loop, seconds_per_trial, time_limit
 from leanfront.search.study.prepare import _check_prices, check_limits, check_objectives
 from leanfront.search.study.study import enqueue_seeds, open_study, recover
+from leanfront.search.trial import scorer
 from leanfront.search.trial.promotion import INTERRUPTED, UNTRAINED
 from leanfront.search.trial.trial import Problem, priced, scored
 
@@ -61,10 +62,8 @@ class MacsCost:
         return Cost(work / 1e8, work / 1e7, size, 1000)
 
 
-@dataclass(frozen=True)
-class Score:
-    accuracy: float
-    accuracy_ci: tuple[float, float]
+@dataclass(frozen=True, eq=False)
+class Score(scorer.Score):
     divergence: float = 0.0
     scores: Any = None
     seconds_training: float = 0.0
@@ -72,29 +71,29 @@ class Score:
 
 
 @dataclass
-class Scorer:
+class Scorer(scorer.Scorer):
     """Accuracy falls with what is cut and with narrow weights. Counts its calls; fails as told."""
 
     seconds: float = 0.0
     fails: list[Exception | float] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
-    rungs: list[int] = field(default_factory=list)
+    at: list[int] = field(default_factory=list)
 
-    def start(self, policy: Policy) -> "Climb":
+    def start(self, policy: Policy) -> "Candidate":
         self.calls.append(policy.digest)
-        return Climb(self, policy)
+        return Candidate(self, policy)
 
 
 @dataclass
-class Climb:
+class Candidate(scorer.CandidateTraining):
     """Accuracy is the same at every rung; the easiest of 1000 images are right."""
 
     scorer: Scorer
     policy: Policy
 
-    def score(self, rung: int) -> Score:
+    def scorer(self, rung: int) -> Score:
         scorer = self.scorer
-        scorer.rungs.append(rung)
+        scorer.at.append(rung)
         time.sleep(scorer.seconds)
         if scorer.fails:
             failure = scorer.fails.pop(0)
@@ -106,8 +105,8 @@ class Climb:
         right = (np.arange(1000) < round(1000 * accuracy)).astype(np.float32)
         return Score(accuracy, (accuracy - 0.01, accuracy + 0.01), lost, right, scorer.seconds)
 
-    def heir(self, policy: Policy) -> "Climb":
-        return Climb(self.scorer, policy)
+    def inherit(self, policy: Policy) -> "Candidate":
+        return Candidate(self.scorer, policy)
 
     def as_it_is(self) -> Score:
         return self.score(-1)
@@ -127,8 +126,16 @@ def problem_of(config: SearchConfig, scorer: Scorer, network: Network | None = N
     space = Space(
         network or chain(), load_profile("toy"), wanted.sparsity, wanted.weight_bits, wanted.activation_bits
     )
+    sampler = sampler_named(config.search.sampler)
     return Problem(
-        space, MacsCost(), scorer, config.search.objectives, config.limits, 0.95, config.rung_images
+        space,
+        MacsCost(),
+        scorer,
+        config.search.objectives,
+        config.limits,
+        0.95,
+        sampler.rungs(config.rung_images),
+        sampler=sampler,
     )
 
 
@@ -201,9 +208,7 @@ def test_tpe_learns_and_random_does_not():
             study.tell(trial, [sum(up) + trial.suggest_int("sparsity/a", 0, 4), 1.0])
         return max(trial.values[0] for trial in study.trials)
 
-    assert best(made_sampler(SearchSection(sampler="tpe"))) > best(
-        made_sampler(SearchSection(sampler="random"))
-    )
+    assert best(sampler_named("tpe").proposer(0)) > best(sampler_named("random").proposer(0))
 
 
 def test_the_same_line_again_goes_on(tmp_path):
@@ -290,32 +295,36 @@ def test_what_loses_nothing_is_complete_untrained_and_what_loses_is_trained():
             problem,
             policy,
             priced(problem, policy),
-            stays=lambda rung, score: "",
-            keep=lambda climb, scores: kept.append(dict(scores)),
+            stays=lambda rung, scorer: "",
+            keep=lambda candidate, scores: kept.append(dict(scores)),
         )
 
     whole_policy = problem.space.uniform(0.0, (8, 8))
     whole = outcome(whole_policy)
-    assert (whole.state, whole.reason, scorer.rungs) == ("complete", UNTRAINED, [0, -1])
+    assert (whole.state, whole.reason, scorer.at) == ("complete", UNTRAINED, [0, -1])
     assert [(reached["rung"], reached["images"]) for reached in whole.rungs] == [(0, 0)]
     assert list(kept[0]) == [0]
     cut = outcome(problem.space.uniform(sparsity, (8, 8)))
-    assert (cut.state, cut.reason, scorer.rungs[2:]) == ("complete", "", [0, 1, 2])
+    assert (cut.state, cut.reason, scorer.at[2:]) == ("complete", "", [0, 1, 2])
     # close to the teacher in its outputs is not enough where what it is scored by says that it lost
     far = replace(problem, baseline_accuracy=0.999)
-    scorer.rungs.clear()
+    scorer.at.clear()
     assert (
         scored(
-            far, whole_policy, priced(far, whole_policy), lambda rung, score: "", lambda climb, scores: None
+            far,
+            whole_policy,
+            priced(far, whole_policy),
+            lambda rung, scorer: "",
+            lambda candidate, scores: None,
         ).reason
         == ""
     )
-    assert scorer.rungs == [0, 1, 2]
+    assert scorer.at == [0, 1, 2]
     # one that trains first is not asked whether it needs to
-    scorer.rungs.clear()
+    scorer.at.clear()
     problem = replace(problem, rungs=(100, 200))
     assert outcome(problem.space.uniform(0.0, (8, 8))).reason == ""
-    assert scorer.rungs == [0, 1]
+    assert scorer.at == [0, 1]
 
 
 def test_failures_are_recorded_with_their_reason_and_the_search_goes_on(tmp_path):

@@ -22,6 +22,7 @@ from leanfront.search.run.significance import (
     unpaired_interval,
     wilson_interval,
 )
+from leanfront.search.samplers import sampler_named
 from leanfront.search.study.loop import Budget, search_loop
 from leanfront.search.study.study import enqueue_seeds, finished, open_study
 from leanfront.search.trial.promotion import Standing, dominator, standings
@@ -184,12 +185,15 @@ def test_rungs_in_images():
     assert configuration(search=cascade).rung_images == (0, 1536, 8192)
     assert configuration(search=cascade, finetune={"images": 0}).rung_images == (0,)
     assert configuration(search=cascade, finetune={"rungs": [1.0]}).rung_images == (8192,)
-    assert configuration(search={"sampler": "tpe"}).rung_images == (8192,)
+    images = configuration(search=cascade).rung_images
+    assert sampler_named("cascade").rungs(images) == images
+    assert sampler_named("tpe").rungs(images) == sampler_named("random").rungs(images) == (8192,)
 
 
-def search(folder, trials, **problem_fields):
+def search(folder, trials, start=0):
     config = configuration()
-    problem = replace(problem_of(config, Scorer()), rungs=(0, 96, 960), **problem_fields)
+    problem = replace(problem_of(config, Scorer()), rungs=(0, 96, 960))
+    problem.sampler.start = start
     run = make_run(folder, config)
     study = open_study(run, config.search)
     enqueue_seeds(study, problem.space)
@@ -231,7 +235,7 @@ def test_a_search_in_rungs(searched):
         assert reached[-1]["accuracy"] == row.accuracy
         assert row.seconds_pricing > 0
         assert row.seconds_proposing > 0
-    assert len(problem.scorer.rungs) == sum(len(json.loads(row.rungs)) for row in rows if row.rungs)
+    assert len(problem.scorer.at) == sum(len(json.loads(row.rungs)) for row in rows if row.rungs)
 
 
 def test_only_the_front_keeps_weights_and_scores(searched):
@@ -295,7 +299,7 @@ def test_the_first_are_scored_untrained_alone_and_may_go_on_later(tmp_path):
     assert again.policy == rows[0].policy
     assert (again.state, again.rung) == ("complete", 2)
     assert json.loads(again.rungs)[0] == json.loads(rows[0].rungs)[0]
-    assert problem.scorer.rungs == [1, 2]  # the first rung was not scored again
+    assert problem.scorer.at == [1, 2]  # the first rung was not scored again
     study.enqueue_trial(study.trials[0].params)
     _, run, _, _ = search(tmp_path / "run", 27, start=6)
     assert run.trials()[again.trial + 1].reason == f"duplicate of trial {again.trial}"

@@ -17,9 +17,8 @@ from leanfront.compression.training.batch_norms import re_estimate
 from leanfront.search.config import parse_config
 from leanfront.search.run.significance import wilson_interval
 from leanfront.search.task import ArrayData, Task, TaskError
-from leanfront.search.trial.candidate_training import TrialFailed, load_weights, save_weights
 from leanfront.search.trial.score_file import AsFile
-from leanfront.search.trial.scorer import Scorer, evaluate
+from leanfront.search.trial.scorer import Scorer, TrialFailed, evaluate, load_weights, save_weights
 from tests.networks import built, example, inputs
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -70,9 +69,9 @@ def test_scores_repeat_and_the_weights_are_kept(tmp_path: Path) -> None:
     judge = scorer(small_task())
     before = {key: value.clone() for key, value in judge.traced.module.state_dict().items()}
     kept = tmp_path / "3.safetensors"
-    climb = judge.start(policy(judge))
-    first = climb.score(0)
-    climb.keep(kept)
+    candidate = judge.start(policy(judge))
+    first = candidate.score(0)
+    candidate.keep(kept)
     second = scorer(small_task()).start(policy(judge)).score(0)
     # dropout draws from torch's own generator, so trained scores differ by a few examples
     assert first.accuracy == pytest.approx(second.accuracy, abs=0.1)
@@ -96,15 +95,15 @@ def test_without_training_scores_are_the_same_twice() -> None:
     assert 0 < uncut.divergence < first.divergence / 4
 
 
-def test_a_climb_goes_on_from_where_it_was_and_scores_on_the_same_images() -> None:
+def test_training_goes_on_from_where_it_was_and_scores_on_the_same_images() -> None:
     judge = scorer(small_task(), sampler="cascade", rungs=[0.0, 0.5, 1.0])
     assert judge.config.rung_images == (0, 48, 96)
-    climb = judge.start(policy(judge, 0.5, 4))
-    weights = [next(climb.compressed.module.parameters()).clone()]
+    candidate = judge.start(policy(judge, 0.5, 4))
+    weights = [next(candidate.compressed.module.parameters()).clone()]
     scores = []
     for rung in range(3):
-        scores.append(climb.score(rung))
-        weights.append(next(climb.compressed.module.parameters()).clone())
+        scores.append(candidate.score(rung))
+        weights.append(next(candidate.compressed.module.parameters()).clone())
     moved = [not torch.equal(a, b) for a, b in pairwise(weights)]
     assert moved == [False, True, True]
     assert scores[2].divergence < scores[1].divergence < scores[0].divergence
@@ -117,11 +116,11 @@ def test_a_climb_goes_on_from_where_it_was_and_scores_on_the_same_images() -> No
 
 
 def test_before_training_a_part_of_the_images_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leanfront.search.trial.candidate_training.UNTRAINED_IMAGES", 40)
+    monkeypatch.setattr("leanfront.search.trial.scorer.UNTRAINED_IMAGES", 40)
     monkeypatch.setattr("leanfront.search.trial.scorer.SCORING_BATCH", 20)
     judge = scorer(small_task(), sampler="cascade")
-    climb = judge.start(policy(judge))
-    first, second = climb.score(0), climb.score(1)
+    candidate = judge.start(policy(judge))
+    first, second = candidate.score(0), candidate.score(1)
     assert (len(first.scores), len(second.scores)) == (40, 120)
     baseline = judge.baseline()
     assert baseline.divergence == pytest.approx(0.0, abs=1e-6)
@@ -129,16 +128,16 @@ def test_before_training_a_part_of_the_images_is_enough(monkeypatch: pytest.Monk
 
 
 def test_what_needs_no_training_is_scored_as_its_file_on_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leanfront.search.trial.candidate_training.UNTRAINED_IMAGES", 40)
+    monkeypatch.setattr("leanfront.search.trial.scorer.UNTRAINED_IMAGES", 40)
     judge = scorer(small_task(), sampler="cascade")
-    climb = judge.start(policy(judge, 0.0, 8))
-    climb.score(0)
-    before = {name: value.clone() for name, value in climb.compressed.module.state_dict().items()}
-    score = climb.as_it_is()
+    candidate = judge.start(policy(judge, 0.0, 8))
+    candidate.score(0)
+    before = {name: value.clone() for name, value in candidate.compressed.module.state_dict().items()}
+    score = candidate.as_it_is()
     assert all(
-        torch.equal(value, before[name]) for name, value in climb.compressed.module.state_dict().items()
+        torch.equal(value, before[name]) for name, value in candidate.compressed.module.state_dict().items()
     )
-    scores, divergence = evaluate(fold(climb.compressed).module, judge.search_batches, judge.task)
+    scores, divergence = evaluate(fold(candidate.compressed).module, judge.search_batches, judge.task)
     assert len(score.scores) == 120
     assert score.scores.tolist() == scores.tolist()
     assert score.divergence == pytest.approx(divergence, rel=0.05)
