@@ -28,6 +28,8 @@ _WANTED = {
     "string_type": "text in quotes",
 }
 
+_LEAST_HOURS = 1.0
+"""A shorter search has no time to spare for a long fine-tune."""
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
 
 
@@ -169,6 +171,12 @@ class SearchConfig(_Section):
         scored at is the sampler's (``Sampler.rungs``)."""
         images = self.finetune.images
         return tuple(dict.fromkeys(round(share * images) for share in self.finetune.rungs))
+
+    @property
+    def seconds_to_finish(self) -> float:
+        """How much of the hours is kept for the long fine-tune of the front; trials end so much earlier."""
+        hours = self.search.hours
+        return 0.0 if hours is None or hours < _LEAST_HOURS else 3600 * hours * self.pick.share_of_hours
 
     @property
     def shared(self) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def cost_model(
         return model_of(profile)
     from leanfront.latency_models.measured.imported import imported_cost_model
 
-    imported = imported_cost_model(traced.network, lambda: _builder(traced), profile, threads, provider, log)
+    imported = imported_cost_model(traced.network, lambda: builder(traced), profile, threads, provider, log)
     if imported is not None:
         return imported
     from leanfront.latency_models.benchmark.measuring_lock import measuring
@@ -73,7 +73,7 @@ def cost_model(
     from leanfront.latency_models.providers import provider_of
 
     device = this_device(threads, provider_of(provider))
-    structure = Structure(traced.network, _builder(traced), threads, device.provider)
+    structure = Structure(traced.network, builder(traced), threads, device.provider)
     kept = _Kept.of(traced.network, space, device)
 
     def from_cache() -> "TableModel | None":
@@ -157,7 +157,7 @@ class _Kept:
         return _Kept(cache_folder() / "networks" / f"{which}-{device.digest}", digest)
 
 
-def _builder(traced: "Traced") -> "Build":
+def builder(traced: "Traced") -> "Build":
     """Exports with random weights. The template (seconds) is made now, not within a trial."""
     from leanfront.compression.export.template import template
     from leanfront.compression.export.walk import random_model

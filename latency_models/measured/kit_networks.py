@@ -13,8 +13,9 @@ from leanfront.compression.policy import Policy
 from leanfront.latency_models.measured.policy_draws import Cover, draw
 
 if TYPE_CHECKING:
+    from leanfront.compression.policy.space import Space
     from leanfront.latency_models.kit.folder import KitNetwork, KitSet
-    from leanfront.search.study.prepare import Loaded
+    from leanfront.latency_models.measured.optimised_kernels import Build
 
 Log = Callable[[str], None]
 
@@ -48,18 +49,17 @@ def exporter_digest() -> str:
     return _HASHED.get((EXPORT_VERSION, torch), made)
 
 
-def networks_of_search(loaded: "Loaded", log: Log = lambda line: None) -> "tuple[KitSet, list[KitNetwork]]":
-    """Networks with random weights that show what a search's space can reach.
+def networks_of_search(
+    title: str, space: "Space", build: "Build", log: Log = lambda line: None
+) -> "tuple[KitSet, list[KitNetwork]]":
+    """Networks with random weights that show what a search's space can reach; ``build`` exports them.
 
     Raises:
         TraceError, PolicyError: a network that cannot be exported.
     """
     from leanfront.latency_models.kit.folder import KitNetwork
-    from leanfront.latency_models.measured.building import _builder
     from leanfront.latency_models.measured.optimised_kernels import canonical
 
-    space = loaded.space
-    build = _builder(loaded.traced)
     rng = np.random.default_rng(0)
     cover = Cover(space)
     found: dict[str, KitNetwork] = {}
@@ -81,7 +81,7 @@ def networks_of_search(loaded: "Loaded", log: Log = lambda line: None) -> "tuple
         add(draw(space, rng) if index % 2 else space.random(rng), whole=False)
     if not cover.complete:
         log(f"{cover.left} combinations of widths and bits are left to be estimated from their neighbours")
-    return _set(loaded.config.task.file.parent.name, loaded.traced.network), list(found.values())
+    return _set(title, space.network), list(found.values())
 
 
 def networks_at_large() -> "tuple[list[KitSet], list[KitNetwork]]":

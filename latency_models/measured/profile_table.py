@@ -10,9 +10,10 @@ import numpy as np
 from leanfront.hw_profiles import HardwareProfile, ProfileError
 
 if TYPE_CHECKING:
+    from leanfront.compression.capture.trace import Traced
+    from leanfront.compression.policy.space import Space
     from leanfront.latency_models.benchmark.optimised_graph import FusedNode
     from leanfront.latency_models.kernel_table.table import Device, LatencyTable
-    from leanfront.search.study.prepare import Loaded
 
 Log = Callable[[str], None]
 
@@ -99,7 +100,13 @@ def check_is_this_machine(profile: HardwareProfile, threads: int, provider: str)
 
 
 def measure_for(
-    loaded: "Loaded", threads: int, provider: str, again: bool = False, log: Log = lambda line: None
+    traced: "Traced",
+    space: "Space",
+    profile: HardwareProfile,
+    threads: int,
+    provider: str,
+    again: bool = False,
+    log: Log = lambda line: None,
 ) -> Measured:
     """Measure what the search of a configuration needs, and what was disturbed the last time.
 
@@ -113,14 +120,12 @@ def measure_for(
     from leanfront.latency_models.measured.model import TableModel
     from leanfront.latency_models.providers import provider_of
 
-    check_measured_here(loaded.profile)
+    check_measured_here(profile)
     device = this_device(threads, provider_of(provider))
-    before = load_table(table_path(device), device, loaded.profile.name)
-    model = cost_model(
-        loaded.traced, loaded.space, loaded.profile, threads, log, provider, again, noisy_too=False
-    )
+    before = load_table(table_path(device), device, profile.name)
+    model = cost_model(traced, space, profile, threads, log, provider, again, noisy_too=False)
     assert isinstance(model, TableModel)
-    noise = remembered_noise(loaded.traced.network, loaded.space, device)
+    noise = remembered_noise(traced.network, space, device)
     wanted = with_shifted_keys(model.structure.keys())
     return _summary(model.table, before, wanted, provider, noise, model)
 

@@ -128,12 +128,13 @@ def search(
     set_: SetOption = [],  # noqa: B006 (typer copies it)
 ) -> None:
     """Search overnight. The same line again goes on where it stopped."""
+    from leanfront.search.pick.finish import finish
     from leanfront.search.run.front import front_of
     from leanfront.search.study.run_search import run_search
 
     settings = _config(config, set_, hours=hours, trials=trials, workers=workers, storage=storage)
     try:
-        folder, ended = run_search(settings, config, run)
+        folder, ended = run_search(settings, config, run, finish)
     except KeyboardInterrupt:  # the second Ctrl-C: the running trial is lost, and run again next time
         print(f"stopped at once; go on with the same command:\n  {_command_line()}")
         raise typer.Exit(130) from None

@@ -6,7 +6,6 @@ from typing import Any
 from leanfront.latency_models.cost import measured_on
 from leanfront.search.cli.output import print_table
 from leanfront.search.config import SearchConfig
-from leanfront.search.pick.finish import reserved_seconds
 from leanfront.search.study.prepare import Loaded, load, prepare, threads_of_workers
 from leanfront.search.study.run_search import use_threads
 
@@ -28,7 +27,7 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
     network, space = loaded.traced.network, loaded.space
     trials = None
     if settings.hours is not None:
-        trials = int((settings.hours * 3600 - reserved_seconds(config)) / seconds * settings.workers)
+        trials = int((settings.hours * 3600 - config.seconds_to_finish) / seconds * settings.workers)
     if settings.trials is not None:
         trials = settings.trials if trials is None else min(trials, settings.trials)
     return {

@@ -43,13 +43,16 @@ def kit(
         sets, networks = networks_at_large()
         wholes = len(networks)
     else:
+        from leanfront.latency_models.measured.building import builder
         from leanfront.search.config import load_config
         from leanfront.search.study.prepare import load
 
         settings = load_config(config, [f"hardware.profile={profile}"])
         count = threads or settings.hardware.threads
         name = provider.value if provider is not None else settings.hardware.provider
-        one, networks = networks_of_search(load(settings), _say)
+        loaded = load(settings)
+        title = settings.task.file.parent.name
+        one, networks = networks_of_search(title, loaded.space, builder(loaded.traced), _say)
         sets, wholes = [one], WHOLES
     write_kit(out, hardware.name, sets, networks, wholes, count, PROVIDERS[name], exporter_digest())
     size = sum(path.stat().st_size for path in out.iterdir())

@@ -60,7 +60,8 @@ def measure(
         from leanfront.search.study.prepare import load
 
         loaded = load(settings)
-        done = [measure_for(loaded, count, name, again, _say) for count in counts]
+        what = loaded.traced, loaded.space, loaded.profile
+        done = [measure_for(*what, count, name, again, _say) for count in counts]
     noisy = [found for found in done if found.noise is not None]
     for found in noisy:
         drop_disturbed(found.threads, found.provider)

@@ -6,23 +6,22 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from leanfront.search.config import SearchConfig
 from leanfront.search.pick.choose import Wish, choose
 from leanfront.search.run.front import front_of
 from leanfront.search.run.run_folder import RunError, RunFolder, TrialRow
 
 Note = Callable[[str], None]
 
-_LEAST_HOURS = 1.0
-"""A shorter search has no time to spare for it."""
 _SECONDS_BETWEEN_LOOKS = 0.3
 _SECONDS_TO_STOP = 10.0
 
 
-def reserved_seconds(config: SearchConfig) -> float:
-    """How much of the hours is kept for the long fine-tune; trials end so much earlier."""
-    hours = config.search.hours
-    return 0.0 if hours is None or hours < _LEAST_HOURS else 3600 * hours * config.pick.share_of_hours
+def finish(run: RunFolder, ends: float, stop: Callable[[], bool], note: Note) -> None:
+    """What ``run_search`` is given for the end: the long fine-tune of the front, if some of the hours were
+    kept for it, then the report."""
+    if run.config().seconds_to_finish > 0:
+        fine_tune_front(run, ends, stop, note)
+    report(run, note)
 
 
 def order_of(front: Sequence[TrialRow], baseline_accuracy: float) -> list[TrialRow]:

@@ -214,12 +214,17 @@ def _check_fit(loaded: Loaded, costs: "CostModel", reference: Policy, cost: "Cos
     space = loaded.space
     said = misfit(loaded.profile, loaded.traced.network, reference, cost)
     log(f"uncompressed, {said}")
-    most = max((level for levels in space.levels.values() for level in levels), default=0.0)
-    rng = np.random.default_rng(0)
-    sample = [space.uniform(most, pair) for pair in space.pairs] + space.seeds()
-    sample += [space.random(rng) for _ in range(_SAMPLES)]
+    sample = _sample(space)
     if not costs.costs(PolicyBatch.of(space.network, sample, space.multiple)).fits.any():
         raise ConfigError(f"no policy of {len(sample)} tried fits: uncompressed, {said}; or widen the space")
+
+
+def _sample(space: Space, count: int = _SAMPLES) -> list[Policy]:
+    """The most cut uniform policies, the seeds and random ones."""
+    most = max((level for levels in space.levels.values() for level in levels), default=0.0)
+    rng = np.random.default_rng(0)
+    uniform = [space.uniform(most, pair) for pair in space.pairs]
+    return [*uniform, *space.seeds(), *(space.random(rng) for _ in range(count))]
 
 
 def check_limits(problem: Problem) -> None:
@@ -227,10 +232,7 @@ def check_limits(problem: Problem) -> None:
     if not problem.limits.costs:
         return
     space = problem.space
-    most = max((level for levels in space.levels.values() for level in levels), default=0.0)
-    rng = np.random.default_rng(0)
-    sample = [space.uniform(most, pair) for pair in space.pairs] + space.seeds()
-    sample += [space.random(rng) for _ in range(_SAMPLES)]
+    sample = _sample(space)
     nearest: dict[str, float] = {}
     least_excess = float("inf")
     for policy in sample:
@@ -273,11 +275,7 @@ def _check_prices(prices: dict[str, list[float]], before: Any, run: RunFolder | 
 def check_objectives(problem: Problem) -> None:
     """Raise ConfigError when a cost objective is the same for every policy of a sample: it orders nothing."""
     costs = [name for name in problem.objectives if name != "accuracy"]
-    most = max((level for levels in problem.space.levels.values() for level in levels), default=0.0)
-    rng = np.random.default_rng(0)
-    sample = [problem.space.uniform(most, pair) for pair in problem.space.pairs]
-    sample += [problem.space.uniform(0.0, pair) for pair in problem.space.pairs]
-    sample += [problem.space.random(rng) for _ in range(8)]
+    sample = _sample(problem.space, 8)
     found = [problem.cost(policy) for policy in sample]
     for name in costs:
         values = [float(getattr(cost, name)) for cost in found]

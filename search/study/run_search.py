@@ -1,18 +1,19 @@
 """A whole search from its configuration: prepare, then trials in this process or in several."""
 
+import argparse
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import optuna
 from optuna.trial import TrialState
 
 from leanfront.search.config import ConfigError, SearchConfig
-from leanfront.search.pick.finish import fine_tune_front, report, reserved_seconds
+from leanfront.search.errors import exit_code
 from leanfront.search.run.disk import has_space
 from leanfront.search.run.results_tables import Ledger
 from leanfront.search.run.run_folder import (
@@ -33,18 +34,21 @@ from leanfront.search.study.progress import Progress
 from leanfront.search.study.storage import open_storage
 from leanfront.search.study.study import enqueue_seeds, open_study, recover
 
-_PROGRAM = ("-m", "leanfront.search.study.worker")
+Finish = Callable[[RunFolder, float, Callable[[], bool], Callable[[str], None]], object]
+_PROGRAM = ("-m", "leanfront.search.study.run_search")
 _MOST_RESTARTS = 10
 """So many workers killed in a row, without a trial that was trained in between: it is not the policies."""
 _SECONDS_TO_STOP = 10
 
 
-def run_search(config: SearchConfig, config_path: Path, folder: Path | None = None) -> tuple[RunFolder, str]:
+def run_search(
+    config: SearchConfig, config_path: Path, folder: Path | None = None, finish: Finish = lambda *given: None
+) -> tuple[RunFolder, str]:
     """Search, or go on with a search; the run folder, and why it ended ("stopped": by Ctrl-C).
 
-    ``hours`` counts from now, and a share of it is kept for the long fine-tune of the front; ``trials``
-    includes those of earlier calls. At the end the report is written. Trials run in processes of their
-    own: one that exhausts the memory, or hangs, takes no more than its worker with it.
+    ``hours`` counts from now, and a share of it is kept for ``finish``, which is called with the run, when it
+    has to end, whether it is asked to stop, and a log; ``trials`` includes those of earlier calls. Trials run
+    in processes of their own: one that exhausts the memory, or hangs, takes no more than its worker with it.
 
     Raises:
         ConfigError, TaskError, TraceError, ProfileError, TableError, RunError, StorageURLError: wrong input,
@@ -57,7 +61,7 @@ def run_search(config: SearchConfig, config_path: Path, folder: Path | None = No
     if settings.hours is None and settings.trials is None:
         raise ConfigError("the search has no end: give --hours or --trials, or set one in [search]")
     deadline = None if settings.hours is None else time.time() + settings.hours * 3600
-    reserved = reserved_seconds(config)
+    reserved = config.seconds_to_finish
     if deadline is not None:
         deadline -= reserved
     budget = Budget(settings.trials, deadline)
@@ -98,9 +102,7 @@ def run_search(config: SearchConfig, config_path: Path, folder: Path | None = No
             ended = _in_workers(study, run, budget, threads, asked, progress, note)
             note(f"search ended: {ended}")
             if ended != "stopped":
-                if reserved:
-                    fine_tune_front(run, time.time() + reserved, lambda: asked.requested, note)
-                report(run, note)
+                finish(run, time.time() + reserved, lambda: asked.requested, note)
     return run, ended
 
 
@@ -270,3 +272,37 @@ def work(
             lambda: asked.requested or not (parent_lives is None or parent_lives()),
             on_trial,
         )
+
+
+def worker() -> int:
+    """``python -m leanfront.search.study.run_search RUN``: a worker process, as ``leanfront search --workers N`` starts it.
+
+    It runs trials until the budget is used up, a signal comes or the parent dies; the exit code.
+    """
+    parser = argparse.ArgumentParser(prog="python -m leanfront.search.study.run_search")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--index", type=int, default=0, help="makes workers draw different policies")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--trials", type=int)
+    parser.add_argument("--deadline", type=float, help="seconds since 1970")
+    parser.add_argument("--parent", type=int, help="end with this process")
+    given = parser.parse_args()
+
+    def parent_lives() -> bool:
+        return given.parent is None or os.getppid() == given.parent
+
+    with suppress(OSError):  # when the memory is used up, a worker is what the kernel should end
+        Path("/proc/self/oom_score_adj").write_text("500")
+    try:
+        run = open_run(given.run)
+        budget = Budget(given.trials, given.deadline)
+        work(run, run.config(), budget, given.index, given.threads, parent_lives)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return exit_code(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(worker())

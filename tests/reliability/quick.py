@@ -16,7 +16,6 @@ from pathlib import Path
 import leanfront.search.run.run_lock
 import leanfront.search.study.loop
 import leanfront.search.study.run_search
-import leanfront.search.study.worker
 from leanfront.compression.policy import Policy
 from leanfront.search.config import SearchConfig, parse_config
 from leanfront.search.study.run_search import run_search
@@ -64,7 +63,7 @@ def main() -> None:
     leanfront.search.run.run_lock.BEAT_SECONDS = 0.2
     if sys.argv[1] == "worker":
         del sys.argv[1]
-        sys.exit(leanfront.search.study.worker.main())
+        sys.exit(leanfront.search.study.run_search.worker())
     folder, trials, workers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     sections: dict[str, dict[str, object]] = {"task": {"file": "task.py"}, "search": {}}
     for pair in sys.argv[4:]:

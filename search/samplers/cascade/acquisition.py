@@ -1,15 +1,16 @@
 """The policy that promises to raise the hypervolume most, given what was seen so far."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.search.samplers.cascade.encoding import Codes, Encoding, fresh
+from leanfront.search.samplers.cascade.encoding import Codes, fresh
 from leanfront.search.samplers.cascade.expected_hypervolume import Landscape, strewn, within
 from leanfront.search.samplers.cascade.gaussian import Array, Hyperparameters
-from leanfront.search.samplers.cascade.surrogate import MOST_POINTS, Prior, Seen, Surrogate
+from leanfront.search.samplers.cascade.surrogate import MOST_POINTS, Seen, Surrogate
+from leanfront.search.samplers.cascade.warm_start import Knowledge
 from leanfront.search.samplers.cascade.zero_cost_front import children
 
 CANDIDATES = 256
@@ -21,26 +22,6 @@ _BEYOND = 1.05
 """Log costs this much lower than what is known to be within reach may be, too."""
 _FLOOR_OF_DIVERGENCE = float(np.log(1.35))
 """In the start, before anything is trained: divergences beyond this (nats) count as nothing reached."""
-
-
-@dataclass(frozen=True)
-class Objectives:
-    """What is searched, as the proposing sees it.
-
-    log_costs: codes (decisions, n) -> (n, k) logarithms of costs over the baseline's, infinite where a limit
-    is broken. archive: (decisions, m) policies to start from beside those that were seen, such as the cheap
-    front; archive_log_costs: (m, k) theirs. low: (k,) the lowest there are. floor: log shortfall of accuracy
-    that counts as nothing reached; limit: beyond which nothing is won. rungs: their number.
-    """
-
-    encoding: Encoding
-    log_costs: Callable[[Codes], Array]
-    archive: Codes
-    archive_log_costs: Array
-    low: Array
-    floor: float
-    limit: float
-    rungs: int
 
 
 @dataclass(frozen=True)
@@ -57,8 +38,7 @@ class Proposal:
 
 
 def propose(
-    objectives: Objectives,
-    prior: Prior,
+    knowledge: Knowledge,
     seen: Sequence[Seen],
     taken: Collection[bytes],
     pending: Codes,
@@ -69,8 +49,7 @@ def propose(
     """The best of some hundred candidates by expected gain of hypervolume at the rung ``target``.
 
     Args:
-        objectives: what is searched.
-        prior: sensitivities of its decisions.
+        knowledge: what is searched.
         seen: scored policies, at whatever rung.
         taken: keys of policies that must not come again: at their end, or with another worker.
         pending: (decisions, p) what other workers are at; taken to come out as predicted.
@@ -80,8 +59,8 @@ def propose(
 
     None: no candidate is new and within the limits.
     """
-    encoding = objectives.encoding
-    surrogate, start, landscape = _picture(objectives, prior, seen, pending, target, known)
+    encoding = knowledge.encoding
+    surrogate, start, landscape = _picture(knowledge, seen, pending, target, known)
     # with a little more doubt, what is on the front or just behind it promises most: parents of what is new
     gains = landscape.expected_gain(start.log_costs, start.mean, start.deviation + _MORE_DOUBT)
     parents = start.codes[:, np.argsort(-gains, kind="stable")[:_PARENTS]]
@@ -93,7 +72,7 @@ def propose(
     for _ in range(ROUNDS):
         candidates = np.hstack([candidates, children(parents, encoding, CANDIDATES, rng)])
         candidates = fresh(encoding.canonical(candidates), looked_at)
-        log_costs = objectives.log_costs(candidates)
+        log_costs = knowledge.log_costs(candidates)
         allowed = np.isfinite(log_costs).all(axis=1)
         candidates, log_costs = candidates[:, allowed], log_costs[allowed]
         if candidates.shape[1] == 0:
@@ -118,30 +97,28 @@ def propose(
 
 
 def front_landscape(
-    objectives: Objectives,
-    prior: Prior,
+    knowledge: Knowledge,
     seen: Sequence[Seen],
     pending: Codes,
     known: Mapping[int, Hyperparameters] | None = None,
 ) -> Landscape:
     """What the front reaches at the last rung; arguments as of ``propose``."""
-    return _picture(objectives, prior, seen, pending, objectives.rungs - 1, known)[2]
+    return _picture(knowledge, seen, pending, knowledge.rungs - 1, known)[2]
 
 
 def _picture(
-    objectives: Objectives,
-    prior: Prior,
+    knowledge: Knowledge,
     seen: Sequence[Seen],
     pending: Codes,
     target: int,
     known: Mapping[int, Hyperparameters] | None,
 ) -> "tuple[Surrogate, _Start, Landscape]":
     # heirs are on the front, and say nothing of what training does
-    scored = nearest_the_front([s for s in seen if s.scores], target, objectives.low)
-    heirs = nearest_the_front([s for s in seen if not s.scores], target, objectives.low)
-    surrogate = Surrogate(prior, scored, objectives.rungs, known)
-    start = _Start.of(objectives, surrogate, [*scored, *heirs], pending, target)
-    return surrogate, start, start.landscape(objectives)
+    scored = nearest_the_front([s for s in seen if s.scores], target, knowledge.low)
+    heirs = nearest_the_front([s for s in seen if not s.scores], target, knowledge.low)
+    surrogate = Surrogate(knowledge.prior, scored, knowledge.rungs, known)
+    start = _Start.of(knowledge, surrogate, [*scored, *heirs], pending, target)
+    return surrogate, start, start.landscape(knowledge)
 
 
 @dataclass(frozen=True)
@@ -161,19 +138,19 @@ class _Start:
 
     @staticmethod
     def of(
-        objectives: Objectives, surrogate: Surrogate, seen: Sequence[Seen], pending: Codes, target: int
+        knowledge: Knowledge, surrogate: Surrogate, seen: Sequence[Seen], pending: Codes, target: int
     ) -> "_Start":
-        archive = objectives.archive
+        archive = knowledge.start_codes
         costs = [s.log_costs for s in seen]
         log_costs = np.vstack(
             [
-                objectives.archive_log_costs,
-                np.array(costs).reshape(len(costs), len(objectives.low)),
-                objectives.log_costs(pending),
+                knowledge.archive_log_costs,
+                np.array(costs).reshape(len(costs), len(knowledge.low)),
+                knowledge.log_costs(pending),
             ]
         )
         codes = np.hstack([archive, *(s.codes[:, None] for s in seen), pending])
-        last = target == objectives.rungs - 1
+        last = target == knowledge.rungs - 1
         known = np.full(len(log_costs), np.nan)
         reached = np.zeros(len(log_costs), dtype=np.bool_)
         reached[len(log_costs) - pending.shape[1] :] = True
@@ -185,18 +162,18 @@ class _Start:
         codes, log_costs, reached, known = codes[:, within], log_costs[within], reached[within], known[within]
         mean, deviation = surrogate.predict(codes, target)
         mean = np.where(np.isfinite(known), known, mean)
-        floor = objectives.floor if last else _FLOOR_OF_DIVERGENCE
-        limit = objectives.limit if last else np.inf
+        floor = knowledge.floor if last else _FLOOR_OF_DIVERGENCE
+        limit = knowledge.limit if last else np.inf
         return _Start(codes, log_costs, mean, deviation, reached, floor, limit)
 
-    def landscape(self, objectives: Objectives) -> Landscape:
+    def landscape(self, knowledge: Knowledge) -> Landscape:
         """What the front reaches, as the surrogate sees what was scored, which takes out some of its noise.
 
         Its points lie where a policy may still come out above the floor of accuracy: a box that is mostly out
         of reach would leave few of them where it matters.
         """
         likely = self.mean - 2.0 * self.deviation < min(self.floor, self.limit)
-        low = objectives.low
+        low = knowledge.low
         if likely.any():
             lowest = np.minimum(_BEYOND * self.log_costs[likely].min(axis=0), -1e-3)
             low = np.maximum(low, lowest)

@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from leanfront.search.samplers.cascade.acquisition import Objectives
 from leanfront.search.samplers.cascade.encoding import Codes, fresh, keys
 from leanfront.search.samplers.cascade.expected_hypervolume import Landscape
 from leanfront.search.samplers.cascade.gaussian import Array
-from leanfront.search.samplers.cascade.surrogate import SOFT, Prior
+from leanfront.search.samplers.cascade.surrogate import SOFT
+from leanfront.search.samplers.cascade.warm_start import Knowledge
 from leanfront.search.samplers.cascade.zero_cost_front import children
 
 MOST = 8
@@ -36,8 +36,7 @@ def rate(losses: Sequence[tuple[float, float]]) -> float:
 
 
 def choose(
-    objectives: Objectives,
-    prior: Prior,
+    knowledge: Knowledge,
     landscape: Landscape,
     trained: Codes,
     shortfall: float,
@@ -48,8 +47,7 @@ def choose(
     """(decisions, n): heirs in the order in which they should be scored, at most MOST.
 
     Args:
-        objectives: what is searched.
-        prior: sensitivities of its decisions.
+        knowledge: what is searched.
         landscape: what the front reaches.
         trained: (decisions,) the codes of the trained network.
         shortfall: its log shortfall.
@@ -58,6 +56,7 @@ def choose(
         rng: draws the candidates.
     """
     lost = np.exp(shortfall)
+    prior = knowledge.prior
     (own,) = prior.sensitivities(trained[:, None]).sum(axis=1)
 
     def expected(codes: Codes) -> tuple[Array, Array]:
@@ -65,7 +64,7 @@ def choose(
         loses = per_nat * np.maximum(prior.sensitivities(codes).sum(axis=1) - own, 0.0)
         return np.log(np.maximum(lost + loses, 0.5 * SOFT)), _DOUBT * loses / (lost + loses)
 
-    codes, log_costs = _candidates(objectives, landscape, trained, expected, taken, rng)
+    codes, log_costs = _candidates(knowledge, landscape, trained, expected, taken, rng)
     mean, deviation = expected(codes)
     chosen: list[int] = []
     for _ in range(min(MOST, codes.shape[1])):
@@ -80,7 +79,7 @@ def choose(
 
 
 def _candidates(
-    objectives: Objectives,
+    knowledge: Knowledge,
     landscape: Landscape,
     trained: Codes,
     expected: Callable[[Codes], tuple[Array, Array]],
@@ -88,15 +87,15 @@ def _candidates(
     rng: np.random.Generator,
 ) -> tuple[Codes, Array]:
     """Codes (decisions, n) of possible heirs, evolved from ``trained``, and their log costs (n, k)."""
-    encoding = objectives.encoding
+    encoding = knowledge.encoding
     looked_at = {*taken, *keys(trained[:, None])}
     parents = trained[:, None]
-    found: list[tuple[Codes, Array]] = [(parents[:, :0], np.zeros((0, len(objectives.low))))]
+    found: list[tuple[Codes, Array]] = [(parents[:, :0], np.zeros((0, len(knowledge.low))))]
     for _ in range(_ROUNDS):
         codes = encoding.canonical(children(parents, encoding, _CANDIDATES, rng))
         codes = codes[:, encoding.keep_nothing_else(codes, trained)]  # what is gone does not come back
         codes = fresh(codes, looked_at)
-        log_costs = objectives.log_costs(codes)
+        log_costs = knowledge.log_costs(codes)
         allowed = np.isfinite(log_costs).all(axis=1)
         codes, log_costs = codes[:, allowed], log_costs[allowed]
         found.append((codes, log_costs))

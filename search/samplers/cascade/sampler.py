@@ -224,11 +224,10 @@ class CascadeSampler(BaseSampler):
         seen = list(self._read.seen.values())
         own = encoding.of(policy)
         reached = float(shortfall(accuracy, knowledge.baseline["accuracy"]))
-        landscape = front_landscape(knowledge.searched, knowledge.prior, seen, pending, self._hyperparameters)
+        landscape = front_landscape(knowledge, seen, pending, self._hyperparameters)
         landscape = landscape.with_one_more(knowledge.log_costs(own[:, None])[0], reached)
         codes = choose(
-            knowledge.searched,
-            knowledge.prior,
+            knowledge,
             landscape,
             own,
             reached,
@@ -254,8 +253,7 @@ class CascadeSampler(BaseSampler):
         def found_for(rung: int) -> Proposal | None:
             taken = self._read.final | set(keys(pending))
             return propose(
-                knowledge.searched,
-                knowledge.prior,
+                knowledge,
                 seen,
                 taken if rung == last else taken | set(self._read.seen),  # in the start once is enough
                 pending,

@@ -11,7 +11,6 @@ import numpy as np
 
 from leanfront.search.config import LimitsSection
 from leanfront.search.run.hypervolume import DROP
-from leanfront.search.samplers.cascade.acquisition import Objectives
 from leanfront.search.samplers.cascade.encoding import Codes, Encoding
 from leanfront.search.samplers.cascade.gaussian import Array
 from leanfront.search.samplers.cascade.surrogate import LEAST_TO_FIT, Prior, Surrogate, shortfall
@@ -138,13 +137,9 @@ class Knowledge:
         return self.archive if self.archive is not None else self.cheap_front()
 
     @cached_property
-    def searched(self) -> Objectives:
-        """As the proposing sees it."""
-        archive = self.start_codes
-        costs = self.log_costs(archive)
-        return Objectives(
-            self.encoding, self.log_costs, archive, costs, self.low, self.floor, self.limit, self.rungs
-        )
+    def archive_log_costs(self) -> Array:
+        """(m, k): those of the cheap front."""
+        return self.log_costs(self.start_codes)
 
 
 def knowledge_of(

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+import leanfront.search.config
 import leanfront.search.pick.finish
-from leanfront.search.pick.finish import fine_tune_front, order_of, reserved_seconds
+from leanfront.search.pick.finish import fine_tune_front, finish, order_of
 from leanfront.search.run.run_folder import TrialRow, make_run, open_run
 from leanfront.search.study.run_search import run_search
 from tests.bright import CONFIG, TASK
@@ -21,10 +22,10 @@ FRONT = [row(1, 0.70, 1.0), row(2, 0.80, 1.1), row(3, 0.88, 2.0), row(4, 0.895, 
 
 
 def test_a_share_of_long_searches_is_kept():
-    assert reserved_seconds(configuration(search={"hours": 8})) == pytest.approx(0.15 * 8 * 3600)
-    assert reserved_seconds(configuration(search={"hours": 8}, pick={"share_of_hours": 0})) == 0
-    assert reserved_seconds(configuration(search={"hours": 0.5})) == 0
-    assert reserved_seconds(configuration(search={"trials": 5})) == 0
+    assert configuration(search={"hours": 8}).seconds_to_finish == pytest.approx(0.15 * 8 * 3600)
+    assert configuration(search={"hours": 8}, pick={"share_of_hours": 0}).seconds_to_finish == 0
+    assert configuration(search={"hours": 0.5}).seconds_to_finish == 0
+    assert configuration(search={"trials": 5}).seconds_to_finish == 0
 
 
 def test_first_what_would_be_picked_then_what_differs_most():
@@ -67,12 +68,12 @@ def test_a_real_pick_and_one_that_is_ended(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "search.toml").write_text(CONFIG)
     from leanfront.search.config import load_config
 
-    monkeypatch.setattr(leanfront.search.pick.finish, "_LEAST_HOURS", 0.0)
+    monkeypatch.setattr(leanfront.search.config, "_LEAST_HOURS", 0.0)
     monkeypatch.setattr(
         leanfront.search.pick.finish, "order_of", lambda front, accuracy: order_of(front, accuracy)[:1]
     )
     config = load_config(tmp_path, ["search.hours=0.2", "pick.share_of_hours=0.1", "pick.epochs=1"])
-    run, ended = run_search(config, tmp_path, tmp_path / "run")
+    run, ended = run_search(config, tmp_path, tmp_path / "run", finish)
     assert ended == "4 trials are done"
     assert (run.path / "report.html").stat().st_size > 100_000
     (card,) = run.exported.glob("*/card.md")

@@ -190,7 +190,7 @@ def test_a_start_of_which_nothing_keeps_the_limits_is_left_behind():
     toy = Toy.of()
     knowledge = toy.knowledge(("accuracy", "latency_ms"), limits=LimitsSection(size_bytes=0.1))
     knowledge = replace(knowledge, archive=toy.encoding.uncompressed()[:, None])
-    assert not np.isfinite(knowledge.searched.archive_log_costs).any()
+    assert not np.isfinite(knowledge.archive_log_costs).any()
     study = study_of(knowledge)
     found = [tell(toy, study, *ask(toy, study), knowledge) for _ in range(30)]
     sizes = [trial.user_attrs["result"] for trial in study.trials]
@@ -231,7 +231,7 @@ def test_heirs_do_not_crowd_out_what_teaches():
         for n in range(codes.shape[1])
     ]
     none = codes[:, :0]
-    surrogate, start, landscape = _picture(knowledge.searched, knowledge.prior, seen, none, 2, None)
+    surrogate, start, landscape = _picture(knowledge, seen, none, 2, None)
     assert len(seen) > MOST_POINTS + teaches
     assert [len(stage._features) for stage in surrogate._stages[1:]] == [teaches] * 2
     assert (landscape.best == -4.0).any()  # and heirs are on the front
@@ -281,7 +281,7 @@ def test_what_needs_no_training_counts_with_what_it_has_and_teaches_no_training(
     assert set(seen.scores) == {0}
     assert seen.untrained == pytest.approx(np.log(0.01 + SOFT))
     assert seen.standing == (np.inf, seen.untrained)
-    searched = knowledge.searched
+    searched = knowledge
     middle = np.argsort(searched.archive_log_costs[:, 0])[searched.archive.shape[1] // 2]
     seen = replace(seen, codes=searched.archive[:, middle], log_costs=searched.archive_log_costs[middle])
     none = np.zeros((len(codes), 0), dtype=np.int64)

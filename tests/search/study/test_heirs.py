@@ -54,8 +54,7 @@ def chosen(
         strewn(knowledge.low), knowledge.floor, knowledge.log_costs(codes[:, None]), np.array([reached])
     )
     found = choose(
-        knowledge.searched,
-        knowledge.prior,
+        knowledge,
         landscape,
         codes,
         reached,
