@@ -1,4 +1,4 @@
-"""The samplers that a search can be run with: Optuna's, our own (search.samplers.cascade), what a task file adds."""
+"""The samplers that a search can be run with: Optuna's, our own (cascade), what a task file adds."""
 
 import difflib
 from collections.abc import Callable

@@ -275,7 +275,7 @@ def work(
 
 
 def worker() -> int:
-    """``python -m leanfront.search.study.run_search RUN``: a worker process, as ``leanfront search --workers N`` starts it.
+    """``python -m ...run_search RUN``: a worker process, as ``leanfront search --workers N`` starts it.
 
     It runs trials until the budget is used up, a signal comes or the parent dies; the exit code.
     """

@@ -46,7 +46,6 @@ from leanfront.latency_models.measured.optimised_kernels import Structure
 from leanfront.latency_models.registry import model_of
 from leanfront.search.cli.app import main
 from leanfront.search.config import LimitsSection
-from leanfront.search.samplers import expected_accuracy
 from leanfront.search.samplers.cascade.encoding import Encoding
 from leanfront.search.samplers.cascade.expected_hypervolume import Landscape, strewn
 from leanfront.search.samplers.cascade.sampler import CascadeSampler
@@ -367,7 +366,7 @@ def proposals() -> list[dict[str, Any]]:
     for _ in range(PROPOSALS):
         trial = study.ask()
         policy = offered.suggest(trial)
-        expected = expected_accuracy(study.sampler, policy)
+        expected = study.sampler.expected_accuracy(policy)
         told = result(policy, 3)
         trial.set_user_attr("result", told)
         study.tell(trial, [told[name] for name in objectives])
