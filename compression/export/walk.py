@@ -28,15 +28,9 @@ from leanfront.compression.graph import Kernel, Network, kernels
 from leanfront.compression.graph.branches import ALIAS
 from leanfront.compression.policy import LayerPolicy, Policy, tensor_bits
 from leanfront.compression.policy.file_size import storage_bits
-from leanfront.compression.policy.precision import SAME_RANGE_OPS, computes_in_integers
+from leanfront.compression.policy.grids import ActivationGrid, stand_in_grids, with_moved
+from leanfront.compression.policy.precision import computes_in_integers
 from leanfront.compression.techniques.compress import Compressed
-from leanfront.compression.techniques.quantize import ActivationGrid
-
-POSITIVE = ("relu", "relu6", "sigmoid", "hardsigmoid", "softmax")
-"""Operations that put out no negative values."""
-
-POSITIVE_FROM_POSITIVE = ("add", "mul", "concat", "avgpool", "global_avgpool", "upsample", *SAME_RANGE_OPS)
-"""Operations that put out no negative values where none goes in."""
 
 
 def exported(template: Template, compressed: Compressed) -> onnx.ModelProto:
@@ -60,32 +54,13 @@ def random_model(template: Template, network: Network, policy: Policy, seed: int
     ``network`` is the one after the cut.
     """
     return _written(
-        template, network, policy, random_weights(network, policy, seed), _grids(network, policy), {}
+        template,
+        network,
+        policy,
+        random_weights(network, policy, seed),
+        stand_in_grids(kernels(network), policy),
+        {},
     )
-
-
-def _grids(network: Network, policy: Policy) -> dict[str, ActivationGrid]:
-    """Grids as calibration finds them, as far as onnxruntime's optimiser looks at them.
-
-    A tensor without negative values has zero point 0, else its ReLU would not be fused. No range reaches
-    beyond that of a ReLU6. No two tensors have the same grid: codes would be passed on without a conversion.
-    """
-    fused = kernels(network)
-    bits = tensor_bits(fused, policy)
-    unsigned: set[str] = set()
-    grids = {}
-    for index, kernel in enumerate(fused):
-        last = kernel.output.op
-        moved = last in POSITIVE_FROM_POSITIVE and bool(kernel.inputs) and unsigned.issuperset(kernel.inputs)
-        if kernel.activation in POSITIVE or last in POSITIVE or (kernel.layer is None and moved):
-            unsigned.add(kernel.name)
-        if (held := bits[kernel.name]) <= 8:
-            levels = 2**held - 1
-            scale = (5.0 - index / len(fused)) / levels
-            grids[kernel.name] = ActivationGrid(
-                scale, 0 if kernel.name in unsigned else (levels + 1) // 2, held
-            )
-    return grids
 
 
 def _written(
@@ -99,10 +74,7 @@ def _written(
     source = template.model()
     fused = kernels(network)
     bits = tensor_bits(fused, policy)
-    grids = dict(grids)
-    for kernel in fused:  # operations that only move values keep the grid of what they move
-        if kernel.op in SAME_RANGE_OPS and bits[kernel.name] <= 8:
-            grids[kernel.name] = grids[kernel.inputs[0]]
+    grids = with_moved(grids, fused, bits)
     layer_of = {TENSOR + k.nodes[0].name: k for k in fused if k.layer is not None}
     graph_input = source.graph.input[0].name
     # a folded batch norm, an identity and the join of a branch that is left out put out what goes in

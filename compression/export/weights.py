@@ -15,10 +15,10 @@ from torch.nn.utils import parametrize
 
 from leanfront.compression.graph import LayerShape, Network, kernels
 from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.policy.grids import ActivationGrid
 from leanfront.compression.policy.precision import computes_in_integers, source_of_range
 from leanfront.compression.techniques.compress import Compressed
 from leanfront.compression.techniques.quantize import (
-    ActivationGrid,
     WeightQuantizer,
     channel_scales,
     highest_code,

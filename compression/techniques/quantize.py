@@ -10,7 +10,6 @@ per-channel symmetric codes do not change under that, so the codes trained here 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,19 +19,11 @@ from torch.nn.utils import parametrize
 
 from leanfront.compression.graph import Network, kernels
 from leanfront.compression.policy import Policy, tensor_bits
+from leanfront.compression.policy.grids import ActivationGrid
 from leanfront.compression.policy.precision import SAME_RANGE_OPS
 
 QUANTIZER = "quantizer_"
 """Prefix of the modules that quantize a tensor; the rest of the name is the tensor's."""
-
-
-@dataclass(frozen=True)
-class ActivationGrid:
-    """Integers 0 .. 2^bits - 1 stand for (integer - zero_point) * scale."""
-
-    scale: float
-    zero_point: int
-    bits: int = 8
 
 
 def highest_code(bits: int) -> int:

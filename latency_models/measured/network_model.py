@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from leanfront.compression.graph import Kernel, Network, Node, kernels
 from leanfront.compression.graph.branches import ALIAS
 from leanfront.compression.policy import Policy, integer_kernels, tensor_bits
-from leanfront.compression.policy.precision import SAME_RANGE_OPS
+from leanfront.compression.policy.grids import ActivationGrid, stand_in_grids, with_moved
 from leanfront.latency_models.cost import TableError
 
 _UNARY = {
@@ -26,7 +26,6 @@ _UNARY = {
 _BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "identity_arithmetic": "Mul"}
 _ELEMENTWISE = ("Neg", "Abs", "Exp", "Log", "Sqrt", "Erf", "Reciprocal", "Elu", "Softplus")
 _BESIDE = ("DequantizeLinear", "QuantizeLinear", "Reshape", "Max")
-_STEP = 0.02  # of all activations: a range within that of a ReLU6, which then needs no Clip
 _MOVES = ("reshape", "flatten", "transpose", "slice", "pad")
 
 
@@ -57,7 +56,7 @@ class _Builder:
         self.constants: list[TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
         self.value: dict[str, tuple[str, tuple[int, ...]]] = {}  # kernel -> tensor and its shape
-        self.signed: set[str] = set()  # kernels whose output may be negative
+        self.grids = with_moved(stand_in_grids(self.kernels, policy), self.kernels, self.bits)
         self.rng = np.random.default_rng(0)
         self.count = 0
         self.current = ""  # the kernel that is being written: its first operation bears its name
@@ -69,13 +68,8 @@ class _Builder:
             if kernel.op == ALIAS:
                 self.value[kernel.name] = (name, shape)
                 continue
-            signed = kernel.activation not in ("relu", "relu6")
-            if kernel.op in SAME_RANGE_OPS and kernel.inputs:  # else its kernel is not fused
-                signed = kernel.inputs[0] in self.signed
-            if signed:
-                self.signed.add(kernel.name)
-            if self.bits[kernel.name] <= 8:
-                name = self._quantized(name, signed)
+            if kernel.name in self.grids:
+                name = self._quantized(name, self.grids[kernel.name])
             self.value[kernel.name] = (name, shape)
         read = {source for kernel in self.kernels for source in kernel.inputs}
         ends = [kernel.name for kernel in self.kernels if kernel.name not in read]
@@ -249,9 +243,9 @@ class _Builder:
             return name
         return self._reshaped(name, shape) if math.prod(own) == math.prod(shape) else self._input(shape)
 
-    def _quantized(self, name: str, signed: bool) -> str:
-        scale = self._constant(np.float32(_STEP))
-        zero = self._constant(np.uint8(128 if signed else 0))
+    def _quantized(self, name: str, grid: ActivationGrid) -> str:
+        scale = self._constant(np.float32(grid.scale))
+        zero = self._constant(np.uint8(grid.zero_point))
         codes = self._node("QuantizeLinear", [name, scale, zero])
         return self._node("DequantizeLinear", [codes, scale, zero])
 
@@ -263,7 +257,8 @@ class _Builder:
         scales = self.rng.uniform(0.9e-3, 1.1e-3, channels).astype(np.float32)
         codes = self._constant(self.rng.integers(-127, 128, shape).astype(np.int8))
         weights = [codes, self._constant(scales)]
-        bias = [self._constant(np.zeros(channels, np.int32)), self._constant(scales * np.float32(_STEP))]
+        step = np.float32(self.grids[kernel.inputs[0]].scale)
+        bias = [self._constant(np.zeros(channels, np.int32)), self._constant(scales * step)]
         if kernel.op == "linear":  # as an export writes them
             weights.append(self._constant(np.zeros(channels, np.int8)))
             bias.append(self._constant(np.zeros(channels, np.int32)))

@@ -1,0 +1,66 @@
+"""Integer grids of tensors: one rule for the sign of a tensor, shared by files that are used and timed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from leanfront.compression.graph.kernels import Kernel
+from leanfront.compression.policy.policy import LayerPolicy
+from leanfront.compression.policy.precision import SAME_RANGE_OPS, tensor_bits
+
+POSITIVE = ("relu", "relu6", "sigmoid", "hardsigmoid", "softmax")
+"""Operations that put out no negative values."""
+
+POSITIVE_FROM_POSITIVE = ("add", "mul", "concat", "avgpool", "global_avgpool", "upsample", *SAME_RANGE_OPS)
+"""Operations that put out no negative values where none goes in."""
+
+
+@dataclass(frozen=True)
+class ActivationGrid:
+    """Integers 0 .. 2^bits - 1 stand for (integer - zero_point) * scale."""
+
+    scale: float
+    zero_point: int
+    bits: int = 8
+
+
+def never_negative(kernels: tuple[Kernel, ...]) -> frozenset[str]:
+    """Names of the kernels whose output has no negative values: its zero point is 0."""
+    found: set[str] = set()
+    for kernel in kernels:
+        last = kernel.output.op
+        moved = last in POSITIVE_FROM_POSITIVE and bool(kernel.inputs) and found.issuperset(kernel.inputs)
+        if kernel.activation in POSITIVE or last in POSITIVE or (kernel.layer is None and moved):
+            found.add(kernel.name)
+    return frozenset(found)
+
+
+def stand_in_grids(
+    kernels: tuple[Kernel, ...], policy: Mapping[str, LayerPolicy]
+) -> dict[str, ActivationGrid]:
+    """Kernel -> the grid of its output, as calibration finds it, as far as onnxruntime's optimiser looks.
+
+    A tensor without negative values has zero point 0, else its ReLU would not be fused. No range reaches
+    beyond that of a ReLU6. No two tensors have the same grid: codes would be passed on without a conversion.
+    """
+    unsigned = never_negative(kernels)
+    grids = {}
+    for index, (name, bits) in enumerate(tensor_bits(kernels, policy).items()):
+        if bits <= 8:
+            levels = 2**bits - 1
+            scale = (5.0 - index / len(kernels)) / levels
+            grids[name] = ActivationGrid(scale, 0 if name in unsigned else (levels + 1) // 2, bits)
+    return grids
+
+
+def with_moved(
+    grids: Mapping[str, ActivationGrid], kernels: tuple[Kernel, ...], bits: Mapping[str, int]
+) -> dict[str, ActivationGrid]:
+    """The same and the grids of tensors whose values were only moved: those of what they were moved from.
+
+    ``bits``: kernel -> those of its output; without integers (above 8) there is no grid.
+    """
+    found = dict(grids)
+    for kernel in kernels:
+        if kernel.op in SAME_RANGE_OPS and bits[kernel.name] <= 8:
+            found[kernel.name] = found[kernel.inputs[0]]
+    return found
