@@ -1,16 +1,25 @@
 """The deployed form of a compressed network, in torch: what the exported file computes, value for value."""
 
 import copy
+from collections.abc import Mapping
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from leanfront.compression.export.weights import activation_grids, bias_codes, layer_weights
+from leanfront.compression.export.weights import LayerWeights, bias_codes, finer_steps
 from leanfront.compression.graph import kernels
+from leanfront.compression.policy.grids import ActivationGrid
 from leanfront.compression.policy.precision import computes_in_integers, source_of_range
 from leanfront.compression.techniques.compress import Compressed
+from leanfront.compression.techniques.quantize import (
+    WeightQuantizer,
+    channel_scales,
+    quantizers,
+    weight_codes,
+)
 
 
 @torch.no_grad()
@@ -52,3 +61,88 @@ def fold(compressed: Compressed) -> Compressed:
                 if isinstance(module.get_submodule(name), _BatchNorm):
                     module.set_submodule(name, nn.Identity())
     return Compressed(module, compressed.network, compressed.policy)
+
+
+def layer_weights(compressed: Compressed) -> dict[str, LayerWeights]:
+    """Layer name -> its exported weights, batch norms folded with their running statistics."""
+    found = {}
+    fused = kernels(compressed.network)
+    grids = activation_grids(compressed)
+    on_cpu = copy.deepcopy(compressed.module).cpu()
+    for kernel in fused:
+        if kernel.layer is None:
+            continue
+        module = on_cpu.get_submodule(kernel.layer.name)
+        norms = [
+            on_cpu.get_submodule(str(node.target))
+            for node in compressed.module.graph.nodes
+            if node.op == "call_module" and node.name in {n.name for n in kernel.nodes[1:]}
+        ]
+        held = _folded(module, [n for n in norms if isinstance(n, _BatchNorm)])
+        layer_policy = compressed.policy[kernel.layer.name]
+        if computes_in_integers(kernel.layer, layer_policy):
+            read = grids[source_of_range(kernel.inputs[0], fused)]
+            step = read.scale / finer_steps(layer_policy.weight_bits)
+            held = _with_bias_in_reach(held, step, 1 if isinstance(module, nn.ConvTranspose2d) else 0)
+        found[kernel.layer.name] = held
+    return found
+
+
+@torch.no_grad()
+def _folded(module: nn.Module, norms: list[_BatchNorm]) -> LayerWeights:
+    transposed = isinstance(module, nn.ConvTranspose2d)
+    quantizer = None
+    if parametrize.is_parametrized(module, "weight"):
+        (quantizer,) = module.parametrizations["weight"]  # type: ignore[index]
+        weight = module.parametrizations["weight"].original  # type: ignore[index,union-attr]
+    else:
+        weight = module.weight
+    assert isinstance(weight, Tensor)
+    axis = 1 if transposed else 0
+    factor = torch.ones(weight.shape[axis], dtype=torch.float64)
+    bias = torch.zeros_like(factor)
+    own_bias = getattr(module, "bias", None)
+    if isinstance(own_bias, Tensor):
+        bias = own_bias.double()
+    for norm in norms:
+        assert norm.running_var is not None
+        assert norm.running_mean is not None
+        gain = 1.0 / torch.sqrt(norm.running_var.double() + norm.eps)
+        shift = -norm.running_mean.double() * gain
+        if norm.affine:
+            gain, shift = gain * norm.weight.double(), shift * norm.weight.double() + norm.bias.double()
+        factor, bias = factor * gain, bias * gain + shift
+    bias_array = bias.numpy().astype(np.float32)
+    shape = [1] * weight.dim()
+    shape[axis] = -1
+    if not isinstance(quantizer, WeightQuantizer):
+        folded = (weight.double() * factor.view(shape)).numpy().astype(np.float32)
+        return LayerWeights(bias_array, weight=folded)
+    scales = channel_scales(weight, quantizer.bits, quantizer.clip, axis)
+    codes = weight_codes(weight, scales, quantizer.bits, axis) * factor.sign().float().view(shape)
+    return LayerWeights(
+        bias_array,
+        codes=codes.numpy().astype(np.int8),
+        scales=(scales.double() * factor.abs()).clamp(min=1e-30).numpy().astype(np.float32),
+    )
+
+
+def _with_bias_in_reach(held: LayerWeights, activation_scale: float, axis: int) -> LayerWeights:
+    """The same weights; channels that are next to nothing beside their bias become 0.
+
+    A batch norm with a gain near 0 leaves such channels: their bias, in steps of the product of the scales,
+    would not fit 32 bits. Channels of zeros, whose scale says nothing, get fine steps, too.
+    """
+    assert held.codes is not None
+    assert held.scales is not None
+    others = tuple(d for d in range(held.codes.ndim) if d != axis)
+    reach = np.abs(held.bias.astype(np.float64)) / activation_scale
+    empty = ~held.codes.any(axis=others) | (held.scales < reach / 2**30)
+    scales = np.where(empty, np.maximum(reach / 2**20, 1e-12), held.scales).astype(np.float32)
+    codes = held.codes * np.expand_dims(~empty, others)
+    return LayerWeights(held.bias, codes=codes, scales=scales)
+
+
+def activation_grids(compressed: Compressed) -> Mapping[str, ActivationGrid]:
+    """Tensor (kernel) name -> the grid of its quantizer."""
+    return {name: quantizer.grid() for name, quantizer in quantizers(compressed.module).items()}

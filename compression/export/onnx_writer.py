@@ -8,8 +8,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from leanfront.compression.export.template import OPSET
 from leanfront.compression.policy.file_size import storage_bits
+
+OPSET = 21  # the first with 4-bit integers; onnxruntime 1.20 and later read it
+IR_VERSION = 10
 
 LARGE = 4096
 """Bytes of a constant above which nobody looks for an equal one."""
@@ -17,8 +19,8 @@ LARGE = 4096
 ELEMENT_TYPE = {
     np.dtype(helper.tensor_dtype_to_np_dtype(kind)).char: kind
     for kind in (
-        TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT64, TensorProto.INT32, TensorProto.INT8,
-        TensorProto.UINT8, TensorProto.BOOL,
+        TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT64, TensorProto.INT32,
+        TensorProto.INT8, TensorProto.UINT8, TensorProto.BOOL,
     )
 }  # fmt: skip
 """NumPy's character of an element type -> ONNX's number of it."""

@@ -19,10 +19,9 @@ from torch import fx
 from torch.fx.passes.shape_prop import TensorMetadata
 
 from leanfront.compression.capture.trace import Traced
+from leanfront.compression.export.onnx_writer import OPSET
 from leanfront.compression.graph import Network
 
-OPSET = 21  # the first with 4-bit integers; onnxruntime 1.20 and later read it
-IR_VERSION = 10
 TENSOR = "tensor:"
 """Prefix that marks a value of the graph as the output of the traced node of the same name."""
 

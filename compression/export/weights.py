@@ -1,30 +1,14 @@
-"""What an exported layer holds: its weights with the batch norm folded in, as floats or integer codes."""
+"""What a layer of a file holds: weights and bias, as floats or integer codes. No torch."""
 
-import copy
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrize
 
-from leanfront.compression.graph import LayerShape, Network, kernels
+from leanfront.compression.graph import LayerShape, Network
 from leanfront.compression.policy import LayerPolicy, Policy
-from leanfront.compression.policy.grids import ActivationGrid
-from leanfront.compression.policy.precision import computes_in_integers, source_of_range
-from leanfront.compression.techniques.compress import Compressed
-from leanfront.compression.techniques.quantize import (
-    WeightQuantizer,
-    channel_scales,
-    highest_code,
-    quantizers,
-    weight_codes,
-)
 
 
 @dataclass(frozen=True)
@@ -49,6 +33,18 @@ class LayerWeights:
         shape[axis] = -1
         return self.codes * self.scales.reshape(shape)
 
+    def transposed(self) -> "LayerWeights":
+        """A linear layer's weight as a matrix product wants it, (in, out)."""
+        if self.codes is not None:
+            return replace(self, codes=np.ascontiguousarray(self.codes.T))
+        assert self.weight is not None
+        return replace(self, weight=np.ascontiguousarray(self.weight.T))
+
+
+def highest_code(bits: int) -> int:
+    """The largest weight code: codes are -highest .. highest (2 bits: -1, 0, 1)."""
+    return int(2 ** (bits - 1)) - 1
+
 
 def bias_codes(
     held: LayerWeights, weight_bits: int, activation_scale: float
@@ -64,70 +60,6 @@ def bias_codes(
     return np.round(held.bias / steps).astype(np.int32), steps.astype(np.float32)
 
 
-def layer_weights(compressed: Compressed) -> dict[str, LayerWeights]:
-    """Layer name -> its exported weights, batch norms folded with their running statistics."""
-    found = {}
-    fused = kernels(compressed.network)
-    grids = activation_grids(compressed)
-    on_cpu = copy.deepcopy(compressed.module).cpu()
-    for kernel in fused:
-        if kernel.layer is None:
-            continue
-        module = on_cpu.get_submodule(kernel.layer.name)
-        norms = [
-            on_cpu.get_submodule(str(node.target))
-            for node in compressed.module.graph.nodes
-            if node.op == "call_module" and node.name in {n.name for n in kernel.nodes[1:]}
-        ]
-        held = _folded(module, [n for n in norms if isinstance(n, _BatchNorm)])
-        layer_policy = compressed.policy[kernel.layer.name]
-        if computes_in_integers(kernel.layer, layer_policy):
-            read = grids[source_of_range(kernel.inputs[0], fused)]
-            step = read.scale / finer_steps(layer_policy.weight_bits)
-            held = _with_bias_in_reach(held, step, 1 if isinstance(module, nn.ConvTranspose2d) else 0)
-        found[kernel.layer.name] = held
-    return found
-
-
-@torch.no_grad()
-def _folded(module: nn.Module, norms: list[_BatchNorm]) -> LayerWeights:
-    transposed = isinstance(module, nn.ConvTranspose2d)
-    quantizer = None
-    if parametrize.is_parametrized(module, "weight"):
-        (quantizer,) = module.parametrizations["weight"]  # type: ignore[index]
-        weight = module.parametrizations["weight"].original  # type: ignore[index,union-attr]
-    else:
-        weight = module.weight
-    assert isinstance(weight, Tensor)
-    axis = 1 if transposed else 0
-    factor = torch.ones(weight.shape[axis], dtype=torch.float64)
-    bias = torch.zeros_like(factor)
-    own_bias = getattr(module, "bias", None)
-    if isinstance(own_bias, Tensor):
-        bias = own_bias.double()
-    for norm in norms:
-        assert norm.running_var is not None
-        assert norm.running_mean is not None
-        gain = 1.0 / torch.sqrt(norm.running_var.double() + norm.eps)
-        shift = -norm.running_mean.double() * gain
-        if norm.affine:
-            gain, shift = gain * norm.weight.double(), shift * norm.weight.double() + norm.bias.double()
-        factor, bias = factor * gain, bias * gain + shift
-    bias_array = bias.numpy().astype(np.float32)
-    shape = [1] * weight.dim()
-    shape[axis] = -1
-    if not isinstance(quantizer, WeightQuantizer):
-        folded = (weight.double() * factor.view(shape)).numpy().astype(np.float32)
-        return LayerWeights(bias_array, weight=folded)
-    scales = channel_scales(weight, quantizer.bits, quantizer.clip, axis)
-    codes = weight_codes(weight, scales, quantizer.bits, axis) * factor.sign().float().view(shape)
-    return LayerWeights(
-        bias_array,
-        codes=codes.numpy().astype(np.int8),
-        scales=(scales.double() * factor.abs()).clamp(min=1e-30).numpy().astype(np.float32),
-    )
-
-
 def finer_steps(weight_bits: int) -> int:
     """How many steps of an integer kernel make one weight code: 8 for 4 bits, 1 for 7 and 8.
 
@@ -136,22 +68,6 @@ def finer_steps(weight_bits: int) -> int:
     is as exact as with 7 bits. (7 and not 8: AVX2 kernels without VNNI saturate above.)
     """
     return int(2 ** max(0, 7 - weight_bits))
-
-
-def _with_bias_in_reach(held: LayerWeights, activation_scale: float, axis: int) -> LayerWeights:
-    """The same weights; channels that are next to nothing beside their bias become 0.
-
-    A batch norm with a gain near 0 leaves such channels: their bias, in steps of the product of the scales,
-    would not fit 32 bits. Channels of zeros, whose scale says nothing, get fine steps, too.
-    """
-    assert held.codes is not None
-    assert held.scales is not None
-    others = tuple(d for d in range(held.codes.ndim) if d != axis)
-    reach = np.abs(held.bias.astype(np.float64)) / activation_scale
-    empty = ~held.codes.any(axis=others) | (held.scales < reach / 2**30)
-    scales = np.where(empty, np.maximum(reach / 2**20, 1e-12), held.scales).astype(np.float32)
-    codes = held.codes * np.expand_dims(~empty, others)
-    return LayerWeights(held.bias, codes=codes, scales=scales)
 
 
 def random_weights(network: Network, policy: Policy, seed: int = 0) -> dict[str, LayerWeights]:
@@ -200,8 +116,3 @@ def _random_layer(shape: LayerShape, layer_policy: LayerPolicy, seed: int, start
     codes = np.resize(_code_tile(seed, top)[start:], size)
     scales = (1.0 + np.resize(normal, shape.out_channels) / 50) * np.float32(spread / top)
     return LayerWeights(bias, codes=codes, scales=scales.astype(np.float32))
-
-
-def activation_grids(compressed: Compressed) -> Mapping[str, ActivationGrid]:
-    """Tensor (kernel) name -> the grid of its quantizer."""
-    return {name: quantizer.grid() for name, quantizer in quantizers(compressed.module).items()}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from leanfront.compression.export.weights import highest_code
 from leanfront.compression.graph import Network, kernels
 from leanfront.compression.policy import Policy, tensor_bits
 from leanfront.compression.policy.grids import ActivationGrid
@@ -24,11 +25,6 @@ from leanfront.compression.policy.precision import SAME_RANGE_OPS
 
 QUANTIZER = "quantizer_"
 """Prefix of the modules that quantize a tensor; the rest of the name is the tensor's."""
-
-
-def highest_code(bits: int) -> int:
-    """The largest weight code: codes are -highest .. highest (2 bits: -1, 0, 1)."""
-    return int(2 ** (bits - 1)) - 1
 
 
 def per_channel(values: Tensor, weight: Tensor, axis: int) -> Tensor:

@@ -287,6 +287,7 @@ def file_cost_model(
     """
     from onnx import load_from_string
 
+    from leanfront.compression.export.network_model import network_model
     from leanfront.compression.export.zero_points import shifted
     from leanfront.latency_models.benchmark.fill import fill
     from leanfront.latency_models.benchmark.measuring_lock import measuring
@@ -296,7 +297,6 @@ def file_cost_model(
     from leanfront.latency_models.kit.installed_tables import device_of
     from leanfront.latency_models.measured.imported import imported_file_model
     from leanfront.latency_models.measured.model import TableModel
-    from leanfront.latency_models.measured.network_model import network_model
     from leanfront.latency_models.measured.optimised_kernels import Structure, canonical
 
     placed = device_of(profile)
@@ -310,8 +310,7 @@ def file_cost_model(
         reference = Reference(device.threads, table.reference_ms)
         table = fill(table, with_shifted(structure.nodes), table_path(device), reference, log)
         model = TableModel(structure, table, profile)
-        named = {kernel.layer.name: kernel.name for kernel in structure.kernels if kernel.layer is not None}
-        layers = [named[layer] for layer in model.shifted(network, policy)]
+        layers = model.shifted(network, policy)
         stored = shifted(load_from_string(network_model(network, canonical(policy))), layers)
         whole = time_models({"network": stored.SerializeToString()}, device.threads, reference=reference)
     if warning := noise(whole):

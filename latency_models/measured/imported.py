@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from leanfront.compression.export.network_model import network_model
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import Policy
 from leanfront.hw_profiles import HardwareProfile
@@ -14,7 +15,6 @@ from leanfront.latency_models.kit.installed_tables import Placed, device_of
 from leanfront.latency_models.measured.correction import LEAST_SAMPLES, Correction, Sample, accuracy, fit
 from leanfront.latency_models.measured.kit_networks import exporter_digest, network_digest
 from leanfront.latency_models.measured.model import TableModel
-from leanfront.latency_models.measured.network_model import network_model
 from leanfront.latency_models.measured.optimised_kernels import Build, Structure, canonical
 from leanfront.latency_models.providers import PROVIDERS
 

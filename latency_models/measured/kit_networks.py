@@ -86,8 +86,8 @@ def networks_of_search(
 
 def networks_at_large() -> "tuple[list[KitSet], list[KitNetwork]]":
     """The reference networks, for a table without a search."""
+    from leanfront.compression.export.network_model import network_model
     from leanfront.latency_models.kit.folder import KitNetwork
-    from leanfront.latency_models.measured.network_model import network_model
     from leanfront.latency_models.measured.reference_networks import reference_networks
 
     sets: dict[str, KitSet] = {}
@@ -101,8 +101,8 @@ def networks_at_large() -> "tuple[list[KitSet], list[KitNetwork]]":
 
 
 def _set(title: str, network: Network) -> "KitSet":
+    from leanfront.compression.export.network_model import network_model
     from leanfront.latency_models.kit.folder import KitSet
-    from leanfront.latency_models.measured.network_model import network_model
     from leanfront.latency_models.measured.optimised_kernels import Structure
 
     return KitSet(title, network_digest(network), Structure(network, network_model).owners)

@@ -180,7 +180,7 @@ def drop_disturbed(threads: int, provider: str) -> int:
 
 
 def _reference_nodes(device: "Device") -> "Mapping[str, FusedNode]":
-    from leanfront.latency_models.measured.network_model import network_model
+    from leanfront.compression.export.network_model import network_model
     from leanfront.latency_models.measured.optimised_kernels import Structure
     from leanfront.latency_models.measured.reference_networks import reference_networks
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from leanfront.compression.capture.trace import trace
+from leanfront.compression.export.network_model import network_model
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.compression.policy.file_size import size_bytes
@@ -14,7 +15,6 @@ from leanfront.hw_profiles import load_profile
 from leanfront.latency_models.kernel_table.keys import constant_bytes_of
 from leanfront.latency_models.kernel_table.table import Entry, LatencyTable, this_device
 from leanfront.latency_models.measured.model import TableModel
-from leanfront.latency_models.measured.network_model import network_model
 from leanfront.latency_models.measured.optimised_kernels import Structure
 from leanfront.latency_models.measured.policy_draws import Cover, alone, draw
 from leanfront.latency_models.registry import model_of

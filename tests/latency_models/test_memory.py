@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from leanfront.compression.export.network_model import network_model
 from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment, kernels
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.latency_models.benchmark.optimised_node import read_node
 from leanfront.latency_models.measured.arena import Arena
 from leanfront.latency_models.measured.footprint import Footprint, Made, Wanted, footprint
-from leanfront.latency_models.measured.network_model import network_model
 from leanfront.latency_models.measured.optimised_kernels import Structure
 from leanfront.latency_models.measured.workspace import workspace_bytes
 from leanfront.latency_models.memory import peak_memory_bytes

@@ -10,10 +10,9 @@ from onnx import ModelProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from leanfront.compression.capture.trace import Traced, trace
-from leanfront.compression.export.deployed_form import fold
+from leanfront.compression.export.deployed_form import fold, layer_weights
 from leanfront.compression.export.template import Template, template
 from leanfront.compression.export.walk import exported, random_model
-from leanfront.compression.export.weights import layer_weights
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.file_size import size_bytes

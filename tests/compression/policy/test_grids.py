@@ -11,11 +11,11 @@ from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
 from leanfront.compression.capture.trace import trace
+from leanfront.compression.export.network_model import network_model
 from leanfront.compression.export.template import template
 from leanfront.compression.export.walk import random_model
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.latency_models.benchmark.optimised_graph import fused_nodes
-from leanfront.latency_models.measured.network_model import network_model
 
 INT8 = LayerPolicy(weight_bits=8, activation_bits=8)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from leanfront.compression.capture.trace import Traced, trace
-from leanfront.compression.export.weights import layer_weights
+from leanfront.compression.export.deployed_form import layer_weights
 from leanfront.compression.graph import kernels as fused
 from leanfront.compression.policy import LayerPolicy, Policy, tensor_bits
 from leanfront.compression.techniques.compress import compress

@@ -16,6 +16,7 @@ import pytest
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
+from leanfront.compression.export.network_model import network_model
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.hw_profiles import load_profile, to_toml
 from leanfront.latency_models import TableError
@@ -28,7 +29,6 @@ from leanfront.latency_models.kit.result import read_result
 from leanfront.latency_models.kit.rows import COLUMNS, ResultFile, Row, csv_line
 from leanfront.latency_models.measured.imported import imported_model
 from leanfront.latency_models.measured.kit_networks import network_digest
-from leanfront.latency_models.measured.network_model import network_model
 from leanfront.latency_models.measured.optimised_kernels import Structure
 from leanfront.search.cli.app import app
 from tests.latency_models.measured.test_latency_model import residual_network

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import leanfront.latency_models.benchmark.timing
+from leanfront.compression.export.network_model import network_model
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.hw_profiles import ProfileError, load_profile, to_toml
 from leanfront.latency_models import TableError
@@ -16,7 +17,6 @@ from leanfront.latency_models.kit.folder import KitNetwork, KitSet, write_kit
 from leanfront.latency_models.kit.installed_tables import device_of
 from leanfront.latency_models.measured.imported import ImportedModel, imported_cost_model
 from leanfront.latency_models.measured.kit_networks import exporter_digest, network_digest
-from leanfront.latency_models.measured.network_model import network_model
 from leanfront.latency_models.measured.optimised_kernels import Structure
 from leanfront.latency_models.measured.profile_table import check_measured_here
 from leanfront.latency_models.measured.validation import validate

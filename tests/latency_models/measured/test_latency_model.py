@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
+from leanfront.compression.export.network_model import ShapesError, network_model
 from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
@@ -30,7 +31,6 @@ from leanfront.latency_models.measured import lookup
 from leanfront.latency_models.measured.cache_traffic import far_share
 from leanfront.latency_models.measured.correction import Correction
 from leanfront.latency_models.measured.model import TableModel
-from leanfront.latency_models.measured.network_model import network_model
 from leanfront.latency_models.measured.optimised_kernels import Structure, canonical
 
 FLOAT = LayerPolicy()
@@ -305,7 +305,7 @@ def test_an_operation_that_shapes_do_not_describe_is_named() -> None:
         layers=(Layer("y", LayerShape("linear", 4, 4)),),
         outputs=("z",),
     )
-    with pytest.raises(TableError, match="'MyAttention'"):
+    with pytest.raises(ShapesError, match="'MyAttention'"):
         network_model(strange, Policy.uniform(strange, FLOAT))
 
 

@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from leanfront.compression.export.dialects import QDQ, layer_call
+from leanfront.compression.export.onnx_writer import IR_VERSION, OPSET, Writer
+from leanfront.compression.export.weights import random_weights
 from leanfront.compression.graph import Kernel, Network, Node, kernels
 from leanfront.compression.graph.branches import ALIAS
-from leanfront.compression.policy import Policy, integer_kernels, tensor_bits
-from leanfront.compression.policy.grids import ActivationGrid, stand_in_grids, with_moved
-from leanfront.latency_models.cost import TableError
+from leanfront.compression.policy import Policy, tensor_bits
+from leanfront.compression.policy.grids import stand_in_grids, with_moved
 
 _UNARY = {
     "relu": "Relu", "hardswish": "HardSwish", "hardsigmoid": "HardSigmoid", "sigmoid": "Sigmoid",
@@ -25,15 +26,18 @@ _UNARY = {
 }  # fmt: skip
 _BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "identity_arithmetic": "Mul"}
 _ELEMENTWISE = ("Neg", "Abs", "Exp", "Log", "Sqrt", "Erf", "Reciprocal", "Elu", "Softplus")
-_BESIDE = ("DequantizeLinear", "QuantizeLinear", "Reshape", "Max")
 _MOVES = ("reshape", "flatten", "transpose", "slice", "pad")
+
+
+class ShapesError(ValueError):
+    """A network that cannot be built from its shapes alone."""
 
 
 def network_model(network: Network, policy: Policy) -> bytes:
     """Serialized ONNX model (opset 21, batch 1) of a network that is already resized to the policy.
 
     Raises:
-        TableError: an operation that shapes alone do not describe; it is named.
+        ShapesError: an operation that shapes alone do not describe; it is named.
     """
     return _Builder(network, policy).model()
 
@@ -49,34 +53,31 @@ class _Builder:
     def __init__(self, network: Network, policy: Policy) -> None:
         self.network, self.policy = network, policy
         self.kernels = kernels(network)
-        self.bits = tensor_bits(self.kernels, policy)
-        self.integer = integer_kernels(self.kernels, policy)
+        bits = tensor_bits(self.kernels, policy)
+        self.grids = with_moved(stand_in_grids(self.kernels, policy), self.kernels, bits)
+        self.weights = random_weights(network, policy)
         self.by_name = {kernel.name: kernel for kernel in self.kernels}
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[TensorProto] = []
+        self.out = Writer()
         self.inputs: list[onnx.ValueInfoProto] = []
         self.value: dict[str, tuple[str, tuple[int, ...]]] = {}  # kernel -> tensor and its shape
-        self.grids = with_moved(stand_in_grids(self.kernels, policy), self.kernels, self.bits)
-        self.rng = np.random.default_rng(0)
-        self.count = 0
         self.current = ""  # the kernel that is being written: its first operation bears its name
 
     def model(self) -> bytes:
         for kernel in self.kernels:
             self.current = kernel.name
             name, shape = self._kernel(kernel)
-            if kernel.op == ALIAS:
-                self.value[kernel.name] = (name, shape)
-                continue
-            if kernel.name in self.grids:
-                name = self._quantized(name, self.grids[kernel.name])
+            if kernel.name in self.grids and kernel.op != ALIAS:
+                name = QDQ.quantized(self.out, name, self.grids[kernel.name])
             self.value[kernel.name] = (name, shape)
         read = {source for kernel in self.kernels for source in kernel.inputs}
         ends = [kernel.name for kernel in self.kernels if kernel.name not in read]
         outputs = [helper.make_tensor_value_info(self.value[n][0], TensorProto.FLOAT, None) for n in ends]
-        graph = helper.make_graph(self.nodes, "network", self.inputs, outputs, self.constants)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-        return bytes(model.SerializeToString())
+        graph = helper.make_graph(self.out.nodes, "network", self.inputs, outputs, self.out.initializers)
+        ir_version = IR_VERSION if self.out.opset == OPSET else 13
+        opset = helper.make_opsetid("", self.out.opset)
+        return bytes(
+            helper.make_model(graph, opset_imports=[opset], ir_version=ir_version).SerializeToString()
+        )
 
     def _kernel(self, kernel: Kernel) -> tuple[str, tuple[int, ...]]:
         head, shape = kernel.nodes[0], tensor_shape(kernel.output)
@@ -95,39 +96,29 @@ class _Builder:
     def _layer(self, kernel: Kernel) -> tuple[str, tuple[int, ...]]:
         assert kernel.layer is not None
         layer, output = kernel.layer.shape, kernel.output
+        window: dict[str, Any] = {}
         if layer.op == "linear":
             positions = max(layer.out_height * layer.out_width, 1)
-            if positions == 1 and not output.spatial:
-                read = self._read(kernel, 0, (1, layer.in_channels))
-                weight, bias = self._weights((layer.out_channels, layer.in_channels), 0, kernel)
-                return self._node("Gemm", [read, weight, bias], transB=1), (1, layer.out_channels)
-            read = self._read(kernel, 0, (1, positions, layer.in_channels))
-            weight, bias = self._weights((layer.in_channels, layer.out_channels), 1, kernel)
-            product = self._node("MatMul", [read, weight])
-            return self._node("Add", [product, bias]), (1, positions, layer.out_channels)
-        source = self.by_name[kernel.inputs[0]].output
-        transposed = layer.op == "conv_transpose2d"
-        size = self._image(source, layer.out_height, layer.out_width, layer.stride, transposed)
-        read = self._read(kernel, 0, (1, layer.in_channels, *size))
-        if transposed:
-            weight_shape = (layer.in_channels, layer.out_channels // layer.groups, *layer.kernel)
+            each = (positions,) if positions > 1 or output.spatial else ()
+            op, shape = "MatMul" if each else "Gemm", (1, *each, layer.out_channels)
+            read = self._read(kernel, 0, (1, *each, layer.in_channels))
         else:
-            weight_shape = (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel)
-        weight, bias = self._weights(weight_shape, 1 if transposed else 0, kernel)
-        out = (layer.out_height, layer.out_width)
-        window: dict[str, Any] = {
-            "kernel_shape": list(layer.kernel),
-            "strides": list(layer.stride),
-            "dilations": [1, 1],
-        }
-        if layer.groups > 1:
-            window["group"] = layer.groups
-        if transposed:
-            window["output_shape"] = list(out)
-        else:
-            window["pads"] = _pads(size, out, layer.kernel, layer.stride)
-        name = self._node("ConvTranspose" if transposed else "Conv", [read, weight, bias], **window)
-        return name, (1, layer.out_channels, *out)
+            source = self.by_name[kernel.inputs[0]].output
+            transposed = layer.op == "conv_transpose2d"
+            op, out = "ConvTranspose" if transposed else "Conv", (layer.out_height, layer.out_width)
+            size = self._image(source, *out, layer.stride, transposed)
+            read, shape = self._read(kernel, 0, (1, layer.in_channels, *size)), (1, layer.out_channels, *out)
+            window = {"kernel_shape": list(layer.kernel), "strides": list(layer.stride), "dilations": [1, 1]}
+            if layer.groups > 1:
+                window["group"] = layer.groups
+            if transposed:
+                window["output_shape"] = list(out)
+            else:
+                window["pads"] = _pads(size, out, layer.kernel, layer.stride)
+        name = kernel.layer.name
+        call = layer_call(kernel, op, read, self.weights[name], self.policy[name], self.grids, window)
+        self.current = ""
+        return QDQ.layer(self.out, call), shape
 
     def _image(
         self, source: Node, height: int, width: int, stride: tuple[int, int], transposed: bool
@@ -143,7 +134,7 @@ class _Builder:
         if op in _BINARY:
             reads = [self._read(kernel, i, shape) for i in range(len(kernel.inputs))]
             if len(reads) == 1:
-                reads.append(self._constant(np.full(shape[1:], 0.5, np.float32)))
+                reads.append(self.out.constant(np.full(shape[1:], 0.5, np.float32)))
             return self._node(_BINARY[op], reads)
         if op == "concat":
             reads = [self._read(kernel, i, self._own(kernel, i)) for i in range(len(kernel.inputs))]
@@ -162,10 +153,12 @@ class _Builder:
             if len(before) == 4:
                 read = self._node("GlobalAveragePool", [read])
                 return read if shape == (*before[:2], 1, 1) else self._reshaped(read, shape)
-            axes = self._constant(np.arange(1, len(before) - 1))
+            axes = self.out.constant(np.arange(1, len(before) - 1))
             return self._reshaped(self._node("ReduceMean", [read, axes], keepdims=0), shape)
         if op in ("upsample", "upsample_nearest") and len(shape) == len(before):
-            scales = self._constant(np.array([a / b for a, b in zip(shape, before, strict=True)], np.float32))
+            scales = self.out.constant(
+                np.array([a / b for a, b in zip(shape, before, strict=True)], np.float32)
+            )
             mode = "nearest" if op == "upsample_nearest" else "linear"
             return self._node("Resize", [read, "", scales], mode=mode)
         if op in _MOVES:
@@ -179,7 +172,7 @@ class _Builder:
         if op in _UNARY or op in ("relu6", "silu"):
             return self._activation(op, read)
         what = node.detail or op
-        raise TableError(
+        raise ShapesError(
             f"operation {what!r} ({node.name}) cannot be timed from its shape alone; cost the .onnx"
             " file as it is, without other bits or sparsity"
         )
@@ -201,7 +194,7 @@ class _Builder:
             ends = [a * step for a, step in zip(shape, steps, strict=True)]
             axes = list(range(len(shape)))
             lists = [[0] * len(shape), ends, axes, steps]
-            return self._node("Slice", [read, *[self._constant(np.array(values)) for values in lists]])
+            return self._node("Slice", [read, *[self.out.constant(np.array(values)) for values in lists]])
         if (
             op == "pad"
             and len(before) == len(shape)
@@ -209,12 +202,14 @@ class _Builder:
         ):
             grown = [a - b for a, b in zip(shape, before, strict=True)]
             pads = [g // 2 for g in grown] + [g - g // 2 for g in grown]
-            return self._node("Pad", [read, self._constant(np.array(pads))])
+            return self._node("Pad", [read, self.out.constant(np.array(pads))])
         return self._reshaped(read, shape) if math.prod(before) == math.prod(shape) else self._input(shape)
 
     def _normalised(self, op: str, read: str, before: tuple[int, ...]) -> str:
         width = before[-1] if len(before) == 3 and op == "layernorm" else before[1] if len(before) > 1 else 1
-        ones = self._constant(np.ones(width, np.float32))
+        # no two norms have equal parameters, as after training: equal ones would be stored once, and what
+        # onnxruntime makes of them could not be told apart
+        ones = self.out.constant(np.full(width, 1.0 + 1e-3 * len(self.value), np.float32))
         if op == "layernorm" and len(before) == 3:
             return self._node("LayerNormalization", [read, ones, ones], axis=-1)
         if op == "batchnorm":
@@ -223,7 +218,7 @@ class _Builder:
 
     def _activation(self, op: str, read: str) -> str:
         if op == "relu6":
-            low, high = self._constant(np.float32(0.0)), self._constant(np.float32(6.0))
+            low, high = self.out.constant(np.float32(0.0)), self.out.constant(np.float32(6.0))
             return self._node("Clip", [read, low, high])
         if op == "silu":
             return self._node("Mul", [read, self._node("Sigmoid", [read])])
@@ -234,60 +229,23 @@ class _Builder:
 
     def _read(self, kernel: Kernel, index: int, shape: tuple[int, ...]) -> str:
         """The tensor that a kernel reads, in the shape it needs; a new input where it does not fit at all."""
-        source = kernel.inputs[index]
-        name, own = self.value[source]
-        if kernel.layer is not None and kernel.name not in self.integer and self.bits[source] <= 8:
-            floor = self._constant(np.float32(-3e38))  # keeps onnxruntime from making it an integer layer
-            name = self._node("Max", [name, floor]) if self.bits[kernel.name] <= 8 else name
+        name, own = self.value[kernel.inputs[index]]
         if own == shape:
             return name
         return self._reshaped(name, shape) if math.prod(own) == math.prod(shape) else self._input(shape)
 
-    def _quantized(self, name: str, grid: ActivationGrid) -> str:
-        scale = self._constant(np.float32(grid.scale))
-        zero = self._constant(np.uint8(grid.zero_point))
-        codes = self._node("QuantizeLinear", [name, scale, zero])
-        return self._node("DequantizeLinear", [codes, scale, zero])
-
-    def _weights(self, shape: tuple[int, ...], axis: int, kernel: Kernel) -> tuple[str, str]:
-        channels = shape[axis]
-        if kernel.name not in self.integer:
-            weight = self.rng.standard_normal(shape).astype(np.float32) * np.float32(0.05)
-            return self._constant(weight), self._constant(np.zeros(channels, np.float32))
-        scales = self.rng.uniform(0.9e-3, 1.1e-3, channels).astype(np.float32)
-        codes = self._constant(self.rng.integers(-127, 128, shape).astype(np.int8))
-        weights = [codes, self._constant(scales)]
-        step = np.float32(self.grids[kernel.inputs[0]].scale)
-        bias = [self._constant(np.zeros(channels, np.int32)), self._constant(scales * step)]
-        if kernel.op == "linear":  # as an export writes them
-            weights.append(self._constant(np.zeros(channels, np.int8)))
-            bias.append(self._constant(np.zeros(channels, np.int32)))
-        return (
-            self._node("DequantizeLinear", weights, axis=axis),
-            self._node("DequantizeLinear", bias, axis=0),
-        )
-
     def _reshaped(self, name: str, shape: tuple[int, ...]) -> str:
-        return self._node("Reshape", [name, self._constant(np.array(shape))])
+        return self._node("Reshape", [name, self.out.constant(np.array(shape))])
 
     def _input(self, shape: tuple[int, ...]) -> str:
         name = f"input{len(self.inputs)}"
         self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         return name
 
-    def _constant(self, value: NDArray[Any] | np.generic) -> str:
-        self.count += 1
-        name = f"c{self.count}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
     def _node(self, op: str, inputs: list[str], **attributes: Any) -> str:
-        self.count += 1
-        name = f"n{self.count}"
-        named = "" if op in _BESIDE else self.current
-        self.nodes.append(helper.make_node(op, inputs, [name], name=named, **attributes))
-        self.current = self.current if op in _BESIDE else ""
-        return name
+        named = "" if op == "Reshape" else self.current
+        self.current = self.current if op == "Reshape" else ""
+        return self.out.add(op, inputs, name=named, **attributes)
 
 
 def _pads(

@@ -1,0 +1,251 @@
+"""Dialects: how a kind of ONNX file spells layers, tensors on a grid and packed weights.
+
+``compression.export.walk`` walks the graph of a network, ``compression.export.network_model`` makes one of shapes alone;
+both ask a dialect how to write what is in it. A kind of file of your own is a subclass of ``Dialect``, made
+known with ``register`` (in a task file, for instance) and asked for by name. No torch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+
+from leanfront.compression.export.onnx_writer import Writer
+from leanfront.compression.export.weights import LayerWeights, bias_codes, finer_steps
+from leanfront.compression.graph import Kernel, Layer
+from leanfront.compression.policy import LayerPolicy
+from leanfront.compression.policy.file_size import storage_bits
+from leanfront.compression.policy.grids import ActivationGrid
+from leanfront.compression.policy.precision import computes_in_integers
+
+
+class DialectError(ValueError):
+    """A kind of file that is not known, or a name that is taken."""
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One layer to be written.
+
+    op: of ONNX: Conv, ConvTranspose, Gemm or, for one product at each position, MatMul. read: the tensor that
+    it reads, and ``grid`` that tensor's grid, if it has one. weights: in torch's layout, for a MatMul
+    (in, out). between_integers: it computes in floats, though what it reads and what it puts out are held in
+    integers.
+    """
+
+    layer: Layer
+    op: str
+    read: str
+    weights: LayerWeights
+    policy: LayerPolicy
+    grid: ActivationGrid | None
+    between_integers: bool
+    attributes: Mapping[str, Any]
+
+    @property
+    def axis(self) -> int:
+        """Of the output channels in the weight."""
+        return 1 if self.op in ("ConvTranspose", "MatMul") else 0
+
+    @property
+    def integer(self) -> bool:
+        """Whether it computes in integers."""
+        return computes_in_integers(self.layer, self.policy)
+
+
+def layer_call(
+    kernel: Kernel,
+    op: str,
+    read: str,
+    weights: LayerWeights,
+    policy: LayerPolicy,
+    grids: Mapping[str, ActivationGrid],
+    attributes: Mapping[str, Any],
+) -> LayerCall:
+    """The layer of a kernel to be written. ``weights``: in torch's layout; ``grids``: of all kernels."""
+    assert kernel.layer is not None
+    source, grid = kernel.inputs[0], grids.get(kernel.inputs[0])
+    return LayerCall(
+        layer=kernel.layer,
+        op=op,
+        read=read,
+        weights=weights.transposed() if op == "MatMul" else weights,
+        policy=policy,
+        grid=grid,
+        between_integers=not computes_in_integers(kernel.layer, policy)
+        and source in grids
+        and kernel.name in grids,
+        attributes=attributes,
+    )
+
+
+class Dialect:
+    """A kind of file. These methods write everything in floats; a dialect overrides what it spells otherwise.
+
+    name: what a user asks for. runs_here: onnxruntime can run it; what is promised of a file that it cannot
+    run is not checked, and said to be so. priced: latency tables are made of such files, so that latencies
+    are promises about it. integer_kernels: operations of onnxruntime that compute in integers.
+    accuracy_tolerance, agreement: how far accuracies of file and torch network may lie apart, and the least
+    share of examples on which both give the same answer.
+    """
+
+    name = ""
+    runs_here = True
+    priced = False
+    integer_kernels: tuple[str, ...] = (
+        "QLinearConv", "QGemm", "MatMulIntegerToFloat", "QLinearMatMul", "QLinearConvTranspose",
+    )  # fmt: skip
+    accuracy_tolerance = 0.002
+    agreement = 0.995
+
+    def promises_integers(self, layer: Layer, policy: LayerPolicy) -> bool:
+        """Whether a layer of such a file runs as an integer kernel, when onnxruntime loads it."""
+        return False
+
+    def quantized(self, out: Writer, tensor: str, grid: ActivationGrid) -> str:
+        """Hold a tensor on a grid; the tensor that its readers read."""
+        return tensor
+
+    def clips(self, bits: int) -> bool:
+        """Whether a tensor of so many bits is cut to its grid's range, so that a ReLU6 may be a ReLU."""
+        return False
+
+    def padded(self, out: Writer, tensor: str, pads: str, grid: ActivationGrid) -> str:
+        """Zeros around a tensor that is held on a grid."""
+        return out.add("Pad", [tensor, pads])
+
+    def reads(self, out: Writer, call: LayerCall) -> str:
+        """The tensor that a layer reads."""
+        return call.read
+
+    def weight(self, out: Writer, call: LayerCall) -> str:
+        """A layer's weight, as the tensor that its operation reads."""
+        return out.constant(call.weights.floats(call.axis).astype(np.float32))
+
+    def bias(self, out: Writer, call: LayerCall) -> str:
+        """A layer's bias, (out_channels,), the same."""
+        return out.constant(call.weights.bias)
+
+    def layer(self, out: Writer, call: LayerCall) -> str:
+        """A layer with its weights; the tensor that it puts out. Its node bears the layer's name."""
+        name = call.layer.name
+        output = "" if name.startswith(("input", "output")) else name  # the file's own are called so
+        read, weight, bias = self.reads(out, call), self.weight(out, call), self.bias(out, call)
+        if call.op == "MatMul":
+            return out.add("Add", [out.add("MatMul", [read, weight], name=name), bias])
+        attributes = {"transB": 1} if call.op == "Gemm" else call.attributes
+        return out.add(call.op, [read, weight, bias], name=name, output=output, **attributes)
+
+
+class Qdq(Dialect):
+    """QDQ as onnxruntime fuses it, the kind that runs fast.
+
+    Integer layers become DequantizeLinear -> Conv or Gemm -> (Relu) -> QuantizeLinear with unsigned 8-bit
+    activations, signed weights and int32 biases. Weights of 2 to 4 bits are stored packed (INT2, INT4) and
+    cast to int8, which onnxruntime folds away when the file is loaded: the file is small, the kernel is the
+    int8 one.
+    """
+
+    name = "onnx"
+    priced = True
+
+    def promises_integers(self, layer: Layer, policy: LayerPolicy) -> bool:
+        """Wherever its policy says so and onnxruntime has a kernel."""
+        return computes_in_integers(layer, policy)
+
+    def quantized(self, out: Writer, tensor: str, grid: ActivationGrid) -> str:
+        """QuantizeLinear and DequantizeLinear behind the tensor."""
+        scale = out.constant(np.float32(grid.scale))
+        zero = out.constant(np.uint8(grid.zero_point))
+        codes = out.add("QuantizeLinear", [tensor, scale, zero])
+        if self.clips(grid.bits):
+            # fewer levels than the storage type has; in floats it would keep kernels from fusing
+            top = out.constant(np.uint8(2**grid.bits - 1))
+            codes = out.add("Clip", [codes, out.constant(np.uint8(0)), top])
+        return out.dequantized(codes, scale, zero)
+
+    def clips(self, bits: int) -> bool:
+        """Below the 8 bits of the type that holds the codes."""
+        return bits < 8
+
+    def padded(self, out: Writer, tensor: str, pads: str, grid: ActivationGrid) -> str:
+        """Zeros around the codes themselves: onnxruntime would dequantize, pad and quantize again."""
+        scale, zero = out.constant(np.float32(grid.scale)), out.constant(np.uint8(grid.zero_point))
+        codes = out.add("Pad", [out.codes[tensor], pads, zero])
+        return out.dequantized(codes, scale, zero)
+
+    def reads(self, out: Writer, call: LayerCall) -> str:
+        """Behind an operation that onnxruntime does not see through, where it would silently turn a float
+        layer between integer tensors into an integer one."""
+        if call.between_integers:
+            return out.add("Max", [call.read, out.constant(np.float32(-3e38))])
+        return call.read
+
+    def weight(self, out: Writer, call: LayerCall) -> str:
+        """Codes in few bits, decoded once, when the file is loaded."""
+        held, bits = call.weights, call.policy.weight_bits
+        if held.codes is None or held.scales is None:
+            return super().weight(out, call)
+        if not call.integer:  # a float kernel, and a small file
+            decoded = out.add("Cast", [out.packed(held.codes, bits)], to=TensorProto.FLOAT)
+            shape = [1] * held.codes.ndim
+            shape[call.axis] = -1
+            return out.add("Mul", [decoded, out.constant(held.scales.reshape(shape))])
+        finer = finer_steps(bits)
+        if storage_bits(bits) < 8:
+            name = out.add("Cast", [out.packed(held.codes, bits)], to=TensorProto.FLOAT)
+            name = out.add("Mul", [name, out.constant(np.float32(finer))])
+            name = out.add("Cast", [name], to=TensorProto.INT8)
+        else:
+            name = out.packed(held.codes * np.int8(finer), 8)
+        stored = [name, out.constant(held.scales / np.float32(finer))]
+        if call.layer.shape.op == "linear":
+            # onnxruntime fuses an integer Gemm only when zero points are there, a Conv without, too
+            stored.append(out.constant(np.zeros(held.scales.shape, dtype=np.int8)))
+        return out.add("DequantizeLinear", stored, axis=call.axis)
+
+    def bias(self, out: Writer, call: LayerCall) -> str:
+        """Of an integer layer as int32: a float one would make onnxruntime quantize layers on its own."""
+        held = call.weights
+        if not call.integer or held.scales is None or call.grid is None:
+            return super().bias(out, call)
+        codes, scales = bias_codes(held, call.policy.weight_bits, call.grid.scale)
+        stored = [out.constant(codes), out.constant(scales)]
+        if call.layer.shape.op == "linear":
+            stored.append(out.constant(np.zeros_like(codes)))
+        return out.add("DequantizeLinear", stored, axis=0)
+
+
+QDQ = Qdq()
+_REGISTERED: dict[str, Dialect] = {QDQ.name: QDQ}
+
+
+def register(dialect: Dialect) -> None:
+    """Make a kind of file known by its name. The same name again takes the place of what was registered
+    before: a task file may be loaded twice.
+
+    Raises:
+        DialectError: the name is empty, or that of leanfront's own kind.
+    """
+    if not dialect.name or dialect.name == QDQ.name:
+        raise DialectError(
+            f"a kind of file needs a name of its own, other than {QDQ.name!r}; {type(dialect).__name__} has"
+            f" {dialect.name!r}"
+        )
+    _REGISTERED[dialect.name] = dialect
+
+
+def dialect_of(name: str) -> Dialect:
+    """The kind of file of a name.
+
+    Raises:
+        DialectError: there is none; those that there are, are listed.
+    """
+    if name not in _REGISTERED:
+        raise DialectError(
+            f"no kind of file is called {name!r}; there are {', '.join(_REGISTERED)}. A task file adds one"
+            " with leanfront.compression.export.dialects.register"
+        )
+    return _REGISTERED[name]
