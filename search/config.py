@@ -154,6 +154,13 @@ class PickSection(_Section):
     share_of_hours: Share = 0.15
 
 
+class ExportSection(_Section):
+    """The file of a network that is picked or exported. ``to``: its kind (compression.export.dialects); a task file
+    may bring more, so that the name is looked up when the task was loaded."""
+
+    to: str = "onnx"
+
+
 class SearchConfig(_Section):
     """A whole search.toml. ``task.file`` is absolute once it was read by ``load_config``."""
 
@@ -164,6 +171,7 @@ class SearchConfig(_Section):
     space: SpaceSection = SpaceSection()
     finetune: FinetuneSection = FinetuneSection()
     pick: PickSection = PickSection()
+    export: ExportSection = ExportSection()
 
     @property
     def rung_images(self) -> tuple[int, ...]:
@@ -183,10 +191,10 @@ class SearchConfig(_Section):
         """What all calls that work on one run folder must have in common, as flat "section.key" -> value.
 
         Not in it: how long (hours, trials), how many workers, the seed, the sampler, the address of the
-        storage, and the long training of a pick. Of the task file the name counts, not its folder: folders
-        may be moved.
+        storage, the long training of a pick, and the kind of its file. Of the task file the name counts, not
+        its folder: folders may be moved.
         """
-        raw = self.model_dump(mode="json", exclude={"pick": True})
+        raw = self.model_dump(mode="json", exclude={"pick": True, "export": True})
         raw["task"]["file"] = self.task.file.name
         raw["search"] = {"objectives": raw["search"]["objectives"]}
         options = raw["task"].pop("options")

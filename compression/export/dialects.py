@@ -86,22 +86,18 @@ class Dialect:
 
     name: what a user asks for. runs_here: onnxruntime can run it; what is promised of a file that it cannot
     run is not checked, and said to be so. priced: latency tables are made of such files, so that latencies
-    are promises about it. integer_kernels: operations of onnxruntime that compute in integers.
-    accuracy_tolerance, agreement: how far accuracies of file and torch network may lie apart, and the least
-    share of examples on which both give the same answer.
+    are promises about it. accuracy_tolerance, agreement: how far accuracies of file and torch network may lie
+    apart, and the least share of examples on which both give the same answer.
     """
 
     name = ""
     runs_here = True
     priced = False
-    integer_kernels: tuple[str, ...] = (
-        "QLinearConv", "QGemm", "MatMulIntegerToFloat", "QLinearMatMul", "QLinearConvTranspose",
-    )  # fmt: skip
     accuracy_tolerance = 0.002
     agreement = 0.995
 
     def promises_integers(self, layer: Layer, policy: LayerPolicy) -> bool:
-        """Whether a layer of such a file runs as an integer kernel, when onnxruntime loads it."""
+        """Whether onnxruntime runs a layer of such a file as an integer kernel; where not, as a float one."""
         return False
 
     def quantized(self, out: Writer, tensor: str, grid: ActivationGrid) -> str:

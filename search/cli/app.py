@@ -49,6 +49,9 @@ class Preference(StrEnum):
 
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A search.toml, or its folder.")]
+ToOption = Annotated[
+    str | None, typer.Option("--to", metavar="NAME", help="Kind of the file; default: export.to, onnx.")
+]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that a search made.")]
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="A.B=V", help="Override one key of the configuration.")
@@ -256,6 +259,7 @@ def pick(
         int | None, typer.Option("--trial", min=0, help="This one, instead of choosing.")
     ] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", min=0.0, help="Of the long fine-tune.")] = None,
+    to: ToOption = None,
     format_: FormatOption = Format.TABLE,
 ) -> None:
     """Choose from the front, fine-tune long, test once, export, verify in onnxruntime."""
@@ -269,7 +273,7 @@ def pick(
         print(text, file=sys.stderr)
 
     wish = Wish(max_drop, max_latency_ms, max_size_bytes, max_energy_mj, prefer.value if prefer else None)
-    folder, found = pick_from(open_run(run), wish, trial=trial, out=out, epochs=epochs, log=say)
+    folder, found = pick_from(open_run(run), wish, trial=trial, out=out, epochs=epochs, to=to, log=say)
     if format_ is Format.JSON:
         print_json({"folder": str(folder), "passed": found.passed, **asdict(found)})
     elif format_ is Format.CSV:
@@ -288,11 +292,12 @@ def export(
     run: RunArgument,
     trial: Annotated[int, typer.Option("--trial", min=0, help="The trial's number.")],
     out: Annotated[Path | None, typer.Option("--out", help="Default: exported/<trial> in the run.")] = None,
+    to: ToOption = None,
 ) -> None:
     """Export one trial with the weights of its short fine-tune; the test split is not touched."""
     from leanfront.search.pick.pick import export_trial
 
-    print(_shown(export_trial(open_run(run), trial=trial, out=out)))
+    print(_shown(export_trial(open_run(run), trial=trial, out=out, to=to)))
 
 
 def _say(row: TrialRow) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import Policy
-from leanfront.search.pick.verify import Verification
+from leanfront.search.pick.verify import Verification, agreeing
 from leanfront.search.run.front import quantity
 
 
@@ -37,9 +37,12 @@ def card(
             f"{quantity('size_bytes', size['bytes'])} (1/{size['baseline_bytes'] / size['bytes']:.1f})",
         ),
         ("multiply-accumulates", "", f"{network.macs / 1e6:.1f} M"),
-        ("file against torch network: same answer", "", f"{test['agreement']:.2%}"),
+        ("file against torch network: same answer", "", agreeing(test["agreement"])),
     ]
-    verdict = "Verified." if verification.passed else "NOT as promised: " + "; ".join(verification.failures)
+    not_run = verification.kernels.get("not_run")
+    verdict = f"Not verified: {not_run}." if not_run else "Verified."
+    if not verification.passed:
+        verdict = "NOT as promised: " + "; ".join(verification.failures)
     lines = [
         f"# Trial {verification.trial}",
         "",

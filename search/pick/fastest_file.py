@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import onnx
 
+from leanfront.compression.export.dialects import QDQ, Dialect
 from leanfront.compression.export.zero_points import shifted
 from leanfront.latency_models.benchmark.optimised_graph import fused_nodes
 from leanfront.latency_models.benchmark.zero_points import layers_to_shift
@@ -16,13 +17,17 @@ from leanfront.search.study.prepare import Loaded
 
 
 def fastest_file(
-    model: onnx.ModelProto, loaded: Loaded, run: RunFolder, log: Callable[[str], None] = lambda line: None
+    model: onnx.ModelProto,
+    loaded: Loaded,
+    run: RunFolder,
+    log: Callable[[str], None] = lambda line: None,
+    dialect: Dialect = QDQ,
 ) -> bytes:
     """The exported network, serialized, with the zero points that are fastest by the run's latency table; as
-    it is where that table is not of this machine and its onnxruntime."""
+    it is where that table is not of this machine and its onnxruntime, or not of this kind of file."""
     plain = bytes(model.SerializeToString())
     hardware = loaded.config.hardware
-    if not at_hand(loaded.profile, hardware.threads, hardware.provider):
+    if not dialect.priced or not at_hand(loaded.profile, hardware.threads, hardware.provider):
         return plain
     device = this_device(hardware.threads, provider_of(hardware.provider))
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from leanfront.compression.export.deployed_form import fold
+from leanfront.compression.export.dialects import QDQ, Dialect, dialect_of
 from leanfront.compression.export.template import template
 from leanfront.compression.export.walk import exported
 from leanfront.compression.policy import LayerPolicy, Policy
@@ -18,6 +19,7 @@ from leanfront.search.pick.choose import Wish, choose
 from leanfront.search.pick.fastest_file import fastest_file
 from leanfront.search.pick.verify import (
     Verification,
+    agreeing,
     at_hand,
     kernel_report,
     measured_latency,
@@ -54,21 +56,24 @@ def pick(
     trial: int | None = None,
     out: Path | None = None,
     epochs: float | None = None,
+    to: str | None = None,
     log: Log = print,
 ) -> tuple[Path, Verification]:
     """Choose by ``wish`` (or take ``trial``), fine-tune long, test once, export and verify in onnxruntime.
 
     Writes model.onnx, baseline.onnx, weights.safetensors, policy.json, verification.json and card.md to
-    ``out`` (exported/<trial> of the run by default); returns that folder and the verification.
+    ``out`` (exported/<trial> of the run by default); returns that folder and the verification. ``to``: the
+    kind of file (compression.export.dialects), the configuration's by default.
 
     Raises:
         RunError: nothing on the front meets the limits, or the folder cannot be written.
+        DialectError: there is no such kind of file.
     """
     baseline_accuracy = run.environment().get("baseline", {}).get("accuracy")
     if baseline_accuracy is None:
         raise RunError(f"{run.path} has no scored baseline yet; search first: leanfront search")
     row = trial_row(run, trial) if trial is not None else choose(front_of(run), baseline_accuracy, wish)
-    loaded, scorer = _opened(run, log)
+    loaded, scorer, dialect = _opened(run, to, log)
     policy = Policy.from_json(row.policy)
     options = loaded.config.pick
     epochs = options.epochs if epochs is None else epochs
@@ -82,15 +87,17 @@ def pick(
     log(f"search split: {score.accuracy:.4f} (uncompressed {baseline_accuracy:.4f}); exporting")
     folder = out or run.exported / str(row.trial)
     return folder, export_and_verify(
-        run, loaded, compressed, score, row, folder, run.environment().get("estimates") or "", log
+        run, loaded, compressed, score, row, folder, run.environment().get("estimates") or "", log, dialect
     )
 
 
-def export_trial(run: RunFolder, *, trial: int, out: Path | None = None) -> Path:
-    """Export one trial with the weights of its short fine-tune; the folder that model.onnx is in.
+def export_trial(run: RunFolder, *, trial: int, out: Path | None = None, to: str | None = None) -> Path:
+    """Export one trial with the weights of its short fine-tune; the folder that model.onnx is in. ``to``: the
+    kind of file, the configuration's by default.
 
     Raises:
         RunError: the trial is not complete, its weights were not kept, or the folder cannot be written.
+        DialectError: there is no such kind of file.
     """
     row = trial_row(run, trial)
     checkpoint = run.checkpoint(trial)
@@ -99,14 +106,15 @@ def export_trial(run: RunFolder, *, trial: int, out: Path | None = None) -> Path
             f"the weights of trial {trial} were not kept (only those of the front are);"
             f" train it again with: leanfront pick {run.path} --trial {trial}"
         )
-    loaded, scorer = _opened(run)
+    loaded, scorer, dialect = _opened(run, to)
     policy = Policy.from_json(row.policy)
     compressed, _ = scorer.refine(policy, checkpoint, 0, loaded.config.pick.learning_rate)
     compressed.module.cpu()
     folder = out or run.exported / str(trial)
     with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        model = fastest_file(exported(template(loaded.traced), compressed), loaded, run)
+        written = exported(template(loaded.traced), compressed, dialect)
+        model = fastest_file(written, loaded, run, dialect=dialect)
         replace_file(folder / "model.onnx", model)
         replace_file(folder / "policy.json", policy.to_json() + "\n")
     return folder
@@ -157,7 +165,7 @@ def gains(found: Verification) -> list[dict[str, str]]:
             f"1/{size['baseline_bytes'] / size['bytes']:.1f}",
         )
     )
-    rows.append(_gain("file agrees with torch", "", f"{test['agreement']:.2%}", ""))
+    rows.append(_gain("file agrees with torch", "", agreeing(test["agreement"]), ""))
     return rows
 
 
@@ -165,12 +173,13 @@ def _gain(what: str, uncompressed: str, picked: str, gained: str) -> dict[str, s
     return {"what": what, "uncompressed": uncompressed, "picked": picked, "gain": gained}
 
 
-def _opened(run: RunFolder, log: Log = lambda line: None) -> tuple[Loaded, Scorer]:
+def _opened(run: RunFolder, to: str | None, log: Log = lambda line: None) -> tuple[Loaded, Scorer, Dialect]:
     import torch
 
     torch.set_num_threads(cores())
     loaded = load(run.config())
-    return loaded, Scorer(loaded.traced, loaded.task, loaded.config, log)
+    dialect = dialect_of(to or loaded.config.export.to)  # the task may have brought it
+    return loaded, Scorer(loaded.traced, loaded.task, loaded.config, log), dialect
 
 
 def export_and_verify(
@@ -182,6 +191,7 @@ def export_and_verify(
     folder: Path,
     estimates: str,
     log: Log,
+    dialect: Dialect = QDQ,
 ) -> Verification:
     """Export a trained network beside the uncompressed one and hold it against what its trial promised.
 
@@ -190,16 +200,26 @@ def export_and_verify(
     task, threads = loaded.task, loaded.config.hardware.threads
     compressed.module.cpu()
     graph = template(loaded.traced)
-    model = fastest_file(exported(graph, compressed), loaded, run, log)
+    model = fastest_file(exported(graph, compressed, dialect), loaded, run, log, dialect)
     uncompressed = compress(loaded.traced, Policy.uniform(loaded.traced.network, LayerPolicy()))
-    baseline = exported(graph, uncompressed).SerializeToString()
+    baseline = exported(graph, uncompressed, dialect).SerializeToString()
+    kernels = kernel_report(model, compressed.network, compressed.policy, threads, dialect)
+    if not_run := kernels.get("not_run"):
+        log(not_run)
     log("testing: file, torch network and uncompressed network on the test split")
     with training(log):
         test = test_once(
-            model, fold(compressed).module, loaded.traced.module, task, as_data(task.test), threads
+            model if dialect.runs_here else None,
+            fold(compressed).module,
+            loaded.traced.module,
+            task,
+            as_data(task.test),
+            threads,
         )
     latency: dict[str, Any] = {}
-    if at_hand(loaded.profile, threads, loaded.config.hardware.provider, log):
+    if not dialect.priced:
+        log(f"no latency is measured: what was predicted is that of files of kind {QDQ.name!r}")
+    elif at_hand(loaded.profile, threads, loaded.config.hardware.provider, log):
         log("measuring the latency of both files")
         with measuring(log):
             latency = measured_latency(model, baseline, threads, loaded.config.hardware.provider)
@@ -225,7 +245,8 @@ def export_and_verify(
         test,
         latency,
         {"bytes": len(model), "baseline_bytes": len(baseline)},
-        kernel_report(model, compressed.policy, threads),
+        kernels,
+        dialect,
     )
     with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)

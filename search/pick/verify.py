@@ -1,7 +1,7 @@
 """Prove an exported network: load it in onnxruntime, and compare it with what the search said."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,21 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from leanfront.compression.export.dialects import QDQ, Dialect
+from leanfront.compression.graph import Network
 from leanfront.compression.policy import Policy
 from leanfront.hw_profiles import HardwareProfile
 from leanfront.latency_models.benchmark.timing import noise, remembered_ms, session, time_models
+from leanfront.latency_models.kernel_table.keys import INTEGER_OPS
 from leanfront.latency_models.kit.installed_tables import device_of
 from leanfront.latency_models.providers import PROVIDERS, provider_of
 from leanfront.search.run.significance import wilson_interval
 from leanfront.search.task import Data, Task
 from leanfront.search.trial.scorer import SCORING_BATCH
 
-INTEGER_KERNELS = ("QLinearConv", "QGemm", "MatMulIntegerToFloat", "QLinearMatMul", "QLinearConvTranspose")
-NO_INTEGER_KERNEL = ("ConvTranspose",)
-"""onnxruntime computes these in floats whatever the file says; the measured latency has it in it."""
-
-ACCURACY_TOLERANCE = 0.002
-AGREEMENT = 0.995
 LATENCY_TOLERANCE = 0.15
 SLOW = 1.1
 """From how many times the undisturbed time of its table on a machine's milliseconds are not the table's."""
@@ -32,15 +29,18 @@ SLOW = 1.1
 
 @dataclass(frozen=True)
 class TestResult:
-    """The test split, read once, by the torch network and by the exported file side by side."""
+    """The test split, read once, by the torch network and by the exported file side by side.
+
+    A file that cannot be run here has the torch network's accuracy, and None for what compares the two.
+    """
 
     n: int
     torch_accuracy: float
     accuracy: float
     accuracy_ci: tuple[float, float]
     baseline_accuracy: float
-    agreement: float
-    largest_difference: float
+    agreement: float | None
+    largest_difference: float | None
 
 
 @dataclass(frozen=True)
@@ -61,20 +61,20 @@ class Verification:
         return not self.failures
 
 
-def integer_layers(optimised: dict[str, str], policy: Policy) -> dict[str, str]:
+def integer_layers(optimised: dict[str, str], layers: Iterable[str]) -> dict[str, str]:
     """Layer -> the operation that onnxruntime runs for it, "" where none bears its name.
 
     ``optimised``: node name -> operation of the optimised graph. onnxruntime keeps a layer's name and adds
     a suffix ("_token_3", "_nchwc", "/MatMulAddFusion").
     """
     found = {}
-    for layer in policy:
+    for layer in layers:
         names = [
             name for name in optimised
             if name == layer or name.startswith((f"{layer}_token", f"{layer}_nchwc", f"{layer}/"))
         ]  # fmt: skip
         operations = [optimised[name] for name in names]
-        found[layer] = next((op for op in operations if op in INTEGER_KERNELS), (operations or [""])[0])
+        found[layer] = next((op for op in operations if op in INTEGER_OPS), (operations or [""])[0])
     return found
 
 
@@ -92,46 +92,51 @@ def optimised_nodes(model: bytes, threads: int) -> dict[str, str]:
     return {node.name or f"#{index}": node.op_type for index, node in enumerate(graph.node)}
 
 
-def kernel_report(model: bytes, policy: Policy, threads: int) -> dict[str, Any]:
-    """Which layers run as fused integer kernels, which were meant to, and the operations in all."""
+def kernel_report(
+    model: bytes, network: Network, policy: Policy, threads: int, dialect: Dialect = QDQ
+) -> dict[str, Any]:
+    """Which layers run as fused integer kernels, which of them against what a dialect promises of its files,
+    and the operations in all. Of a file that cannot be run here "not_run" says that nothing was checked."""
+    if not dialect.runs_here:
+        said = (
+            f"onnxruntime does not run files of kind {dialect.name!r}: accuracy, answers and kernels of the"
+            " file were not checked"
+        )
+        return {"integer": [], "not_fused": [], "not_wanted": [], "operations": {}, "not_run": said}
     nodes = optimised_nodes(model, threads)
-    runs = integer_layers(nodes, policy)
-    wanted = [name for name, layer in policy.items() if layer.integer]
+    runs = integer_layers(nodes, network.layer)
+    integer = [name for name, op in runs.items() if op in INTEGER_OPS]
+    promised = [
+        layer.name for layer in network.layers if dialect.promises_integers(layer, policy[layer.name])
+    ]
     return {
-        "integer": [name for name, op in runs.items() if op in INTEGER_KERNELS],
-        "not_fused": [name for name in wanted if runs[name] not in (*INTEGER_KERNELS, *NO_INTEGER_KERNEL)],
-        "not_wanted": [
-            name for name, layer in policy.items() if not layer.integer and runs[name] in INTEGER_KERNELS
-        ],
+        "integer": integer,
+        "not_fused": [name for name in promised if name not in integer],
+        "not_wanted": [name for name in integer if name not in promised],
         "operations": dict(Counter(nodes.values())),
     }
 
 
 def test_once(
-    model: bytes, module: nn.Module, teacher: nn.Module, task: Task, data: Data, threads: int
+    model: bytes | None, module: nn.Module, teacher: nn.Module, task: Task, data: Data, threads: int
 ) -> TestResult:
-    """Score file, torch network and uncompressed network in one pass over the test split."""
-    opened = session(model, threads)
-    name = opened.get_inputs()[0].name
+    """Score file, torch network and uncompressed network in one pass over the test split. ``model``: None
+    where the file cannot be run here."""
+    opened = session(model, threads) if model is not None else None
     module.eval()
     device = next(module.parameters()).device
     scores: dict[str, list[NDArray[np.float32]]] = {"torch": [], "file": [], "teacher": []}
-    agreeing, largest = [], 0.0
+    same, largest = [], 0.0
     with torch.no_grad():
         for start in range(0, len(data), SCORING_BATCH):
             inputs, targets = data.batch(torch.arange(start, min(start + SCORING_BATCH, len(data))), None)
-            ran = torch.from_numpy(
-                np.concatenate([opened.run(None, {name: one[None].numpy()})[0] for one in inputs])
-            )
-            outputs = {
-                "torch": module(inputs.to(device)).float().cpu(),
-                "file": ran,
-                "teacher": teacher(inputs.to(device)).float().cpu(),
-            }
+            ours = module(inputs.to(device)).float().cpu()
+            ran = _ran(opened, inputs) if opened is not None else ours
+            outputs = {"torch": ours, "file": ran, "teacher": teacher(inputs.to(device)).float().cpu()}
             for key, output in outputs.items():
                 scores[key].append(task.score(output, targets).float().numpy())
-            agreeing.append((outputs["torch"].argmax(1) == ran.argmax(1)).float().reshape(-1).numpy())
-            largest = max(largest, float((outputs["torch"] - ran).abs().max()))
+            same.append((ours.argmax(1) == ran.argmax(1)).float().reshape(-1).numpy())
+            largest = max(largest, float((ours - ran).abs().max()))
     mean = {key: float(np.concatenate(parts).mean()) for key, parts in scores.items()}
     return TestResult(
         n=len(data),
@@ -139,9 +144,22 @@ def test_once(
         accuracy=mean["file"],
         accuracy_ci=wilson_interval(mean["file"], len(data)),
         baseline_accuracy=mean["teacher"],
-        agreement=float(np.concatenate(agreeing).mean()),
-        largest_difference=largest,
+        agreement=float(np.concatenate(same).mean()) if opened is not None else None,
+        largest_difference=largest if opened is not None else None,
     )
+
+
+def _ran(opened: Any, inputs: torch.Tensor) -> torch.Tensor:
+    """What a session puts out for each of a batch of inputs, (N, ...), one by one."""
+    name = opened.get_inputs()[0].name
+    return torch.from_numpy(
+        np.concatenate([opened.run(None, {name: one[None].numpy()})[0] for one in inputs])
+    )
+
+
+def agreeing(agreement: float | None) -> str:
+    """A share of equal answers, to be read."""
+    return "not run here" if agreement is None else f"{agreement:.2%}"
 
 
 def at_hand(
@@ -189,20 +207,22 @@ def verification(
     latency: dict[str, Any],
     size: dict[str, Any],
     kernels: dict[str, Any],
+    dialect: Dialect = QDQ,
 ) -> Verification:
     """Hold what was found against what was promised (``promised``: latency_ms, size_bytes, and
     baseline_latency_ms, the uncompressed network's).
 
     On a machine that is slower than when its table was measured, the latency as a share of the uncompressed
-    network's is held against its promise, since both were timed side by side.
+    network's is held against its promise, since both were timed side by side. ``dialect``: the kind of the
+    file, which says how close it has to come to the torch network.
     """
     failures = []
-    if abs(test.accuracy - test.torch_accuracy) > ACCURACY_TOLERANCE:
+    if abs(test.accuracy - test.torch_accuracy) > dialect.accuracy_tolerance:
         failures.append(
             f"the file scores {test.accuracy:.4f} on the test split,"
             f" the torch network {test.torch_accuracy:.4f}"
         )
-    if test.agreement < AGREEMENT:
+    if test.agreement is not None and test.agreement < dialect.agreement:
         failures.append(f"file and torch network agree on {test.agreement:.2%} of the test split only")
     if latency:
         latency = {

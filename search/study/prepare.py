@@ -51,14 +51,17 @@ def load(config: SearchConfig) -> Loaded:
     nothing.
 
     Raises:
-        ProfileError, TaskError, TraceError, ConfigError: what is wrong with them, in one sentence.
+        ProfileError, TaskError, DialectError, TraceError, ConfigError: what is wrong with them, in one
+            sentence.
     """
     profile = load_profile(config.hardware.profile)
     from leanfront.compression.capture.trace import trace
+    from leanfront.compression.export.dialects import dialect_of
     from leanfront.search.task import load_task
 
     task = load_task(config.task.file, config.task.options)
     sampler = sampler_named(config.search.sampler)  # which the task's file may have registered
+    dialect_of(config.export.to)  # which the task may have brought
     traced = trace(task.model, task.example_input)
     spaces = config.space
     space = Space(

@@ -125,7 +125,7 @@ def policy_is_float(policy: Policy) -> bool:
 def test_kernels_size_and_timing_model_are_as_promised(name: str, kind: str) -> None:
     compressed, model = made(name, kind)
     content = model.SerializeToString()
-    report = kernel_report(content, compressed.policy, threads=1)
+    report = kernel_report(content, compressed.network, compressed.policy, threads=1)
     assert report["not_fused"] == []
     assert report["not_wanted"] == []
     promised = size_bytes(compressed.network, compressed.policy)
@@ -139,7 +139,8 @@ def test_kernels_size_and_timing_model_are_as_promised(name: str, kind: str) -> 
 
 def test_an_integer_network_is_one_fused_kernel_a_layer() -> None:
     compressed, model = made("Residual", "int8")
-    operations = kernel_report(model.SerializeToString(), compressed.policy, threads=1)["operations"]
+    content = model.SerializeToString()
+    operations = kernel_report(content, compressed.network, compressed.policy, threads=1)["operations"]
     assert operations["QLinearConv"] == 8  # all convolutions, batch norms and ReLUs in them
     assert operations["QLinearAdd"] == 3
     assert operations["QGemm"] == 1
@@ -154,7 +155,7 @@ def test_a_float_layer_between_integer_layers_stays_float() -> None:
     compressed = compress(traced, policy)
     calibrate(compressed.module, [inputs("Residual", 32, 1)])
     model = exported(base, compressed)
-    report = kernel_report(model.SerializeToString(), policy, threads=1)
+    report = kernel_report(model.SerializeToString(), compressed.network, policy, threads=1)
     assert report["not_wanted"] == []
     assert "stage1.conv1.0" not in report["integer"]
     assert len(report["integer"]) == len(policy) - 1
@@ -164,7 +165,9 @@ def test_a_float_layer_between_integer_layers_stays_float() -> None:
         for node in model.graph.node:
             node.input[:] = [guard.input[0] if name == guard.output[0] else name for name in node.input]
         model.graph.node.remove(guard)
-    assert kernel_report(model.SerializeToString(), policy, threads=1)["not_wanted"] == ["stage1.conv1.0"]
+    assert kernel_report(model.SerializeToString(), compressed.network, policy, threads=1)["not_wanted"] == [
+        "stage1.conv1.0"
+    ]
 
 
 @pytest.mark.parametrize(("bits", "kind"), [(2, "INT2"), (3, "INT4"), (4, "INT4"), (5, "INT8"), (8, "INT8")])

@@ -170,12 +170,13 @@ def test_the_wrong_file_is_noticed(network: tuple[Task, nn.Module, nn.Module, by
 
 
 def test_kernels_of_a_real_file(network: tuple[Task, nn.Module, nn.Module, bytes, Policy]) -> None:
-    *_, content, policy = network
-    report = kernel_report(content, policy, threads=1)
+    task, *_, content, policy = network
+    layers = trace(task.model, task.example_input).network
+    report = kernel_report(content, layers, policy, threads=1)
     assert report["integer"] == ["0", "2", "5"]
     assert report["operations"]["QLinearConv"] == 2
     claimed = Policy.of({**policy, "2": LayerPolicy()})
-    assert kernel_report(content, claimed, threads=1)["not_wanted"] == ["2"]
+    assert kernel_report(content, layers, claimed, threads=1)["not_wanted"] == ["2"]
 
 
 def test_the_card_says_what_was_found() -> None:
