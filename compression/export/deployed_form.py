@@ -18,6 +18,7 @@ from leanfront.compression.techniques.quantize import (
     WeightQuantizer,
     channel_scales,
     quantizers,
+    taken_off,
     weight_codes,
 )
 
@@ -41,10 +42,7 @@ def fold(compressed: Compressed) -> Compressed:
         layer = module.get_submodule(kernel.layer.name)
         held = held_by[kernel.layer.name]
         device = next(layer.parameters()).device
-        if parametrize.is_parametrized(layer):
-            # not remove_parametrizations: a deep copy shares its class with the original, and would damage it
-            layer.__class__ = type(layer).__bases__[0]
-            del layer._modules["parametrizations"]
+        taken_off(layer)
         bias = torch.from_numpy(held.bias)
         layer_policy = compressed.policy[kernel.layer.name]
         if computes_in_integers(kernel.layer, layer_policy):

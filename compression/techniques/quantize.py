@@ -188,6 +188,21 @@ def attach_quantizers(module: fx.GraphModule, network: Network, policy: Policy) 
     module.recompile()
 
 
+def taken_off(layer: nn.Module) -> Tensor | None:
+    """Take the weight quantizer off a layer; the weight as training changes it, which the caller has to put
+    back as a parameter. None where there is no quantizer.
+
+    Not torch's remove_parametrizations: a deep copy shares its class with the original, and would damage it.
+    """
+    if not parametrize.is_parametrized(layer):
+        return None
+    weight = layer.parametrizations["weight"].original  # type: ignore[index,union-attr]
+    assert isinstance(weight, Tensor)
+    layer.__class__ = type(layer).__bases__[0]
+    del layer._modules["parametrizations"]
+    return weight.detach()
+
+
 def quantizers(module: nn.Module) -> Mapping[str, ActivationQuantizer]:
     """Tensor name -> its quantizer."""
     return {

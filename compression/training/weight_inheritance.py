@@ -3,14 +3,13 @@
 import copy
 from dataclasses import replace
 
-from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
+from torch import fx, nn
 
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.policy import Policy, PolicyError
 from leanfront.compression.techniques.compress import Compressed, left_out
 from leanfront.compression.techniques.prune import cut
-from leanfront.compression.techniques.quantize import QUANTIZER, attach_quantizers
+from leanfront.compression.techniques.quantize import QUANTIZER, attach_quantizers, taken_off
 
 
 def inherit(traced: Traced, trained: Compressed, policy: Policy, multiple: int = 1) -> Compressed:
@@ -54,13 +53,8 @@ def _plain(module: fx.GraphModule) -> fx.GraphModule:
     """A copy without fake quantizers; weights as training changes them, not as their codes show them."""
     plain = copy.deepcopy(module)
     for layer in plain.modules():
-        if parametrize.is_parametrized(layer):
-            weight = layer.parametrizations["weight"].original  # type: ignore[index,union-attr]
-            assert isinstance(weight, Tensor)
-            # not remove_parametrizations: a deep copy shares its class with the original, and would damage it
-            layer.__class__ = type(layer).__bases__[0]
-            del layer._modules["parametrizations"]
-            layer.register_parameter("weight", nn.Parameter(weight.detach()))
+        if (weight := taken_off(layer)) is not None:
+            layer.register_parameter("weight", nn.Parameter(weight))
     for node in list(plain.graph.nodes):
         if node.op == "call_module" and str(node.target).startswith(QUANTIZER):
             node.replace_all_uses_with(node.args[0])
