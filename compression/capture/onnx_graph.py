@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import (
+    GraphProto,
     ModelProto,
     NodeProto,
     TensorProto,
@@ -19,10 +20,11 @@ from onnx import (
     numpy_helper,
 )
 
-from leanfront.compression.capture.onnx_folding import fixed_shapes, infer_shapes
-
 SMALL_BYTES = 65536
 """External tensors up to this size are loaded: shapes and axes are among them. Weights are not needed."""
+
+SMALL = 4096
+"""Computed tensors of up to so many elements are taken for sizes, axes and the like."""
 
 TYPE_BITS: dict[int, int] = {
     TensorProto.FLOAT: 32, TensorProto.DOUBLE: 32, TensorProto.FLOAT16: 16, TensorProto.BFLOAT16: 16,
@@ -109,6 +111,43 @@ def graph_of(model: ModelProto, where: str) -> "Graph":
         reason = " ".join(str(error).split())
         raise OnnxError(f"{where}: the shapes cannot be inferred: {reason}") from error
     return Graph(inferred, where)
+
+
+def infer_shapes(model: ModelProto) -> ModelProto:
+    """A copy of the model with the shapes of all tensors that follow from its inputs.
+
+    Exporters calculate sizes in the graph (Shape, Gather, Concat, Reshape): onnx's inference follows the
+    common calculations only; where it stops, onnxscript folds them. Tensors without a shape after that depend
+    on values. What is stored in 8 bits and below stays as it is: it says which bits a weight has.
+
+    Raises:
+        Exception: what onnx raises for a graph that contradicts itself.
+    """
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    shapes = fixed_shapes(inferred.graph)
+    if all(name in shapes for node in inferred.graph.node for name in node.output if name):
+        return inferred
+    from onnxscript import ir, optimizer  # a second or two
+
+    def narrow(node: ir.Node) -> bool | None:
+        first = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
+        return False if first is not None and TYPE_BITS.get(int(first), 32) <= 8 else None
+
+    held = ir.serde.deserialize_model(inferred)
+    optimizer.fold_constants(
+        held, onnx_shape_inference=True, input_size_limit=SMALL, output_size_limit=SMALL, should_fold=narrow
+    )
+    return onnx.shape_inference.infer_shapes(ir.serde.serialize_model(held), strict_mode=True, data_prop=True)
+
+
+def fixed_shapes(graph: GraphProto) -> dict[str, tuple[int, ...]]:
+    """Tensor -> its sizes, for all tensors of which every size is known."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        tensor = value.type.tensor_type
+        if tensor.HasField("shape") and all(size.HasField("dim_value") for size in tensor.shape.dim):
+            shapes[value.name] = tuple(size.dim_value for size in tensor.shape.dim)
+    return shapes
 
 
 def _fix_batch(value: ValueInfoProto, where: str) -> None:

@@ -343,3 +343,18 @@ def test_a_linear_layer_with_a_renamed_weight_has_its_biases_name() -> None:
     text = "m = MatMul (x, val_7)  y = Add (m, head.bias)"
     made = model(text, {"val_7": f32(16, 4), "head.bias": f32(4)}, shape="N, 16")
     assert [layer.name for layer in network_of(made).network.layers] == ["head"]
+
+
+def test_bits_of_small_weights_survive_where_sizes_are_calculated() -> None:
+    """Folding the sizes must not decode the weights: a file of int8 would count as one of floats."""
+    text = """
+        d = Cast <to = 1> (a.weight)  w = Mul (d, s)
+        c = Conv (x, w)  h = Shape (c)  i = Slice (h, zero, one)  u = Mul (i, one)
+        k = NonZero (u)  m = Reshape (k, rest)  n = Add (m, one)  v = Concat <axis = 0> (n, rest)
+        p = Reshape (c, v)  y = Add (p, f)
+    """
+    weights = {"a.weight": np.ones((4, 3, 3, 3), np.int8), "s": np.float32(0.1)}
+    sizes = {"zero": np.array([0]), "one": np.array([1]), "rest": np.array([-1]), "f": f32(1)}
+    read = network_of(model(text, weights | sizes))
+    assert dict(read.policy) == {"a": LayerPolicy(0.0, 8, 32)}
+    assert read.network.node["y"].elements == 4 * 6 * 6
