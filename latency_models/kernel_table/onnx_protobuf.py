@@ -175,19 +175,24 @@ class Attribute:
 
 def _attribute_values(number: int, value: int | bytes) -> list[Any]:
     if number in (2, 7) and isinstance(value, bytes):
-        return [one for (one,) in struct.iter_unpack("<f", value)]
+        return _numbers(value, "<f")
     if number in (3, 8):
-        return [signed(value)] if isinstance(value, int) else _varints(value)
+        return _numbers(value)
     if number in (5, 10) and isinstance(value, bytes):
         return [Tensor.read(value)]
     return [value]
 
 
-def _varints(packed: bytes) -> list[int]:
+def _numbers(value: int | bytes, form: str | None = None) -> list[Any]:
+    """The numbers of a repeated field: one by itself, or several, as varints or in a form of struct's."""
+    if isinstance(value, int):
+        return [signed(value)]
+    if form is not None:
+        return [one for (one,) in struct.iter_unpack(form, value)]
     found, at = [], 0
-    while at < len(packed):
-        value, at = _read_varint(packed, at)
-        found.append(signed(value))
+    while at < len(value):
+        number, at = _read_varint(value, at)
+        found.append(signed(number))
     return found
 
 
@@ -242,7 +247,7 @@ class Tensor:
         name, element_type, shape = "", 0, []
         for number, value, _ in fields(message):
             if number == 1:
-                shape += [signed(value)] if isinstance(value, int) else _varints(value)
+                shape += _numbers(value)
             elif number == 2:
                 element_type = int(value)
             elif number == TENSOR_NAME:
@@ -267,13 +272,7 @@ class Tensor:
             if number == TENSOR_RAW and isinstance(value, bytes):
                 raw = value
             elif number in _LISTS:
-                form = _LISTS[number]
-                if isinstance(value, int):
-                    listed.append(signed(value))
-                elif form is not None:
-                    listed += [one for (one,) in struct.iter_unpack(form, value)]
-                else:
-                    listed += _varints(value)
+                listed += _numbers(value, _LISTS[number])
         found = np.frombuffer(raw, kind.newbyteorder("<")) if raw else np.array(listed)
         if found.size != self.size:
             raise WireError(f"constant {self.name!r} has {found.size} values, its shape says {self.size}")

@@ -6,17 +6,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.export.dialects import QDQ, Dialect, dialect_of
 from leanfront.compression.export.template import template
 from leanfront.compression.export.walk import exported
+from leanfront.compression.export.zero_points import shifted
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import Compressed, compress
 from leanfront.latency_models.benchmark.measuring_lock import measuring, training
+from leanfront.latency_models.benchmark.optimised_graph import fused_nodes
+from leanfront.latency_models.benchmark.zero_points import layers_to_shift
+from leanfront.latency_models.errors import TableError
 from leanfront.latency_models.files import replace_file
+from leanfront.latency_models.kernel_table.table import load_table, this_device
+from leanfront.latency_models.providers import provider_of
 from leanfront.search.pick.card import card, predictions
 from leanfront.search.pick.choose import Wish, choose
-from leanfront.search.pick.fastest_file import fastest_file
 from leanfront.search.pick.verify import (
     Verification,
     agreeing,
@@ -118,6 +125,30 @@ def export_trial(run: RunFolder, *, trial: int, out: Path | None = None, to: str
         replace_file(folder / "model.onnx", model)
         replace_file(folder / "policy.json", policy.to_json() + "\n")
     return folder
+
+
+def fastest_file(
+    model: onnx.ModelProto,
+    loaded: Loaded,
+    run: RunFolder,
+    log: Log = lambda line: None,
+    dialect: Dialect = QDQ,
+) -> bytes:
+    """The exported network, serialized, with the zero points that are fastest by the run's latency table; as
+    it is where that table is not of this machine and its onnxruntime, or not of this kind of file."""
+    plain = bytes(model.SerializeToString())
+    hardware = loaded.config.hardware
+    if not dialect.priced or not at_hand(loaded.profile, hardware.threads, hardware.provider):
+        return plain
+    device = this_device(hardware.threads, provider_of(hardware.provider))
+    try:
+        table = load_table(run.path / "latency_table.csv", device, loaded.profile.name)
+    except TableError as error:
+        log(f"the network is stored without regard to which kernels are faster here: {error}")
+        return plain
+    names = {layer.name: layer.name for layer in loaded.traced.network.layers}
+    layers = layers_to_shift(fused_nodes(plain, names, device.threads, device.provider), table)
+    return bytes(shifted(model, layers).SerializeToString()) if layers else plain
 
 
 def gains(found: Verification) -> list[dict[str, str]]:

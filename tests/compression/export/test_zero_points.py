@@ -35,7 +35,7 @@ from leanfront.latency_models.kernel_table.table import Entry, LatencyTable, thi
 from leanfront.latency_models.measured.model import TableModel
 from leanfront.latency_models.measured.optimised_kernels import Structure
 from leanfront.latency_models.measured.space_table import built
-from leanfront.search.pick.fastest_file import fastest_file
+from leanfront.search.pick.pick import fastest_file
 from tests.networks import built as made
 from tests.networks import example, inputs
 
