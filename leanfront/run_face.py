@@ -119,7 +119,7 @@ def search(
     """
     from leanfront.search.study.run_search import run_search
 
-    given = {
+    given: dict[str, dict[str, Any]] = {
         "hardware": {"profile": profile},
         "search": {"hours": hours, "trials": trials, "workers": workers},
     }

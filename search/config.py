@@ -155,7 +155,7 @@ class PickSection(_Section):
 
 
 class ExportSection(_Section):
-    """The file of a network that is picked or exported. ``to``: its kind (compression.export.dialects); a task file
+    """The file of a network that is picked or exported. ``to``: its kind (export/dialects.py); a task file
     may bring more, so that the name is looked up when the task was loaded."""
 
     to: str = "onnx"

@@ -1,6 +1,6 @@
 """Dialects: how a kind of ONNX file spells layers, tensors on a grid and packed weights.
 
-``compression.export.walk`` walks the graph of a network, ``compression.export.network_model`` makes one of shapes alone;
+``walk`` walks the graph of a network, ``network_model`` makes one of shapes alone;
 both ask a dialect how to write what is in it. A kind of file of your own is a subclass of ``Dialect``, made
 known with ``register`` (in a task file, for instance) and asked for by name. No torch.
 """

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from optuna.trial import TrialState
 
 from leanfront.compression.capture.trace import Traced, trace
+from leanfront.compression.export.network_model import network_model
 from leanfront.compression.export.template import Template, template
 from leanfront.compression.export.walk import exported, random_model
 from leanfront.compression.graph import Network
@@ -41,7 +42,6 @@ from leanfront.latency_models.kernel_table.keys import constant_bytes_of, withou
 from leanfront.latency_models.kernel_table.table import CALL, Device, Entry, LatencyTable
 from leanfront.latency_models.measured.correction import PRIOR, Correction
 from leanfront.latency_models.measured.model import TableModel
-from leanfront.latency_models.measured.network_model import network_model
 from leanfront.latency_models.measured.optimised_kernels import Structure
 from leanfront.latency_models.registry import model_of
 from leanfront.search.cli.app import main
