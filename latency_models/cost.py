@@ -11,7 +11,7 @@ from leanfront.latency_models.errors import TableError as TableError
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from leanfront.compression.policy.batch import PolicyBatch
 
@@ -52,6 +52,16 @@ class Cost:
         )
 
 
+def within(
+    weight_bytes: "ArrayLike", tensor_bytes: "ArrayLike", memory_bytes: int | None
+) -> "NDArray[np.bool_]":
+    """Whether weights and the tensors that live at the same time are within the memory of a part, together:
+    both stay there while a network runs. None: the part sets no limit, or keeps them elsewhere."""
+    import numpy as np
+
+    return np.less_equal(np.add(weight_bytes, tensor_bytes), np.inf if memory_bytes is None else memory_bytes)
+
+
 class LateCost(Cost):
     """A cost whose memory is worked out when somebody asks for it: that may take longer than all the rest."""
 
@@ -65,7 +75,7 @@ class LateCost(Cost):
         kind: Kind,
         estimated: bool,
     ) -> None:
-        """``memory`` says the peak; above ``limit_bytes`` the network does not fit."""
+        """``memory`` says the peak; ``limit_bytes``: of the part, see ``within``."""
         self.__dict__.update(
             latency_ms=latency_ms,
             energy_mj=energy_mj,
@@ -86,8 +96,7 @@ class LateCost(Cost):
     @cached_property
     def fits(self) -> bool:
         """Whether that fits the part."""
-        limit = self.__dict__["_limit_bytes"]
-        return limit is None or self.peak_memory_bytes <= limit
+        return bool(within(self.size_bytes, self.peak_memory_bytes, self.__dict__["_limit_bytes"]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,29 +104,28 @@ class CostArrays:
     """Costs of n policies: arrays (n,) of what ``Cost`` has of each.
 
     modelled: a part of the latency is not from a measurement of its own. memory: what computes
-    ``peak_memory_bytes`` and ``fits``; it is asked when somebody wants to know, since it can take longer than
-    everything else.
+    ``peak_memory_bytes``; it is asked when somebody wants to know, since it can take longer than everything
+    else. memory_bytes: what the part has for weights and tensors, see ``within``. placed: whether the part
+    has room for whatever else a policy asks for.
     """
 
     latency_ms: "NDArray[np.float64]"
     energy_mj: "NDArray[np.float64]"
     size_bytes: "NDArray[np.float64]"
     modelled: "NDArray[np.bool_]"
-    memory: "Callable[[], tuple[NDArray[np.float64], NDArray[np.bool_]]]"
+    memory: "Callable[[], NDArray[np.float64]]"
+    memory_bytes: int | None = None
+    placed: "bool | NDArray[np.bool_]" = True
 
     @cached_property
-    def _memory(self) -> "tuple[NDArray[np.float64], NDArray[np.bool_]]":
-        return self.memory()
-
-    @property
     def peak_memory_bytes(self) -> "NDArray[np.float64]":
         """(n,): peak memory of each."""
-        return self._memory[0]
+        return self.memory()
 
-    @property
+    @cached_property
     def fits(self) -> "NDArray[np.bool_]":
         """(n,): whether each fits the part."""
-        return self._memory[1]
+        return within(self.size_bytes, self.peak_memory_bytes, self.memory_bytes) & self.placed
 
     def first(self, kind: Kind, estimated: bool, resources: Mapping[str, float]) -> Cost:
         """The cost of the first policy; ``resources`` are its own."""

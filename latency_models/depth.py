@@ -15,6 +15,7 @@ def costs_by_depth(batch: PolicyBatch, costs: Callable[[PolicyBatch], CostArrays
     if len(parts) == 1:
         return costs(parts[0][1])
     found = [costs(part) for _, part in parts]
+    placed = [np.broadcast_to(one.placed, len(one.latency_ms)) for one in found]
     order = np.argsort(np.concatenate([columns for columns, _ in parts]))
 
     def joined(name: str) -> NDArray[np.float64]:
@@ -25,5 +26,7 @@ def costs_by_depth(batch: PolicyBatch, costs: Callable[[PolicyBatch], CostArrays
         energy_mj=joined("energy_mj"),
         size_bytes=joined("size_bytes"),
         modelled=joined("modelled").astype(np.bool_),
-        memory=lambda: (joined("peak_memory_bytes"), joined("fits").astype(np.bool_)),
+        memory=lambda: joined("peak_memory_bytes"),
+        memory_bytes=found[0].memory_bytes,
+        placed=np.concatenate(placed)[order],
     )

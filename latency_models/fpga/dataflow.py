@@ -137,10 +137,8 @@ class DataflowModel:
             energy_mj=energy_mj(self.profile, batch, latency_ms, np.zeros(batch.count)),
             size_bytes=batch.size_bytes().astype(np.float64),
             modelled=np.ones(batch.count, dtype=np.bool_),
-            memory=lambda: (
-                np.concatenate([design.held_bytes for design in designs]),
-                np.concatenate([design.fits for design in designs]),
-            ),
+            memory=lambda: np.concatenate([design.held_bytes for design in designs]),
+            placed=np.concatenate([design.fits for design in designs]),
         )
 
 

@@ -129,16 +129,14 @@ class OverlayModel:
         times, moved = self._times(batch)
         latency_ms = slowed(self.profile, times.sum(axis=0) + overlay.call_overhead_ms)
         weights, tensors = batch.size_bytes().astype(np.float64), _peak_bytes(batch)
-        limit = self.profile.memory_bytes
-        fits = np.full(batch.count, occupied(self.profile, overlay.footprint)[0])
-        if limit is not None:
-            fits &= weights + tensors <= limit
         return CostArrays(
             latency_ms=latency_ms,
             energy_mj=energy_mj(self.profile, batch, latency_ms, moved),
             size_bytes=weights,
             modelled=np.ones(batch.count, dtype=np.bool_),
-            memory=lambda: (tensors, fits),
+            memory=lambda: tensors,
+            memory_bytes=self.profile.memory_bytes,
+            placed=occupied(self.profile, overlay.footprint)[0],
         )
 
     def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:

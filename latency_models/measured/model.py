@@ -163,14 +163,14 @@ class TableModel:
             latency_ms[at], modelled[at] = self._latency(total.T)
             size_bytes[at] = part.size_bytes()
 
-        def memory() -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-            peaks, limit = np.empty(batch.count), self.profile.memory_bytes
+        def memory() -> NDArray[np.float64]:
+            peaks = np.empty(batch.count)
             for at, part in self._portions(batch):
                 needed = np.array([self._footprints[numbers] for numbers in self._many(part)])
                 for columns, left_out in part.depths():
                     missing = self.structure.without(left_out)
                     peaks[at][columns] = self._arena.peaks_bytes(needed[:, columns], missing)
-            return peaks, np.asarray(peaks <= (np.inf if limit is None else limit))
+            return peaks
 
         return CostArrays(
             latency_ms=latency_ms,
@@ -178,6 +178,7 @@ class TableModel:
             size_bytes=size_bytes,
             modelled=modelled,
             memory=memory,
+            memory_bytes=self.profile.memory_bytes,
         )
 
     def shifted(self, network: Network, policy: Policy) -> frozenset[str]:

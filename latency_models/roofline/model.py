@@ -181,14 +181,13 @@ class RooflineModel:
         work, found = timed
         weights = batch.size_bytes().astype(np.float64)
         tensors = (lifetimes(batch.kernels, batch.network.outputs) @ work.tensor_bytes).max(axis=0)
-        limit = self.profile.memory_bytes
-        fits = np.ones(batch.count, dtype=np.bool_) if limit is None else weights + tensors <= limit
         return CostArrays(
             latency_ms=found.latency_ms.sum(axis=0),
             energy_mj=self._energy_mj(found).sum(axis=0),
             size_bytes=weights,
             modelled=np.ones(batch.count, dtype=np.bool_),
-            memory=lambda: (tensors, fits),
+            memory=lambda: tensors,
+            memory_bytes=self.profile.memory_bytes,
         )
 
 

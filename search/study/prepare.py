@@ -171,7 +171,7 @@ def _say_what_is_special(
             f"{loaded.profile.name} has no floats: the reference point has the accuracy of the float network,"
             f" and the costs of the uncut network with weights of {pair[0]} and activations of {pair[1]} bits"
         )
-    if not cost.fits and loaded.profile.model != "measured":
+    if not cost.fits:
         _check_fit(loaded, costs, reference, cost, log)
 
 

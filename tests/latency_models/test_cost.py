@@ -21,7 +21,7 @@ def late(peak_bytes: int, limit_bytes: int | None, asked: list[int]) -> LateCost
 
 def test_memory_is_worked_out_once_and_only_when_it_is_read() -> None:
     asked: list[int] = []
-    cost = late(100, 99, asked)
+    cost = late(100, 102, asked)
     assert (cost.latency_ms, cost.energy_mj, cost.size_bytes, cost.kind) == (1.0, 2.0, 3, "calibrated")
     assert asked == []
     assert not cost.fits
@@ -30,7 +30,7 @@ def test_memory_is_worked_out_once_and_only_when_it_is_read() -> None:
 
 
 def test_what_is_at_the_limit_fits() -> None:
-    assert late(100, 100, []).fits
+    assert late(100, 103, []).fits  # 3 bytes of weights
     assert late(100, None, []).fits
 
 

@@ -423,6 +423,18 @@ def test_layers_own_their_nodes_whatever_onnxruntime_fuses_them_with() -> None:
                 assert bool(products) == wanted, (kernel.name, part)
 
 
+def test_weights_and_tensors_together_fit_a_measured_part() -> None:
+    """As on computed parts: with all weights but no byte more for tensors, nothing fits."""
+    plain = fake_model()
+    free = plain.cost(NETWORK, ALL_INTEGER)
+    needed = free.size_bytes + free.peak_memory_bytes
+    for memory_bytes, fits in ((needed, True), (needed - 1, False), (free.size_bytes, False), (None, True)):
+        part = plain.profile.model_copy(update={"memory_bytes": memory_bytes})
+        model = TableModel(plain.structure, plain.table, part)
+        assert model.cost(NETWORK, ALL_INTEGER).fits is fits
+        assert model.costs(PolicyBatch.of(NETWORK, [ALL_INTEGER])).fits.tolist() == [fits]
+
+
 def test_many_policies_may_have_precisions_that_were_never_seen() -> None:
     """Only floats were seen; the table knows the integer kernels, but not yet which kernels become them."""
     known = Structure(NETWORK, network_model)
