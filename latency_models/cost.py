@@ -1,19 +1,17 @@
 """What a network costs on a part, and what can say so."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import Policy
+from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.latency_models.errors import TableError as TableError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import ArrayLike, NDArray
-
-    from leanfront.compression.policy.batch import PolicyBatch
 
 Kind = Literal["measured", "calibrated", "modelled"]
 """Where a cost is from, the surest first."""
@@ -52,78 +50,42 @@ class Cost:
         )
 
 
-def within(
-    weight_bytes: "ArrayLike", tensor_bytes: "ArrayLike", memory_bytes: int | None
-) -> "NDArray[np.bool_]":
+def within(weight_bytes: ArrayLike, tensor_bytes: ArrayLike, memory_bytes: int | None) -> NDArray[np.bool_]:
     """Whether weights and the tensors that live at the same time are within the memory of a part, together:
     both stay there while a network runs. None: the part sets no limit, or keeps them elsewhere."""
-    import numpy as np
-
     return np.less_equal(np.add(weight_bytes, tensor_bytes), np.inf if memory_bytes is None else memory_bytes)
-
-
-class LateCost(Cost):
-    """A cost whose memory is worked out when somebody asks for it: that may take longer than all the rest."""
-
-    def __init__(
-        self,
-        latency_ms: float,
-        energy_mj: float,
-        size_bytes: int,
-        memory: Callable[[], int],
-        limit_bytes: int | None,
-        kind: Kind,
-        estimated: bool,
-    ) -> None:
-        """``memory`` says the peak; ``limit_bytes``: of the part, see ``within``."""
-        self.__dict__.update(
-            latency_ms=latency_ms,
-            energy_mj=energy_mj,
-            size_bytes=size_bytes,
-            resources={},
-            kind=kind,
-            estimated=estimated,
-            _memory=memory,
-            _limit_bytes=limit_bytes,
-        )
-
-    @cached_property
-    def peak_memory_bytes(self) -> int:
-        """Peak memory, worked out now if it was not."""
-        peak: int = self.__dict__["_memory"]()
-        return peak
-
-    @cached_property
-    def fits(self) -> bool:
-        """Whether that fits the part."""
-        return bool(within(self.size_bytes, self.peak_memory_bytes, self.__dict__["_limit_bytes"]))
 
 
 @dataclass(frozen=True, eq=False)
 class CostArrays:
     """Costs of n policies: arrays (n,) of what ``Cost`` has of each.
 
-    modelled: a part of the latency is not from a measurement of its own. memory: what computes
-    ``peak_memory_bytes``; it is asked when somebody wants to know, since it can take longer than everything
-    else. memory_bytes: what the part has for weights and tensors, see ``within``. placed: whether the part
-    has room for whatever else a policy asks for.
+    modelled: a part of the latency is not from a measurement of its own. memory_bytes: what the part has for
+    weights and tensors, see ``within``. placed: whether the part has room for what else a policy asks for.
     """
 
-    latency_ms: "NDArray[np.float64]"
-    energy_mj: "NDArray[np.float64]"
-    size_bytes: "NDArray[np.float64]"
-    modelled: "NDArray[np.bool_]"
-    memory: "Callable[[], NDArray[np.float64]]"
+    latency_ms: NDArray[np.float64]
+    energy_mj: NDArray[np.float64]
+    size_bytes: NDArray[np.float64]
+    modelled: NDArray[np.bool_]
+    peak_memory_bytes: NDArray[np.float64]
     memory_bytes: int | None = None
-    placed: "bool | NDArray[np.bool_]" = True
+    placed: bool | NDArray[np.bool_] = True
+
+    @staticmethod
+    def joined(parts: "Sequence[CostArrays]", columns: Sequence[NDArray[np.int64]]) -> "CostArrays":
+        """One of several on the same part; ``columns``: where each one's policies go."""
+        order = np.argsort(np.concatenate(columns))
+
+        def together(name: str) -> NDArray[Any]:
+            values = [np.broadcast_to(getattr(one, name), one.latency_ms.shape) for one in parts]
+            return np.asarray(np.concatenate(values)[order])
+
+        names = ("latency_ms", "energy_mj", "size_bytes", "modelled", "peak_memory_bytes", "placed")
+        return CostArrays(**{name: together(name) for name in names}, memory_bytes=parts[0].memory_bytes)
 
     @cached_property
-    def peak_memory_bytes(self) -> "NDArray[np.float64]":
-        """(n,): peak memory of each."""
-        return self.memory()
-
-    @cached_property
-    def fits(self) -> "NDArray[np.bool_]":
+    def fits(self) -> NDArray[np.bool_]:
         """(n,): whether each fits the part."""
         return within(self.size_bytes, self.peak_memory_bytes, self.memory_bytes) & self.placed
 
@@ -139,6 +101,13 @@ class CostArrays:
             kind=kind,
             estimated=estimated,
         )
+
+
+def costs_by_depth(batch: PolicyBatch, costs: Callable[[PolicyBatch], CostArrays]) -> CostArrays:
+    """What ``costs`` says of policies of one network, asked for each set of branches that some leave out: for
+    models that have to look at each network that is left."""
+    columns, parts = zip(*batch.by_depth(), strict=True)
+    return costs(parts[0]) if len(parts) == 1 else CostArrays.joined([*map(costs, parts)], columns)
 
 
 @dataclass(frozen=True)
@@ -158,7 +127,7 @@ class CostModel(Protocol):
         """The whole network; raises TableError where a cost is not known."""
         ...
 
-    def costs(self, batch: "PolicyBatch") -> CostArrays:
+    def costs(self, batch: PolicyBatch) -> CostArrays:
         """Many policies at once, up to rounding the same numbers as ``cost`` gives for each."""
         ...
 

@@ -76,16 +76,23 @@ class PolicyBatch:
     @staticmethod
     def one(network: Network, policy: Policy) -> "PolicyBatch":
         """One policy of a network that is already cut to it: nothing is cut again."""
-        layers = [policy[layer.name] for layer in network.layers]
+        return PolicyBatch.of_cut(network, network, policy)
+
+    @staticmethod
+    def of_cut(whole: Network, cut: Network, policy: Policy) -> "PolicyBatch":
+        """One policy of ``whole``, with the channels that ``cut``, already cut to it, has."""
+        layers = [policy[layer.name] for layer in whole.layers]
 
         def column(values: list[int]) -> Counts:
             return np.array(values, dtype=np.int64).reshape(len(values), 1)
 
+        kept = cut.group_sizes
         return PolicyBatch(
-            network,
-            column([network.group_size(group) for group in network.groups]),
+            whole,
+            column([kept.get(group, size) for group, size in whole.group_sizes.items()]),
             column([layer.weight_bits for layer in layers]),
             column([layer.activation_bits for layer in layers]),
+            _left_out(whole, [policy]),
         )
 
     @property
@@ -93,9 +100,13 @@ class PolicyBatch:
         """Number of policies, n."""
         return int(self.weight_bits.shape[1])
 
-    @cached_property
+    @property
     def _plan(self) -> "_Plan":
-        return _Plan(self.network)
+        """Made once for a network, and kept with it."""
+        kept: dict[str, _Plan] = self.network.__dict__
+        if "_plan" not in kept:
+            kept["_plan"] = _Plan(self.network)
+        return kept["_plan"]
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
@@ -112,10 +123,18 @@ class PolicyBatch:
         """Kernel name -> row of ``widths``, ``bits`` and ``integer``."""
         return self._plan.kernel_index
 
+    @property
+    def absent(self) -> Mapping[int, Flags]:
+        """Row of a kernel -> where (n,) it is left out, of those that are in some policy."""
+        return self._without[0]
+
+    @property
+    def aliases(self) -> Mapping[int, tuple[int, Flags]]:
+        """Row of a join -> the row of the tensor that it is another name of, and where (n,) it is that."""
+        return self._without[1]
+
     @cached_property
     def _without(self) -> tuple[dict[int, Flags], dict[int, tuple[int, Flags]]]:
-        """Of the kernels that are not there in all policies: row -> where (n,) they are absent; and of joins
-        row -> the row of the tensor that they are another name of, and where (n,) they are that."""
         absent: dict[int, Flags] = {}
         aliases: dict[int, tuple[int, Flags]] = {}
         if self.left_out is None or not self.left_out.any():
@@ -133,7 +152,7 @@ class PolicyBatch:
     def absent_layers(self) -> Mapping[int, Flags]:
         """Row of a layer -> where (n,) it is absent, of those that are in some policy."""
         found = {}
-        for row, absent in self._without[0].items():
+        for row, absent in self.absent.items():
             if (layer := self.kernels[row].layer) is not None:
                 found[self.layer_index[layer.name]] = absent
         return found
@@ -160,16 +179,13 @@ class PolicyBatch:
                 if branch.nodes < branches[other].nodes:
                     left_out[row] |= left_out[other]
         found = replace(self, left_out=left_out)
-        found.__dict__["_plan"] = self._plan
         channels, bits = self.channels.copy(), (self.weight_bits.copy(), self.activation_bits.copy())
         for index, absent in found.absent_layers.items():
             for layer_bits in bits:
                 layer_bits[index, absent] = 32
         for row, (group, absent) in enumerate(zip(self.network.groups, found.absent_groups, strict=True)):
             channels[row, absent] = self.network.group_size(group)
-        made = PolicyBatch(self.network, channels, *bits, left_out)
-        made.__dict__["_plan"] = self._plan
-        return made
+        return PolicyBatch(self.network, channels, *bits, left_out)
 
     @cached_property
     def widths(self) -> Counts:
@@ -183,7 +199,7 @@ class PolicyBatch:
                     found[index] += self.channels[row[segment.group]] * segment.repeat
                 else:
                     found[index] += segment.size * segment.repeat
-        for index, absent in self._without[0].items():
+        for index, absent in self.absent.items():
             found[index] *= ~absent
         return found
 
@@ -315,15 +331,13 @@ class PolicyBatch:
 
     def part(self, columns: slice | NDArray[np.int64]) -> "PolicyBatch":
         """Some of the policies."""
-        part = PolicyBatch(
+        return PolicyBatch(
             self.network,
             self.channels[:, columns],
             self.weight_bits[:, columns],
             self.activation_bits[:, columns],
             None if self.left_out is None else self.left_out[:, columns],
         )
-        part.__dict__["_plan"] = self._plan  # of the same network
-        return part
 
     def depths(self) -> Iterator[tuple[NDArray[np.int64], tuple[Branch, ...]]]:
         """The policies by the branches that they leave out: columns (m,), and those branches."""

@@ -8,8 +8,7 @@ from leanfront.compression.graph import Network
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile
-from leanfront.latency_models.cost import Cost, CostArrays, LayerCost
-from leanfront.latency_models.depth import costs_by_depth
+from leanfront.latency_models.cost import Cost, CostArrays, LayerCost, costs_by_depth
 from leanfront.latency_models.fpga.design import Design, Engines, design_of, engines_at, least_fits, rooms
 from leanfront.latency_models.fpga.kernels import Array
 from leanfront.latency_models.fpga.plan import Plan, plan_of, sections
@@ -137,7 +136,7 @@ class DataflowModel:
             energy_mj=energy_mj(self.profile, batch, latency_ms, np.zeros(batch.count)),
             size_bytes=batch.size_bytes().astype(np.float64),
             modelled=np.ones(batch.count, dtype=np.bool_),
-            memory=lambda: np.concatenate([design.held_bytes for design in designs]),
+            peak_memory_bytes=np.concatenate([design.held_bytes for design in designs]),
             placed=np.concatenate([design.fits for design in designs]),
         )
 

@@ -10,12 +10,11 @@ from leanfront.compression.policy import Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile
 from leanfront.hw_profiles.sections.fpga import Overlay
-from leanfront.latency_models.cost import Cost, CostArrays, LayerCost
-from leanfront.latency_models.depth import costs_by_depth
+from leanfront.latency_models.cost import Cost, CostArrays, LayerCost, costs_by_depth
 from leanfront.latency_models.errors import TableError
 from leanfront.latency_models.fpga.kernels import MEAN_OPS, PLACED_OPS, WINDOW_OPS, Array, Work, works
 from leanfront.latency_models.fpga.radiation import clock_mhz, energy_mj, occupied, slowed
-from leanfront.latency_models.memory import lifetimes
+from leanfront.latency_models.memory import peak_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,13 +127,12 @@ class OverlayModel:
         overlay = _overlay(self.profile)
         times, moved = self._times(batch)
         latency_ms = slowed(self.profile, times.sum(axis=0) + overlay.call_overhead_ms)
-        weights, tensors = batch.size_bytes().astype(np.float64), _peak_bytes(batch)
         return CostArrays(
             latency_ms=latency_ms,
             energy_mj=energy_mj(self.profile, batch, latency_ms, moved),
-            size_bytes=weights,
+            size_bytes=batch.size_bytes().astype(np.float64),
             modelled=np.ones(batch.count, dtype=np.bool_),
-            memory=lambda: tensors,
+            peak_memory_bytes=peak_bytes(batch, batch.elements.astype(np.float64)),  # each value in a byte
             memory_bytes=self.profile.memory_bytes,
             placed=occupied(self.profile, overlay.footprint)[0],
         )
@@ -189,12 +187,6 @@ def _resident(layers: list[tuple[Work, LayerTimes]], capacity_bytes: float) -> N
     fits = np.zeros(sizes.shape, dtype=np.bool_)
     np.put_along_axis(fits, order, before <= capacity_bytes, axis=0)
     return np.asarray(fits & (gains > 0))
-
-
-def _peak_bytes(batch: PolicyBatch) -> Array:
-    """(n,): largest sum of live tensors, each value in one byte."""
-    alive = lifetimes(batch.kernels, batch.network.outputs)
-    return np.asarray((alive @ batch.elements.astype(np.float64)).max(axis=0))
 
 
 def _overlay(profile: HardwareProfile) -> Overlay:

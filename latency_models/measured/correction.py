@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from leanfront.latency_models.errors import TableError
 from leanfront.latency_models.kernel_table.keys import KINDS
@@ -87,6 +87,26 @@ class Correction:
             return Correction(weights, int(raw["samples"]), accuracy)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise TableError(f"this is no correction of a latency table: {error}") from error
+
+
+def far_share(stored_bytes: ArrayLike, near_cache_bytes: float) -> NDArray[np.float64]:
+    """Share of the constants that a network with so many of them reads from beyond the near cache.
+
+    Networks run in the same order again and again, the worst case of a least-recently-used cache: once the
+    working set is larger than the cache nothing of it is found there. Tensors take room, too, so it begins at
+    half the size.
+    """
+    begin, end = 0.45 * near_cache_bytes, 1.25 * near_cache_bytes
+    return np.clip((np.asarray(stored_bytes, dtype=np.float64) - begin) / (end - begin), 0.0, 1.0)
+
+
+def far_bytes(
+    stored_bytes: NDArray[np.float64] | float,
+    far_alone_bytes: NDArray[np.float64] | float,
+    near_cache_bytes: float,
+) -> NDArray[np.float64]:
+    """Constants of networks that come from there, but did not when kernels were timed alone."""
+    return np.maximum(0.0, far_share(stored_bytes, near_cache_bytes) * stored_bytes - far_alone_bytes)
 
 
 def accuracy(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> Accuracy:

@@ -68,24 +68,6 @@ class _Table:
         return codes
 
 
-class _Level:
-    """A table of each of some kernels, in one array, to look one policy up in all of them at once."""
-
-    def __init__(self, tables: Mapping[int, _Table]) -> None:
-        self.kernels = np.array(list(tables), dtype=np.int64)
-        self._begin = np.cumsum([0, *(len(table.cells) for table in tables.values())])[:-1]
-        self._stride = np.array([table.stride for table in tables.values()])
-        padded = [(table.variables or (0,), table.places or (0,)) for table in tables.values()]
-        self._variables = np.array([v for variables, _ in padded for v in variables])
-        self._places = np.array([p for _, places in padded for p in places])
-        self._first = np.cumsum([0, *(len(variables) for variables, _ in padded)])[:-1]
-
-    def places(self, numbers: Numbers, state: Counts) -> Counts:
-        """(kernels of the level,) in the array. ``state``: what comes in, for all kernels of the network."""
-        codes = np.add.reduceat(self._places * numbers[self._variables], self._first)
-        return np.asarray(codes + self._begin + self._stride * state[self.kernels])
-
-
 @dataclass(frozen=True)
 class _Kernel:
     """stages: the tables of its form. widths: variables of its shapes. entries: (form, those of them that
@@ -119,45 +101,12 @@ class Lookup:
             for kernel, size, end in zip(kernels, sizes, ends, strict=True)
         ]
         self._sorted = np.array([size == 0 for size in sizes])
-        self._levels = []
-        for depth in range(max(len(kernel.stages) for kernel in kernels)):
-            here = {i: k.stages[depth] for i, k in enumerate(kernels) if depth < len(k.stages)}
-            self._levels.append((_Level(here), np.concatenate([table.cells for table in here.values()])))
-        self._last = _Level({index: kernel.entries for index, kernel in enumerate(kernels)})
-        self._sources = np.array([variable.source for variable in self._variables])
-        sizes = [len(variable.numbers) for variable in self._variables]
-        self._begin = np.cumsum([0, *sizes[:-1]])
-        self._numbers = np.concatenate([variable.numbers for variable in self._variables])
-
-    def one(self, sources: Counts) -> Counts:
-        """Sources of one policy, (rows,) -> (kernels,) numbers of the entries.
-
-        Raises:
-            UnseenValues: make the tables anew with these offered.
-        """
-        values = sources[self._sources]
-        numbers = self._numbers[self._begin + values]
-        if numbers.min() < 0:
-            self._unseen({v: values[v : v + 1] for v in np.flatnonzero(numbers < 0).tolist()})
-        state = np.zeros(len(self._kernels), dtype=np.int64)
-        for level, table in self._levels:
-            state[level.kernels] = table[level.places(numbers, state)]
-        places = self._last.places(numbers, state)
-        places[self._sorted] = -1
-        found = self._entries[places].astype(np.int64)
-        for index in () if found.all() else np.flatnonzero(found == 0).tolist():
-            kernel = self._kernels[index]
-            widths = tuple(self._variables[v].values[numbers[v]] for v in kernel.widths)
-            found[index] = self._ask(index, kernel.forms[state[index]], widths)
-            if not self._sorted[index]:
-                self._entries[places[index]] = found[index]
-        return found
 
     def many(self, source: Callable[[int], NDArray[Any]]) -> Iterator[NDArray[Any]]:
         """The numbers of the entries, (n,), kernel by kernel. ``source``: row -> its values, (n,).
 
         Raises:
-            UnseenValues: as ``one`` does.
+            UnseenValues: make the tables anew with these offered.
         """
         rows = [source(variable.source) for variable in self._variables]
         numbers = np.empty((len(rows), len(rows[0])), dtype=np.int32)

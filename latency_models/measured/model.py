@@ -8,24 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanfront.compression.graph import Network
-from leanfront.compression.graph.absent_kernels import Missing
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.batch import PolicyBatch
-from leanfront.compression.policy.file_size import FileSize
 from leanfront.hw_profiles import HardwareProfile
 from leanfront.latency_models.benchmark.zero_points import faster
-from leanfront.latency_models.cost import Cost, CostArrays, Kind, LateCost, LayerCost
+from leanfront.latency_models.cost import Cost, CostArrays, Kind, LayerCost
 from leanfront.latency_models.errors import TableError
 from leanfront.latency_models.kernel_table.keys import constant_bytes_of, kind_of
 from leanfront.latency_models.kernel_table.table import CALL, LatencyTable
-from leanfront.latency_models.measured.arena import Arena
-from leanfront.latency_models.measured.cache_traffic import far_bytes, far_share
-from leanfront.latency_models.measured.correction import Accuracy, Correction
-from leanfront.latency_models.measured.footprint import footprint
-from leanfront.latency_models.measured.fusion_rules import LEFT_OUT
+from leanfront.latency_models.measured.correction import Accuracy, Correction, far_bytes, far_share
 from leanfront.latency_models.measured.lookup import Lookup, UnseenValues
 from leanfront.latency_models.measured.nearest import Nearest, between_widths
 from leanfront.latency_models.measured.optimised_kernels import ABSENT, Part, Structure
+from leanfront.latency_models.memory import peak_bytes, tensor_bytes, working_bytes
 
 MODELLED_SHARE = 0.05
 """A cost is called modelled when more of its latency than this is from kernels that were not measured at
@@ -46,7 +41,6 @@ class _Entry:
     constant_bytes: int
     far_alone_bytes: float
     modelled_ms: float
-    footprint: int  # its number in the model's arena
 
     @property
     def row(self) -> tuple[float, float, float, float, float]:
@@ -78,20 +72,14 @@ class TableModel:
         self.profile = profile
         self.correction = correction or Correction()
         self._nearest: Nearest | None = None
-        self._arena = Arena(structure.kernels, structure.outputs)
         self._near_cache_bytes = table.near_cache_bytes
         self._lookup: Lookup | None = None
         self._lookup_version = 0
         self._offered: Mapping[int, set[int]] = {}
         self._number: list[dict[tuple[int, ...], int]] = [{} for _ in structure.kernels]
         self._part_number: dict[Part, int] = {}
-        self._entries = [_Entry((), 0.0, 0.0, 0, 0.0, 0.0, 0)]  # by number; 0 is none
+        self._entries = [_Entry((), 0.0, 0.0, 0, 0.0, 0.0)]  # by number; 0 is none
         self._rows = np.zeros((1, 5))  # of the entries, with some room
-        self._footprints = np.zeros(1, dtype=np.int64)  # the same
-        self._file_size = FileSize(structure.kernels)
-        layers = [(row, k.layer.name) for row, k in enumerate(structure.kernels) if k.layer is not None]
-        self._layers = [name for _, name in layers]
-        self._layer_rows = np.array([row for row, _ in layers], dtype=np.int64)
 
     def scaled_to(self, network: Network, policy: Policy, measured_ms: float) -> "TableModel":
         """This model with all kernels scaled so that a network that was measured comes out as measured."""
@@ -110,12 +98,12 @@ class TableModel:
         return self.correction.accuracy
 
     def cost(self, network: Network, policy: Policy) -> Cost:
-        """The whole network, already resized to the policy.
+        """The whole network, already resized to the policy: a batch of one.
 
         Raises:
             TableError: a kernel has no entry and nothing of its kind is in the table.
         """
-        return self._cost(policy, *self._numbers(network, policy))
+        return self._first(self.costs(self._batch(network, policy)))
 
     def as_built(self, network: Network, policy: Policy) -> Cost:
         """The same with the nodes that onnxruntime makes of this very network, which is built and optimised
@@ -125,59 +113,44 @@ class TableModel:
             TableError: as ``cost`` does, or onnxruntime cannot load the network.
         """
         numbers = [self._number_of(part) for part in self.structure.built(network, policy)]
-        sources = self.structure.sources(network, policy)
-        return self._cost(policy, sources, np.array(numbers, dtype=np.int64))
+        total = self._rows[numbers].sum(axis=0, keepdims=True)
+        return self._first(self._arrays(self._batch(network, policy), total))
 
-    def _cost(self, policy: Policy, sources: NDArray[np.int64], numbers: NDArray[np.int64]) -> Cost:
-        missing = self.structure.missing(policy)
-        latency_ms, modelled = self._latency_of_one(numbers)
+    def _batch(self, network: Network, policy: Policy) -> PolicyBatch:
+        return PolicyBatch.of_cut(self.structure.network, network, policy)
 
-        def peak_bytes() -> int:
-            return self._arena.peak_bytes(self._footprints[numbers].tolist(), missing)
-
-        return LateCost(
-            latency_ms=latency_ms,
-            energy_mj=latency_ms * self.profile.power_w,  # W x ms = mJ
-            size_bytes=self._size_bytes(sources, policy, missing),
-            memory=peak_bytes,
-            limit_bytes=self.profile.memory_bytes,
-            kind="modelled" if modelled else self.kind,
-            estimated=self.profile.estimated,
-        )
+    def _first(self, found: CostArrays) -> Cost:
+        return found.first("modelled" if found.modelled[0] else self.kind, self.profile.estimated, {})
 
     def costs(self, batch: PolicyBatch) -> CostArrays:
-        """Many policies at once, the same numbers as ``cost`` gives for each.
+        """Many policies at once; what was never seen of their kernels is built first, mostly nothing.
 
         Raises:
             TableError: as ``cost`` does.
         """
-        latency_ms = np.empty(batch.count)
-        size_bytes = np.empty(batch.count)
-        modelled = np.empty(batch.count, dtype=np.bool_)
-        for at, part in self._portions(batch):
+        found = []
+        for part in self._portions(batch):
             try:
                 total = self._summed_rows(part)
-            except TableError:
+            except _UnseenForm:
                 self._see(part)
                 total = self._summed_rows(part)
-            latency_ms[at], modelled[at] = self._latency(total.T)
-            size_bytes[at] = part.size_bytes()
+            found.append(self._arrays(part, total))
+        ends = np.cumsum([len(part.latency_ms) for part in found])
+        return CostArrays.joined(found, np.split(np.arange(batch.count), ends[:-1]))
 
-        def memory() -> NDArray[np.float64]:
-            peaks = np.empty(batch.count)
-            for at, part in self._portions(batch):
-                needed = np.array([self._footprints[numbers] for numbers in self._many(part)])
-                for columns, left_out in part.depths():
-                    missing = self.structure.without(left_out)
-                    peaks[at][columns] = self._arena.peaks_bytes(needed[:, columns], missing)
-            return peaks
-
+    def _arrays(self, batch: PolicyBatch, total: NDArray[np.float64]) -> CostArrays:
+        """Costs of policies, from the sums of the rows of their entries, (n, 5)."""
+        corrected_ms, plain_ms, stored, far_alone, modelled_ms = total.T
+        far = far_bytes(stored, far_alone, self._near_cache_bytes)
+        latency_ms = self._call_ms() + corrected_ms + self.correction.weight("far_bytes") * far
+        latency_ms = np.maximum(latency_ms, 0.5 * plain_ms)
         return CostArrays(
             latency_ms=latency_ms,
-            energy_mj=latency_ms * self.profile.power_w,
-            size_bytes=size_bytes,
-            modelled=modelled,
-            memory=memory,
+            energy_mj=latency_ms * self.profile.power_w,  # W x ms = mJ
+            size_bytes=batch.size_bytes().astype(np.float64),
+            modelled=modelled_ms > MODELLED_SHARE * plain_ms,
+            peak_memory_bytes=peak_bytes(batch, tensor_bytes(batch), working_bytes(batch)),
             memory_bytes=self.profile.memory_bytes,
         )
 
@@ -193,8 +166,7 @@ class TableModel:
 
     def latency_ms(self, network: Network, policy: Policy) -> float:
         """The latency alone; raises TableError as ``cost`` does."""
-        _, numbers = self._numbers(network, policy)
-        return self._latency_of_one(numbers)[0]
+        return float(self.costs(self._batch(network, policy)).latency_ms[0])
 
     def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:
         """Each kernel, and the call itself; raises TableError as ``cost`` does.
@@ -229,36 +201,17 @@ class TableModel:
         """The entry of each kernel: of the nodes that were seen in this very network, else as foretold."""
         if (parts := self.structure.noted(network, policy)) is not None:
             return [self._entries[self._number_of(part)] for part in parts]
-        return [self._entries[number] for number in self._numbers(network, policy)[1].tolist()]
+        batch = self._batch(network, policy)
+        self._see(batch)
+        return [self._entries[numbers[0]] for numbers in self._numbers(batch)]
 
-    def _numbers(self, network: Network, policy: Policy) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The sources of a policy, and the numbers of its kernels' entries. A kernel of a precision that was
-        never seen costs one export."""
-        sources = self.structure.sources(network, policy)
-        while True:
-            try:
-                return sources, self._tables().one(sources)
-            except UnseenValues as unseen:
-                self._offered, self._lookup = unseen.values, None
-            except _UnseenForm:
-                self.structure.observe(network, policy)
-
-    def _size_bytes(self, sources: NDArray[np.int64], policy: Policy, missing: Missing) -> int:
-        widths, integer, bits = sources.reshape(3, -1)
-        weight_bits = np.array([policy[name].weight_bits for name in self._layers])
-        return self._file_size.one(widths, bits, weight_bits, integer[self._layer_rows] == 1, missing)
-
-    def _portions(self, batch: PolicyBatch) -> Iterator[tuple[slice, PolicyBatch]]:
+    def _portions(self, batch: PolicyBatch) -> Iterator[PolicyBatch]:
         for begin in range(0, batch.count, AT_ONCE):
-            at = slice(begin, begin + AT_ONCE)
-            yield at, batch.part(at)
+            yield batch.part(slice(begin, begin + AT_ONCE))
 
-    def _many(self, batch: PolicyBatch) -> Iterator[NDArray[Any]]:
-        """The numbers of the entries of many policies, kernel by kernel."""
-        integer = batch.integer.view(np.uint8)
-        if batch.left_out is not None:
-            integer = integer + np.uint8(LEFT_OUT) * (batch.widths == 0)
-        fields = (batch.widths, integer, batch.bits)
+    def _numbers(self, batch: PolicyBatch) -> Iterator[NDArray[Any]]:
+        """The numbers of the entries of many policies, (n,), kernel by kernel."""
+        fields = (batch.widths, self.structure.modes(batch), batch.bits)
         count = len(self.structure.kernels)
         while True:
             try:
@@ -266,16 +219,11 @@ class TableModel:
                 return
             except UnseenValues as unseen:  # said before anything else
                 self._offered, self._lookup = unseen.values, None
-            except _UnseenForm as unseen:
-                raise TableError(
-                    f"what onnxruntime makes of {unseen.kernel!r} at this precision was never seen; price"
-                    " such a policy alone first"
-                ) from None
 
     def _summed_rows(self, batch: PolicyBatch) -> NDArray[np.float64]:
         """(n, 5): what the kernels of each policy add up to."""
         total = np.zeros((batch.count, 5))
-        for numbers in self._many(batch):
+        for numbers in self._numbers(batch):
             total += self._rows.take(numbers, axis=0)
         return total
 
@@ -286,18 +234,20 @@ class TableModel:
             TableError: a kernel's form is not known although its network was built.
         """
         try:
-            for _ in self._many(batch):
+            for _ in self._numbers(batch):
                 pass
-        except TableError:
+        except _UnseenForm as unseen:
             if batch.count > 1:
                 half = batch.count // 2
                 self._see(batch.part(slice(0, half)))
                 self._see(batch.part(slice(half, batch.count)))
                 return
             policy = batch.policy(0)
-            self.structure.observe(policy.cut(batch.network), policy)
-            for _ in self._many(batch):
-                pass
+            network = policy.cut(batch.network)
+            if self.structure.noted(network, policy) is not None:
+                raise TableError(f"what onnxruntime makes of {unseen.kernel!r} does not follow") from None
+            self.structure.observe(network, policy)
+            self._see(batch)
 
     def _tables(self) -> Lookup:
         if self._lookup is None or self._lookup_version != self.structure.version:
@@ -328,31 +278,16 @@ class TableModel:
         self._entries.append(entry)
         if number >= len(self._rows):
             self._rows = np.concatenate((self._rows, np.zeros_like(self._rows)))
-            self._footprints = np.concatenate((self._footprints, np.zeros_like(self._footprints)))
-        self._rows[number], self._footprints[number] = entry.row, entry.footprint
+        self._rows[number] = entry.row
         return number
-
-    def _latency(self, total: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Sums of the rows of entries, (5, n) -> latency in ms, and whether it is modelled."""
-        corrected_ms, plain_ms, constants, far_alone, modelled_ms = total
-        far = np.maximum(0.0, far_share(constants, self._near_cache_bytes) * constants - far_alone)
-        latency_ms = self._call_ms() + corrected_ms + self.correction.weight("far_bytes") * far
-        return np.maximum(latency_ms, 0.5 * plain_ms), modelled_ms > MODELLED_SHARE * plain_ms
-
-    def _latency_of_one(self, numbers: NDArray[np.int64]) -> tuple[float, bool]:
-        """The same of one policy, from the numbers of its entries."""
-        corrected_ms, plain_ms, stored, far_alone, modelled_ms = self._rows[numbers].sum(axis=0).tolist()
-        far = far_bytes(stored, far_alone, self._near_cache_bytes)
-        latency_ms = self._call_ms() + corrected_ms + self.correction.weight("far_bytes") * far
-        return max(latency_ms, 0.5 * plain_ms), modelled_ms > MODELLED_SHARE * plain_ms
 
     def _call_ms(self) -> float:
         return self.correction.weight(CALL) * self.table[CALL].median_ms
 
     def _far_bytes(self, entries: Sequence[_Entry]) -> float:
-        """Of a network, see ``near_cache.far_bytes``."""
-        stored = sum([entry.constant_bytes for entry in entries])
-        return far_bytes(stored, sum([entry.far_alone_bytes for entry in entries]), self._near_cache_bytes)
+        stored = sum(entry.constant_bytes for entry in entries)
+        far_alone = sum(entry.far_alone_bytes for entry in entries)
+        return float(far_bytes(stored, far_alone, self._near_cache_bytes))
 
     def _entry(self, index: int, form: int, widths: tuple[int, ...]) -> _Entry:
         """The entry of a kernel in a form at its widths; between those seen where these were not."""
@@ -363,7 +298,6 @@ class TableModel:
         """From the same kernel in the same form at other widths."""
         seen = self.structure.parts_of_form(index, form)
         others = {other: self._summed(part) for other, part in seen.items()}
-        nearest = min(others, key=lambda other: sum(abs(a - b) for a, b in zip(other, widths, strict=True)))
         names = dict.fromkeys(name for entry in others.values() for name, _ in entry.features)
 
         def at_widths(values: Mapping[tuple[int, ...], float]) -> float:
@@ -380,7 +314,6 @@ class TableModel:
             round(at_widths({w: float(entry.constant_bytes) for w, entry in others.items()})),
             at_widths({w: entry.far_alone_bytes for w, entry in others.items()}),
             modelled_ms=plain_ms,
-            footprint=others[nearest].footprint,
         )
 
     def _summed(self, part: Part) -> _Entry:
@@ -397,10 +330,7 @@ class TableModel:
             far_alone += float(far_share(resident, self._near_cache_bytes)) * stored
         features["constant_bytes"] = float(constants)
         corrected_ms = sum(self.correction.weight(name) * value for name, value in features.items())
-        needed = self._arena.number(footprint(part))
-        return _Entry(
-            tuple(features.items()), plain_ms, corrected_ms, constants, far_alone, modelled_ms, needed
-        )
+        return _Entry(tuple(features.items()), plain_ms, corrected_ms, constants, far_alone, modelled_ms)
 
     def _node(self, key: str) -> tuple[float, int, bool]:
         key = faster(key, self.table)

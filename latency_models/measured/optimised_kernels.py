@@ -6,18 +6,15 @@ milliseconds). From what was seen follows, for policies that were not: the form 
 """
 
 import json
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.compression.graph import Branch, Network, Node, kernels
-from leanfront.compression.graph.absent_kernels import Missing
+from leanfront.compression.graph import Network, kernels
 from leanfront.compression.policy import LayerPolicy, Policy
-from leanfront.compression.policy.precision import Precision
+from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.latency_models.benchmark.optimised_graph import FusedNode, fused_nodes
 from leanfront.latency_models.benchmark.timing import CPU
 from leanfront.latency_models.cost import TableError
@@ -29,9 +26,6 @@ from leanfront.latency_models.measured.resized_parts import resized_part
 RADIUS = 4
 """How far away a neighbour may be that decides a kernel's form. Where that explains too little: anywhere."""
 
-MOST_SETS = 4096
-"""Sets of branches for which rows are remembered."""
-
 Build = Callable[[Network, Policy], bytes]
 """(network already resized, policy) -> the serialized ONNX model that an export of them has."""
 
@@ -42,8 +36,6 @@ second says LEFT_OUT: what reads a tensor and is left out is another neighbour t
 
 ABSENT = 0
 """The form of a kernel that is left out, and of the addition behind it: no nodes."""
-
-_ABSENT = np.array([[0], [LEFT_OUT], [0]])  # widths, precision and bits of a kernel that is left out
 
 Part = tuple[str, ...]
 """Keys of the optimised nodes of one kernel, in order."""
@@ -69,12 +61,10 @@ class Structure:
         """``network``: uncut. ``build`` is called with its resized forms."""
         self.network = network
         self.kernels = kernels(network)
-        self.outputs = network.outputs
         self.nodes: dict[str, FusedNode] = {}
         self.build, self.threads, self.provider = build, threads, provider
         self.owners = {node.name: k.name for k in self.kernels for node in k.nodes}
         self.owners |= {k.layer.name: k.name for k in self.kernels if k.layer is not None}
-        self._layers = tuple(k.layer.name if k.layer else None for k in self.kernels)
         index = {kernel.name: i for i, kernel in enumerate(self.kernels)}
         inputs = tuple(tuple(index[name] for name in k.inputs) for k in self.kernels)
         count = len(self.kernels)
@@ -92,66 +82,33 @@ class Structure:
             tuple(other + field * count for other in near for field in (1, 2, 3))
             for near in _neighbourhoods(inputs, RADIUS)
         )
-        groups = {group: row for row, group in enumerate(network.groups)}
-        self._groups = tuple(groups)
-        parts = [_parts(k.output, groups) for k in self.kernels]
+        parts = [k.output.channels for k in self.kernels]
         within = [tuple(b.name for b in network.branches if k.name in b.nodes) for k in self.kernels]
-        most = max(map(len, parts))
-        padded = np.array([(*own, *[(0, 0)] * (most - len(own))) for own in parts], dtype=np.int64)
-        self._width_rows, self._width_factors = padded[..., 0], padded[..., 1]
         first: dict[object, int] = {}
         self.alike = tuple(first.setdefault(own, i) for i, own in enumerate(zip(parts, within, strict=True)))
         """Per kernel the first one whose output has as many channels, however the network is cut, and that is
         left out together with it."""
-        self.positions = tuple(math.prod(k.output.spatial) for k in self.kernels)
-        """Per kernel the positions of its output tensor: 1 for a vector, height x width for an image."""
         self._states: dict[State, list[Part]] = {}  # what was seen
         self._forms: dict[tuple[str, ...], int] = {}
         self._parts: list[dict[tuple[int, ...], Part]] = [{} for _ in self.kernels]
         self._rules: list[Rule | None] = [None] * count
         self._known_forms: list[dict[tuple[int, ...], int | None]] = [{} for _ in self.kernels]
         self._columns: list[tuple[int, ...]] = [()] * count  # of rules that were learned before
-        self._rule_of_precision = Precision(self.kernels)
-        self._missing: dict[tuple[str, ...], Missing] = {}
         self.version = 0
         """Counts whatever was seen: what was made of it before is out of date."""
 
-    def without(self, left_out: Collection[Branch]) -> Missing:
-        """The rows of kernels that branches take with them; mostly the same object for the same branches."""
-        key = tuple([branch.join for branch in left_out])
-        if key not in self._missing:
-            if len(self._missing) >= MOST_SETS:
-                self._missing.clear()
-            alone = [self._missing_alone[join] for join in key]
-            self._missing[key] = Missing.together(alone)
-        return self._missing[key]
-
-    @cached_property
-    def _missing_alone(self) -> dict[str, Missing]:
-        return {branch.join: Missing.of(self.kernels, branch) for branch in self.network.branches}
-
-    def missing(self, policy: Policy) -> Missing:
-        """What the branches that a policy leaves out take with them."""
-        return self.without(policy.left_out(self.network))
-
-    def sources(self, network: Network, policy: Policy) -> NDArray[np.int64]:
-        """(3 x kernels,): widths of the kernels' outputs, whether they compute in integers, and the bits of
-        their outputs; as in a state where they are left out."""
-        gone = self.missing(policy)
-        bits, integer = self._rule_of_precision.of(policy, gone.aliases)
-        sizes = network.group_sizes
-        counts = np.array([*[sizes.get(group, 0) for group in self._groups], 1])
-        found = np.empty((3, len(bits)), dtype=np.int64)
-        found[0] = (counts[self._width_rows] * self._width_factors).sum(axis=1)
-        found[1:] = np.frombuffer(bytes([*integer, *bits]), dtype=np.uint8).reshape(2, -1)
-        if gone.aliases:
-            found[:, gone.absent] = _ABSENT
-        return found.reshape(-1)
+    def modes(self, batch: PolicyBatch) -> NDArray[np.uint8]:
+        """(kernels, n): whether each kernel computes in integers, or LEFT_OUT."""
+        modes = batch.integer.astype(np.uint8)
+        for row, absent in batch.absent.items():
+            modes[row, absent] = LEFT_OUT
+        return modes
 
     def state(self, network: Network, policy: Policy) -> State:
         """What of a network and its policy decides the forms of its kernels."""
-        values = self.sources(network, policy).tolist()
-        return (*values, *map(alignment, values[: len(self.kernels)]))
+        batch = PolicyBatch.of_cut(self.network, network, policy)
+        widths, modes, bits = (rows[:, 0].tolist() for rows in (batch.widths, self.modes(batch), batch.bits))
+        return (*widths, *modes, *bits, *map(alignment, widths))
 
     @property
     def states(self) -> NDArray[np.int64]:
@@ -327,15 +284,6 @@ class Structure:
         self._columns = columns
         self.version += 1
         self._rules = [None] * len(self.kernels)
-
-
-def _parts(tensor: Node, groups: Mapping[str, int]) -> tuple[tuple[int, int], ...]:
-    """What a tensor's channels add up from: rows of groups, and how often each counts; channels that are not
-    cut count in the row behind the last."""
-    return tuple(
-        (groups.get(s.group or "", len(groups)), s.repeat * (1 if s.group in groups else s.size))
-        for s in tensor.channels
-    )
 
 
 def _neighbourhoods(inputs: tuple[tuple[int, ...], ...], radius: int) -> tuple[tuple[int, ...], ...]:

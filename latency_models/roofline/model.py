@@ -9,10 +9,9 @@ from leanfront.compression.graph import Network
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile, Roofline
-from leanfront.latency_models.cost import Cost, CostArrays, Kind, LayerCost
-from leanfront.latency_models.depth import costs_by_depth
+from leanfront.latency_models.cost import Cost, CostArrays, Kind, LayerCost, costs_by_depth
 from leanfront.latency_models.errors import TableError
-from leanfront.latency_models.memory import lifetimes
+from leanfront.latency_models.memory import peak_bytes
 from leanfront.latency_models.roofline.work import FREE_OPS as FREE_OPS
 from leanfront.latency_models.roofline.work import MEMORY_OPS as MEMORY_OPS
 from leanfront.latency_models.roofline.work import Array, Work, work_of
@@ -180,13 +179,12 @@ class RooflineModel:
     def _costs(self, batch: PolicyBatch, timed: tuple[Work, Times]) -> CostArrays:
         work, found = timed
         weights = batch.size_bytes().astype(np.float64)
-        tensors = (lifetimes(batch.kernels, batch.network.outputs) @ work.tensor_bytes).max(axis=0)
         return CostArrays(
             latency_ms=found.latency_ms.sum(axis=0),
             energy_mj=self._energy_mj(found).sum(axis=0),
             size_bytes=weights,
             modelled=np.ones(batch.count, dtype=np.bool_),
-            memory=lambda: tensors,
+            peak_memory_bytes=peak_bytes(batch, work.tensor_bytes),
             memory_bytes=self.profile.memory_bytes,
         )
 

@@ -36,6 +36,7 @@ def card(
             quantity("size_bytes", size["baseline_bytes"]),
             f"{quantity('size_bytes', size['bytes'])} (1/{size['baseline_bytes'] / size['bytes']:.1f})",
         ),
+        *_memory_rows(verification.memory),
         ("multiply-accumulates", "", f"{network.macs / 1e6:.1f} M"),
         ("file against torch network: same answer", "", agreeing(test["agreement"])),
     ]
@@ -60,6 +61,15 @@ def card(
     if estimates := verification.search.get("estimates"):
         lines += [f"{estimates}.", ""]
     return "\n".join(lines)
+
+
+def _memory_rows(memory: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Peak memory as it was counted, beside the live tensors that the search went by."""
+    if not memory:
+        return []
+    names = ("baseline_peak_memory_bytes", "peak_memory_bytes", "predicted_peak_memory_bytes")
+    before, now, predicted = (quantity("size_bytes", memory[name]) if memory[name] else "" for name in names)
+    return [("peak memory, measured", before, now), ("peak memory, predicted", "", predicted)]
 
 
 def predictions(verification: Verification) -> list[tuple[str, str]]:

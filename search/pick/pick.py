@@ -30,6 +30,7 @@ from leanfront.search.pick.verify import (
     at_hand,
     kernel_report,
     measured_latency,
+    measured_memory,
     test_once,
     verification,
 )
@@ -248,6 +249,7 @@ def export_and_verify(
             threads,
         )
     latency: dict[str, Any] = {}
+    memory: dict[str, Any] = {}
     if not dialect.priced:
         log(f"no latency is measured: what was predicted is that of files of kind {QDQ.name!r}")
     elif at_hand(loaded.profile, threads, loaded.config.hardware.provider, log):
@@ -256,6 +258,7 @@ def export_and_verify(
             latency = measured_latency(model, baseline, threads, loaded.config.hardware.provider)
         if latency["noise"] is not None:
             log(f"warning: {latency['noise']}")
+        memory = measured_memory(model, baseline, row.peak_memory_bytes)
     assert row.latency_ms is not None
     assert row.size_bytes is not None
     found = verification(
@@ -277,6 +280,7 @@ def export_and_verify(
         latency,
         {"bytes": len(model), "baseline_bytes": len(baseline)},
         kernels,
+        memory,
         dialect,
     )
     with writable(folder):

@@ -54,6 +54,7 @@ class Verification:
     size: dict[str, Any]
     kernels: dict[str, Any]
     failures: list[str] = field(default_factory=list)
+    memory: dict[str, Any] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -199,6 +200,21 @@ def measured_latency(model: bytes, baseline: bytes, threads: int, provider: str 
     }
 
 
+def measured_memory(model: bytes, baseline: bytes, predicted_bytes: float | None) -> dict[str, Any]:
+    """The peak memory of both models, counted, beside the live tensors that the search knew; nothing where
+    this onnxruntime cannot be counted."""
+    from leanfront.latency_models.benchmark.counted_memory import counted_bytes
+
+    counted, uncompressed = counted_bytes(model), counted_bytes(baseline)
+    if counted is None or uncompressed is None:
+        return {}
+    return {
+        "peak_memory_bytes": counted,
+        "baseline_peak_memory_bytes": uncompressed,
+        "predicted_peak_memory_bytes": predicted_bytes,
+    }
+
+
 def verification(
     trial: int,
     promised: dict[str, float],
@@ -207,6 +223,7 @@ def verification(
     latency: dict[str, Any],
     size: dict[str, Any],
     kernels: dict[str, Any],
+    memory: dict[str, Any],
     dialect: Dialect = QDQ,
 ) -> Verification:
     """Hold what was found against what was promised (``promised``: latency_ms, size_bytes, and
@@ -247,4 +264,4 @@ def verification(
     if kernels["not_wanted"]:
         failures.append(f"float layers run as integer kernels: {', '.join(kernels['not_wanted'])}")
     size = {**size, "predicted_bytes": promised["size_bytes"]}
-    return Verification(trial, search, asdict(test), latency, size, kernels, failures)
+    return Verification(trial, search, asdict(test), latency, size, kernels, failures, memory)

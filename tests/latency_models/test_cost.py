@@ -1,41 +1,36 @@
-"""Costs: what is worked out when somebody asks."""
+"""Costs: sums, and the one rule of what fits."""
 
-from leanfront.latency_models.cost import Cost, LateCost
+import numpy as np
+import pytest
+
+from leanfront.latency_models.cost import Cost, CostArrays, within
 
 
-def late(peak_bytes: int, limit_bytes: int | None, asked: list[int]) -> LateCost:
-    def memory() -> int:
-        asked.append(peak_bytes)
-        return peak_bytes
-
-    return LateCost(
-        latency_ms=1.0,
-        energy_mj=2.0,
-        size_bytes=3,
-        memory=memory,
-        limit_bytes=limit_bytes,
-        kind="calibrated",
-        estimated=True,
+def arrays(size_bytes: float, peak_bytes: float, memory_bytes: int | None, placed: bool = True) -> CostArrays:
+    one = np.ones(1)
+    return CostArrays(
+        one, one, size_bytes * one, np.zeros(1, bool), peak_bytes * one, memory_bytes, np.array([placed])
     )
 
 
-def test_memory_is_worked_out_once_and_only_when_it_is_read() -> None:
-    asked: list[int] = []
-    cost = late(100, 102, asked)
-    assert (cost.latency_ms, cost.energy_mj, cost.size_bytes, cost.kind) == (1.0, 2.0, 3, "calibrated")
-    assert asked == []
-    assert not cost.fits
-    assert cost.peak_memory_bytes == 100
-    assert asked == [100]
+@pytest.mark.parametrize(
+    ("memory_bytes", "fits"), [(103, True), (102, False), (100, False), (3, False), (None, True)]
+)
+def test_weights_and_tensors_fit_together(memory_bytes: int | None, fits: bool) -> None:
+    assert bool(within(3, 100, memory_bytes)) is fits
+    assert arrays(3, 100, memory_bytes).fits.tolist() == [fits]
+    assert not arrays(3, 100, memory_bytes, placed=False).fits.any()
 
 
-def test_what_is_at_the_limit_fits() -> None:
-    assert late(100, 103, []).fits  # 3 bytes of weights
-    assert late(100, None, []).fits
+def test_costs_of_parts_are_put_where_they_belong() -> None:
+    parts = [arrays(1, 10, 100), arrays(2, 20, 100, placed=False), arrays(3, 30, 100)]
+    joined = CostArrays.joined(parts, [np.array([2]), np.array([0]), np.array([1])])
+    assert joined.size_bytes.tolist() == [2, 3, 1]
+    assert joined.peak_memory_bytes.tolist() == [20, 30, 10]
+    assert joined.fits.tolist() == [False, True, True]
 
 
-def test_late_costs_are_costs() -> None:
-    known = Cost(1.0, 2.0, 3, 100, kind="measured")
-    assert late(100, None, []) == late(100, 200, [])
-    assert late(100, None, []) != late(101, None, [])
-    assert known + late(150, None, []) == Cost(2.0, 4.0, 6, 150, kind="calibrated", estimated=True)
+def test_costs_add_and_are_as_sure_as_the_less_sure() -> None:
+    one = Cost(1.0, 2.0, 3, 100, kind="measured")
+    other = Cost(1.0, 2.0, 3, 150, kind="calibrated", estimated=True)
+    assert one + other == Cost(2.0, 4.0, 6, 150, kind="calibrated", estimated=True)

@@ -28,8 +28,7 @@ from leanfront.latency_models.kernel_table.table import (
     this_device,
 )
 from leanfront.latency_models.measured import lookup
-from leanfront.latency_models.measured.cache_traffic import far_share
-from leanfront.latency_models.measured.correction import Correction
+from leanfront.latency_models.measured.correction import Correction, far_share
 from leanfront.latency_models.measured.model import TableModel
 from leanfront.latency_models.measured.optimised_kernels import Structure, canonical
 

@@ -42,7 +42,7 @@ def held(
     promised = {"latency_ms": promised_ms, "size_bytes": 1000.0, "baseline_latency_ms": 0.4}
     return verification(
         5, promised, {"accuracy": 0.9}, test, latency,
-        {"bytes": 1010, "baseline_bytes": 9090}, {**KERNELS, **kernels},
+        {"bytes": 1010, "baseline_bytes": 9090}, {**KERNELS, **kernels}, {},
     )  # fmt: skip
 
 
