@@ -2,10 +2,10 @@
 
     python benchmarks/peak_memory.py [resnet20] [mobilenetv2] [vit] [unet] [digits] [vgg11] ... [--mixed 6]
 
-For each network in float32, in int8 and under random cut and mixed policies: the peak of tensors that live at
-the same time with what kernels work in, which is what a search knows (``latency_models.memory``), and the most
-bytes that an inference takes at once (``latency_models.benchmark.counted_memory``): inputs, tensors, outputs and working buffers of operations,
-not the weights. No latency is measured.
+For each network in float32, in int8 and under random cut and mixed policies: the peak of tensors that live
+at the same time with what kernels work in, which is what a search knows (``latency_models.memory``), and the
+most bytes that an inference takes at once (``latency_models.benchmark.counted_memory``): inputs, tensors, outputs and
+working buffers of operations, not the weights. No latency is measured.
 """
 
 import argparse

@@ -224,24 +224,8 @@ class Network:
                 raise ValueError(f"group {group!r} has {sizes[group]} channels, cannot keep {count}")
 
         counts = {**sizes, **channels}
-        gone = {name for branch in left_out for name in branch.layers}
-        there = {g: counts[g] for g, names in self.group_layers.items() if not gone.issuperset(names)}
-        found = Network.__new__(Network)
-        found.__dict__.update(outputs=self.outputs, group_sizes=there, _cut_from=(self, counts, left_out))
-        return found
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            """Nodes and layers of a network that was cut are made when somebody looks at them: a cost model
-            may price thousands of which only the sizes of groups matter."""
-            if name not in ("nodes", "layers") or "_cut_from" not in self.__dict__:
-                raise AttributeError(name)
-            whole, counts, left_out = self.__dict__["_cut_from"]
-            nodes, layers = whole._parts(counts, left_out)
-            self.__dict__.update(nodes=nodes, layers=layers)
-            del self.__dict__["_cut_from"]
-            return self.__dict__[name]
+        nodes, layers = self._parts(counts, left_out)
+        return Network(nodes, layers, self.outputs)
 
     def _parts(
         self, counts: Mapping[str, int], left_out: "tuple[Branch, ...]"

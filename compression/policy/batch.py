@@ -13,7 +13,7 @@ from leanfront.compression.graph.kernels import Kernel, kernels
 from leanfront.compression.graph.network import Network
 from leanfront.compression.policy.file_size import FileSize
 from leanfront.compression.policy.policy import LayerPolicy, Policy
-from leanfront.compression.policy.precision import FLOAT_LAYERS, Precision
+from leanfront.compression.policy.precision import Precision
 
 Counts = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -28,7 +28,7 @@ class _Plan:
         self.kernel_index = {kernel.name: row for row, kernel in enumerate(self.kernels)}
         self.rule = Precision(self.kernels)
         self.file_size = FileSize(self.kernels)
-        self.layer_rows = [self.layer_index[name] for _, name, *_ in self.rule.layers]
+        self.layer_rows = [self.layer_index[layer.name] for layer in self.rule.layers]
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,14 +246,10 @@ class PolicyBatch:
         return found
 
     @cached_property
-    def integer_layers(self) -> NDArray[np.bool_]:
+    def integer_layers(self) -> Flags:
         """(layers, n): whether a layer computes in integers."""
-        kernel = np.array(
-            [layer.shape.op not in FLOAT_LAYERS for layer in self.network.layers], dtype=np.bool_
-        )
-        found = (self.weight_bits <= 8) & (self.activation_bits <= 8) & kernel[:, None]
-        for index, absent in self.absent_layers.items():
-            found[index] &= ~absent
+        found = np.empty(self.weight_bits.shape, dtype=np.bool_)
+        found[self._plan.layer_rows] = self.integer[[layer.row for layer in self._plan.rule.layers]]
         return found
 
     @cached_property
@@ -263,53 +259,21 @@ class PolicyBatch:
         return self._precision[0]
 
     @cached_property
-    def integer(self) -> NDArray[np.bool_]:
+    def integer(self) -> Flags:
         """(kernels, n): whether each kernel computes in integers, as ``integer_kernels`` has it."""
         return self._precision[1]
 
     @cached_property
-    def _precision(self) -> tuple[Counts, NDArray[np.bool_]]:
-        """As ``Precision.of``, on arrays."""
-        rule = self._plan.rule
-        bits = np.full((len(self.kernels), self.count), 32, dtype=np.int64)
-        integer = np.zeros(bits.shape, dtype=np.bool_)
-        for layer, (row, _, able, _, wanted) in zip(self._plan.layer_rows, rule.layers, strict=True):
-            integer[row] = self.integer_layers[layer]
-            if able:
-                held = np.where(integer[row], self.activation_bits[layer], 32)
-                for source in wanted:
-                    np.minimum(bits[source], held, out=bits[source])
-        absent, aliases = self._without
-        for row in sorted(aliases, reverse=True):  # an alias hands on the wish of its readers
-            stays, alias = aliases[row]
-            held = np.where(alias, bits[row], 32)
-            for source in rule.moved[stays]:
-                np.minimum(bits[source], held, out=bits[source])
-        for row, source in rule.sums:
-            layer = self.layer_index[self.kernels[source].nodes[0].layer or ""]
-            stored = (self.weight_bits[layer] <= 8) & (self.activation_bits[layer] <= 8)
-            bits[source] = np.where(stored, np.minimum(bits[source], bits[row]), bits[source])
-        for row, _, _, fuses, _ in rule.layers:
-            if fuses:
-                bits[row][(bits[row] == 32) & integer[row]] = 8
-        for row, inputs, moves in rule.others:
-            integer[row] = (bits[list(inputs)] <= 8).all(axis=0)
-            made = np.where(integer[row], bits[inputs[0]] if moves else 8, 32)
-            if row in aliases:
-                stays, alias = aliases[row]
-                integer[row] = np.where(alias, bits[stays] <= 8, integer[row])
-                made = np.where(alias, np.where(integer[row], bits[stays], 32), made)
-            bits[row] = np.where(bits[row] < 32, bits[row], made)
-        for row, flags in absent.items():
-            integer[row] &= ~flags
-            bits[row] *= ~flags
-        return bits, integer
+    def _precision(self) -> tuple[Counts, Flags]:
+        rows = self._plan.layer_rows
+        return self._plan.rule.of(
+            self.weight_bits[rows], self.activation_bits[rows], self.absent, self.aliases
+        )
 
     def size_bytes(self) -> NDArray[np.int64]:
         """(n,): bytes of each policy's ONNX file, as ``compression.policy.file_size.size_bytes`` has it."""
-        rows = self._plan.layer_rows
         return self._plan.file_size.of(
-            self.widths, self.bits, self.weight_bits[rows], self.integer_layers[rows]
+            self.widths, self.bits, self.weight_bits[self._plan.layer_rows], self.integer
         )
 
     def policy(self, column: int) -> Policy:
@@ -364,6 +328,15 @@ class PolicyBatch:
             layers = [self.layer_index[layer.name] for layer in network.layers]
             bits = own.weight_bits[layers], own.activation_bits[layers]
             yield columns, PolicyBatch(network, own.channels[groups], *bits)
+
+
+def size_bytes(network: Network, policy: Policy) -> int:
+    """Bytes of the ONNX file of a network that has already been cut to the policy.
+
+    Weights at their storage bits, biases and scales at 4 bytes a channel, and the measured overhead per
+    node and stored tensor. Norms that cannot be folded into a layer count 16 bytes a channel.
+    """
+    return int(PolicyBatch.one(network, policy).size_bytes()[0])
 
 
 def _left_out(network: Network, policies: Sequence[Policy]) -> Flags | None:

@@ -7,12 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.compression.graph.absent_kernels import Missing
 from leanfront.compression.graph.branches import ALIAS
-from leanfront.compression.graph.kernels import Kernel, kernels
-from leanfront.compression.graph.network import Network
-from leanfront.compression.policy.policy import Policy
-from leanfront.compression.policy.precision import SAME_RANGE_OPS, Precision
+from leanfront.compression.graph.kernels import Kernel
+from leanfront.compression.policy.precision import SAME_RANGE_OPS
 
 # Fitted to exported files of a dozen kinds of network: bytes besides the values of weights and biases.
 FILE_BYTES = 180
@@ -34,28 +31,6 @@ CLIP_BYTES = 33
 def storage_bits(weight_bits: int) -> int:
     """Bits that one weight takes in the file: 2, 4, 8 or 32 (3 bits are stored in 4, 5 to 7 in 8)."""
     return next(bits for bits in (2, 4, 8, 32) if weight_bits <= bits)
-
-
-def size_bytes(network: Network, policy: Policy) -> int:
-    """Bytes of the ONNX file of a network that has already been cut to the policy.
-
-    Weights at their storage bits, biases and scales at 4 bytes a channel, and the measured overhead per
-    node and stored tensor. Norms that cannot be folded into a layer count 16 bytes a channel.
-    """
-    fused = kernels(network)
-    bits, integer = Precision(fused).of(policy)
-    layers = [(row, kernel.layer.name) for row, kernel in enumerate(fused) if kernel.layer is not None]
-
-    def column(values: Sequence[int]) -> NDArray[np.int64]:
-        return np.array(values, dtype=np.int64).reshape(-1, 1)
-
-    found = FileSize(fused).of(
-        column([kernel.output.width for kernel in fused]),
-        column(bits),
-        column([policy[name].weight_bits for _, name in layers]),
-        column([integer[row] for row, _ in layers]),
-    )
-    return int(found[0])
 
 
 class FileSize:
@@ -90,53 +65,17 @@ class FileSize:
         ]
 
     def of(
-        self,
-        widths: NDArray[np.int64],
-        bits: NDArray[np.int64],
-        weight_bits: NDArray[np.int64],
+        self, widths: NDArray[np.int64], bits: NDArray[np.int64], weight_bits: NDArray[np.int64],
         integer: NDArray[Any],
-    ) -> NDArray[np.int64]:
+    ) -> NDArray[np.int64]:  # fmt: skip
         """Bytes of each of n files.
 
         Args:
             widths: (kernels, n) channels of their outputs; 0: left out, as is an addition that reads it.
             bits: (kernels, n) of their outputs; 0 where they are left out.
             weight_bits: (layers, n), in order of the kernels.
-            integer: (layers, n) whether it computes in integers.
+            integer: (kernels, n) whether it computes in integers.
         """
-        total = self._whole(widths, bits, weight_bits, integer)
-        gone = widths == 0
-        if gone.any():
-            total -= self._own @ gone
-            for row, inputs in self._joins:
-                alias = gone[inputs].any(axis=0) & ~gone[row]
-                total -= alias * (self._own[row] + _QUANTIZER_BYTES[0].take(bits[row]))
-        return total
-
-    def one(
-        self,
-        widths: NDArray[np.int64],
-        bits: NDArray[np.int64],
-        weight_bits: NDArray[np.int64],
-        integer: NDArray[Any],
-        missing: Missing,
-    ) -> int:
-        """Bytes of one file, the same: (kernels,), (kernels,), (layers,) and (layers,)."""
-        columns = [values.reshape(-1, 1) for values in (widths, bits, weight_bits, integer)]
-        total = self._whole(*columns)[0]
-        if missing.aliases:
-            total -= self._own[missing.absent].sum() + self._own[missing.joins].sum()
-            total -= _QUANTIZER_BYTES[0].take(bits[missing.joins]).sum()
-        return int(total)
-
-    def _whole(
-        self,
-        widths: NDArray[np.int64],
-        bits: NDArray[np.int64],
-        weight_bits: NDArray[np.int64],
-        integer: NDArray[Any],
-    ) -> NDArray[np.int64]:
-        """The same with all nodes of the network, whatever their widths."""
         out, read = widths[self._rows], widths[self._read]
         if self._depthwise:
             read[self._depthwise] = 1
@@ -147,12 +86,20 @@ class FileSize:
         weights *= _STORAGE_BITS.take(weight_bits)
         weights += 7
         weights >>= 3
-        kind = self._linear + 2 * weight_bits + integer
+        kind = self._linear + 2 * weight_bits + integer[self._rows]
         weights += _FIXED_BYTES.take(kind)
         weights += _CHANNEL_BYTES.take(kind) * out
         total = self._constant + weights.sum(axis=0)
         total += _QUANTIZER_BYTES.take(bits + self._moved).sum(axis=0)
-        return np.asarray(total + 16 * widths[self._norms].sum(axis=0) if self._norms else total)
+        if self._norms:
+            total += 16 * widths[self._norms].sum(axis=0)
+        gone = widths == 0
+        if gone.any():
+            total -= self._own @ gone
+            for row, inputs in self._joins:
+                alias = gone[inputs].any(axis=0) & ~gone[row]
+                total -= alias * (self._own[row] + _QUANTIZER_BYTES[0].take(bits[row]))
+        return np.asarray(total)
 
 
 def _own_bytes(kernel: Kernel) -> int:

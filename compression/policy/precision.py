@@ -1,6 +1,11 @@
 """Which tensors a policy holds in integers: one rule, shared by training, export and the cost models."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from leanfront.compression.graph.branches import ALIAS
 from leanfront.compression.graph.kernels import Kernel
@@ -21,6 +26,10 @@ FLOAT_LAYERS = ("conv_transpose2d",)
 """Layers without an integer kernel: they compute in floats whatever their policy, which says how the weights
 are stored, and whether an integer sum or concat may have the output in integers."""
 
+Counts = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+_NONE: Mapping[int, Any] = {}
+
 JOINING_OPS = ("add", "concat")
 """Operations that compute in integers when all that they join is held in integers."""
 
@@ -32,17 +41,26 @@ def computes_in_integers(layer: Layer, layer_policy: LayerPolicy) -> bool:
 
 def integer_kernels(kernels: tuple[Kernel, ...], policy: Mapping[str, LayerPolicy]) -> frozenset[str]:
     """Names of the kernels that compute in integers under a policy; see ``Precision``."""
-    _, integer = Precision(kernels).of(policy)
+    _, integer = Precision(kernels).of_one(policy)
     return frozenset(kernel.name for kernel, computes in zip(kernels, integer, strict=True) if computes)
 
 
 def tensor_bits(kernels: tuple[Kernel, ...], policy: Mapping[str, LayerPolicy]) -> dict[str, int]:
     """Kernel -> bits at which its output tensor is held, 32: float; see ``Precision``."""
-    bits, _ = Precision(kernels).of(policy)
-    return {kernel.name: held for kernel, held in zip(kernels, bits, strict=True)}
+    bits, _ = Precision(kernels).of_one(policy)
+    return {kernel.name: int(held) for kernel, held in zip(kernels, bits, strict=True)}
 
 
-_NONE: Mapping[int, int] = {}
+@dataclass(frozen=True)
+class _Layer:
+    """A kernel with weights. able: there is an integer kernel; fuses: that puts out integers though nobody
+    wants them. wanted: rows of the tensors that it wants at its bits, seen through ops that move values."""
+
+    row: int
+    name: str
+    able: bool
+    fuses: bool
+    wanted: tuple[int, ...]
 
 
 class Precision:
@@ -62,9 +80,8 @@ class Precision:
         self._count = len(kernels)
         self.moved = [self._moved(row, inputs, kernels) for row in range(len(kernels))]
         """Per row itself and those whose values it only moves."""
-        self.layers: list[tuple[int, str, bool, bool, tuple[int, ...]]] = []
-        """Row, name, whether there is an integer kernel, whether that puts out integers though nobody wants
-        them, and the rows of the tensors that it wants at its own bits: seen through ops that move values."""
+        self.layers: list[_Layer] = []
+        """In order of the kernels."""
         self.sums = [
             (row, source)
             for row, kernel in enumerate(kernels)
@@ -84,7 +101,7 @@ class Precision:
                 wanted = tuple(source for read in inputs[row] for source in self.moved[read])
                 fuses = kernel.op != "linear" or bool(kernel.activation)
                 able = kernel.op not in FLOAT_LAYERS
-                self.layers.append((row, kernel.layer.name, able, fuses, wanted))
+                self.layers.append(_Layer(row, kernel.layer.name, able, fuses, wanted))
 
     @staticmethod
     def _moved(row: int, inputs: list[tuple[int, ...]], kernels: tuple[Kernel, ...]) -> tuple[int, ...]:
@@ -94,48 +111,62 @@ class Precision:
                 found += inputs[other]
         return tuple(found)
 
-    def of(
-        self, policy: Mapping[str, LayerPolicy], aliases: Mapping[int, int] = _NONE
-    ) -> tuple[list[int], list[bool]]:
-        """Per kernel: bits of its output tensor (32: float), and whether it computes in integers.
+    def of_one(self, policy: Mapping[str, LayerPolicy]) -> tuple[Counts, Flags]:
+        """What ``of`` says of one policy, (kernels,) each."""
+        layers = [policy[layer.name] for layer in self.layers]
+        weight_bits = np.array([[layer.weight_bits] for layer in layers]).reshape(-1, 1)
+        activation_bits = np.array([[layer.activation_bits] for layer in layers]).reshape(-1, 1)
+        bits, integer = self.of(weight_bits, activation_bits)
+        return bits[:, 0], integer[:, 0]
 
-        ``aliases``: of branches that are left out (``missing.Missing``); what is said of kernels that are
-        not there means nothing then.
+    def of(
+        self,
+        weight_bits: Counts,
+        activation_bits: Counts,
+        absent: Mapping[int, Flags] = _NONE,
+        aliases: Mapping[int, tuple[int, Flags]] = _NONE,
+    ) -> tuple[Counts, Flags]:
+        """Per kernel and policy, (kernels, n): bits of its output tensor (32: float), and whether it computes
+        in integers; 0 and no where it is absent.
+
+        Args:
+            weight_bits, activation_bits: (layers, n), in order of ``layers``.
+            absent: row -> where (n,) branches that are left out take the kernel with them.
+            aliases: row of a join -> row of the tensor that it becomes another name of, and where (n,).
         """
-        bits = [32] * self._count
-        integer = [False] * self._count
-        unwanted = []  # of integer layers
-        stored = set()  # float layers whose policy is an integer one
-        for row, name, able, fuses, wanted in self.layers:
-            own = policy[name]
-            held = own.activation_bits
-            if held > 8 or own.weight_bits > 8:
-                continue
-            if not able:
-                stored.add(row)
-                continue
-            integer[row] = True
-            if fuses:
-                unwanted.append(row)
-            for source in wanted:
-                if held < bits[source]:
-                    bits[source] = held
-        for row in reversed(aliases):  # hand on what their readers want
-            for source in self.moved[aliases[row]]:
-                bits[source] = min(bits[source], bits[row])
+        bits = np.full((self._count, weight_bits.shape[1]), 32, dtype=np.int64)
+        integer = np.zeros(bits.shape, dtype=np.bool_)
+        coded = (weight_bits <= 8) & (activation_bits <= 8)
+        stored = {layer.row: own for layer, own in zip(self.layers, coded, strict=True)}
+        for layer, own in zip(self.layers, activation_bits, strict=True):
+            if layer.able:
+                integer[layer.row] = stored[layer.row]
+                if layer.row in absent:
+                    integer[layer.row] &= ~absent[layer.row]
+                held = np.where(integer[layer.row], own, 32)
+                for source in layer.wanted:
+                    np.minimum(bits[source], held, out=bits[source])
+        for row in sorted(aliases, reverse=True):  # an alias hands on the wish of its readers
+            stays, alias = aliases[row]
+            held = np.where(alias, bits[row], 32)
+            for source in self.moved[stays]:
+                np.minimum(bits[source], held, out=bits[source])
         for row, source in self.sums:
-            if source in stored:
-                bits[source] = min(bits[source], bits[row])
-        for row in unwanted:
-            if bits[row] == 32:
-                bits[row] = 8
+            bits[source] = np.where(stored[source], np.minimum(bits[source], bits[row]), bits[source])
+        for layer in self.layers:
+            if layer.fuses:
+                bits[layer.row][(bits[layer.row] == 32) & integer[layer.row]] = 8
         for row, inputs, moves in self.others:
+            integer[row] = (bits[list(inputs)] <= 8).all(axis=0)
+            made = np.where(integer[row], bits[inputs[0]] if moves else 8, 32)
             if row in aliases:
-                inputs, moves = (aliases[row],), True
-            if bits[inputs[0]] <= 8 and max([bits[source] for source in inputs]) <= 8:
-                integer[row] = True
-                if bits[row] == 32:
-                    bits[row] = bits[inputs[0]] if moves else 8
+                stays, alias = aliases[row]
+                integer[row] = np.where(alias, bits[stays] <= 8, integer[row])
+                made = np.where(alias, np.where(integer[row], bits[stays], 32), made)
+            bits[row] = np.where(bits[row] < 32, bits[row], made)
+        for row, flags in absent.items():
+            integer[row] &= ~flags
+            bits[row] *= ~flags
         return bits, integer
 
 

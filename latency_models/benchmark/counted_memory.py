@@ -110,7 +110,7 @@ class _Counter:
             )  # fmt: skip
             for value in made:
                 ctypes.CFUNCTYPE(None, _P)(self._table[_PLACES["ReleaseValue"]] or 0)(value)
-        return self._peak - before + sum(sizes)
+        return self._peak - before + int(sum(sizes))
 
     def _tensor(self, wanted: Any) -> tuple[int, int]:
         """Bytes and address of a tensor of zeros for an input; sizes that are left open are 1."""
@@ -124,7 +124,7 @@ class _Counter:
             ctypes.addressof(shape), len(sizes), kind,
         )  # fmt: skip
         self._kept[ctypes.addressof(values)] = (0, values)
-        return count, made.value
+        return count, int(made.value)
 
     def _allocate(self, _: int, size: int) -> int:
         buffer = ctypes.create_string_buffer(size + 64)

@@ -8,8 +8,7 @@ import pytest
 from leanfront.compression.capture.trace import trace
 from leanfront.compression.export.network_model import network_model
 from leanfront.compression.policy import LayerPolicy, Policy
-from leanfront.compression.policy.batch import PolicyBatch
-from leanfront.compression.policy.file_size import size_bytes
+from leanfront.compression.policy.batch import PolicyBatch, size_bytes
 from leanfront.compression.policy.space import Space
 from leanfront.hw_profiles import load_profile
 from leanfront.latency_models.kernel_table.keys import constant_bytes_of

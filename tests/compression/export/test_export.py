@@ -15,7 +15,7 @@ from leanfront.compression.export.template import Template, template
 from leanfront.compression.export.walk import exported, random_model
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import LayerPolicy, Policy
-from leanfront.compression.policy.file_size import size_bytes
+from leanfront.compression.policy.batch import size_bytes
 from leanfront.compression.techniques.compress import Compressed, compress
 from leanfront.compression.techniques.quantize import calibrate
 from leanfront.compression.training.batch_norms import re_estimate

@@ -6,8 +6,7 @@ import pytest
 from leanfront.compression.capture.trace import trace
 from leanfront.compression.graph import Network, kernels
 from leanfront.compression.policy import LayerPolicy, Policy, integer_kernels, tensor_bits
-from leanfront.compression.policy.batch import PolicyBatch
-from leanfront.compression.policy.file_size import size_bytes
+from leanfront.compression.policy.batch import PolicyBatch, size_bytes
 from leanfront.compression.policy.space import Space
 from leanfront.hw_profiles import load_profile
 from tests.networks import ALL, built, example

@@ -14,7 +14,7 @@ from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.export.template import Template, template
 from leanfront.compression.export.walk import exported, random_model
 from leanfront.compression.policy import LayerPolicy, Policy
-from leanfront.compression.policy.file_size import size_bytes
+from leanfront.compression.policy.batch import size_bytes
 from leanfront.compression.techniques.compress import compress, left_out
 from leanfront.compression.techniques.prune import victims
 from leanfront.compression.techniques.quantize import calibrate, quantizers

@@ -10,8 +10,7 @@ import pytest
 from leanfront.compression.export.network_model import ShapesError, network_model
 from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment
 from leanfront.compression.policy import LayerPolicy, Policy
-from leanfront.compression.policy.batch import PolicyBatch
-from leanfront.compression.policy.file_size import size_bytes
+from leanfront.compression.policy.batch import PolicyBatch, size_bytes
 from leanfront.hw_profiles import load_profile
 from leanfront.latency_models import TableError
 from leanfront.latency_models.benchmark.fill import fill
