@@ -95,7 +95,7 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
     baseline: dict[str, Any] = known or _scored_baseline(scorer, written, log)
     costs = cost_model(loaded.traced, loaded.space, loaded.profile, hardware.threads, log, hardware.provider)
     if written is not None:
-        _write_table(loaded, costs, written)
+        _write_table(costs, written)
     reference = _uncompressed(loaded)
     cost = cost_as_built(costs, loaded.traced.network, reference)
     _say_what_is_special(loaded, costs, reference, cost, log)
@@ -147,17 +147,13 @@ def _scored_baseline(scorer: "Scorer", run: RunFolder | None, log: Log) -> dict[
     return {"accuracy": float(score.accuracy), "accuracy_ci": [float(x) for x in score.accuracy_ci]}
 
 
-def _write_table(loaded: Loaded, costs: "CostModel", run: RunFolder) -> None:
-    """What priced this search, beside it: the cache may be measured anew later, and profiles change."""
+def _write_table(costs: "CostModel", run: RunFolder) -> None:
+    """What priced this search, beside it: the cache may be measured anew later."""
     from leanfront.latency_models.benchmark.zero_points import with_shifted_keys
     from leanfront.latency_models.measured.model import TableModel
-    from leanfront.latency_models.tabulate import tabulated
 
     if isinstance(costs, TableModel):
-        table = costs.table.only(with_shifted_keys(costs.structure.keys()))
-    else:
-        table = tabulated(loaded.profile, loaded.traced.network, loaded.space.uniform_policies())
-    table.save(run.path / "latency_table.csv")
+        costs.table.only(with_shifted_keys(costs.structure.keys())).save(run.path / "latency_table.csv")
 
 
 def _say_what_is_special(
