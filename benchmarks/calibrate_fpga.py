@@ -31,7 +31,7 @@ from benchmarks.fpga_overlays import (
     systolic_network_ms,
     systolic_networks,
 )
-from leanfront.hw_profiles.sections.fpga import Dataflow, Overlay
+from leanfront.hw_profiles.sections import Dataflow, Overlay
 from leanfront.latency_models.fpga.overlay import layer_times
 from leanfront.latency_models.fpga.resources import multiplier_luts
 

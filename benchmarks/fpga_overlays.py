@@ -15,7 +15,7 @@ from benchmarks.published_rows import network, shared_folder
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import load_profile
-from leanfront.hw_profiles.sections.fpga import Overlay
+from leanfront.hw_profiles.sections import Overlay
 from leanfront.latency_models.fpga.kernels import Work, works
 from leanfront.latency_models.fpga.overlay import layer_times, other_ms
 

@@ -9,18 +9,22 @@ from leanfront.hw_profiles.loading import (
     to_toml,
     user_folder,
 )
-from leanfront.hw_profiles.profile import HardwareProfile, ProfileError, Roofline, Source
+from leanfront.hw_profiles.profile import HardwareProfile, ProfileError, Source
+from leanfront.hw_profiles.section import Section, register_section
+from leanfront.hw_profiles.sections import Roofline
 
 __all__ = [
     "HardwareProfile",
     "ProfileError",
     "Roofline",
+    "Section",
     "Source",
     "find_profile",
     "load_profile",
     "profile_names",
     "profile_paths",
     "read_profile",
+    "register_section",
     "to_toml",
     "user_folder",
 ]

@@ -3,30 +3,32 @@
 import difflib
 import hashlib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from leanfront.hw_profiles.sections.fpga import (
-    SECTIONS,
-    Dataflow,
-    Overlay,
-    Power,
-    Resources,
-    Space,
-    check_sections,
-    section_fields,
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_serializer,
+    model_validator,
 )
-from leanfront.hw_profiles.sections.roofline import Roofline as Roofline
+from pydantic_core import to_json
+
+from leanfront.hw_profiles.section import TAKEN, Count, Positive, Section, model_names, section_named
+from leanfront.hw_profiles.sections import Measured
+from leanfront.hw_profiles.sections.fpga import INNER_TABLES, Power, Resources, Space
 from leanfront.hw_profiles.units import UNITS, unit_of
 
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 ACTIVATION_BITS = (4, 8, 16, 32)
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(strict=True, ge=1)]
 Bits = Annotated[int, Field(strict=True)]
 SpecName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 
@@ -56,24 +58,22 @@ class Source(_Frozen):
 class HardwareProfile(_Frozen):
     """One part, as the TOML file of the same name describes it. hw_profiles/README.md lists the fields.
 
+    ``of`` makes one: of the class that has, besides, the section of its ``model`` (hw_profiles.sections).
     ``specs`` are facts of the part that no model reads (clocks, counts of units): what the other numbers were
     derived from.
     """
 
     name: Name
     description: str = Field(min_length=1)
-    kind: Literal["cpu", "gpu", "fpga"]
-    model: Literal["measured", "roofline", "overlay", "dataflow"]
+    kind: Literal["cpu", "gpu", "npu", "fpga"]
+    model: str
     supported: tuple[tuple[Bits, Bits], ...] = Field(min_length=1)
     pattern: Literal["channel", "2:4", "block", "unstructured"] = "channel"
     channel_multiple: Count
     power_w: Positive
     memory_bytes: Count | None = None
     specs: Mapping[SpecName, Positive] = Field(default_factory=dict)
-    roofline: Roofline | None = None
     resources: Resources | None = None
-    overlay: Overlay | None = None
-    dataflow: Dataflow | None = None
     power: Power | None = None
     space: Space | None = None
     sources: Mapping[str, Source]
@@ -93,28 +93,47 @@ class HardwareProfile(_Frozen):
                 raise ValueError(f"activation bits must be among {ACTIVATION_BITS}, not {activation_bits}")
         return pairs
 
+    @property
+    def section(self) -> Section:
+        """The numbers that the part's cost model reads; its class finds the model."""
+        found = self.__dict__.get(self.model)
+        return found if isinstance(found, Section) else Measured()
+
+    @property
+    def measured(self) -> bool:
+        """Whether the part's kernels are timed, and not computed."""
+        return isinstance(self.section, Measured)
+
     @model_validator(mode="after")
     def _complete(self) -> "HardwareProfile":
-        if self.model == "roofline" and self.roofline is None:
-            raise ValueError('model "roofline" needs a table [roofline]')
-        if self.model != "roofline" and self.roofline is not None:
-            raise ValueError(f'model "{self.model}" does not use the table [roofline]; take it out')
-        if self.roofline is not None:
-            for weight_bits, activation_bits in self.supported:
-                if self.roofline.rate(max(weight_bits, activation_bits)) is None:
-                    raise ValueError(
-                        f"supported lists weights of {weight_bits} with activations of"
-                        f" {activation_bits} bits, but roofline.macs_per_ms ends at"
-                        f" {max(map(int, self.roofline.macs_per_ms))} bits"
-                    )
-        check_sections(self.model, self.supported, self.resources, self.overlay, self.dataflow, self.space)
+        self.section.check(self)
+        self.check_blocks("space.triplication", self.space.triplication if self.space else {})
         self._check_units()
         self._check_sources()
         return self
 
+    def check_blocks(self, where: str, blocks: Iterable[str]) -> None:
+        """Raise ValueError for a kind of block that the part has not."""
+        known = list(self.resources.limits) if self.resources else []
+        if unknown := [block for block in blocks if block not in known]:
+            raise ValueError(f"{where} names {unknown[0]}, but [resources] has {', '.join(known) or 'none'}")
+
+    @model_serializer(mode="wrap")
+    def _in_order(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        """The order that files and digests have had from the first version on, with nothing for the tables
+        that a profile had not then."""
+        fields: dict[str, Any] = handler(self)
+        sources = fields.pop("sources", None)
+        first = [name for name in fields if name not in _TABLES and name != self.model]
+        others = [name for name in fields if name not in (*_TABLES, *first)]
+        found = {name: fields.get(name) for name in (*first, *_TABLES, *others)}
+        if info.exclude_none:
+            found = {name: value for name, value in found.items() if value is not None}
+        return found if sources is None else {**found, "sources": sources}
+
     def _check_units(self) -> None:
         for path in self.numbers:
-            if unit_of(path) is None:
+            if unit_of(path, self.section.pure_numbers) is None:
                 raise ValueError(
                     f"{path} has no unit: the end of a number's name says it, such as clock_mhz; there are"
                     f" {', '.join(UNITS)}, and _count for what is counted"
@@ -160,7 +179,7 @@ class HardwareProfile(_Frozen):
         It begins with what is estimated. Of a measured part that is the energy, while its power is assumed.
         """
         assumed = [path for path in self.sources if self.sources[path].status == "assumed"]
-        if self.model == "measured":
+        if self.measured:
             if "power_w" not in assumed:
                 return ""
             return f"Energy is estimated: power_w of profile {self.name!r} is assumed, {self.power_w:g} W"
@@ -175,7 +194,7 @@ class HardwareProfile(_Frozen):
     @property
     def digest(self) -> str:
         """Hash of all fields: two profiles with equal digests give equal answers."""
-        return hashlib.sha256(self.model_dump_json(by_alias=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(to_json(self.model_dump(by_alias=True))).hexdigest()[:16]
 
     def supports(self, weight_bits: int, activation_bits: int) -> bool:
         """Whether a layer can run with these bits (32: float32, 16: float16, 8 and fewer: integers)."""
@@ -200,9 +219,41 @@ class HardwareProfile(_Frozen):
             ProfileError: a field is missing, unknown, impossible or without a source; the first is named.
         """
         try:
-            return HardwareProfile.model_validate(dict(fields))
+            given = {name: v for name, v in fields.items() if v is not None or name not in model_names()}
+            return _class_for(given).model_validate(given)
         except ValidationError as error:
             raise ProfileError(f"{where}: {_sentence(error)}") from error
+        except ValueError as error:
+            raise ProfileError(f"{where}: {error}") from error
+
+
+TAKEN.update(HardwareProfile.model_fields)
+_TABLES = ("roofline", "resources", "overlay", "dataflow", "power", "space")
+
+
+def _class_for(fields: Mapping[str, Any]) -> type[HardwareProfile]:
+    """The class of profiles of this model; raises ValueError where the model and the tables do not agree."""
+    model = fields.get("model")
+    section = section_named(model)
+    if section is None:
+        if model is None:
+            return HardwareProfile  # which says that it is missing
+        *names, last = map(repr, model_names())
+        raise ValueError(f"model: input should be {', '.join(names)} or {last}, not {model!r}")
+    for name in model_names():
+        if name in fields and name != model:
+            raise ValueError(f'model "{model}" does not use the table [{name}]; take it out')
+    if not section.model_fields:
+        return HardwareProfile
+    if model not in fields:
+        raise ValueError(f'model "{model}" needs a table [{model}]')
+    return _with_section(section)
+
+
+@cache
+def _with_section(section: type[Section]) -> type[HardwareProfile]:
+    fields: dict[str, Any] = {section.model_name: (section, ...)}
+    return create_model("HardwareProfile", __base__=HardwareProfile, **fields)
 
 
 def _leaves(fields: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
@@ -231,10 +282,11 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _field_names(location: tuple[int | str, ...]) -> list[str]:
-    if location[:1] == ("roofline",):
-        return list(Roofline.model_fields)
-    if location[:1] and location[0] in SECTIONS:
-        return section_fields(location)
+    section = section_named(location[0]) if location else None
+    if section is not None:
+        return list(section.model_fields)
+    if inner := [INNER_TABLES[str(part)] for part in location if part in INNER_TABLES]:
+        return list(inner[-1].model_fields)
     if location[:1] == ("sources",):
         return ["status", "from"]
-    return list(HardwareProfile.model_fields)
+    return [*HardwareProfile.model_fields, *model_names()]

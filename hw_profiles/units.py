@@ -1,5 +1,7 @@
 """The unit of every number of a profile: the end of its name, or it is known to be a pure number."""
 
+from collections.abc import Collection
+
 UNITS = {
     "ms": "milliseconds",
     "us": "microseconds",
@@ -44,13 +46,15 @@ PURE_NUMBERS = frozenset(
 """Names of numbers without a unit."""
 
 
-def unit_of(path: str) -> str | None:
+def unit_of(path: str, pure: Collection[str] = ()) -> str | None:
     """The unit of the number at a field path, "1" for pure numbers, None where its name does not say.
+
+    ``pure``: names of pure numbers besides PURE_NUMBERS.
 
     Numbers in a table of numbers ("roofline.macs_per_ms.8", "overlay.footprint.LUT") have the table's unit.
     """
     for name in reversed(path.split(".")):
-        if name in PURE_NUMBERS or name.endswith("_count"):
+        if name in PURE_NUMBERS or name in pure or name.endswith("_count"):
             return "1"
         _, separator, end = name.rpartition("_")
         if separator and end in UNITS:

@@ -1,9 +1,10 @@
 """What a network costs on a part, and what can say so."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,7 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.batch import PolicyBatch
+from leanfront.hw_profiles import HardwareProfile
 from leanfront.latency_models.errors import TableError as TableError
+
+if TYPE_CHECKING:
+    from leanfront.latency_models.measured.model import TableModel
 
 Kind = Literal["measured", "calibrated", "modelled"]
 """Where a cost is from, the surest first."""
@@ -121,29 +126,40 @@ class LayerCost:
 
 
 class CostModel(Protocol):
-    """What can cost a network. The network is already resized to the policy."""
+    """What can cost a network. The network is already resized to the policy.
 
+    A class that implements it inherits from it, and so what is said of models whose costs are computed.
+    """
+
+    profile: HardwareProfile
+    """Of the part, as it prices: power may have been measured."""
+
+    @abstractmethod
     def cost(self, network: Network, policy: Policy) -> Cost:
         """The whole network; raises TableError where a cost is not known."""
         ...
 
+    @abstractmethod
     def costs(self, batch: PolicyBatch) -> CostArrays:
         """Many policies at once, up to rounding the same numbers as ``cost`` gives for each."""
         ...
 
+    @abstractmethod
     def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:
         """Each kernel, in order of execution; raises TableError where a cost is not known."""
         ...
 
+    def as_built(self, network: Network, policy: Policy) -> Cost:
+        """The cost of one network, with its kernels as they become when it is really built, where the model
+        can find that out and need not foretell it; raises TableError as ``cost`` does."""
+        return self.cost(network, policy)
 
-def cost_as_built(model: CostModel, network: Network, policy: Policy) -> Cost:
-    """The cost of one network, with its kernels as they become when it is really built, where the model can
-    find that out and need not foretell it; raises TableError as ``cost`` does."""
-    as_built: Callable[[Network, Policy], Cost] = getattr(model, "as_built", model.cost)
-    return as_built(network, policy)
+    @property
+    def measured_on(self) -> str | None:
+        """The device, with its software, that times are from; None where they are computed."""
+        return None
 
-
-def measured_on(model: CostModel) -> str | None:
-    """The device, with its software, that a cost model's times are from; None where they are computed."""
-    device = getattr(getattr(model, "table", None), "device", None)
-    return None if device is None else f"{device} ({device.versions})"
+    @property
+    def table_model(self) -> "TableModel | None":
+        """Itself, where its times are from a latency table: what can be kept beside a run, and validated."""
+        return None

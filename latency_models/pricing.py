@@ -44,7 +44,7 @@ def price(
 def _model(
     network: Network, policy: Policy, profile: HardwareProfile, log: Callable[[str], None]
 ) -> CostModel:
-    if profile.model != "measured":
+    if not profile.measured:
         from leanfront.latency_models.registry import model_of
 
         return model_of(profile)

@@ -1,31 +1,56 @@
-"""The cost model of a profile whose costs are computed."""
+"""Which cost model prices a part: the one that registered for the section of its profile."""
 
-from leanfront.hw_profiles import HardwareProfile
+from collections.abc import Callable
+from importlib import import_module
+from typing import TypeVar
+
+from leanfront.hw_profiles import HardwareProfile, Section
 from leanfront.latency_models.cost import CostModel
 from leanfront.latency_models.errors import TableError
 
-COMPUTED = ("roofline", "overlay", "dataflow")
-"""Values of a profile's ``model`` that need no measurement."""
+_BUILT_IN = (
+    "leanfront.latency_models.roofline.model",
+    "leanfront.latency_models.fpga.overlay",
+    "leanfront.latency_models.fpga.dataflow",
+)
+"""Modules of ours that register when they are imported; here only when a cost is asked for."""
+
+_MODELS: dict[type[Section], Callable[[HardwareProfile], CostModel]] = {}
+
+M = TypeVar("M", bound=Callable[[HardwareProfile], CostModel])
+S = TypeVar("S", bound=Section)
+
+
+def costs_of(section: type[Section]) -> Callable[[M], M]:
+    """Decorator of a cost model's class (or of what makes one of a profile): it prices the parts whose
+    profiles have this section."""
+
+    def register(model: M) -> M:
+        _MODELS[section] = model
+        return model
+
+    return register
 
 
 def model_of(profile: HardwareProfile) -> CostModel:
     """What computes the costs on a part.
 
     Raises:
-        TableError: the profile's costs are measured, not computed.
+        TableError: no cost model computes them: they are measured, or none has registered.
     """
-    if profile.model == "roofline":
-        from leanfront.latency_models.roofline.model import RooflineModel
+    for module in _BUILT_IN:
+        import_module(module)
+    model = _MODELS.get(type(profile.section))
+    if model is None:
+        known = ", ".join(section.model_name for section in _MODELS)
+        raise TableError(f"the costs of profile {profile.name!r} are {profile.model}; computed are {known}")
+    return model(profile)
 
-        return RooflineModel(profile)
-    if profile.model == "overlay":
-        from leanfront.latency_models.fpga.overlay import OverlayModel
 
-        return OverlayModel(profile)
-    if profile.model == "dataflow":
-        from leanfront.latency_models.fpga.dataflow import DataflowModel
-
-        return DataflowModel(profile)
-    raise TableError(
-        f"the costs of profile {profile.name!r} are {profile.model}; computed are {', '.join(COMPUTED)}"
-    )
+def section_of(profile: HardwareProfile, kind: type[S]) -> S:
+    """The section of a profile, as a cost model reads it; raises TableError where it is of another kind."""
+    if not isinstance(profile.section, kind):
+        raise TableError(
+            f"profile {profile.name!r} has no [{kind.model_name}] numbers; its model is {profile.model!r}"
+        )
+    return profile.section

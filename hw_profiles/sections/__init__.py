@@ -1,1 +1,8 @@
-"""What a part's numbers are, by the cost model that reads them: one schema each."""
+"""What a cost model reads of a profile: one schema for each, in the table that has its name."""
+
+from leanfront.hw_profiles.sections.dataflow import Dataflow
+from leanfront.hw_profiles.sections.measured import Measured
+from leanfront.hw_profiles.sections.overlay import Overlay
+from leanfront.hw_profiles.sections.roofline import Roofline
+
+__all__ = ["Dataflow", "Measured", "Overlay", "Roofline"]

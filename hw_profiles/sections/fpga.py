@@ -1,16 +1,12 @@
-"""What an FPGA profile says: its blocks, the architecture that runs on them, and what space asks of them."""
+"""What an FPGA has, whatever runs on it: its blocks, its power in parts, and what space asks of it."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
-Factor = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(strict=True, ge=1)]
-CountOrNone = Annotated[int, Field(strict=True, ge=0)]
+from leanfront.hw_profiles.section import Count, CountOrNone, Factor, NotNegative, Positive, Share
+
 BlockName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=24)]
 
 
@@ -89,73 +85,6 @@ class Resources(_Section):
         return {name: count * self.usable for name, count in counts.items()}
 
 
-class Overlay(_Section):
-    """A fixed array that runs one layer after another (latency_models.fpga.overlay has the formulas).
-
-    pixel_parallel, input_parallel, output_parallel: positions, input and output channels per cycle.
-    input_multiple: input channels are stored in multiples of this.
-    folds_kernel_width: with few input channels, columns of the kernel share their lanes.
-    efficiency: share of its cycles that the array computes in.
-    depthwise_pixel_parallel: positions per cycle of depthwise layers; left out: it runs none.
-    write_pixels_per_ms: positions of all output channels that are stored per ms; left out: never a limit.
-    window_bytes_per_cycle, elementwise_bytes_per_cycle, mean_bytes_per_cycle: values that pools read (each
-        as often as windows hold it), that additions and the like write, and that global means read.
-    bandwidth_bytes_per_ms: of the memory outside.
-    weights: "ahead": the next weights load while a layer computes; "at_use": the first tile of each block of
-        output channels waits for them.
-    weight_memory_bytes: weights that stay on the chip between calls. features_outside: tensors go through the
-        memory outside.
-    layer_overhead_ms, call_overhead_ms: per layer with weights, per inference.
-    pooled_bytes_per_ms: how fast tensors are pooled globally and scaled within the network (squeeze and
-        excite).
-    footprint: blocks that the array occupies.
-    """
-
-    clock_mhz: Positive
-    pixel_parallel: Count
-    input_parallel: Count
-    output_parallel: Count
-    input_multiple: Count = 1
-    folds_kernel_width: bool = False
-    efficiency: Share = 1.0
-    depthwise_pixel_parallel: Count | None = None
-    write_pixels_per_ms: Positive | None = None
-    window_bytes_per_cycle: Positive
-    elementwise_bytes_per_cycle: Positive
-    mean_bytes_per_cycle: Positive
-    bandwidth_bytes_per_ms: Positive
-    weights: Literal["ahead", "at_use"]
-    weight_memory_bytes: NotNegative = 0.0
-    features_outside: bool
-    layer_overhead_ms: NotNegative
-    call_overhead_ms: NotNegative
-    pooled_bytes_per_ms: Positive | None = None
-    footprint: Mapping[BlockName, NotNegative] = Field(default_factory=dict)
-
-
-class Dataflow(_Section):
-    """A pipeline with an engine for each layer (latency_models.fpga.dataflow has the formulas).
-
-    input_bytes_per_cycle: how fast the input comes in. call_overhead_ms: per inference.
-    lut_per_layer, lut_per_lane_bit, lut_per_multiplier, lut_per_adder_bit: coefficients of the logic of an
-        engine: fixed, per bit of its streams, times FINN's term for a multiplier in logic, per bit of what a
-        multiply-accumulate adds up.
-    lut_multiplier_bits: weight and activation bits together up to which multipliers are made of logic.
-    dsp_per_scale, dsp_base: DSP blocks per lane of a requantization above 4 bits, and of the interfaces.
-    """
-
-    clock_mhz: Positive
-    input_bytes_per_cycle: Positive
-    call_overhead_ms: NotNegative = 0.0
-    lut_per_layer: NotNegative
-    lut_per_lane_bit: NotNegative
-    lut_per_multiplier: NotNegative
-    lut_per_adder_bit: NotNegative
-    lut_multiplier_bits: NotNegative
-    dsp_per_scale: NotNegative
-    dsp_base: NotNegative
-
-
 class Power(_Section):
     """Power in parts: energy = idle_w x latency + mac_pj x multiply-accumulates of 8 x 8 bits (fewer bits:
     in proportion to their sum) + outside_byte_pj x bytes from and to the memory outside."""
@@ -184,22 +113,6 @@ class Space(_Section):
     upsets_per_bit_day: NotNegative | None = None
 
 
-SECTIONS: Mapping[str, type[BaseModel]] = {
-    "resources": Resources,
-    "overlay": Overlay,
-    "dataflow": Dataflow,
-    "power": Power,
-    "space": Space,
-}
-_WITHIN: Mapping[str, type[BaseModel]] = {"logic": Logic, "multiplier": Multiplier, "memory": MemoryBlock}
-
-
-def section_fields(location: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields that the table at ``location`` (of a field in one of SECTIONS) may have."""
-    inner = [_WITHIN[str(part)] for part in location[1:] if part in _WITHIN]
-    return list((inner[-1] if inner else SECTIONS[str(location[0])]).model_fields)
-
-
 def check_bits(model: str, supported: tuple[tuple[int, int], ...], resources: Resources | None) -> None:
     """Raise ValueError for bits that the part has no units for: these architectures compute in integers."""
     for pair in supported:
@@ -215,32 +128,8 @@ def check_bits(model: str, supported: tuple[tuple[int, int], ...], resources: Re
             )
 
 
-def check_sections(
-    model: str,
-    supported: tuple[tuple[int, int], ...],
-    resources: Resources | None,
-    overlay: Overlay | None,
-    dataflow: Dataflow | None,
-    space: Space | None,
-) -> None:
-    """Raise ValueError unless a profile has the tables that its model needs, and only blocks of its part."""
-    for name, section in (("overlay", overlay), ("dataflow", dataflow)):
-        if model == name and section is None:
-            raise ValueError(f'model "{name}" needs a table [{name}]')
-        if model != name and section is not None:
-            raise ValueError(f'model "{model}" does not use the table [{name}]; take it out')
-    if overlay is not None or dataflow is not None:
-        check_bits(model, supported, resources)
-    if model == "dataflow" and resources is None:
-        raise ValueError('model "dataflow" needs a table [resources]: the folding is chosen to fit the part')
-    known = list(resources.limits) if resources else []
-    named = {"space.triplication": space.triplication if space else {}}
-    named["overlay.footprint"] = overlay.footprint if overlay else {}
-    for where, blocks in named.items():
-        if unknown := [block for block in blocks if block not in known]:
-            raise ValueError(f"{where} names {unknown[0]}, but [resources] has {', '.join(known) or 'none'}")
-    if overlay is not None and resources is not None:
-        for block, count in overlay.footprint.items():
-            if count > resources.limits[block]:
-                limit = resources.limits[block]
-                raise ValueError(f"overlay.footprint takes {count:g} {block}, of {limit:g} to use")
+INNER_TABLES: Mapping[str, type[BaseModel]] = {
+    "resources": Resources, "power": Power, "space": Space,
+    "logic": Logic, "multiplier": Multiplier, "memory": MemoryBlock,
+}  # fmt: skip
+"""Name of a table of a part, or of one within it -> its schema."""

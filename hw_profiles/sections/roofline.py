@@ -1,16 +1,23 @@
 """The numbers of the roofline model: a part's peaks, and what share of them networks reach."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
-ShareOrNone = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
-Factor = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(strict=True, ge=1)]
+from leanfront.hw_profiles.section import (
+    Count,
+    Factor,
+    NotNegative,
+    Positive,
+    Section,
+    Share,
+    ShareOrNone,
+    register_section,
+)
+
+if TYPE_CHECKING:
+    from leanfront.hw_profiles.profile import HardwareProfile
 
 UNIT_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 
@@ -18,7 +25,8 @@ ACTIVATIONS = ("hardswish", "silu", "gelu", "sigmoid", "tanh", "leaky_relu", "ha
 """What a part may fuse besides ReLU, ReLU6 and batch norm, which are never kernels behind a layer."""
 
 
-class Roofline(BaseModel):
+@register_section("roofline")
+class Roofline(Section):
     """The numbers of the roofline model; latency_models.roofline.model says how they make a latency.
 
     Peaks, from data sheets: macs_per_ms, multiply-accumulates by the bits of the wider operand, and
@@ -47,8 +55,6 @@ class Roofline(BaseModel):
         zeros gain nothing.
     memory_power_w: power while a kernel waits for memory; left out: power_w.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     macs_per_ms: Mapping[str, Positive] = Field(min_length=1)
     bandwidth_bytes_per_ms: Positive
@@ -116,3 +122,12 @@ class Roofline(BaseModel):
         """Peak multiply-accumulates per ms in the narrowest unit wide enough for ``bits``, or None."""
         unit = self.unit(bits)
         return None if unit is None else self.macs_per_ms[str(unit)]
+
+    def check(self, part: "HardwareProfile") -> None:
+        """Raise ValueError for bits that the part has no unit for."""
+        for weight_bits, activation_bits in part.supported:
+            if self.rate(max(weight_bits, activation_bits)) is None:
+                raise ValueError(
+                    f"supported lists weights of {weight_bits} with activations of {activation_bits} bits,"
+                    f" but roofline.macs_per_ms ends at {max(map(int, self.macs_per_ms))} bits"
+                )

@@ -8,11 +8,13 @@ from leanfront.compression.graph import Network
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile
-from leanfront.latency_models.cost import Cost, CostArrays, LayerCost, costs_by_depth
+from leanfront.hw_profiles.sections import Dataflow
+from leanfront.latency_models.cost import Cost, CostArrays, CostModel, LayerCost, costs_by_depth
 from leanfront.latency_models.fpga.design import Design, Engines, design_of, engines_at, least_fits, rooms
 from leanfront.latency_models.fpga.kernels import Array
 from leanfront.latency_models.fpga.plan import Plan, plan_of, sections
 from leanfront.latency_models.fpga.radiation import clock_mhz, energy_mj, slowed
+from leanfront.latency_models.registry import costs_of
 
 STEPS_PER_DOUBLING = 8
 """How finely the pace of a pipeline is tried: steps of 2 ** (1/8) = 9 %."""
@@ -22,8 +24,9 @@ ELEMENTS = 16384
 """Kernels times policies that are designed at a time: what stays in the cache of a core."""
 
 
+@costs_of(Dataflow)
 @dataclass(frozen=True)
-class DataflowModel:
+class DataflowModel(CostModel):
     """Costs from a profile's [dataflow] and [resources]: the fastest pipeline that fits the part.
 
     All engines keep one pace (cycles per inference); the pace is the quickest at which lookup tables, DSP and

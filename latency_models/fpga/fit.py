@@ -4,7 +4,7 @@ from leanfront.compression.graph import Network
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.hw_profiles import HardwareProfile
 from leanfront.latency_models.cost import Cost
-from leanfront.latency_models.registry import COMPUTED, model_of
+from leanfront.latency_models.registry import model_of
 
 _SPARSITIES = tuple(step / 20 for step in range(20))
 
@@ -42,7 +42,7 @@ def _shortage(profile: HardwareProfile, cost: Cost) -> str:
 
 def _largest(profile: HardwareProfile, network: Network, policy: Policy) -> str:
     """The widest uniform bits that fit uncut, or else the least uniform sparsity that does."""
-    if profile.model not in COMPUTED:
+    if profile.measured:
         return "take a larger part or a smaller network"
     pairs = sorted({(p.weight_bits, p.activation_bits) for p in policy.values() if not p.left_out})
     widest = max(pairs, key=lambda pair: (pair[1], pair[0]))

@@ -9,12 +9,13 @@ from leanfront.compression.graph import Network
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile
-from leanfront.hw_profiles.sections.fpga import Overlay
-from leanfront.latency_models.cost import Cost, CostArrays, LayerCost, costs_by_depth
+from leanfront.hw_profiles.sections import Overlay
+from leanfront.latency_models.cost import Cost, CostArrays, CostModel, LayerCost, costs_by_depth
 from leanfront.latency_models.errors import TableError
 from leanfront.latency_models.fpga.kernels import MEAN_OPS, PLACED_OPS, WINDOW_OPS, Array, Work, works
 from leanfront.latency_models.fpga.radiation import clock_mhz, energy_mj, occupied, slowed
 from leanfront.latency_models.memory import peak_bytes
+from leanfront.latency_models.registry import costs_of, section_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +100,9 @@ def other_ms(work: Work, overlay: Overlay, clock: float) -> Array:
     return work.out * (work.positions / (overlay.elementwise_bytes_per_cycle * per_ms))
 
 
+@costs_of(Overlay)
 @dataclass(frozen=True)
-class OverlayModel:
+class OverlayModel(CostModel):
     """Costs from a profile's [overlay]: latency is the sum over the kernels and a call's overhead."""
 
     profile: HardwareProfile
@@ -116,7 +118,7 @@ class OverlayModel:
             TableError: an operation or a bit pair that the part cannot run; it is named.
         """
         found = self._costs(PolicyBatch.one(network, policy))
-        _, resources = occupied(self.profile, _overlay(self.profile).footprint)
+        _, resources = occupied(self.profile, section_of(self.profile, Overlay).footprint)
         return found.first("modelled", self.profile.estimated, resources)
 
     def costs(self, batch: PolicyBatch) -> CostArrays:
@@ -124,7 +126,7 @@ class OverlayModel:
         return costs_by_depth(batch, self._costs)
 
     def _costs(self, batch: PolicyBatch) -> CostArrays:
-        overlay = _overlay(self.profile)
+        overlay = section_of(self.profile, Overlay)
         times, moved = self._times(batch)
         latency_ms = slowed(self.profile, times.sum(axis=0) + overlay.call_overhead_ms)
         return CostArrays(
@@ -152,7 +154,7 @@ class OverlayModel:
 
     def _times(self, batch: PolicyBatch) -> tuple[Array, Array]:
         """(kernels, n) ms of each kernel, and (n,) bytes from and to the memory outside."""
-        overlay, clock = _overlay(self.profile), clock_mhz(self.profile)
+        overlay, clock = section_of(self.profile, Overlay), clock_mhz(self.profile)
         rows = np.zeros((len(batch.kernels), batch.count))
         layers: list[tuple[Work, LayerTimes]] = []
         moved = np.zeros(batch.count)
@@ -187,9 +189,3 @@ def _resident(layers: list[tuple[Work, LayerTimes]], capacity_bytes: float) -> N
     fits = np.zeros(sizes.shape, dtype=np.bool_)
     np.put_along_axis(fits, order, before <= capacity_bytes, axis=0)
     return np.asarray(fits & (gains > 0))
-
-
-def _overlay(profile: HardwareProfile) -> Overlay:
-    if profile.overlay is None:
-        raise TableError(f"profile {profile.name!r} has no [overlay]; its model is {profile.model!r}")
-    return profile.overlay

@@ -8,11 +8,13 @@ from numpy.typing import NDArray
 
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile
-from leanfront.hw_profiles.sections.fpga import Dataflow, Resources
+from leanfront.hw_profiles.sections import Dataflow
+from leanfront.hw_profiles.sections.fpga import Resources
 from leanfront.latency_models.errors import TableError
 from leanfront.latency_models.fpga.kernels import MEAN_OPS, PLACED_OPS, Array, Work, works
 from leanfront.latency_models.fpga.pipeline import first_window
 from leanfront.latency_models.fpga.resources import Held, arithmetic, sum_bits, threshold_bits
+from leanfront.latency_models.registry import section_of
 
 NARROW_BITS = 4
 """Up to as many bits, sums are brought to their bits by thresholds in logic, above by DSP blocks."""
@@ -162,9 +164,10 @@ def plan_of(batch: PolicyBatch, profile: HardwareProfile, rooms: dict[str, float
 
 def sections(profile: HardwareProfile) -> tuple[Dataflow, Resources]:
     """The tables [dataflow] and [resources] of a profile; TableError where it has none."""
-    if profile.dataflow is None or profile.resources is None:
-        raise TableError(f"profile {profile.name!r} has no [dataflow]; its model is {profile.model!r}")
-    return profile.dataflow, profile.resources
+    dataflow, resources = section_of(profile, Dataflow), profile.resources
+    if resources is None:
+        raise TableError(f"profile {profile.name!r} has no [resources]")
+    return dataflow, resources
 
 
 def _rows(rows: list[Array], batch: PolicyBatch) -> Array:

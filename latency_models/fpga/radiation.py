@@ -9,6 +9,7 @@ import numpy as np
 
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile
+from leanfront.hw_profiles.sections import Dataflow, Overlay
 from leanfront.latency_models.cost import Cost
 from leanfront.latency_models.errors import TableError
 from leanfront.latency_models.fpga.kernels import Array
@@ -16,8 +17,8 @@ from leanfront.latency_models.fpga.kernels import Array
 
 def clock_mhz(profile: HardwareProfile) -> float:
     """The clock of the architecture after derating."""
-    section = profile.overlay or profile.dataflow
-    if section is None:
+    section = profile.section
+    if not isinstance(section, Overlay | Dataflow):
         raise TableError(f"profile {profile.name!r} has neither [overlay] nor [dataflow]")
     derating = profile.space.clock_derating if profile.space else 1.0
     return section.clock_mhz * derating

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from leanfront.hw_profiles.sections.fpga import Dataflow, MemoryBlock, Multiplier
+from leanfront.hw_profiles.sections import Dataflow
+from leanfront.hw_profiles.sections.fpga import MemoryBlock, Multiplier
 from leanfront.latency_models.fpga.kernels import Array
 
 TABLE_BITS = 64

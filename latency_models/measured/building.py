@@ -58,7 +58,7 @@ def cost_model(
         TableError: the machine cannot measure (no such provider, no onnxruntime, cache not writable, a
             network that onnxruntime refuses).
     """
-    if profile.model != "measured":
+    if not profile.measured:
         from leanfront.latency_models.registry import model_of
 
         return model_of(profile)

@@ -34,11 +34,10 @@ def first_validation(
     """
     from leanfront.latency_models.kit.installed_tables import elsewhere
     from leanfront.latency_models.measured.building import validation_path
-    from leanfront.latency_models.measured.imported import ImportedModel
     from leanfront.latency_models.measured.validation import LEAST_HELD_OUT, validate
 
     path = validation_path(network, space, model.table.device)
-    if isinstance(model, ImportedModel) and elsewhere(model.profile.name):  # measured there, not here
+    if model.imported and elsewhere(model.profile.name):  # measured there, not here
         if len(model.held_out) < LEAST_HELD_OUT:
             log(f"warning: {model.table.device} timed too few whole networks to say how good predictions are")
             return None

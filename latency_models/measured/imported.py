@@ -1,7 +1,6 @@
 """The cost model of a device that is not this machine, from what its kits measured there."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from leanfront.compression.export.network_model import network_model
 from leanfront.compression.graph import Network
@@ -14,28 +13,17 @@ from leanfront.latency_models.kernel_table.table import LatencyTable
 from leanfront.latency_models.kit.installed_tables import Placed, device_of
 from leanfront.latency_models.measured.correction import LEAST_SAMPLES, Correction, Sample, accuracy, fit
 from leanfront.latency_models.measured.kit_networks import exporter_digest, network_digest
-from leanfront.latency_models.measured.model import TableModel
+from leanfront.latency_models.measured.model import TableModel, Timed
 from leanfront.latency_models.measured.optimised_kernels import Build, Structure, canonical
 from leanfront.latency_models.providers import PROVIDERS
 
 Log = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Timed:
-    """A network that the device timed as a whole: cut as its policy says."""
-
-    cut: Network
-    policy: Policy
-    measured_ms: float
-    spread: float
-
-
 class ImportedModel(TableModel):
-    """The cost model of a device elsewhere. ``held_out``: networks timed there that the fit has not seen."""
+    """The cost model of a device elsewhere."""
 
-    held_out: tuple[Timed, ...] = ()
-    noise: str | None = None
+    imported = True
 
     def as_built(self, network: Network, policy: Policy) -> Cost:
         """As ``cost``: what onnxruntime makes of a network here, it need not make of it there."""

@@ -12,7 +12,7 @@ from leanfront.compression.policy import Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile
 from leanfront.latency_models.benchmark.zero_points import faster
-from leanfront.latency_models.cost import Cost, CostArrays, Kind, LayerCost
+from leanfront.latency_models.cost import Cost, CostArrays, CostModel, Kind, LayerCost
 from leanfront.latency_models.errors import TableError
 from leanfront.latency_models.kernel_table.keys import constant_bytes_of, kind_of
 from leanfront.latency_models.kernel_table.table import CALL, LatencyTable
@@ -54,11 +54,28 @@ class _Entry:
         )
 
 
-class TableModel:
-    """Costs of one network on a measured part; implements ``latency_models.cost.CostModel``.
+@dataclass(frozen=True)
+class Timed:
+    """A network that a device timed as a whole: cut as its policy says."""
+
+    cut: Network
+    policy: Policy
+    measured_ms: float
+    spread: float
+
+
+class TableModel(CostModel):
+    """Costs of one network on a measured part.
 
     Energy is the profile's power times latency, and marked as estimated.
+
+    imported: the table is of another machine. held_out: networks timed there that the fit has not seen.
+    noise: what was said of that machine when it was too noisy.
     """
+
+    imported: bool = False
+    held_out: "tuple[Timed, ...]" = ()
+    noise: str | None = None
 
     def __init__(
         self,
@@ -91,6 +108,16 @@ class TableModel:
     def kind(self) -> Kind:
         """ "calibrated" with a correction from whole networks, else "measured": kernels added up."""
         return "calibrated" if self.correction.samples else "measured"
+
+    @property
+    def measured_on(self) -> str:
+        """The device that the table is of, with its software."""
+        return f"{self.table.device} ({self.table.device.versions})"
+
+    @property
+    def table_model(self) -> "TableModel":
+        """Itself."""
+        return self
 
     @property
     def validation(self) -> Accuracy | None:

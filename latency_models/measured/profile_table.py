@@ -74,7 +74,7 @@ def check_measured(profile: HardwareProfile) -> None:
     Raises:
         ProfileError: what to do instead.
     """
-    if profile.model != "measured":
+    if not profile.measured:
         raise ProfileError(
             f"profile {profile.name!r} is not measured: its latencies are computed (model {profile.model!r});"
             " `leanfront profile new NAME --like this-machine` makes a profile that is measured here"
@@ -117,14 +117,13 @@ def measure_for(
     from leanfront.latency_models.benchmark.zero_points import with_shifted_keys
     from leanfront.latency_models.kernel_table.table import load_table, table_path, this_device
     from leanfront.latency_models.measured.building import cost_model, remembered_noise
-    from leanfront.latency_models.measured.model import TableModel
     from leanfront.latency_models.providers import provider_of
 
     check_measured_here(profile)
     device = this_device(threads, provider_of(provider))
     before = load_table(table_path(device), device, profile.name)
-    model = cost_model(traced, space, profile, threads, log, provider, again, noisy_too=False)
-    assert isinstance(model, TableModel)
+    model = cost_model(traced, space, profile, threads, log, provider, again, noisy_too=False).table_model
+    assert model is not None
     noise = remembered_noise(traced.network, space, device)
     wanted = with_shifted_keys(model.structure.keys())
     return _summary(model.table, before, wanted, provider, noise, model)

@@ -89,10 +89,9 @@ def _timed_there(model: "TableModel") -> Validation | None:
     """The networks that another device timed and the fit has not seen; None where it is this machine."""
     from leanfront.latency_models.kernel_table.table import this_device
     from leanfront.latency_models.measured.correction import accuracy
-    from leanfront.latency_models.measured.imported import ImportedModel
 
     device = model.table.device
-    if not isinstance(model, ImportedModel) or device == this_device(device.threads, device.provider):
+    if not model.imported or device == this_device(device.threads, device.provider):
         return None
     if len(model.held_out) < LEAST_HELD_OUT:
         raise TableError(

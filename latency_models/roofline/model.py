@@ -9,9 +9,9 @@ from leanfront.compression.graph import Network
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile, Roofline
-from leanfront.latency_models.cost import Cost, CostArrays, Kind, LayerCost, costs_by_depth
-from leanfront.latency_models.errors import TableError
+from leanfront.latency_models.cost import Cost, CostArrays, CostModel, Kind, LayerCost, costs_by_depth
 from leanfront.latency_models.memory import peak_bytes
+from leanfront.latency_models.registry import costs_of, section_of
 from leanfront.latency_models.roofline.work import FREE_OPS as FREE_OPS
 from leanfront.latency_models.roofline.work import MEMORY_OPS as MEMORY_OPS
 from leanfront.latency_models.roofline.work import Array, Work, work_of
@@ -111,9 +111,10 @@ def sparse_gain(layer: LayerPolicy, roofline: Roofline) -> float:
     return 1.0
 
 
+@costs_of(Roofline)
 @dataclass(frozen=True)
-class RooflineModel:
-    """Costs from a profile's [roofline] numbers; implements ``latency_models.cost.CostModel``."""
+class RooflineModel(CostModel):
+    """Costs from a profile's [roofline] numbers."""
 
     profile: HardwareProfile
 
@@ -160,7 +161,7 @@ class RooflineModel:
         return "calibrated" if fitted else "modelled"
 
     def _times(self, batch: PolicyBatch, policy: Policy | None = None) -> tuple[Work, Times]:
-        roofline = _roofline(self.profile)
+        roofline = section_of(self.profile, Roofline)
         work = work_of(batch, self.profile, roofline)
         gains: Array | float = 1.0
         if policy is not None and any(p.pattern in ("2:4", "unstructured") for p in policy.values()):
@@ -173,7 +174,7 @@ class RooflineModel:
     def _energy_mj(self, found: Times) -> Array:
         """W x ms = mJ."""
         busy = self.profile.power_w
-        waiting = _roofline(self.profile).memory_power_w or busy
+        waiting = section_of(self.profile, Roofline).memory_power_w or busy
         return np.asarray(busy * found.compute_ms + waiting * found.other_ms)
 
     def _costs(self, batch: PolicyBatch, timed: tuple[Work, Times]) -> CostArrays:
@@ -187,12 +188,3 @@ class RooflineModel:
             peak_memory_bytes=peak_bytes(batch, work.tensor_bytes),
             memory_bytes=self.profile.memory_bytes,
         )
-
-
-def _roofline(profile: HardwareProfile) -> Roofline:
-    if profile.roofline is None:
-        raise TableError(
-            f"profile {profile.name!r} has no [roofline] numbers; its latencies come from"
-            f" model {profile.model!r}"
-        )
-    return profile.roofline

@@ -3,7 +3,6 @@
 import time
 from typing import Any
 
-from leanfront.latency_models.cost import measured_on
 from leanfront.search.cli.output import print_table
 from leanfront.search.config import SearchConfig
 from leanfront.search.study.prepare import Loaded, load, prepare, threads_of_workers
@@ -32,7 +31,7 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
         trials = settings.trials if trials is None else min(trials, settings.trials)
     return {
         "profile": loaded.profile.name,
-        "measured_on": measured_on(problem.cost_model),
+        "measured_on": problem.cost_model.measured_on,
         "baseline_accuracy": problem.baseline_accuracy,
         "macs": network.macs,
         "weights": network.weight_count,

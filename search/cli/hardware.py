@@ -73,7 +73,7 @@ def show_profile(
     console = _console()
     console.print(f"{profile.name}: {profile.description}", markup=False)
     console.print(f"kind {profile.kind}, latency model {profile.model}, pattern that pays {profile.pattern}")
-    if profile.model == "measured":
+    if profile.measured:
         from leanfront.latency_models.kit.installed_tables import elsewhere
 
         console.print(f"measured on {elsewhere(profile.name) or 'this machine'}", markup=False)
@@ -172,9 +172,7 @@ def cost(
     resized, total, rows, model = priced.network, priced.cost, priced.layers, priced.model
     upsets = _upsets_per_day(hardware, total, upsets_per_bit_day)
     misfit = None if total.fits else _misfit(hardware, original, wanted, total)
-    from leanfront.latency_models.cost import measured_on
-
-    device = measured_on(model)
+    device = model.measured_on
     if format_ is Format.JSON:
         more = {"upsets_per_day": upsets, "misfit": misfit, "measured_on": device}
         _print_json(_as_json(total, rows) | {key: value for key, value in more.items() if value is not None})

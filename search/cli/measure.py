@@ -91,7 +91,6 @@ def validate(
 ) -> None:
     """Measure networks that the table has not seen, and say how well it predicted them."""
     from leanfront.latency_models.measured.building import cost_model
-    from leanfront.latency_models.measured.model import TableModel
     from leanfront.latency_models.measured.profile_table import check_measured
     from leanfront.latency_models.measured.validation import validate as compare
     from leanfront.search.cli.validation_text import as_json, print_validation
@@ -103,8 +102,8 @@ def validate(
     name = provider.value if provider is not None else settings.hardware.provider
     check_provider(name)
     loaded = load(settings)
-    model = cost_model(loaded.traced, loaded.space, loaded.profile, count, _say, name)
-    assert isinstance(model, TableModel)
+    model = cost_model(loaded.traced, loaded.space, loaded.profile, count, _say, name).table_model
+    assert model is not None
     found = compare(model, loaded.space, policies, log=_say)
     if format_ is Format.JSON:
         print_json(as_json(found))

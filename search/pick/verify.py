@@ -167,7 +167,7 @@ def at_hand(
     profile: HardwareProfile, threads: int, provider: str, log: Callable[[str], None] = lambda line: None
 ) -> bool:
     """Whether latencies of a profile can be measured here: whether this machine is its device."""
-    if profile.model != "measured":
+    if not profile.measured:
         return False
     placed = device_of(profile, threads, PROVIDERS[provider])
     if not placed.is_this_machine:

@@ -15,7 +15,7 @@ import numpy as np
 
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.space import Space
-from leanfront.hw_profiles import HardwareProfile, load_profile
+from leanfront.hw_profiles import HardwareProfile, find_profile, read_profile
 from leanfront.search.config import ConfigError, SearchConfig
 from leanfront.search.run.front import quantity
 from leanfront.search.run.run_folder import RunFolder, now
@@ -47,21 +47,22 @@ class Loaded:
 
 
 def load(config: SearchConfig) -> Loaded:
-    """Load the profile, the task, the sampler, the network and the space, in this order; trains and measures
-    nothing.
+    """Load the task, what it may have brought (sampler, kind of file, profile), the network and the space, in
+    this order; trains and measures nothing.
 
     Raises:
         ProfileError, TaskError, DialectError, TraceError, ConfigError: what is wrong with them, in one
             sentence.
     """
-    profile = load_profile(config.hardware.profile)
     from leanfront.compression.capture.trace import trace
     from leanfront.compression.export.dialects import dialect_of
     from leanfront.search.task import load_task
 
+    file = find_profile(config.hardware.profile)
     task = load_task(config.task.file, config.task.options)
     sampler = sampler_named(config.search.sampler)  # which the task's file may have registered
-    dialect_of(config.export.to)  # which the task may have brought
+    dialect_of(config.export.to)
+    profile = read_profile(file)  # only now: a task may bring a section and a cost model of its own
     traced = trace(task.model, task.example_input)
     spaces = config.space
     space = Space(
@@ -80,7 +81,6 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         ConfigError: no policy meets the limits; the nearest is named.
         TableError: a cost is not known.
     """
-    from leanfront.latency_models.cost import cost_as_built
     from leanfront.latency_models.measured.building import cost_model
     from leanfront.search.trial.scorer import Scorer
 
@@ -97,7 +97,7 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
     if written is not None:
         _write_table(costs, written)
     reference = _uncompressed(loaded)
-    cost = cost_as_built(costs, loaded.traced.network, reference)
+    cost = costs.as_built(loaded.traced.network, reference)
     _say_what_is_special(loaded, costs, reference, cost, log)
     baseline |= {name: getattr(cost, name) for name in COSTS}
     if (pair := _pair(reference)) != (32, 32):
@@ -150,10 +150,9 @@ def _scored_baseline(scorer: "Scorer", run: RunFolder | None, log: Log) -> dict[
 def _write_table(costs: "CostModel", run: RunFolder) -> None:
     """What priced this search, beside it: the cache may be measured anew later."""
     from leanfront.latency_models.benchmark.zero_points import with_shifted_keys
-    from leanfront.latency_models.measured.model import TableModel
 
-    if isinstance(costs, TableModel):
-        costs.table.only(with_shifted_keys(costs.structure.keys())).save(run.path / "latency_table.csv")
+    if (measured := costs.table_model) is not None:
+        measured.table.only(with_shifted_keys(measured.structure.keys())).save(run.path / "latency_table.csv")
 
 
 def _say_what_is_special(
@@ -174,18 +173,16 @@ def _say_what_is_special(
 def _described(loaded: Loaded, costs: "CostModel", cost: "Cost", log: Log) -> dict[str, Any]:
     """What environment.json says of the network, the part, its costs (a first validation of measured ones)
     and what this runs on."""
-    from leanfront.latency_models.cost import measured_on
     from leanfront.latency_models.measured.first_validation import first_validation
-    from leanfront.latency_models.measured.model import TableModel
 
     config, network = loaded.config, loaded.traced.network
     # a measured part's power may have been measured, too
-    priced_with = costs.profile if isinstance(costs, TableModel) else loaded.profile
+    priced_with = loaded.profile if costs.table_model is None else costs.table_model.profile
     if priced_with.estimate_sentence:
         log(priced_with.estimate_sentence)
     validation = None
-    if isinstance(costs, TableModel):
-        validation = first_validation(costs, network, loaded.space, log)
+    if costs.table_model is not None:
+        validation = first_validation(costs.table_model, network, loaded.space, log)
     layers = [
         {"name": layer.name, "shape": str(layer.shape), "group": layer.group} for layer in network.layers
     ]
@@ -197,7 +194,7 @@ def _described(loaded: Loaded, costs: "CostModel", cost: "Cost", log: Log) -> di
         "layers": layers,
         "space_size": str(loaded.space.size),
         "latency_validation": validation,
-        "measured_on": measured_on(costs),
+        "measured_on": costs.measured_on,
         "seeds": {"search": config.search.seed},
         "versions": _versions(),
         "machine": _machine(),

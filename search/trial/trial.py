@@ -97,9 +97,7 @@ class Problem:
 
     def cost_as_built(self, policy: Policy) -> "Cost":
         """The same, looked at more closely where the model can; takes some tens of milliseconds."""
-        from leanfront.latency_models.cost import cost_as_built
-
-        return cost_as_built(self.cost_model, self.space.resized(policy), policy)
+        return self.cost_model.as_built(self.space.resized(policy), policy)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from leanfront.hw_profiles import (
     to_toml,
 )
 from leanfront.hw_profiles.profile import ACTIVATION_BITS, WEIGHT_BITS
-from leanfront.hw_profiles.sections.roofline import Roofline
+from leanfront.hw_profiles.sections import Roofline
 from leanfront.hw_profiles.units import unit_of
 
 
@@ -174,7 +174,7 @@ def _set(fields: dict, path: str, value: object) -> None:
             [[8, 8], [4, 8], [8, 8]],
             "supported: weights of 8 with activations of 8 bits are listed twice",
         ),
-        ("kind", "dsp", "kind: .*'cpu', 'gpu' or 'fpga'"),
+        ("kind", "dsp", "kind: .*'cpu', 'gpu', 'npu' or 'fpga'"),
         ("pattern", "rows", "pattern: "),
         ("name", "My Part", "name: "),
         ("powerw", 3.0, "powerw is no field of a profile; did you mean power_w?"),

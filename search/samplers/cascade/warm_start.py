@@ -94,20 +94,12 @@ class Knowledge:
         result = np.stack(columns, axis=1)
         for name, most in self.limits.costs.items():
             result[getattr(found, name) > most] = np.inf
-        if self._is_tight:
-            result[~found.fits] = np.inf
+        result[~found.fits] = np.inf
         return result
 
     @cached_property
     def _uniform(self) -> Codes:
         return np.stack([self.encoding.of(policy) for policy in self.space.uniform_policies()], axis=1)
-
-    @cached_property
-    def _is_tight(self) -> bool:
-        """Whether the part may be too small for a policy. Memory takes longer than all other costs: where
-        everything uniform fits, with the uncompressed network, it is not asked for."""
-        every = np.hstack([self._uniform, self.encoding.uncompressed()[:, None]])
-        return not self.cost_model.costs(self.encoding.batch(every)).fits.all()
 
     @cached_property
     def low(self) -> Array:

@@ -48,7 +48,7 @@ class BitCost:
     def costs(self, batch):
         latency, size = (found / whole for found, whole in zip(self._of(batch), self._whole, strict=True))
         nothing = np.zeros(batch.count)
-        return CostArrays(latency, latency, size, nothing > 0, lambda: (nothing, nothing == 0))
+        return CostArrays(latency, latency, size, nothing > 0, nothing)
 
 
 @dataclass
@@ -173,7 +173,7 @@ class Tight(BitCost):
 
     def costs(self, batch):
         found = super().costs(batch)
-        return replace(found, memory=lambda: (found.size_bytes, found.size_bytes <= 0.1))
+        return replace(found, placed=found.size_bytes <= 0.1)
 
 
 def test_what_does_not_fit_the_part_is_not_proposed():
