@@ -4,7 +4,7 @@
 
 For each network in float32, in int8 and under random cut and mixed policies: the peak of tensors that live
 at the same time with what kernels work in, which is what a search knows (``latency_models.memory``), and the
-most bytes that an inference takes at once (``latency_models.benchmark.counted_memory``): inputs, tensors, outputs and
+most bytes that an inference takes at once (counted_memory): inputs, tensors, outputs and
 working buffers of operations, not the weights. No latency is measured.
 """
 

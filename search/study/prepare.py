@@ -177,7 +177,7 @@ def _described(loaded: Loaded, costs: "CostModel", cost: "Cost", log: Log) -> di
 
     config, network = loaded.config, loaded.traced.network
     # a measured part's power may have been measured, too
-    priced_with = loaded.profile if costs.table_model is None else costs.table_model.profile
+    priced_with = costs.profile
     if priced_with.estimate_sentence:
         log(priced_with.estimate_sentence)
     validation = None

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from leanfront.compression.export.network_model import network_model
 from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.latency_models.benchmark.counted_memory import counted_bytes
-from leanfront.compression.export.network_model import network_model
 from leanfront.latency_models.memory import peak_bytes, tensor_bytes, working_bytes
 from tests.networks import example
 from tests.residual_networks import built
