@@ -26,5 +26,6 @@ def cached(storage: BaseStorage) -> BaseStorage:
 def share_distributions() -> None:
     """Have journals replayed with one object for each distribution. A study has a few dozen of them; Optuna
     makes one for each parameter of each trial, which is most of the memory of a study."""
-    if not hasattr(_storage.json_to_distribution, "cache_info"):
-        _storage.json_to_distribution = cache(_storage.json_to_distribution)
+    read = vars(_storage)["json_to_distribution"]
+    if not hasattr(read, "cache_info"):
+        vars(_storage)["json_to_distribution"] = cache(read)

@@ -111,7 +111,7 @@ def _delegated(name: str) -> Callable[..., Any]:
 for _name in vars(BaseStorage):
     if not _name.startswith("_"):
         setattr(PatientStorage, _name, _delegated(_name))
-abc.update_abstractmethods(PatientStorage)
+abc.update_abstractmethods(PatientStorage)  # type: ignore[type-abstract]
 
 
 def _patiently(operation: Callable[..., Any], shown: str, note: Note) -> Callable[..., Any]:

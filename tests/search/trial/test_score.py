@@ -16,6 +16,7 @@ from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.training.batch_norms import re_estimate
 from leanfront.search.config import parse_config
 from leanfront.search.run.significance import wilson_interval
+from leanfront.search.samplers import sampler_named
 from leanfront.search.task import ArrayData, Task, TaskError
 from leanfront.search.trial.score_file import AsFile
 from leanfront.search.trial.scorer import Scorer, TrialFailed, evaluate, load_weights, save_weights
@@ -46,7 +47,9 @@ def scorer(task: Task, profile: str = "this-machine", sampler: str = "tpe", **fi
         "hardware": {"profile": profile},
         "finetune": {"images": 96, "batch": 32, "calibration_images": 64, **finetune},
     }
-    return Scorer(trace(task.model, task.example_input), task, parse_config(raw))
+    config = parse_config(raw)
+    rungs = sampler_named(config.search.sampler).rungs(config.rung_images)
+    return Scorer(trace(task.model, task.example_input), task, config, rungs=rungs)
 
 
 def policy(judge: Scorer, sparsity: float = 0.25, weight_bits: int = 8) -> Policy:
@@ -97,7 +100,7 @@ def test_without_training_scores_are_the_same_twice() -> None:
 
 def test_training_goes_on_from_where_it_was_and_scores_on_the_same_images() -> None:
     judge = scorer(small_task(), sampler="cascade", rungs=[0.0, 0.5, 1.0])
-    assert judge.config.rung_images == (0, 48, 96)
+    assert judge.rungs == (0, 48, 96)
     candidate = judge.start(policy(judge, 0.5, 4))
     weights = [next(candidate.compressed.module.parameters()).clone()]
     scores = []

@@ -49,6 +49,6 @@ def test_trials_of_a_journal_share_their_distributions(tmp_path: Path) -> None:
         study.ask().suggest_categorical("bits/conv", ["w4a8", "w8a8"])
     one, two = open_journal(path).get_all_trials(0)
     assert one.distributions["bits/conv"] is two.distributions["bits/conv"]
-    assert one.distributions["bits/conv"] is not _storage.json_to_distribution.__wrapped__(  # type: ignore[attr-defined]
+    assert one.distributions["bits/conv"] is not vars(_storage)["json_to_distribution"].__wrapped__(
         optuna.distributions.distribution_to_json(one.distributions["bits/conv"])
     )
