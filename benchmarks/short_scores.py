@@ -27,7 +27,7 @@ from leanfront.compression.training.finetune import Batch
 from leanfront.latency_models.measured.policy_draws import draw
 from leanfront.search.config import SearchConfig, load_config
 from leanfront.search.samplers.cascade.encoding import Encoding
-from leanfront.search.samplers.cascade.surrogate import Prior, Seen, Surrogate, log_divergence
+from leanfront.search.samplers.cascade.surrogate import Observation, Prior, Surrogate, log_divergence
 from leanfront.search.study.prepare import Loaded, load
 from leanfront.search.task import as_data
 from leanfront.search.trial import sensitivity
@@ -80,7 +80,7 @@ def predicted(loaded: Loaded, scorer: Scorer, lines: Sequence[Line]) -> dict[str
     for line in lines:
         codes = encoding.of(Policy.from_json(json.dumps(line["policy"])))
         score = float(log_divergence(line["untrained"][UNTRAINED]["divergence"]))
-        seen.append(Seen(codes, {0: score}, np.zeros(1)))
+        seen.append(Observation(codes, {0: score}, np.zeros(1)))
     names = ("surrogate, from others' untrained scores", "surrogate, from its own, too")
     found: dict[str, Any] = {name: np.zeros(len(seen)) for name in names}
     for index, one in enumerate(seen):

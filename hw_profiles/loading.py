@@ -81,35 +81,39 @@ def to_toml(profile: HardwareProfile) -> str:
     fields = profile.model_dump(by_alias=True, exclude_none=True)
     sources = fields.pop("sources")
     lines = [*_table(fields, ""), "", "[sources]"]
-    lines += [
-        f"{_text(path)} = {{ status = {_text(entry['status'])}, from = {_text(entry['from'])} }}"
-        for path, entry in sources.items()
-    ]
+    for path, entry in sources.items():
+        given = {"status": entry["status"], "from": entry["from"]}
+        said = ", ".join(f"{name} = {toml_value(value)}" for name, value in given.items())
+        lines.append(f"{toml_value(path)} = {{ {said} }}")
     return "\n".join(lines) + "\n"
 
 
 def _table(fields: Mapping[str, Any], path: str) -> list[str]:
     lines = [f"\n[{path}]"] if path else []
-    lines += [f"{_key(k)} = {_value(v)}" for k, v in fields.items() if not isinstance(v, Mapping)]
+    lines += [f"{toml_key(k)} = {toml_value(v)}" for k, v in fields.items() if not isinstance(v, Mapping)]
     for key, value in fields.items():
         if isinstance(value, Mapping) and value:
             lines += _table(value, f"{path}.{key}" if path else key)
     return lines
 
 
-def _value(value: Any) -> str:
+def toml_key(key: str) -> str:
+    """A key of TOML, quoted where it must be."""
+    bare = key.isascii() and key.replace("_", "").replace("-", "").isalnum()
+    return key if bare else toml_value(key)
+
+
+def toml_value(value: Any) -> str:
+    """One TOML value. JSON's strings are TOML's, but for DEL, which TOML wants escaped."""
     if isinstance(value, str):
-        return _text(value)
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_value, value))}]"
-    return repr(value)
-
-
-def _key(key: str) -> str:
-    return key if key.isidentifier() else _text(key)
-
-
-def _text(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, Mapping):
+        pairs = (f"{toml_key(key)} = {toml_value(item)}" for key, item in value.items())
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, float):
+        return repr(value)  # repr says inf and nan as TOML does
+    return str(value)  # integers, and TOML's dates and times, whose str is their TOML form

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
 
+from leanfront.hw_profiles.loading import toml_key, toml_value
 from leanfront.search.storage_url import without_password
 
 Objective = Literal["accuracy", "latency_ms", "size_bytes", "energy_mj"]
@@ -324,29 +325,11 @@ def _all_keys() -> list[str]:
 def _table(name: str, values: Mapping[str, Any]) -> str:
     lines = [f"[{name}]"]
     lines += [
-        f"{_key(key)} = {_value(value)}" for key, value in values.items() if not isinstance(value, dict)
+        f"{toml_key(key)} = {toml_value(value)}"
+        for key, value in values.items()
+        if not isinstance(value, dict)
     ]
     tables = [
-        _table(f"{name}.{_key(key)}", value) for key, value in values.items() if isinstance(value, dict)
+        _table(f"{name}.{toml_key(key)}", value) for key, value in values.items() if isinstance(value, dict)
     ]
     return "\n".join(lines) + "\n\n" + "".join(tables)
-
-
-def _key(key: str) -> str:
-    bare = key.isascii() and key.replace("_", "").replace("-", "").isalnum()
-    return key if bare else _value(key)
-
-
-def _value(value: Any) -> str:
-    """One TOML value. JSON's strings are TOML's, but for DEL, which TOML wants escaped."""
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_value(item) for item in value)}]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_key(key)} = {_value(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, float):
-        return repr(value)  # repr says inf and nan as TOML does
-    return str(value)  # integers, and TOML's dates and times, whose str is their TOML form

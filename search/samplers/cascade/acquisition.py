@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanfront.search.samplers.cascade.encoding import Codes, fresh
-from leanfront.search.samplers.cascade.expected_hypervolume import Landscape, strewn, within
+from leanfront.search.samplers.cascade.expected_hypervolume import FrontSurface, latin_hypercube, within
 from leanfront.search.samplers.cascade.gaussian import Array, Hyperparameters
-from leanfront.search.samplers.cascade.surrogate import MOST_POINTS, Seen, Surrogate
+from leanfront.search.samplers.cascade.surrogate import MOST_POINTS, Observation, Surrogate
 from leanfront.search.samplers.cascade.warm_start import Knowledge
 from leanfront.search.samplers.cascade.zero_cost_front import children
 
@@ -26,7 +26,7 @@ _FLOOR_OF_DIVERGENCE = float(np.log(1.35))
 
 @dataclass(frozen=True)
 class Proposal:
-    """Codes (decisions,), the gain expected over a landscape, and what the surrogate expects of them at the
+    """Codes (decisions,), the gain expected over a surface, and what the surrogate expects of them at the
     target rung."""
 
     codes: Codes
@@ -34,12 +34,12 @@ class Proposal:
     mean: float
     deviation: float
     surrogate: Surrogate
-    landscape: Landscape
+    surface: FrontSurface
 
 
 def propose(
     knowledge: Knowledge,
-    seen: Sequence[Seen],
+    seen: Sequence[Observation],
     taken: Collection[bytes],
     pending: Codes,
     target: int,
@@ -60,9 +60,9 @@ def propose(
     None: no candidate is new and within the limits.
     """
     encoding = knowledge.encoding
-    surrogate, start, landscape = _picture(knowledge, seen, pending, target, known)
+    surrogate, start, surface = _picture(knowledge, seen, pending, target, known)
     # with a little more doubt, what is on the front or just behind it promises most: parents of what is new
-    gains = landscape.expected_gain(start.log_costs, start.mean, start.deviation + _MORE_DOUBT)
+    gains = surface.expected_hypervolume(start.log_costs, start.mean, start.deviation + _MORE_DOUBT)
     parents = start.codes[:, np.argsort(-gains, kind="stable")[:_PARENTS]]
     if not parents.size:  # nothing that is known keeps the limits
         parents = encoding.random(_PARENTS, rng)
@@ -79,7 +79,7 @@ def propose(
             candidates = encoding.random(CANDIDATES, rng)
             continue
         mean, deviation = surrogate.predict(candidates, target)
-        gains = landscape.expected_gain(log_costs, mean, deviation)
+        gains = surface.expected_hypervolume(log_costs, mean, deviation)
         order = np.argsort(-gains, kind="stable")
         first = order[0]
         if found is None or gains[first] > found.gain:
@@ -89,36 +89,36 @@ def propose(
                 float(mean[first]),
                 float(deviation[first]),
                 surrogate,
-                landscape,
+                surface,
             )
         parents = candidates[:, order[:_PARENTS]]
         candidates = parents[:, :0]
     return found
 
 
-def front_landscape(
+def front_surface(
     knowledge: Knowledge,
-    seen: Sequence[Seen],
+    seen: Sequence[Observation],
     pending: Codes,
     known: Mapping[int, Hyperparameters] | None = None,
-) -> Landscape:
+) -> FrontSurface:
     """What the front reaches at the last rung; arguments as of ``propose``."""
     return _picture(knowledge, seen, pending, knowledge.rungs - 1, known)[2]
 
 
 def _picture(
     knowledge: Knowledge,
-    seen: Sequence[Seen],
+    seen: Sequence[Observation],
     pending: Codes,
     target: int,
     known: Mapping[int, Hyperparameters] | None,
-) -> "tuple[Surrogate, _Start, Landscape]":
+) -> "tuple[Surrogate, _Start, FrontSurface]":
     # heirs are on the front, and say nothing of what training does
     scored = nearest_the_front([s for s in seen if s.scores], target, knowledge.low)
     heirs = nearest_the_front([s for s in seen if not s.scores], target, knowledge.low)
     surrogate = Surrogate(knowledge.prior, scored, knowledge.rungs, known)
     start = _Start.of(knowledge, surrogate, [*scored, *heirs], pending, target)
-    return surrogate, start, start.landscape(knowledge)
+    return surrogate, start, start.surface(knowledge)
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class _Start:
 
     @staticmethod
     def of(
-        knowledge: Knowledge, surrogate: Surrogate, seen: Sequence[Seen], pending: Codes, target: int
+        knowledge: Knowledge, surrogate: Surrogate, seen: Sequence[Observation], pending: Codes, target: int
     ) -> "_Start":
         archive = knowledge.start_codes
         costs = [s.log_costs for s in seen]
@@ -166,7 +166,7 @@ class _Start:
         limit = knowledge.limit if last else np.inf
         return _Start(codes, log_costs, mean, deviation, reached, floor, limit)
 
-    def landscape(self, knowledge: Knowledge) -> Landscape:
+    def surface(self, knowledge: Knowledge) -> FrontSurface:
         """What the front reaches, as the surrogate sees what was scored, which takes out some of its noise.
 
         Its points lie where a policy may still come out above the floor of accuracy: a box that is mostly out
@@ -177,19 +177,19 @@ class _Start:
         if likely.any():
             lowest = np.minimum(_BEYOND * self.log_costs[likely].min(axis=0), -1e-3)
             low = np.maximum(low, lowest)
-        points = strewn(low)
+        points = latin_hypercube(low)
         known = self.log_costs[self.reached], self.mean[self.reached]
-        return Landscape(points, self.floor, *known, limit=self.limit)
+        return FrontSurface(points, self.floor, *known, limit=self.limit)
 
 
-def nearest_the_front(seen: Sequence[Seen], target: int, low: Array) -> Sequence[Seen]:
+def nearest_the_front(seen: Sequence[Observation], target: int, low: Array) -> Sequence[Observation]:
     """At most MOST_POINTS of what was seen: those that reached the rung ``target`` before others, and of
     each kind those nearest the front of their rung. ``low``: (k,) the lowest log costs there are."""
     if len(seen) <= MOST_POINTS:
         return seen
     last, values = np.array([s.standing for s in seen]).T
     costs = np.concatenate([s.log_costs for s in seen]).reshape(len(seen), len(low))
-    points = strewn(low, _PLACES)
+    points = latin_hypercube(low, _PLACES)
     reached = within(costs, points)
     behind = np.full(len(seen), np.inf)
     for rung in np.unique(last):

@@ -1,7 +1,7 @@
 """How much hypervolume a policy may win, when its costs are known and its accuracy is not.
 
 The hypervolume is that of accuracy times the logarithms of the costs, down to a floor of accuracy and up to
-the baseline's costs. Points are strewn over the box of log costs; at each stands the smallest shortfall of
+the baseline's costs. Points are spread over the box of log costs; at each stands the smallest shortfall of
 accuracy that the front has for no higher costs. A policy wins at every point that its costs do not exceed:
 there the expected gain is that of one uncertain number over a threshold, which has a closed form.
 """
@@ -21,7 +21,7 @@ than one in four of them come out within it."""
 _LEAST_DEVIATION = 1e-3
 
 
-def strewn(low: Array, count: int = POINTS, seed: int = 0) -> Array:
+def latin_hypercube(low: Array, count: int = POINTS, seed: int = 0) -> Array:
     """(count, k): points spread evenly over the box from ``low`` (k,) to 0 (Latin hypercube)."""
     rng = np.random.default_rng(seed)
     strata = np.stack([rng.permutation(count) for _ in low], axis=1)
@@ -37,7 +37,7 @@ def within(log_costs: Array, points: Array) -> NDArray[np.bool_]:
     return reached
 
 
-class Landscape:
+class FrontSurface:
     """What the front reaches at each of some points in the box of log costs.
 
     points: (m, k) log costs. floor: log shortfall that counts as nothing reached. limit: log shortfall beyond
@@ -61,9 +61,9 @@ class Landscape:
         which[np.arange(len(place)), place] = 1.0 / len(self.points)
         return values, which
 
-    def with_one_more(self, log_costs: Array, shortfall: float) -> "Landscape":
+    def with_one_more(self, log_costs: Array, shortfall: float) -> "FrontSurface":
         """With another policy that is known: log costs (k,) and log shortfall."""
-        more = Landscape(self.points, self.floor, log_costs[None], np.array([shortfall]), self.limit)
+        more = FrontSurface(self.points, self.floor, log_costs[None], np.array([shortfall]), self.limit)
         more.best = np.minimum(self.best, more.best)
         return more
 
@@ -71,7 +71,7 @@ class Landscape:
         """Share of the box times accuracy above the floor: what the front dominates, in accuracy."""
         return float((np.exp(self.floor) - np.exp(self.best)).mean())
 
-    def expected_gain(self, log_costs: Array, mean: Array, deviation: Array) -> Array:
+    def expected_hypervolume(self, log_costs: Array, mean: Array, deviation: Array) -> Array:
         """(n,): by how much policies are expected to raise ``volume``.
 
         Args:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 
 from leanfront.search.samplers.cascade.encoding import Codes, fresh, keys
-from leanfront.search.samplers.cascade.expected_hypervolume import Landscape
+from leanfront.search.samplers.cascade.expected_hypervolume import FrontSurface
 from leanfront.search.samplers.cascade.gaussian import Array
 from leanfront.search.samplers.cascade.surrogate import SOFT
 from leanfront.search.samplers.cascade.warm_start import Knowledge
@@ -37,7 +37,7 @@ def rate(losses: Sequence[tuple[float, float]]) -> float:
 
 def choose(
     knowledge: Knowledge,
-    landscape: Landscape,
+    surface: FrontSurface,
     trained: Codes,
     shortfall: float,
     per_nat: float,
@@ -48,7 +48,7 @@ def choose(
 
     Args:
         knowledge: what is searched.
-        landscape: what the front reaches.
+        surface: what the front reaches.
         trained: (decisions,) the codes of the trained network.
         shortfall: its log shortfall.
         per_nat: accuracy lost per nat of sensitivities added.
@@ -64,23 +64,23 @@ def choose(
         loses = per_nat * np.maximum(prior.sensitivities(codes).sum(axis=1) - own, 0.0)
         return np.log(np.maximum(lost + loses, 0.5 * SOFT)), _DOUBT * loses / (lost + loses)
 
-    codes, log_costs = _candidates(knowledge, landscape, trained, expected, taken, rng)
+    codes, log_costs = _candidates(knowledge, surface, trained, expected, taken, rng)
     mean, deviation = expected(codes)
     chosen: list[int] = []
     for _ in range(min(MOST, codes.shape[1])):
-        gains = landscape.expected_gain(log_costs, mean, deviation)
+        gains = surface.expected_hypervolume(log_costs, mean, deviation)
         gains[chosen] = 0.0
         best = int(gains.argmax())
-        if gains[best] <= max(_LEAST_GAIN * landscape.volume(), 1e-9):
+        if gains[best] <= max(_LEAST_GAIN * surface.volume(), 1e-9):
             break
         chosen.append(best)
-        landscape = landscape.with_one_more(log_costs[best], float(mean[best]))
+        surface = surface.with_one_more(log_costs[best], float(mean[best]))
     return codes[:, chosen]
 
 
 def _candidates(
     knowledge: Knowledge,
-    landscape: Landscape,
+    surface: FrontSurface,
     trained: Codes,
     expected: Callable[[Codes], tuple[Array, Array]],
     taken: Collection[bytes],
@@ -99,7 +99,7 @@ def _candidates(
         allowed = np.isfinite(log_costs).all(axis=1)
         codes, log_costs = codes[:, allowed], log_costs[allowed]
         found.append((codes, log_costs))
-        gains = landscape.expected_gain(log_costs, *expected(codes))
+        gains = surface.expected_hypervolume(log_costs, *expected(codes))
         parents = np.hstack([trained[:, None], codes[:, np.argsort(-gains, kind="stable")[:_PARENTS]]])
     all_codes, all_costs = zip(*found, strict=True)
     return np.hstack(all_codes), np.vstack(all_costs)

@@ -18,12 +18,12 @@ from leanfront.compression.policy import Policy
 from leanfront.compression.policy.space import Space
 from leanfront.search.run.run_folder import RunFolder
 from leanfront.search.samplers import Sampler, register
-from leanfront.search.samplers.cascade.acquisition import Proposal, front_landscape, propose
+from leanfront.search.samplers.cascade.acquisition import Proposal, front_surface, propose
 from leanfront.search.samplers.cascade.encoding import Codes, keys
 from leanfront.search.samplers.cascade.gaussian import Hyperparameters
 from leanfront.search.samplers.cascade.inherited_trials import choose, rate
 from leanfront.search.samplers.cascade.surrogate import (
-    Seen,
+    Observation,
     Surrogate,
     accuracy_of,
     log_divergence,
@@ -58,7 +58,7 @@ class _Read:
     parent's, and how much accuracy it has less.
     """
 
-    seen: dict[bytes, Seen] = field(default_factory=dict)
+    seen: dict[bytes, Observation] = field(default_factory=dict)
     final: set[bytes] = field(default_factory=set)
     trials: set[int] = field(default_factory=set)
     leading: int = 0
@@ -198,7 +198,7 @@ class CascadeSampler(BaseSampler):
         if proposal is None:
             return ""
         log_costs = knowledge.log_costs(codes[:, None])
-        (gain,) = proposal.landscape.expected_gain(log_costs, np.array([mean]), np.array([deviation]))
+        (gain,) = proposal.surface.expected_hypervolume(log_costs, np.array([mean]), np.array([deviation]))
         return IDLE if gain < _LEFT * proposal.gain else ""
 
     def expected_accuracy(self, policy: Policy) -> float | None:
@@ -224,11 +224,11 @@ class CascadeSampler(BaseSampler):
         seen = list(self._read.seen.values())
         own = encoding.of(policy)
         reached = float(shortfall(accuracy, knowledge.baseline["accuracy"]))
-        landscape = front_landscape(knowledge, seen, pending, self._hyperparameters)
-        landscape = landscape.with_one_more(knowledge.log_costs(own[:, None])[0], reached)
+        surface = front_surface(knowledge, seen, pending, self._hyperparameters)
+        surface = surface.with_one_more(knowledge.log_costs(own[:, None])[0], reached)
         codes = choose(
             knowledge,
-            landscape,
+            surface,
             own,
             reached,
             rate(self._read.losses),
@@ -317,7 +317,7 @@ class CascadeSampler(BaseSampler):
             costs = [np.log(result[name] / self.knowledge.baseline[name]) for name in self.knowledge.costs]
             before = self._read.seen.get(key)
             scores = {**(before.scores if before else {}), **scores}
-            self._read.seen[key] = Seen(canonical[:, 0], scores, np.array(costs), untrained)
+            self._read.seen[key] = Observation(canonical[:, 0], scores, np.array(costs), untrained)
 
     def _learn_loss(self, codes: Codes, result: Mapping[str, Any]) -> None:
         parent = self._read.trained.get(int(result[WEIGHTS_OF]))

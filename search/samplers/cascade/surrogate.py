@@ -98,7 +98,7 @@ class Prior:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observation:
     """A policy that was scored. ``codes``: (decisions,). ``scores``: rung -> log shortfall. ``log_costs``:
     (costs,), of the objectives, logarithms of the share of the baseline's. ``untrained``: log shortfall of
     one that is complete and was not trained, which says what it reaches and not what training does."""
@@ -169,7 +169,7 @@ class Surrogate:
     def __init__(
         self,
         prior: Prior,
-        seen: Sequence[Seen],
+        seen: Sequence[Observation],
         rungs: int,
         known: Mapping[int, Hyperparameters] | None = None,
     ) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanfront.search.samplers.cascade.encoding import Codes, Encoding
-from leanfront.search.samplers.cascade.expected_hypervolume import strewn
+from leanfront.search.samplers.cascade.expected_hypervolume import latin_hypercube
 from leanfront.search.samplers.cascade.gaussian import Array
 
 GENERATION = 8192
@@ -81,7 +81,7 @@ def cheap_front(
         policies: how many are scored in all.
         points: places in the box of log costs, and so the most policies that come back.
     """
-    archive = Archive(strewn(low, points), len(encoding.sizes))
+    archive = Archive(latin_hypercube(low, points), len(encoding.sizes))
     uniform = [encoding.of(policy) for policy in encoding.space.uniform_policies()]
     # random mixtures of each uniform policy with the uncompressed one: all intensities of compression
     first = np.stack(uniform, axis=1)

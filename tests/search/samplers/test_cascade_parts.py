@@ -12,7 +12,7 @@ from leanfront.compression.capture.trace import trace
 from leanfront.compression.policy.space import Space
 from leanfront.hw_profiles import load_profile
 from leanfront.search.samplers.cascade.encoding import Encoding, keys
-from leanfront.search.samplers.cascade.expected_hypervolume import Landscape, strewn
+from leanfront.search.samplers.cascade.expected_hypervolume import FrontSurface, latin_hypercube
 from leanfront.search.samplers.cascade.gaussian import (
     GaussianProcess,
     Hyperparameters,
@@ -22,8 +22,8 @@ from leanfront.search.samplers.cascade.gaussian import (
 from leanfront.search.samplers.cascade.surrogate import (
     _SIGNAL,
     SOFT,
+    Observation,
     Prior,
-    Seen,
     Surrogate,
     _Step,
     log_divergence,
@@ -90,7 +90,7 @@ def test_slopes_say_how_the_mean_moves_with_a_column():
 
 
 def test_strewn_points_fill_the_box_evenly():
-    points = strewn(np.array([-2.0, -1.0]), 100)
+    points = latin_hypercube(np.array([-2.0, -1.0]), 100)
     assert points.min(axis=0) == pytest.approx([-2.0, -1.0], abs=0.03)
     assert (points <= 0).all()
     for column, low in enumerate((-2.0, -1.0)):
@@ -106,12 +106,12 @@ def test_volume_is_the_hypervolume(costs, count, seed):
     low = -1.0 - rng.random(costs)
     floor = np.log(0.1 + SOFT)
     log_costs, shortfalls = low * rng.random((count, costs)), np.log(SOFT + 0.12 * rng.random(count))
-    landscape = Landscape(strewn(low, 8192), floor, log_costs, shortfalls)
+    surface = FrontSurface(latin_hypercube(low, 8192), floor, log_costs, shortfalls)
     values = np.hstack([log_costs / -low, np.exp(shortfalls)[:, None]])
     reference = np.array([0.0] * costs + [np.exp(floor)])
     inside = values[(values <= reference).all(axis=1)]
     exact = compute_hypervolume(inside, reference) if len(inside) else 0.0
-    assert landscape.volume() == pytest.approx(exact, abs=0.02 * np.exp(floor))
+    assert surface.volume() == pytest.approx(exact, abs=0.02 * np.exp(floor))
 
 
 @pytest.mark.parametrize("lost", [np.inf, 0.06, 0.025])
@@ -120,24 +120,24 @@ def test_expected_gain_is_the_mean_of_what_is_gained(lost):
     the limit (``lost``) it wins nothing, though hypervolume counts from further down."""
     rng = np.random.default_rng(3)
     low, floor = np.array([-2.0]), np.log(0.1 + SOFT)
-    points = strewn(low, 512)
+    points = latin_hypercube(low, 512)
     front_costs, front = np.array([[-0.5], [-1.2]]), np.log(np.array([0.03, 0.08]))
     limit = np.log(lost + SOFT)
-    before = Landscape(points, floor, front_costs, front, limit)
+    before = FrontSurface(points, floor, front_costs, front, limit)
     costs, mean, deviation = np.array([[-0.9]]), np.array([np.log(0.05)]), np.array([0.5])
-    (expected,) = before.expected_gain(costs, mean, deviation)
+    (expected,) = before.expected_hypervolume(costs, mean, deviation)
     gains = []
     for drawn in rng.normal(mean[0], deviation[0], 3000):
-        after = Landscape(points, floor, np.vstack([front_costs, costs]), np.append(front, drawn), limit)
+        after = FrontSurface(points, floor, np.vstack([front_costs, costs]), np.append(front, drawn), limit)
         gains.append(after.volume() - before.volume())
     assert expected == pytest.approx(np.mean(gains), rel=0.05)
 
 
 def test_nothing_is_gained_where_the_front_is_certainly_better():
-    landscape = Landscape(strewn(np.array([-2.0])), -1.0, np.array([[-1.0]]), np.array([-4.0]))
-    gain = landscape.expected_gain(np.array([[-0.5]]), np.array([-2.0]), np.array([0.1]))
+    surface = FrontSurface(latin_hypercube(np.array([-2.0])), -1.0, np.array([[-1.0]]), np.array([-4.0]))
+    gain = surface.expected_hypervolume(np.array([[-0.5]]), np.array([-2.0]), np.array([0.1]))
     assert gain[0] == pytest.approx(0.0, abs=1e-9)
-    assert landscape.expected_gain(np.array([[np.inf]]), np.array([-9.0]), np.array([0.1]))[0] == 0.0
+    assert surface.expected_hypervolume(np.array([[np.inf]]), np.array([-9.0]), np.array([0.1]))[0] == 0.0
 
 
 def test_codes_and_policies_are_the_same_thing():
@@ -189,10 +189,10 @@ def test_cheap_front_finds_the_true_front_of_a_small_space():
 
     every = np.array(list(itertools.product(*(range(size) for size in encoding.sizes)))).T
     low = costs(every).min(axis=0)
-    truth = Archive(strewn(low, 64), len(encoding.sizes))
+    truth = Archive(latin_hypercube(low, 64), len(encoding.sizes))
     truth.add(every, costs(every), shortfalls(every))
     found = cheap_front(encoding, costs, shortfalls, low, 30_000, rng, points=64)
-    again = Archive(strewn(low, 64), len(encoding.sizes))
+    again = Archive(latin_hypercube(low, 64), len(encoding.sizes))
     again.add(found, costs(found), shortfalls(found))
     assert np.allclose(again.shortfalls, truth.shortfalls)
 
@@ -257,7 +257,7 @@ def test_surrogate_learns_what_sums_of_sensitivities_miss():
     shown, fresh = rng.integers(6, size=(6, 80)), rng.integers(6, size=(6, 400))
     truth = log_divergence(divergence(fresh))
     scores = log_divergence(divergence(shown))
-    seen = [Seen(codes, {0: score}, np.zeros(1)) for codes, score in zip(shown.T, scores, strict=True)]
+    seen = [Observation(codes, {0: score}, np.zeros(1)) for codes, score in zip(shown.T, scores, strict=True)]
     taught, _ = Surrogate(prior, seen, 1).predict(fresh, 0)
     untaught, doubt = Surrogate(prior, (), 1).predict(fresh, 0)
     assert np.abs(taught - truth).mean() < 0.5 * np.abs(untaught - truth).mean()
@@ -279,11 +279,11 @@ def test_later_rungs_lean_on_the_first():
 
     scores = zip(shown.T, first(shown), last(shown), strict=True)
     seen = [
-        Seen(codes, {0: low, 1: high} if i < 12 else {0: low}, np.zeros(1))
+        Observation(codes, {0: low, 1: high} if i < 12 else {0: low}, np.zeros(1))
         for i, (codes, low, high) in enumerate(scores)
     ]
     both, _ = Surrogate(prior, seen, 2).predict(fresh, 1)
-    alone = [Seen(s.codes, {1: s.scores[1]}, s.log_costs) for s in seen[:12]]
+    alone = [Observation(s.codes, {1: s.scores[1]}, s.log_costs) for s in seen[:12]]
     few, _ = Surrogate(prior, alone, 2).predict(fresh, 1)
     truth = last(fresh)
     assert np.abs(both - truth).mean() < 0.5 * np.abs(few - truth).mean()

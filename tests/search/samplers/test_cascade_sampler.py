@@ -19,7 +19,7 @@ from leanfront.search.samplers.cascade.sampler import CascadeSampler, scores_of
 from leanfront.search.samplers.cascade.surrogate import (
     MOST_POINTS,
     SOFT,
-    Seen,
+    Observation,
     Surrogate,
     log_divergence,
     shortfall,
@@ -225,16 +225,16 @@ def test_heirs_do_not_crowd_out_what_teaches():
     costs = knowledge.log_costs(codes)
     teaches = 40
     seen = [
-        Seen(codes[:, n], {0: -1.0, 1: -2.0, 2: -3.0}, costs[n])
+        Observation(codes[:, n], {0: -1.0, 1: -2.0, 2: -3.0}, costs[n])
         if n < teaches
-        else Seen(codes[:, n], {}, costs[n], untrained=-4.0)
+        else Observation(codes[:, n], {}, costs[n], untrained=-4.0)
         for n in range(codes.shape[1])
     ]
     none = codes[:, :0]
-    surrogate, start, landscape = _picture(knowledge, seen, none, 2, None)
+    surrogate, start, surface = _picture(knowledge, seen, none, 2, None)
     assert len(seen) > MOST_POINTS + teaches
     assert [len(stage._features) for stage in surrogate._stages[1:]] == [teaches] * 2
-    assert (landscape.best == -4.0).any()  # and heirs are on the front
+    assert (surface.best == -4.0).any()  # and heirs are on the front
     assert start.reached.sum() == MOST_POINTS + teaches
 
 
@@ -286,11 +286,11 @@ def test_what_needs_no_training_counts_with_what_it_has_and_teaches_no_training(
     seen = replace(seen, codes=searched.archive[:, middle], log_costs=searched.archive_log_costs[middle])
     none = np.zeros((len(codes), 0), dtype=np.int64)
     start = _Start.of(searched, Surrogate(knowledge.prior, [seen], 3), [seen], none, 2)
-    landscape = start.landscape(searched)
-    dominated = (landscape.points >= seen.log_costs).all(axis=1)
+    surface = start.surface(searched)
+    dominated = (surface.points >= seen.log_costs).all(axis=1)
     assert 0 < dominated.sum() < len(dominated)
-    assert landscape.best[dominated] == pytest.approx(seen.untrained)
-    assert (landscape.best[~dominated] == knowledge.floor).all()
+    assert surface.best[dominated] == pytest.approx(seen.untrained)
+    assert (surface.best[~dominated] == knowledge.floor).all()
 
 
 def test_another_process_proposes_from_the_same_journal(tmp_path):

@@ -18,7 +18,7 @@ from leanfront.search.run.run_folder import RunFolder, make_run, open_run, regis
 from leanfront.search.run.status import status
 from leanfront.search.samplers import sampler_named
 from leanfront.search.samplers.cascade.encoding import keys
-from leanfront.search.samplers.cascade.expected_hypervolume import Landscape, strewn
+from leanfront.search.samplers.cascade.expected_hypervolume import FrontSurface, latin_hypercube
 from leanfront.search.samplers.cascade.inherited_trials import MOST, choose, rate
 from leanfront.search.samplers.cascade.sampler import scores_of
 from leanfront.search.samplers.cascade.surrogate import shortfall
@@ -50,12 +50,15 @@ def chosen(
     codes = toy.encoding.canonical(np.ones((len(toy.encoding.sizes), 1), dtype=np.int64))[:, 0]
     own = toy.accuracy(codes[:, None])[0] if lost is None else 0.95 - lost
     reached = float(shortfall(own, 0.95))
-    landscape = Landscape(
-        strewn(knowledge.low), knowledge.floor, knowledge.log_costs(codes[:, None]), np.array([reached])
+    surface = FrontSurface(
+        latin_hypercube(knowledge.low),
+        knowledge.floor,
+        knowledge.log_costs(codes[:, None]),
+        np.array([reached]),
     )
     found = choose(
         knowledge,
-        landscape,
+        surface,
         codes,
         reached,
         per_nat,
