@@ -1,4 +1,7 @@
-"""The search loop with a made-up cost and a made-up score. Run as a program this file is one such search."""
+"""The search loop with a made-up cost and a made-up score. Run as a program this file is one such search.
+
+The made-up scorer is no leanfront.search.trial.scorer.Scorer, which would load torch into every process that is killed here.
+"""
 
 import json
 import math
@@ -30,7 +33,6 @@ from leanfront.search.samplers import sampler_named
 from leanfront.search.study.loop import Budget, Interrupt, search_loop, seconds_per_trial, time_limit
 from leanfront.search.study.prepare import _check_prices, check_limits, check_objectives
 from leanfront.search.study.study import enqueue_seeds, open_study, recover
-from leanfront.search.trial import scorer
 from leanfront.search.trial.promotion import INTERRUPTED, UNTRAINED
 from leanfront.search.trial.trial import Problem, priced, scored
 
@@ -63,7 +65,9 @@ class MacsCost:
 
 
 @dataclass(frozen=True, eq=False)
-class Score(scorer.Score):
+class Score:
+    accuracy: float
+    accuracy_ci: tuple[float, float]
     divergence: float = 0.0
     scores: Any = None
     seconds_training: float = 0.0
@@ -71,7 +75,7 @@ class Score(scorer.Score):
 
 
 @dataclass
-class Scorer(scorer.Scorer):
+class Scorer:
     """Accuracy falls with what is cut and with narrow weights. Counts its calls; fails as told."""
 
     seconds: float = 0.0
@@ -85,13 +89,13 @@ class Scorer(scorer.Scorer):
 
 
 @dataclass
-class Candidate(scorer.CandidateTraining):
+class Candidate:
     """Accuracy is the same at every rung; the easiest of 1000 images are right."""
 
     scorer: Scorer
     policy: Policy
 
-    def scorer(self, rung: int) -> Score:
+    def score(self, rung: int) -> Score:
         scorer = self.scorer
         scorer.at.append(rung)
         time.sleep(scorer.seconds)
@@ -295,7 +299,7 @@ def test_what_loses_nothing_is_complete_untrained_and_what_loses_is_trained():
             problem,
             policy,
             priced(problem, policy),
-            stays=lambda rung, scorer: "",
+            stays=lambda rung, score: "",
             keep=lambda candidate, scores: kept.append(dict(scores)),
         )
 
@@ -314,7 +318,7 @@ def test_what_loses_nothing_is_complete_untrained_and_what_loses_is_trained():
             far,
             whole_policy,
             priced(far, whole_policy),
-            lambda rung, scorer: "",
+            lambda rung, score: "",
             lambda candidate, scores: None,
         ).reason
         == ""
