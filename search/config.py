@@ -7,14 +7,14 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
 
 from leanfront.hw_profiles.loading import toml_key, toml_value
+from leanfront.search.objectives import LIMITS, ObjectiveError, names, objective
 from leanfront.search.storage_url import without_password
 
-Objective = Literal["accuracy", "latency_ms", "size_bytes", "energy_mj"]
 Provider = Literal["cpu", "cuda", "tensorrt"]
 WeightBits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
 ActivationBits = Literal[4, 8, 32]
@@ -31,7 +31,6 @@ _WANTED = {
 
 _LEAST_HOURS = 1.0
 """A shorter search has no time to spare for a long fine-tune."""
-OBJECTIVES: tuple[str, ...] = get_args(Objective)
 
 
 class ConfigError(ValueError):
@@ -63,7 +62,7 @@ class SearchSection(_Section):
     register more, so it is looked up once that is loaded."""
 
     sampler: str = Field(default="cascade", min_length=1)
-    objectives: Annotated[tuple[Objective, ...], Strict(False)] = ("accuracy", "latency_ms")
+    objectives: Annotated[tuple[str, ...], Strict(False)] = ("accuracy", "latency_ms")
     trials: int | None = Field(default=None, ge=1)
     hours: float | None = Field(default=None, gt=0.0)
     workers: int = Field(default=1, ge=1, le=1024)
@@ -83,10 +82,10 @@ class SearchSection(_Section):
     @field_validator("objectives")
     @classmethod
     def _accuracy_first(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(value) < 2 or value[0] != "accuracy" or len(set(value)) < len(value):
-            others = ", ".join(name for name in OBJECTIVES if name != "accuracy")
+        if not 2 <= len(value) <= 4 or value[0] != "accuracy" or len(set(value)) < len(value):
+            others = ", ".join(name for name in names() if name != "accuracy")
             raise ValueError(
-                f"must start with accuracy and name one or more of {others}, each once, not {list(value)}"
+                f"must start with accuracy and name one to three of {others}, each once, not {list(value)}"
             )
         return value
 
@@ -103,11 +102,7 @@ class LimitsSection(_Section):
     @property
     def costs(self) -> dict[str, float]:
         """The limits that are known from the cost alone: name of the field of Cost -> most."""
-        return {
-            name: float(value)
-            for name in ("latency_ms", "size_bytes", "energy_mj", "peak_memory_bytes")
-            if (value := getattr(self, name)) is not None
-        }
+        return {name: float(value) for name in LIMITS if (value := getattr(self, name)) is not None}
 
 
 class SpaceSection(_Section):
@@ -263,6 +258,15 @@ def parse_config(raw: Mapping[str, Any], source: str = "the configuration") -> S
         return SearchConfig.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{source}: {_sentence(error)}") from error
+
+
+def check_names(config: SearchConfig) -> None:
+    """Raise ConfigError for an objective that is neither ours nor the task's, which was loaded by now."""
+    for number, name in enumerate(config.search.objectives):
+        try:
+            objective(name)
+        except ObjectiveError as error:
+            raise ConfigError(f"search.objectives.{number}: {error}") from error
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

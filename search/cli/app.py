@@ -14,6 +14,7 @@ from leanfront.search.cli.measure import measure, validate
 from leanfront.search.cli.output import print_csv, print_json, print_table
 from leanfront.search.config import load_config
 from leanfront.search.errors import exit_code
+from leanfront.search.objectives import names
 from leanfront.search.run.run_folder import TrialRow, open_run
 
 app = typer.Typer(
@@ -37,15 +38,6 @@ class Format(StrEnum):
     TABLE = "table"
     JSON = "json"
     CSV = "csv"
-
-
-class Preference(StrEnum):
-    """What a pick wants most of."""
-
-    ACCURACY = "accuracy"
-    LATENCY = "latency_ms"
-    SIZE = "size_bytes"
-    ENERGY = "energy_mj"
 
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A search.toml, or its folder.")]
@@ -222,9 +214,7 @@ def front(run: RunArgument, format_: FormatOption = Format.TABLE) -> None:
     if format_ is Format.JSON:
         print_json(front_json(folder))
     elif format_ is Format.CSV:
-        from dataclasses import asdict
-
-        print_csv([asdict(row) for row in front_of(folder)])
+        print_csv([row.values for row in front_of(folder)])
     elif rows := front_table(folder):
         print_table(rows)
         if len(rows) < 2:
@@ -253,7 +243,10 @@ def pick(
     max_latency_ms: Annotated[float | None, typer.Option("--max-latency-ms", min=0.0)] = None,
     max_size_bytes: Annotated[float | None, typer.Option("--max-size-bytes", min=0.0)] = None,
     max_energy_mj: Annotated[float | None, typer.Option("--max-energy-mj", min=0.0)] = None,
-    prefer: Annotated[Preference | None, typer.Option("--prefer", help="What to want most of.")] = None,
+    prefer: Annotated[
+        str | None,
+        typer.Option("--prefer", metavar=f"[{'|'.join(names())}]", help="What to want most of."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Default: exported/<trial> in the run.")] = None,
     trial: Annotated[
         int | None, typer.Option("--trial", min=0, help="This one, instead of choosing.")
@@ -265,22 +258,24 @@ def pick(
     """Choose from the front, fine-tune long, test once, export, verify in onnxruntime."""
     from dataclasses import asdict
 
+    from leanfront.search.pick.card import verified
     from leanfront.search.pick.choose import Wish
-    from leanfront.search.pick.pick import gains
     from leanfront.search.pick.pick import pick as pick_from
 
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
-    wish = Wish(max_drop, max_latency_ms, max_size_bytes, max_energy_mj, prefer.value if prefer else None)
+    wish = Wish(max_drop, max_latency_ms, max_size_bytes, max_energy_mj, prefer)
     folder, found = pick_from(open_run(run), wish, trial=trial, out=out, epochs=epochs, to=to, log=say)
     if format_ is Format.JSON:
         print_json({"folder": str(folder), "passed": found.passed, **asdict(found)})
-    elif format_ is Format.CSV:
-        print_csv(gains(found))
     else:
-        print_table(gains(found), title=f"trial {found.trial}")
-        print(f"{_shown(folder)}: model.onnx, card.md, verification.json")
+        rows = [row._asdict() for row in verified(asdict(found))]
+        if format_ is Format.CSV:
+            print_csv(rows)
+        else:
+            print_table(rows, title=f"trial {found.trial}")
+            print(f"{_shown(folder)}: model.onnx, card.md, verification.json")
     for failure in found.failures:
         say(f"not as promised: {failure}")
     if not found.passed:

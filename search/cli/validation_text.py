@@ -7,7 +7,7 @@ import numpy as np
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.space import Space
 from leanfront.search.cli.output import print_table
-from leanfront.search.run.front import quantity
+from leanfront.search.objectives import quantity
 
 if TYPE_CHECKING:
     from leanfront.latency_models.measured.model import TableModel

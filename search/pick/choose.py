@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from leanfront.search.run.front import quantity
+from leanfront.search.objectives import names, objective, quantity
 from leanfront.search.run.run_folder import RunError, TrialRow
-
-PREFERENCES = ("latency_ms", "accuracy", "size_bytes", "energy_mj")
 
 
 @dataclass(frozen=True)
@@ -41,8 +39,8 @@ def choose(rows: Sequence[TrialRow], baseline_accuracy: float, wish: Wish) -> Tr
     """
     if not rows:
         raise RunError("the front is empty: no trial is complete yet; search longer, then pick")
-    if wish.prefer is not None and wish.prefer not in PREFERENCES:
-        raise RunError(f"--prefer must be one of {', '.join(PREFERENCES)}, not {wish.prefer!r}")
+    if wish.prefer is not None and wish.prefer not in names():
+        raise RunError(f"--prefer must be one of {', '.join(names())}, not {wish.prefer!r}")
     limits = wish.limits
     max_drop = 0.01 if wish.max_drop is None and not limits else wish.max_drop
     allowed = list(rows)
@@ -67,12 +65,12 @@ def choose(rows: Sequence[TrialRow], baseline_accuracy: float, wish: Wish) -> Tr
             )
         allowed = kept
     prefer = wish.prefer or ("accuracy" if limits and wish.max_drop is None else "latency_ms")
-    sign = -1.0 if prefer == "accuracy" else 1.0
+    sign = objective(prefer).sign
     return min(allowed, key=lambda row: (sign * _value(row, prefer), -_value(row, "accuracy"), row.trial))
 
 
 def _value(row: TrialRow, name: str) -> float:
-    value = getattr(row, name)
+    value = row.value(name)
     if value is None:
         raise RunError(f"trial {row.trial} has no {name}")
     return float(value)

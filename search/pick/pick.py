@@ -22,11 +22,11 @@ from leanfront.latency_models.errors import TableError
 from leanfront.latency_models.files import replace_file
 from leanfront.latency_models.kernel_table.table import load_table, this_device
 from leanfront.latency_models.providers import provider_of
-from leanfront.search.pick.card import card, predictions
+from leanfront.search.objectives import costs_among
+from leanfront.search.pick.card import card
 from leanfront.search.pick.choose import Wish, choose
 from leanfront.search.pick.verify import (
     Verification,
-    agreeing,
     at_hand,
     kernel_report,
     measured_latency,
@@ -34,13 +34,15 @@ from leanfront.search.pick.verify import (
     test_once,
     verification,
 )
-from leanfront.search.run.front import front_of, quantity
+from leanfront.search.run.front import front_of
 from leanfront.search.run.run_folder import RunError, RunFolder, TrialRow, now, writable
 from leanfront.search.study.prepare import Loaded, cores, load
 from leanfront.search.task import as_data
 from leanfront.search.trial.scorer import Score, Scorer, save_weights
 
 Log = Callable[[str], None]
+_SAID = ("latency_ms", "size_bytes", "energy_mj")
+"""Costs that every verification has."""
 
 
 def trial_row(run: RunFolder, trial: int) -> TrialRow:
@@ -152,57 +154,12 @@ def fastest_file(
     return bytes(shifted(model, layers).SerializeToString()) if layers else plain
 
 
-def gains(found: Verification) -> list[dict[str, str]]:
-    """What was gained, as the rows of a table: uncompressed beside picked."""
-    test, latency, size = found.test, found.latency, found.size
-    low, high = test["accuracy_ci"]
-    rows = [
-        _gain(
-            "accuracy (test, read once)",
-            f"{test['baseline_accuracy']:.4f}",
-            f"{test['accuracy']:.4f}",
-            f"{100 * (test['accuracy'] - test['baseline_accuracy']):+.2f} points",
-        ),
-        _gain("  its 95 % interval", "", f"{low:.4f}..{high:.4f}", ""),
-    ]
-    if latency:
-        rows.append(
-            _gain(
-                "latency, measured",
-                quantity("latency_ms", latency["baseline_ms"]),
-                quantity("latency_ms", latency["measured_ms"]),
-                f"{latency['ratio']:.3f}x",
-            )
-        )
-        uncompressed, picked = latency["predicted_baseline_ms"], latency["predicted_ms"]
-        rows.append(
-            _gain(
-                "  as the search predicted",
-                quantity("latency_ms", uncompressed),
-                quantity("latency_ms", picked),
-                f"{picked / uncompressed:.3f}x, {100 * latency['error']:+.1f} %",
-            )
-        )
-    else:
-        estimated, _, _ = str(found.search.get("estimates") or "").lower().partition(":")
-        rows += [
-            _gain(f"{what}, predicted{', estimated' if what in estimated else ''}", "", figure, "")
-            for what, figure in predictions(found)
-        ]
-    rows.append(
-        _gain(
-            "model file",
-            quantity("size_bytes", size["baseline_bytes"]),
-            quantity("size_bytes", size["bytes"]),
-            f"1/{size['baseline_bytes'] / size['bytes']:.1f}",
-        )
-    )
-    rows.append(_gain("file agrees with torch", "", agreeing(test["agreement"]), ""))
-    return rows
-
-
-def _gain(what: str, uncompressed: str, picked: str, gained: str) -> dict[str, str]:
-    return {"what": what, "uncompressed": uncompressed, "picked": picked, "gain": gained}
+def _further(run: RunFolder, row: TrialRow) -> dict[str, Any]:
+    """What else was searched for, beside the uncompressed network's; nothing where all is said elsewhere."""
+    baseline = run.environment()["baseline"]
+    further = [name for name in costs_among(run.config().search.objectives) if name not in _SAID]
+    pairs = {name: {"uncompressed": baseline.get(name), "picked": row.value(name)} for name in further}
+    return {"objectives": pairs} if pairs else {}
 
 
 def _opened(run: RunFolder, to: str | None, log: Log = lambda line: None) -> tuple[Loaded, Scorer, Dialect]:
@@ -275,6 +232,7 @@ def export_and_verify(
             "latency_ms": row.latency_ms,
             "energy_mj": row.energy_mj,
             "estimates": estimates,
+            **_further(run, row),
         },
         test,
         latency,

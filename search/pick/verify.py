@@ -158,11 +158,6 @@ def _ran(opened: Any, inputs: torch.Tensor) -> torch.Tensor:
     )
 
 
-def agreeing(agreement: float | None) -> str:
-    """A share of equal answers, to be read."""
-    return "not run here" if agreement is None else f"{agreement:.2%}"
-
-
 def at_hand(
     profile: HardwareProfile, threads: int, provider: str, log: Callable[[str], None] = lambda line: None
 ) -> bool:

@@ -1,49 +1,41 @@
 """What a report shows, read from a run folder: trials, front, environment, verified exports."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from leanfront.search.run.front import COSTS, non_dominated
+from leanfront.search.objectives import COSTS, costs_among
+from leanfront.search.run.front import front_rows
 from leanfront.search.run.hypervolume import growth
 from leanfront.search.run.noise import alike, within_noise
-from leanfront.search.run.run_folder import ADDED, RunError, RunFolder, TrialRow, open_run
-from leanfront.search.run.significance import load_scores
+from leanfront.search.run.run_folder import (
+    COLUMNS,
+    PAUSE_SECONDS,
+    TEXTS,
+    RunError,
+    RunFolder,
+    TrialRow,
+    open_run,
+)
+from leanfront.search.run.significance import Scores, load_scores
 from leanfront.search.trial.sensitivity import COLUMNS as SENSITIVITY_COLUMNS
 
-NUMBERS = (
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    *COSTS,
-    "seconds",
-    "seconds_training",
-    "seconds_scoring",
-    "seconds_proposing",
-    "seconds_pricing",
-    "rung",
-    "divergence",
-    "expected_accuracy",
-    "weights_of",
-)
-TEXTS = ("trial", "state", "reason", "started", "finished", "worker", "policy", "rungs")
 DEFAULT_DROP = 0.01
 CURVE_POINTS = 200
 """Of a hypervolume that grows: points of its line."""
-PAUSE_HOURS = 1 / 6
-"""A longer stretch without any trial at work is a pause (stopped, resumed later), not search time."""
 
 
 @dataclass(frozen=True)
 class RunData:
     """A run as the report sees it.
 
-    ``trials`` has the columns of trials.csv; its numbers are floats, NaN where the file has none.
+    ``trials`` has the columns of trials.csv; numbers are floats, NaN where the file has none, and ``hours``
+    of search until each finished. ``costs``: what can be shown beside accuracy.
     ``complete`` are the trials with an accuracy and every objective, ``front`` the non-dominated ones
     among them, fastest first. ``max_drop`` (a fraction) is what the result is told for: one point,
     or the run's own limit where that is tighter. ``verifications``: (folder name, verification.json) of each
@@ -56,12 +48,13 @@ class RunData:
     complete: pd.DataFrame
     front: pd.DataFrame
     objectives: tuple[str, ...]
+    costs: tuple[str, ...]
     max_drop: float
     environment: Mapping[str, Any]
     config: str
     verifications: tuple[tuple[str, Mapping[str, Any]], ...]
     sensitivities: pd.DataFrame
-    alike: Mapping[str, tuple[str, ...]]
+    alike: Mapping[int, tuple[str, ...]]
 
     @property
     def baseline(self) -> Mapping[str, Any]:
@@ -80,27 +73,27 @@ def read_run(run: Path) -> RunData:
     config = folder.config()
     objectives = config.search.objectives
     environment = folder.environment()
-    trials = _trials(folder.trials_file)
+    costs = tuple(dict.fromkeys((*COSTS, *costs_among(objectives))))
+    rows = folder.trials()
+    trials = _frame(rows, costs)
     # what was done before the first trial is search time, too
     trials["hours"] += float(environment.get("seconds_preparing") or 0.0) / 3600
-    complete = trials[trials.state == "complete"].dropna(subset=["latency_ms", "accuracy", *objectives])
-    values = complete[list(objectives)].to_numpy(dtype=float)
-    values = np.where(np.array(objectives) == "accuracy", -values, values)
-    member = non_dominated(values) if len(values) else np.zeros(0, dtype=bool)
-    front = complete[member].sort_values(["latency_ms", "accuracy"], ascending=[True, False])
+    members = front_rows(rows, objectives)
+    places = {row.trial: place for place, row in enumerate(rows)}
     verified = sorted(folder.exported.glob("*/verification.json"))
     return RunData(
         path=run,
         trials=trials,
-        complete=complete,
-        front=front,
+        complete=trials[trials.state == "complete"].dropna(subset=["latency_ms", "accuracy", *objectives]),
+        front=trials.iloc[[places[row.trial] for row in members]],
         objectives=objectives,
+        costs=costs,
         max_drop=min(DEFAULT_DROP, config.limits.max_drop or DEFAULT_DROP),
         environment=environment,
         config=folder.config_file.read_text(encoding="utf-8"),
         verifications=tuple((file.parent.name, _object(file)) for file in verified),
         sensitivities=_sensitivities(folder.path / "sensitivities.csv"),
-        alike=_alike(folder, front, environment.get("baseline") or {}, objectives),
+        alike=_alike(folder, members, environment.get("baseline") or {}, objectives),
     )
 
 
@@ -117,25 +110,20 @@ def _sensitivities(path: Path) -> pd.DataFrame:
 
 
 def _alike(
-    folder: RunFolder, front: pd.DataFrame, baseline: Mapping[str, Any], objectives: tuple[str, ...]
-) -> dict[str, tuple[str, ...]]:
-    names = ("accuracy", "accuracy_low", "accuracy_high", *COSTS)
-    rows = [
-        replace(TrialRow(int(row["trial"]), "complete"), **{n: row[n] for n in names if not pd.isna(row[n])})
-        for row in front.to_dict("records")
-    ]
-    same = alike(folder, rows, objectives)
+    folder: RunFolder, front: Sequence[TrialRow], baseline: Mapping[str, Any], objectives: tuple[str, ...]
+) -> dict[int, tuple[str, ...]]:
+    same = alike(folder, front, objectives)
     low, high = baseline.get("accuracy_ci") or (None, None)
     base = TrialRow(-1, "complete", "", baseline.get("accuracy"), low, high)
-    kept = load_scores(folder.scores_file("baseline"))
-    found = {}
-    for row in rows:
-        near = within_noise(
-            row, base, lambda r: kept if r is base else load_scores(folder.scores_file(r.trial))
-        )
-        cheaper = (f"#{same[row.trial]}",) if row.trial in same else ()
-        found[str(row.trial)] = (("baseline",) if near else ()) + cheaper
-    return found
+
+    def scores_of(row: TrialRow) -> Scores | None:
+        return load_scores(folder.scores_file("baseline" if row is base else row.trial))
+
+    return {
+        row.trial: (("baseline",) if within_noise(row, base, scores_of) else ())
+        + ((f"#{same[row.trial]}",) if row.trial in same else ())
+        for row in front
+    }
 
 
 def _object(path: Path) -> Mapping[str, Any]:
@@ -148,24 +136,10 @@ def _object(path: Path) -> Mapping[str, Any]:
     return raw
 
 
-def _trials(path: Path) -> pd.DataFrame:
-    """All rows; every text stays the text it is (a reason may read "nan"), numbers become floats."""
-    if not path.is_file():  # the search stopped before its first trial
-        table = pd.DataFrame({name: pd.Series(dtype=str) for name in (*TEXTS, *NUMBERS)})
-    else:
-        try:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        except ValueError as error:  # pandas' parser errors are ValueErrors
-            raise RunError(f"{path} is not a table of trials: {error}") from error
-    for name in ADDED:
-        if name not in table.columns:
-            table[name] = ""
-    if missing := [name for name in (*TEXTS, *NUMBERS) if name not in table.columns]:
-        raise RunError(f"{path} has no column {missing[0]!r}; it has {', '.join(table.columns)}")
-    if not table.trial.str.fullmatch(r"\d+").all():
-        raise RunError(f"{path} must have a number in the column trial of every line")
-    for name in NUMBERS:
-        table[name] = pd.to_numeric(table[name], errors="coerce")
+def _frame(rows: Sequence[TrialRow], costs: Sequence[str]) -> pd.DataFrame:
+    table = pd.DataFrame([row.values for row in rows], columns=list(dict.fromkeys((*COLUMNS, *costs))))
+    numbers = [name for name in table.columns if name not in (*TEXTS, "trial")]
+    table[numbers] = table[numbers].astype(float)
     table["hours"] = _hours(table)
     return table
 
@@ -180,7 +154,7 @@ def _hours(table: pd.DataFrame) -> pd.Series:
     begin = ((times.start - times.start.iloc[0]).dt.total_seconds() / 3600).to_numpy()
     finish = ((times.end - times.start.iloc[0]).dt.total_seconds() / 3600).to_numpy()
     idle = begin - np.concatenate([[0.0], np.maximum.accumulate(finish)[:-1]])
-    paused = np.cumsum(np.where(idle > PAUSE_HOURS, idle, 0.0))
+    paused = np.cumsum(np.where(idle > PAUSE_SECONDS / 3600, idle, 0.0))
     return pd.Series(finish - paused, index=times.index).reindex(table.index)
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from leanfront.search.objectives import objective, quantity
 from leanfront.search.report.data import RunData
-from leanfront.search.report.text import COST_NAMES, TIMES, cost_text
-from leanfront.search.run.front import COSTS, non_dominated, quantity
+from leanfront.search.report.text import TIMES, cost_text
+from leanfront.search.run.front import non_dominated
 
 GREY, PINK = "#7c8594", "#d6336c"
 SIZE_COLOURS = [[0.0, "#0ca678"], [0.5, "#4c6ef5"], [1.0, "#f76707"]]
@@ -20,7 +21,7 @@ def front_figure(data: RunData) -> go.Figure | None:
     """Accuracy (%) against each cost, one view per cost; colour is the size."""
     if data.complete.empty:
         return None
-    costs = [cost for cost in COSTS if (data.complete[cost] > 0).any()]
+    costs = [cost for cost in data.costs if (data.complete[cost] > 0).any()]
     figure = go.Figure()
     for cost in costs:
         for trace in _front_traces(data, cost):
@@ -68,7 +69,7 @@ def front_figure(data: RunData) -> go.Figure | None:
         meta={
             "views": [
                 {
-                    "label": COST_NAMES[cost],
+                    "label": objective(cost).label,
                     "visible": [other == cost for other in owner],
                     "layout": {"annotations[0].text": _title(cost)}
                     | {f"xaxis.{key}": value for key, value in _cost_axis(data, cost).items()},
@@ -88,8 +89,9 @@ def _front_traces(data: RunData, cost: str) -> list[Any]:
     pale = known[~known.index.isin(data.front.index)]
     front = data.front[data.front[cost] > 0]
     draw, opacity = (go.Scattergl, 0.15) if len(pale) > WEBGL_POINTS else (go.Scatter, 0.4)
-    unit = {"latency_ms": "%{x:.3g} ms", "energy_mj": "%{x:.3g} mJ"}.get(cost, "%{x:.3s}B")
-    hover = f"%{{y:.2f}} %<br>{COST_NAMES[cost]} {unit}<extra></extra>"
+    row = objective(cost)
+    value = {"bytes": "%{x:.3s}B", "": "%{x:.3s}"}.get(row.unit, f"%{{x:.3g}} {row.unit}")
+    hover = f"%{{y:.2f}} %<br>{row.label} {value}<extra></extra>"
     trials = draw(
         name="complete trials",
         mode="markers",
@@ -113,7 +115,8 @@ def _front_traces(data: RunData, cost: str) -> list[Any]:
         line={"color": GREY, "width": 1.2, "shape": "hv"},
     )
     if cost in data.objectives:
-        best = known[non_dominated(np.column_stack([known[cost], -known.accuracy]))].sort_values(cost)
+        best = known[non_dominated(np.column_stack([row.sign * known[cost], -known.accuracy]))]
+        best = best.sort_values(cost)
         line.x, line.y = small(best[cost]), small(100 * best.accuracy)
     members = go.Scatter(
         name="front, 95 % interval",
@@ -153,11 +156,11 @@ def _member_texts(data: RunData, front: pd.DataFrame) -> list[str]:
         heir = row["weights_of"] == row["weights_of"]
         of = f", from the weights of {row['weights_of']:.0f}" if heir else ""
         parts = [f"<b>trial {int(row['trial'])}</b>{of}", f"{100 * row['accuracy']:.2f} %"]
-        for cost in COSTS:
+        for cost in data.costs:
             if row[cost] == row[cost]:
                 ratio = (data.baseline.get(cost) or math.nan) / row[cost] if row[cost] else math.nan
                 times = f" ({ratio:.1f}{TIMES} less)" if ratio == ratio and ratio > 1 else ""
-                parts.append(f"{COST_NAMES[cost]} {cost_text(row[cost], cost)}{times}")
+                parts.append(f"{objective(cost).label} {cost_text(row[cost], cost)}{times}")
         lines.append("<br>".join(parts))
     return lines
 
@@ -222,12 +225,12 @@ def _log_ticks(values: pd.Series, cost: str, most: int, exponents: bool) -> dict
 
 def _round(text: str) -> str:
     """The text without the zeros that end its number: "1.50 MB" is "1.5 MB"."""
-    number, unit = text.split(" ")
-    return f"{float(number):g} {unit}"
+    number, _, unit = text.partition(" ")
+    return f"{float(number):g} {unit}".rstrip()
 
 
 def _title(cost: str) -> str:
-    return f"{COST_NAMES[cost]} (log scale)"
+    return f"{objective(cost).label} (log scale)"
 
 
 def small(values: pd.Series) -> Any:

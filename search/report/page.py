@@ -36,6 +36,7 @@ def report_html(data: "RunData") -> str:
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
+    from leanfront.search.objectives import objective
     from leanfront.search.report import rungs, tables, text, validation
     from leanfront.search.report.figures import (
         figure_json,
@@ -69,7 +70,7 @@ def report_html(data: "RunData") -> str:
         front_size=len(data.front),
         strips_shown=len(strip_rows(data)),
         strips_key=strips_key(data),
-        names=text.COST_NAMES,
+        names={cost: objective(cost).label for cost in data.costs},
         states=tables.states(data),
         state_colours=STATE_COLOURS,
         reasons=tables.reasons(data),

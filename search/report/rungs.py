@@ -67,7 +67,7 @@ def surrogate_errors(data: RunData) -> list[tuple[str, int, str, str]]:
     expected against those that came out, by thirds of the search."""
     done = data.trials[data.trials.accuracy.notna() & data.trials.expected_accuracy.notna()]
     done = done[done.state.isin(["complete", "infeasible"]) & (done.reason != UNTRAINED)]
-    done = done.sort_values("trial", key=lambda number: number.astype(int))
+    done = done.sort_values("trial")
     if len(done) < 3 * LEAST:
         return []
     lines = []

@@ -1,16 +1,15 @@
 """The tables of the report, as plain values and finished texts; the template escapes and lays them out."""
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
+from leanfront.search.pick.card import Row, verified
 from leanfront.search.report.data import RunData
 from leanfront.search.report.text import DASH, cost_text, duration, percent, points, ratio
-from leanfront.search.run.front import COSTS
-from leanfront.search.run.run_folder import STATES
+from leanfront.search.run.run_folder import STATES, RunError
 
 TABLE_ROWS = 200
 REASON_ROWS = 20
@@ -19,7 +18,7 @@ REASON_ROWS = 20
 def front_table(data: RunData) -> dict[str, Any]:
     """The front's members, fastest first, at most TABLE_ROWS of them, after the baseline."""
     baseline = data.baseline
-    costs = [cost for cost in COSTS if data.front[cost].notna().any()]
+    costs = [cost for cost in data.costs if data.front[cost].notna().any()]
     rows = [_row(data, row, costs) for row in data.front.head(TABLE_ROWS).to_dict("records")]
     low, high = baseline.get("accuracy_ci") or (None, None)
     first = {
@@ -54,7 +53,7 @@ def _row(data: RunData, row: Mapping[Any, Any], costs: list[str]) -> dict[str, A
         "within": accuracy is not None and accuracy - row["accuracy"] <= data.max_drop + 1e-9,
         "drop": DASH if accuracy is None else points(accuracy - row["accuracy"]),
         "costs": [(cost_text(row[cost], cost), ratio(baseline.get(cost), row[cost])) for cost in costs],
-        "noise": list(data.alike.get(str(row["trial"]), ())),
+        "noise": list(data.alike.get(row["trial"], ())),
     }
 
 
@@ -125,47 +124,23 @@ def facts(data: RunData) -> list[tuple[str, str]]:
 
 
 def exports(data: RunData) -> dict[str, Any]:
-    """A column for each verification.json: what was promised, what was found, and whether that agrees."""
-    columns = [_verified(values) for _, values in data.verifications]
-    labels = list(columns[0]) if columns else []
+    """A column for each verification.json: what was promised and what was found, and what that gains."""
+    columns = [{row.what: row for row in _rows(*named)} for named in data.verifications]
+    labels = dict.fromkeys(label for column in columns for label in column)
     return {
         "names": [name for name, _ in data.verifications],
-        "rows": [(label, [column[label] for column in columns]) for label in labels],
+        "verdicts": [_verdict(found) for _, found in data.verifications],
+        "rows": [(label, [column.get(label) for column in columns]) for label in labels],
     }
 
 
-def _verified(found: Mapping[str, Any]) -> dict[str, str]:
-    """Every label always, a dash where the file has no value (no latency without the hardware)."""
-    test, latency, size = (_section(found, name) for name in ("test", "latency", "size"))
-    accuracy, baseline = _number(test, "accuracy"), _number(test, "baseline_accuracy")
-    low, high = test.get("accuracy_ci") or (None, None)
-    error = _number(latency, "error")
-    measured, uncompressed = _number(latency, "measured_ms"), _number(latency, "baseline_ms")
-    file, original = _number(size, "bytes"), _number(size, "baseline_bytes")
+def _rows(name: str, found: Mapping[str, Any]) -> list[Row]:
+    try:
+        return verified(found)
+    except (KeyError, TypeError) as error:
+        raise RunError(f"exported/{name}/verification.json has no {error}") from error
+
+
+def _verdict(found: Mapping[str, Any]) -> str:
     failures = found.get("failures")
-    return {
-        "verdict": DASH if failures is None else "; ".join(map(str, failures)) or "as promised",
-        "accuracy, test split": percent(accuracy),
-        "95 % interval": _span(low, high) or DASH,
-        "baseline's accuracy, test split": percent(baseline),
-        "drop, points": points(baseline - accuracy),
-        "latency, predicted": cost_text(_number(latency, "predicted_ms"), "latency_ms"),
-        "latency, measured": cost_text(measured, "latency_ms"),
-        "predicted against measured": DASH if math.isnan(error) else f"{100 * error:+.1f} %",
-        "baseline's latency, measured": cost_text(uncompressed, "latency_ms"),
-        "speed-up, measured": ratio(uncompressed, measured),
-        "model file": cost_text(file, "size_bytes"),
-        "smaller than the baseline's file": ratio(original, file),
-        "same answers as the torch network": percent(_number(test, "agreement")),
-    }
-
-
-def _section(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = found.get(name)
-    return value if isinstance(value, Mapping) else {}
-
-
-def _number(values: Mapping[str, Any], key: str) -> float:
-    """The value as a float, NaN where there is none."""
-    value = values.get(key)
-    return float(value) if isinstance(value, int | float) else math.nan
+    return DASH if failures is None else "; ".join(map(str, failures)) or "as promised"

@@ -8,16 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from leanfront.search.objectives import objective, quantity
 from leanfront.search.report.data import RunData
-from leanfront.search.run.front import quantity
 
 DASH, MINUS, TIMES = "\N{EN DASH}", "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}"
-COST_NAMES = {
-    "latency_ms": "latency",
-    "size_bytes": "size",
-    "energy_mj": "energy",
-    "peak_memory_bytes": "peak memory",
-}
 
 
 def cost_text(value: float | None, cost: str) -> str:
@@ -94,7 +88,7 @@ def headline(data: RunData) -> str:
 def _gain(baseline: Any, row: pd.Series, cost: str) -> str:
     better, worse = ("faster", "slower") if cost == "latency_ms" else ("smaller", "larger")
     if not baseline.get(cost) or not row[cost] > 0:
-        return f"of unknown {COST_NAMES[cost]}"
+        return f"of unknown {objective(cost).label}"
     times = baseline[cost] / row[cost]
     if times >= 1.05:
         return f"{times:.1f}{TIMES} {better}"

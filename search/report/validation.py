@@ -6,8 +6,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from leanfront.latency_models.measured.first_validation import MOST_ERROR
+from leanfront.search.objectives import quantity
 from leanfront.search.report.data import RunData
-from leanfront.search.run.front import quantity
 
 BLUE, GREY = "#4c6ef5", "#7c8594"
 

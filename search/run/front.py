@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leanfront.search.objectives import COSTS, costs_among, objective, quantity, signs
 from leanfront.search.run.noise import alike
-from leanfront.search.run.run_folder import RunFolder, TrialRow
+from leanfront.search.run.run_folder import COLUMNS, RunFolder, TrialRow
 
 _TERMINAL = 80
-COSTS = ("latency_ms", "size_bytes", "energy_mj", "peak_memory_bytes")
+_SHOWN = ("latency_ms", "size_bytes", "energy_mj")
+"""Costs that the table has whatever is searched for."""
 
 
 def non_dominated(values: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -20,23 +22,21 @@ def non_dominated(values: NDArray[np.float64]) -> NDArray[np.bool_]:
     A row dominates another when it is nowhere larger and somewhere smaller; equal rows are both kept.
     """
     values = np.asarray(values, dtype=float)
-    order = np.lexsort(values.T[::-1])  # whatever dominates a row stands before it
+    kept = np.lexsort(values.T[::-1])  # whatever dominates a row stands before it
+    place = 0
+    while place < len(kept):
+        left, row = values[kept], values[kept[place]]
+        kept = kept[(left < row).any(axis=1) | (left == row).all(axis=1)]
+        place += 1
     member = np.zeros(len(values), dtype=bool)
-    front = np.empty((0, values.shape[1]))
-    for index in order:
-        row = values[index]
-        smaller = (front <= row).all(axis=1) & (front < row).any(axis=1)
-        if not smaller.any():
-            member[index] = True
-            front = np.vstack([front, row])
+    member[kept] = True
     return member
 
 
 def objective_values(rows: Sequence[TrialRow], objectives: Sequence[str]) -> NDArray[np.float64]:
-    """The objectives of rows (n, k), accuracy with its sign changed, so that less is better everywhere."""
-    columns = [[getattr(row, name) for row in rows] for name in objectives]
-    values = np.array(columns, dtype=float).T.reshape(len(rows), len(objectives))
-    return np.where(np.array(objectives) == "accuracy", -values, values)
+    """The objectives of rows (n, k) as they are."""
+    columns = [[row.value(name) for row in rows] for name in objectives]
+    return np.array(columns, dtype=float).T.reshape(len(rows), len(objectives))
 
 
 def front_rows(rows: Iterable[TrialRow], objectives: Sequence[str]) -> list[TrialRow]:
@@ -44,11 +44,11 @@ def front_rows(rows: Iterable[TrialRow], objectives: Sequence[str]) -> list[Tria
     complete = [
         row
         for row in rows
-        if row.state == "complete" and all(getattr(row, name) is not None for name in objectives)
+        if row.state == "complete" and all(row.value(name) is not None for name in objectives)
     ]
     if not complete:
         return []
-    member = non_dominated(objective_values(complete, objectives))
+    member = non_dominated(objective_values(complete, objectives) * signs(objectives))
     front = [row for row, is_member in zip(complete, member, strict=True) if is_member]
     return sorted(front, key=lambda row: (row.latency_ms or 0.0, -(row.accuracy or 0.0), row.trial))
 
@@ -82,15 +82,13 @@ def front_json(run: RunFolder) -> dict[str, Any]:
 
 
 def point(row: TrialRow) -> dict[str, Any]:
-    """One trial as an object: trial, accuracy, accuracy_ci, the costs, policy."""
+    """One trial as an object: trial, accuracy, accuracy_ci, the costs, a task's own objectives, policy."""
     return {
         "trial": row.trial,
         "accuracy": row.accuracy,
         "accuracy_ci": [row.accuracy_low, row.accuracy_high],
-        **{
-            name: getattr(row, name)
-            for name in ("latency_ms", "energy_mj", "size_bytes", "peak_memory_bytes")
-        },
+        **{name: row.value(name) for name in COLUMNS if name in COSTS},
+        **row.more,
         "policy": json.loads(row.policy) if row.policy else {},
     }
 
@@ -99,16 +97,19 @@ def front_table(run: RunFolder) -> list[dict[str, str]]:
     """The front as text, one dict of columns a row, the uncompressed network first. Energy is left out where
     the table would be more than 80 wide with it and nobody searches for it."""
     answer = front_json(run)
+    objectives = run.config().search.objectives
+    costs = dict.fromkeys((*_SHOWN, *costs_among(objectives)))
     baseline: Mapping[str, Any] = answer["baseline"]
-    rows = [_cells("-", baseline, baseline)] if baseline else []
-    rows += [_cells(str(entry["trial"]), entry, baseline) for entry in answer["front"]]
+    entries = [("-", baseline)] if baseline else []
+    entries += [(str(entry["trial"]), entry) for entry in answer["front"]]
+    rows = [_cells(name, entry, baseline, costs) for name, entry in entries]
     if any("same_within_noise_as" in entry for entry in answer["front"]):
         for row, entry in zip(reversed(rows), reversed(answer["front"]), strict=False):
             row["same as"] = str(entry.get("same_within_noise_as", ""))
         rows[0].setdefault("same as", "")
     if not any(row["out"] for row in rows):
         rows = _without("out", rows)
-    if rows and "energy_mj" not in run.config().search.objectives and _width(rows) > _TERMINAL:
+    if rows and "energy_mj" not in objectives and _width(rows) > _TERMINAL:
         rows = _without("energy", rows)
     return rows
 
@@ -122,22 +123,24 @@ def _width(rows: Sequence[Mapping[str, str]]) -> int:
     return sum(max(len(text) for text in (name, *(row[name] for row in rows))) + 2 for name in rows[0]) - 2
 
 
-def _cells(name: str, entry: Mapping[str, Any], baseline: Mapping[str, Any]) -> dict[str, str]:
+def _cells(
+    name: str, entry: Mapping[str, Any], baseline: Mapping[str, Any], costs: Iterable[str]
+) -> dict[str, str]:
     policy = entry.get("policy") or {}
     interval = entry.get("accuracy_ci") or [None, None]
-    accuracy = entry.get("accuracy")
     half = None if None in interval else (interval[1] - interval[0]) / 2
     there = [layer for layer in policy.values() if not is_left_out(layer)]
     out = len(policy) - len(there)
+    priced_at: dict[str, str] = {}
+    for number, cost in enumerate(costs):
+        priced_at[objective(cost).label] = quantity(cost, entry.get(cost))
+        if cost != "energy_mj":  # its column is the first to go
+            priced_at["x" + " " * number] = _ratio(cost, entry, baseline)
     return {
         "trial": name,
-        "accuracy": "?" if accuracy is None else f"{accuracy:.4f}",
+        "accuracy": quantity("accuracy", entry.get("accuracy")),
         "±": f"{half:.4f}" if half else "",
-        "latency": quantity("latency_ms", entry.get("latency_ms")),
-        "x": _ratio("latency_ms", entry, baseline),
-        "size": quantity("size_bytes", entry.get("size_bytes")),
-        "x ": _ratio("size_bytes", entry, baseline),
-        "energy": quantity("energy_mj", entry.get("energy_mj")),
+        **priced_at,
         "bits": _span([layer["weight_bits"] for layer in there] or [entry.get("weight_bits", 32)]),
         "cut": _mean_percent([layer["sparsity"] for layer in there]),
         "out": str(out or ""),
@@ -152,25 +155,6 @@ def is_left_out(layer: Mapping[str, Any]) -> bool:
 def _ratio(name: str, entry: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:
     value, base = entry.get(name), baseline.get(name)
     return f"{value / base:.2f}" if value and base else ""
-
-
-def quantity(name: str, value: float | None) -> str:
-    """A cost with its unit, three significant digits: quantity("latency_ms", 0.0123) is "12.3 us"."""
-    if value is None:
-        return "?"
-    if name == "accuracy":
-        return f"{value:.4f}"
-    if name.endswith("_bytes"):
-        for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-            if value >= factor:
-                return f"{_digits(value / factor)} {unit}"
-        return f"{value:.0f} B"
-    small, large = ("us", "ms") if name.endswith("_ms") else ("uJ", "mJ")
-    return f"{_digits(value)} {large}" if value >= 1 else f"{_digits(value * 1000)} {small}"
-
-
-def _digits(value: float) -> str:
-    return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f}"
 
 
 def _span(bits: Sequence[int]) -> str:

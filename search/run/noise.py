@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from leanfront.search.objectives import costs_among, oriented
 from leanfront.search.run.run_folder import RunFolder, TrialRow
 from leanfront.search.run.significance import Scores, load_scores, paired_interval, unpaired_interval
 
@@ -19,13 +20,15 @@ def alike(run: RunFolder, front: Sequence[TrialRow], objectives: Sequence[str]) 
             kept[row.trial] = load_scores(run.scores_file(row.trial))
         return kept[row.trial]
 
-    costs = [name for name in objectives if name != "accuracy"]
+    costs = costs_among(objectives)
+    price = {row.trial: oriented(row.values, costs) for row in front}
     found = {}
     for row in front:
         cheaper = (
             other
             for other in front
-            if other is not row and all(getattr(other, name) <= getattr(row, name) for name in costs)
+            if other is not row
+            and all(theirs <= own for theirs, own in zip(price[other.trial], price[row.trial], strict=True))
         )
         near = next((other for other in cheaper if within_noise(row, other, scores_of)), None)
         if near is not None:

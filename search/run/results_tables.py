@@ -8,7 +8,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from leanfront.search.run.front import front_rows
-from leanfront.search.run.run_folder import DiskFull, RunFolder, TrialRow
+from leanfront.search.run.run_folder import COLUMNS, DiskFull, RunFolder, TrialRow
 from leanfront.search.run.run_lock import locked
 
 _SHARE_OF_TIME = 0.02
@@ -33,7 +33,7 @@ class Ledger:
                 continue
             row = self._finished.get(trial.number)
             if row is None:
-                row = row_of(trial)
+                row = row_of(trial, self._objectives)
                 if trial.state.is_finished():
                     self._finished[trial.number] = row
             rows.append(row)
@@ -74,8 +74,8 @@ class Ledger:
                 path.unlink(missing_ok=True)
 
 
-def row_of(trial: FrozenTrial) -> TrialRow:
-    """A trial of the study as a line of trials.csv."""
+def row_of(trial: FrozenTrial, objectives: Sequence[str]) -> TrialRow:
+    """A trial of the study as a line of trials.csv, with what it is worth in a task's own objectives."""
     result = dict(trial.user_attrs.get("result") or {})
     if trial.state == TrialState.RUNNING:
         result = {"state": "running"}
@@ -86,7 +86,9 @@ def row_of(trial: FrozenTrial) -> TrialRow:
         result["rung"] = float(result["rung"])  # as it is read back
     if "rungs" in result:
         result["rungs"] = json.dumps(result["rungs"], separators=(",", ":"))
-    known = {name: value for name, value in result.items() if name in TrialRow.__dataclass_fields__}
+    known = {name: value for name, value in result.items() if name in COLUMNS}
+    if more := {name: float(result[name]) for name in objectives if name in result and name not in COLUMNS}:
+        known["more"] = more
     return TrialRow(
         trial=trial.number,
         started=trial.datetime_start.isoformat(timespec="seconds") if trial.datetime_start else "",

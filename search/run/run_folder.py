@@ -8,19 +8,22 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from leanfront.latency_models.files import replace_file
 from leanfront.search.config import ConfigError, SearchConfig, parse_config
+from leanfront.search.objectives import names, remember
 from leanfront.search.run.disk import is_full
 from leanfront.search.run.run_lock import is_held, locked, try_lock
 
 _SECONDS_OF_A_WRITE = 3600.0
+PAUSE_SECONDS = 600.0
+"""A longer stretch without any trial at work is a pause (stopped, resumed later), not search time."""
 STATES = ("complete", "infeasible", "failed", "pruned", "running")
 
 
@@ -62,9 +65,21 @@ class TrialRow:
     rungs: str = ""
     expected_accuracy: float | None = None
     weights_of: float | None = None
+    more: Mapping[str, float] = field(default_factory=dict)
+    """Objectives of a task's own: each is a column, too."""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Column -> what stands in it."""
+        return {name: getattr(self, name) for name in COLUMNS} | dict(self.more)
+
+    def value(self, name: str) -> float | None:
+        """What stands in a column of numbers."""
+        known: float | None = getattr(self, name) if name in COLUMNS else self.more.get(name)
+        return known
 
 
-COLUMNS = tuple(field.name for field in fields(TrialRow))
+COLUMNS = tuple(column.name for column in fields(TrialRow) if column.name != "more")
 ADDED = (
     "seconds_proposing",
     "seconds_pricing",
@@ -75,7 +90,7 @@ ADDED = (
     "weights_of",
 )
 """Columns that run folders made before there were rungs do not have."""
-_TEXT = ("state", "reason", "rungs", "started", "finished", "worker", "policy")
+TEXTS = ("state", "reason", "rungs", "started", "finished", "worker", "policy")
 
 
 @dataclass(frozen=True)
@@ -143,7 +158,7 @@ class RunFolder:
         return self.scores / f"{trial}.npz"
 
     def config(self) -> SearchConfig:
-        """The configuration that the folder was made with.
+        """The configuration that the folder was made with; a task's own objectives are known from then on.
 
         Raises:
             RunError: it cannot be read.
@@ -151,9 +166,12 @@ class RunFolder:
         import tomllib
 
         try:
-            return parse_config(tomllib.loads(self.config_file.read_text(encoding="utf-8")))
+            config = parse_config(tomllib.loads(self.config_file.read_text(encoding="utf-8")))
         except (OSError, ConfigError, tomllib.TOMLDecodeError) as error:
             raise RunError(f"{self.config_file} cannot be used: {error}") from error
+        if any(name not in names() for name in config.search.objectives):
+            remember(self.environment().get("registered_objectives") or ())
+        return config
 
     def environment(self) -> dict[str, Any]:
         """What environment.json holds; empty before it is written.
@@ -218,12 +236,14 @@ class RunFolder:
 
     def write_trials(self, rows: Iterable[TrialRow], name: str = "trials.csv") -> None:
         """Write trials.csv (or front.csv) beside, then rename."""
+        rows = list(rows)
+        columns = [*COLUMNS, *dict.fromkeys(name for row in rows for name in row.more)]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        writer.writerow(columns)
         for row in rows:
-            values = (getattr(row, column) for column in COLUMNS)
-            writer.writerow(["" if value is None else value for value in values])
+            values = row.values
+            writer.writerow(["" if (value := values.get(name)) is None else value for name in columns])
         with writable(self.path / name):
             replace_file(self.path / name, text.getvalue())
 
@@ -383,7 +403,8 @@ def _row(line: dict[str, str]) -> TrialRow:
     numbers = {
         name: float(line[name]) if line.get(name) else None
         for name in COLUMNS
-        if name not in _TEXT and name != "trial"
+        if name not in TEXTS and name != "trial"
     }
-    texts = {name: line.get(name) or "" for name in _TEXT}
-    return TrialRow(trial=int(line["trial"]), **texts, **numbers)  # type: ignore[arg-type]
+    texts = {name: line.get(name) or "" for name in TEXTS}
+    more = {name: float(text) for name, text in line.items() if text and name and name not in COLUMNS}
+    return TrialRow(trial=int(line["trial"]), **texts, **numbers, more=more)  # type: ignore[arg-type]

@@ -6,18 +6,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from leanfront.search.run.front import front_rows
+from leanfront.search.run.front import front_rows, objective_values
 from leanfront.search.run.hypervolume import growth, hypervolume
-from leanfront.search.run.run_folder import STATES, RunFolder, TrialRow
+from leanfront.search.run.run_folder import PAUSE_SECONDS, STATES, RunFolder, TrialRow
 from leanfront.search.run.run_lock import is_held
 
 CURVE_POINTS = 24
 _RATE_TRIALS = 50
-_PAUSE_SECONDS = 600.0
-"""A longer stretch without any trial at work is a pause, and does not lower the rate."""
 
 
 def status(run: RunFolder) -> dict[str, Any]:
@@ -47,7 +42,7 @@ def status(run: RunFolder) -> dict[str, Any]:
         "heirs": sum(row.weights_of is not None for row in rows),
         "trials_per_hour": rate,
         "front_size": len(front),
-        "hypervolume": hypervolume(_values(front, objectives), objectives, baseline),
+        "hypervolume": hypervolume(objective_values(front, objectives), objectives, baseline),
         "hypervolume_curve": hypervolume_curve(rows, objectives, baseline),
         "seconds_left": _seconds_left(rows, budget, rate) if alive else 0.0,
         "alive": alive,
@@ -66,12 +61,9 @@ def hypervolume_curve(
     """The hypervolume after equal shares of the complete trials, in the order they finished; the last is
     today's. Empty without a baseline or before the first complete trial."""
     complete = sorted((row for row in rows if row.state == "complete"), key=lambda row: row.finished)
-    return [volume for _, volume in growth(_values(complete, objectives), objectives, baseline, points)]
-
-
-def _values(rows: Sequence[TrialRow], objectives: Sequence[str]) -> NDArray[np.float64]:
-    values = np.array([[getattr(row, name) for name in objectives] for row in rows], dtype=float)
-    return values.reshape(len(rows), len(objectives))
+    return [
+        volume for _, volume in growth(objective_values(complete, objectives), objectives, baseline, points)
+    ]
 
 
 def trials_per_hour(rows: Sequence[TrialRow]) -> float | None:
@@ -90,7 +82,7 @@ def trials_per_hour(rows: Sequence[TrialRow]) -> float | None:
     for started, finished, _ in times:
         idle = (started - last).total_seconds()
         if finished > last:
-            seconds += (finished - last).total_seconds() - (idle if idle > _PAUSE_SECONDS else 0.0)
+            seconds += (finished - last).total_seconds() - (idle if idle > PAUSE_SECONDS else 0.0)
             last = finished
     return 3600.0 * len(counted) / max(seconds, 1.0)
 

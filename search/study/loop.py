@@ -24,6 +24,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from leanfront.compression.policy import Policy
+from leanfront.search.objectives import costs_among, oriented
 from leanfront.search.run.disk import has_space, is_full, when_there_is_space
 from leanfront.search.run.results_tables import Ledger, row_of
 from leanfront.search.run.run_folder import RunFolder, TrialRow
@@ -220,7 +221,7 @@ class _Worker:
                     proposing["expected_accuracy"] = expected
                 result = self._tried(trial, policy, trained)
                 result = replace(result, values={**result.values, **proposing})
-                row = row_of(tell(self.study, trial, result))
+                row = row_of(tell(self.study, trial, result), self.problem.objectives)
         except UpdateFinishedTrialError:
             self.run.log(f"trial {trial.number} was taken back while {self.name} did not answer")
             return
@@ -308,11 +309,10 @@ class _Worker:
     def _stays(self, number: int, price: Result, rung: int, score: Score) -> str:
         """Why a trial does not go on to the next rung: another dominates it, or the start is not over."""
         images = self.problem.rungs[rung]
-        costs = [name for name in self.problem.objectives if name != "accuracy"]
+        costs = costs_among(self.problem.objectives)
         trials = self.study.get_trials(deepcopy=False)
         results = [(trial.number, trial.user_attrs.get("result") or {}) for trial in trials]
-        own_costs = tuple(price.values[name] for name in costs)
-        own = Standing(number, own_costs, float(score.accuracy), float(score.divergence))
+        own = Standing(number, oriented(price.values, costs), float(score.accuracy), float(score.divergence))
         others = standings(results, images, costs)
         if rung == 0 and len(others) < self.problem.sampler.start:
             return f"among the first {self.problem.sampler.start}"
@@ -361,7 +361,8 @@ class _Worker:
                 for path in files:
                     path.unlink(missing_ok=True)
                 continue
-            row = row_of(add(self.study, self.problem.space, chosen, parent.worker, result, started))
+            added = add(self.study, self.problem.space, chosen, parent.worker, result, started)
+            row = row_of(added, self.problem.objectives)
             for path in files:
                 if path.exists():
                     path.rename(path.with_name(f"{row.trial}{path.suffix}"))

@@ -16,12 +16,12 @@ import numpy as np
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.space import Space
 from leanfront.hw_profiles import HardwareProfile, find_profile, read_profile
-from leanfront.search.config import ConfigError, SearchConfig
-from leanfront.search.run.front import quantity
+from leanfront.search.config import ConfigError, SearchConfig, check_names
+from leanfront.search.objectives import costs_among, costs_of, quantity, registered
 from leanfront.search.run.run_folder import RunFolder, now
 from leanfront.search.run.significance import save_scores
 from leanfront.search.samplers import sampler_named
-from leanfront.search.trial.trial import COSTS, Problem, Sampler, foretold
+from leanfront.search.trial.trial import Problem, Sampler, foretold
 
 if TYPE_CHECKING:
     from leanfront.compression.capture.trace import Traced
@@ -60,6 +60,7 @@ def load(config: SearchConfig) -> Loaded:
 
     file = find_profile(config.hardware.profile)
     task = load_task(config.task.file, config.task.options)
+    check_names(config)
     sampler = sampler_named(config.search.sampler)  # which the task's file may have registered
     dialect_of(config.export.to)
     profile = read_profile(file)  # only now: a task may bring a section and a cost model of its own
@@ -99,7 +100,8 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
     reference = _uncompressed(loaded)
     cost = costs.as_built(loaded.traced.network, reference)
     _say_what_is_special(loaded, costs, reference, cost, log)
-    baseline |= {name: getattr(cost, name) for name in COSTS}
+    prices_known = costs_of(config.search.objectives, lambda: loaded.traced.network, reference, cost)
+    baseline |= prices_known
     if (pair := _pair(reference)) != (32, 32):
         baseline |= {"weight_bits": pair[0], "activation_bits": pair[1]}
     problem = Problem(
@@ -109,7 +111,7 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         objectives=config.search.objectives,
         limits=config.limits,
         baseline_accuracy=baseline["accuracy"],
-        baseline_costs={name: float(getattr(cost, name)) for name in COSTS},
+        baseline_costs={name: float(value) for name, value in prices_known.items()},
         rungs=rungs,
         sampler=loaded.sampler,
     )
@@ -191,6 +193,7 @@ def _described(loaded: Loaded, costs: "CostModel", cost: "Cost", log: Log) -> di
         "estimated": cost.estimated,
         "estimates": priced_with.estimate_sentence,
         "objectives": list(config.search.objectives),
+        **({"registered_objectives": own} if (own := registered(config.search.objectives)) else {}),
         "layers": layers,
         "space_size": str(loaded.space.size),
         "latency_validation": validation,
@@ -270,11 +273,10 @@ def _check_prices(prices: dict[str, list[float]], before: Any, run: RunFolder | 
 
 def check_objectives(problem: Problem) -> None:
     """Raise ConfigError when a cost objective is the same for every policy of a sample: it orders nothing."""
-    costs = [name for name in problem.objectives if name != "accuracy"]
     sample = _sample(problem.space, 8)
-    found = [problem.cost(policy) for policy in sample]
-    for name in costs:
-        values = [float(getattr(cost, name)) for cost in found]
+    found = [foretold(problem, policy).values for policy in sample]
+    for name in costs_among(problem.objectives):
+        values = [known[name] for known in found]
         if problem.space.size > 1 and max(values) - min(values) <= 1e-9 * max(values):
             raise ConfigError(
                 f"search.objectives has {name}, which is {values[0]:.4g} for all {len(values)} policies tried"

@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from leanfront.search.run.front import COSTS, quantity
+from leanfront.search.objectives import COSTS, quantity
 from leanfront.search.run.run_folder import TrialRow
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def trial_line(row: TrialRow) -> str:
     """One trial as a line of text."""
     parts = [f"trial {row.trial}", row.state]
     for name in ("accuracy", "latency_ms", "size_bytes"):
-        value = getattr(row, name)
+        value = row.value(name)
         if value is not None:
             parts.append(f"{name.partition('_')[0]} {quantity(name, value)}")
     if row.seconds is not None:
@@ -30,9 +30,10 @@ def trial_line(row: TrialRow) -> str:
 
 def log_line(row: TrialRow) -> str:
     """One trial as ``name=value`` pairs, the unit at the end of each name; texts with spaces are quoted."""
-    numbers = ("rung", "accuracy", "divergence", *COSTS, "seconds", "seconds_training", "seconds_scoring")
+    numbers = ("rung", "accuracy", "divergence", *COSTS, *row.more)
+    numbers += ("seconds", "seconds_training", "seconds_scoring")
     pairs = [f"trial={row.trial}", f"state={row.state}"]
-    pairs += [f"{name}={value:.6g}" for name in numbers if (value := getattr(row, name)) is not None]
+    pairs += [f"{name}={value:.6g}" for name in numbers if (value := row.value(name)) is not None]
     pairs.append(f"worker={row.worker}")
     return " ".join(pairs) + (f" reason={json.dumps(row.reason, ensure_ascii=False)}" if row.reason else "")
 
@@ -107,7 +108,7 @@ class Progress:
         table = Table(*columns, title="front so far", title_justify="left", box=box.SIMPLE_HEAD)
         front = front_rows(self._rows, self._objectives)
         for row in front[:_SHOWN]:
-            table.add_row(str(row.trial), *(quantity(name, getattr(row, name)) for name in self._objectives))
+            table.add_row(str(row.trial), *(quantity(name, row.value(name)) for name in self._objectives))
         if len(front) > _SHOWN:
             table.caption = f"and {len(front) - _SHOWN} more"
         return Group(Text("  ".join(parts)), table, Text(self._note, style="dim", no_wrap=True))

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.space import Space
 from leanfront.search.config import SearchSection
+from leanfront.search.objectives import objective
 from leanfront.search.run.run_folder import RunError, RunFolder
 from leanfront.search.run.run_lock import Watch, locked
 from leanfront.search.samplers import sampler_named
@@ -59,7 +60,7 @@ def open_study(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions = [
-        StudyDirection.MAXIMIZE if name == "accuracy" else StudyDirection.MINIMIZE
+        StudyDirection.MINIMIZE if objective(name).better == "lower" else StudyDirection.MAXIMIZE
         for name in settings.objectives
     ]
     url = storage_url(settings.storage)

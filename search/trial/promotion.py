@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from leanfront.search.objectives import oriented
 from leanfront.search.run.significance import Scores, paired_interval, unpaired_interval, wilson_interval
 
 HOPELESS = "too far below the accuracy that counts"
@@ -21,7 +22,7 @@ UNKNOWN = (INTERRUPTED, "its worker was stopped, and with it went the weights it
 
 @dataclass(frozen=True)
 class Standing:
-    """A trial at the end of a rung: those of its costs that are objectives, and its scores there."""
+    """A trial at the end of a rung: its costs that are objectives (less is better) and its scores there."""
 
     trial: int
     costs: tuple[float, ...]
@@ -36,7 +37,7 @@ def standings(
     return [
         Standing(
             number,
-            tuple(float(result[name]) for name in costs),
+            oriented(result, costs),
             float(reached["accuracy"]),
             float(reached["divergence"]),
         )

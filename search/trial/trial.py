@@ -13,6 +13,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.space import Space
 from leanfront.search.config import LimitsSection
+from leanfront.search.objectives import costs_of
 from leanfront.search.run.run_folder import RunFolder
 from leanfront.search.trial.promotion import HARMLESS, UNTRAINED
 
@@ -28,7 +29,6 @@ Keep = Callable[["CandidateTraining", Mapping[int, "Score"]], None]
 
 WEIGHTS_OF = "weights_of"
 """In the result of an inherited trial: the trial whose trained weights it took over."""
-COSTS = ("latency_ms", "energy_mj", "size_bytes", "peak_memory_bytes")
 
 
 class Sampler:
@@ -127,16 +127,19 @@ def priced(problem: Problem, policy: Policy) -> Result:
     A cost that the model does not know raises TableError: an unknown cost is an error, never 0.
     """
     result = foretold(problem, policy)
-    return _within_limits(problem, problem.cost_as_built(policy)) if result.state == "running" else result
+    if result.state != "running":
+        return result
+    return _within_limits(problem, policy, problem.cost_as_built(policy))
 
 
 def foretold(problem: Problem, policy: Policy) -> Result:
     """The same in microseconds, without building the network where ``priced`` would."""
-    return _within_limits(problem, problem.cost(policy))
+    return _within_limits(problem, policy, problem.cost(policy))
 
 
-def _within_limits(problem: Problem, cost: "Cost") -> Result:
-    values = {name: float(getattr(cost, name)) for name in COSTS}
+def _within_limits(problem: Problem, policy: Policy, cost: "Cost") -> Result:
+    known = costs_of(problem.objectives, lambda: problem.space.resized(policy), policy, cost)
+    values = {name: float(value) for name, value in known.items()}
     limits = problem.limits.costs
     constraints = {name: values[name] / limit - 1.0 for name, limit in limits.items()}
     if not cost.fits:

@@ -16,6 +16,7 @@ from threadpoolctl import ThreadpoolController
 
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.space import Space
+from leanfront.search.objectives import objective
 from leanfront.search.run.run_folder import RunFolder
 from leanfront.search.samplers import Sampler, register
 from leanfront.search.samplers.cascade.acquisition import Proposal, front_surface, propose
@@ -314,7 +315,10 @@ class CascadeSampler(BaseSampler):
         if given_up or trial.state != TrialState.PRUNED or max(scores, default=-1) != 0:
             self._read.final.add(key)  # complete, refused, failed, or it fell behind after training
         if (scores or untrained is not None) and all(name in result for name in self.knowledge.costs):
-            costs = [np.log(result[name] / self.knowledge.baseline[name]) for name in self.knowledge.costs]
+            costs = [
+                objective(name).sign * np.log(result[name] / self.knowledge.baseline[name])
+                for name in self.knowledge.costs
+            ]
             before = self._read.seen.get(key)
             scores = {**(before.scores if before else {}), **scores}
             self._read.seen[key] = Observation(canonical[:, 0], scores, np.array(costs), untrained)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from leanfront.search.config import LimitsSection
+from leanfront.search.objectives import costs_among, objective
 from leanfront.search.run.hypervolume import DROP
 from leanfront.search.samplers.cascade.encoding import Codes, Encoding
 from leanfront.search.samplers.cascade.gaussian import Array
@@ -54,7 +55,7 @@ class Knowledge:
     @property
     def costs(self) -> tuple[str, ...]:
         """The objectives that are costs."""
-        return tuple(name for name in self.objectives if name != "accuracy")
+        return costs_among(self.objectives)
 
     @cached_property
     def encoding(self) -> Encoding:
@@ -87,9 +88,12 @@ class Knowledge:
         the part is too small."""
         if codes.shape[1] == 0:
             return np.zeros((0, len(self.costs)))
-        found = self.cost_model.costs(self.encoding.batch(codes))
+        batch = self.encoding.batch(codes)
+        found = self.cost_model.costs(batch)
+        rows = [objective(name) for name in self.costs]
         columns = [
-            np.log(np.maximum(getattr(found, name), 1e-12) / self.baseline[name]) for name in self.costs
+            row.sign * np.log(np.maximum(row.column(batch, found), 1e-12) / self.baseline[row.name])
+            for row in rows
         ]
         result = np.stack(columns, axis=1)
         for name, most in self.limits.costs.items():
@@ -107,9 +111,15 @@ class Knowledge:
         rng = np.random.default_rng(0)
         encoding = self.encoding
         sample = np.hstack([self._uniform, encoding.random(4096, rng)])
-        found = self.cost_model.costs(encoding.batch(sample))
-        lowest = [float(getattr(found, name).min()) / self.baseline[name] for name in self.costs]
-        return np.minimum(np.log(np.maximum(lowest, 1e-12)), -1e-3)
+        batch = encoding.batch(sample)
+        found = self.cost_model.costs(batch)
+        rows = [objective(name) for name in self.costs]
+        shares = [row.column(batch, found) / self.baseline[row.name] for row in rows]
+        lowest = [
+            float((row.sign * np.log(np.maximum(share, 1e-12))).min())
+            for row, share in zip(rows, shares, strict=True)
+        ]
+        return np.minimum(lowest, -1e-3)
 
     def cheap_front(self, policies: int = CHEAP_POLICIES, seed: int = 0) -> Codes:
         """(decisions, m): the front of so many policies by costs and sensitivities alone."""

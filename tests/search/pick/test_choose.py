@@ -50,7 +50,7 @@ def test_a_drop_of_exactly_the_limit_is_allowed() -> None:
             Wish(max_latency_ms=0.3, max_drop=0.02),
             r"the nearest is trial 4; allow it with --max-drop 0.040[01]",
         ),
-        (Wish(prefer="speed"), r"--prefer must be one of latency_ms, .*, not 'speed'"),
+        (Wish(prefer="speed"), r"--prefer must be one of accuracy, .*, not 'speed'"),
     ],
 )
 def test_nothing_fits(wish: Wish, said: str) -> None:

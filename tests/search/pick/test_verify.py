@@ -185,8 +185,7 @@ def test_the_card_says_what_was_found() -> None:
     resized = traced.network.resized(policy.channels(traced.network))
     text = card(held(integer=["0"]), policy, resized, "toy", "task.py", "today")
     for line in (
-        "| accuracy (test split, read once) | 0.9100 | 0.9010 |",
-        "| drop |  | 0.90 points |",
+        "| accuracy (test split, read once) | 0.9100 | 0.9010 (-0.90 points) |",
         "| latency, measured | 400 us | 100 us (0.250x) |",
         "| model file | 9.09 kB | 1.01 kB (1/9.0) |",
         "| 0 | conv2d 3x3 3->2 @6x6 | 50 % | 4 | 8 | yes |",
@@ -199,7 +198,7 @@ def test_the_card_says_what_was_found() -> None:
         held(latency={}), search={"latency_ms": 2.0, "energy_mj": 8.0, "estimates": "Latency is estimated"}
     )
     text = card(elsewhere, policy, resized, "toy", "task.py", "today")
-    assert "| latency, predicted |  | 2.00 ms |" in text
+    assert "| latency, predicted, estimated |  | 2.00 ms |" in text
     assert "| energy, predicted |  | 8.00 mJ |" in text
     assert "Latency is estimated." in text
     assert "NOT as promised: layers not run as integer kernels: 0" in card(

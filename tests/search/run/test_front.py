@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from leanfront.search.cli.output import print_table
 from leanfront.search.config import parse_config
-from leanfront.search.run.front import front_json, front_rows, front_table, non_dominated, quantity
-from leanfront.search.run.hypervolume import growth, hypervolume
+from leanfront.search.objectives import quantity
+from leanfront.search.run.front import front_json, front_rows, front_table, non_dominated
+from leanfront.search.run.hypervolume import growth, hypervolume, volume_below_zero
 from leanfront.search.run.run_folder import TrialRow, make_run
 from leanfront.search.run.status import status
 
@@ -196,3 +197,25 @@ def test_status_json_is_as_designed(run):
 )
 def test_quantities_have_their_unit(name, value, text):
     assert quantity(name, value) == text
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 4).flatmap(
+        lambda k: st.lists(st.tuples(*[st.integers(1, 5)] * k), min_size=1, max_size=20)
+    )
+)
+def test_the_volume_is_that_of_the_cells_that_are_covered(points):
+    """Against counting unit cells."""
+    below = -np.array(points, dtype=float)
+    cells = np.stack(np.meshgrid(*[np.arange(5)] * below.shape[1], indexing="ij"), axis=-1)
+    covered = (cells[..., None, :] < -below).all(axis=-1).any(axis=-1)
+    assert volume_below_zero(below) == pytest.approx(covered.sum())
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_the_volume_is_optunas(count):
+    from optuna._hypervolume import compute_hypervolume
+
+    points = -np.random.default_rng(count).uniform(0.01, 1.0, (60, count))
+    assert volume_below_zero(points) == pytest.approx(compute_hypervolume(points, np.zeros(count)))

@@ -1,6 +1,6 @@
 """The search loop with a made-up cost and a made-up score. Run as a program this file is one such search.
 
-The made-up scorer is no leanfront.search.trial.scorer.Scorer, which would load torch into every process that is killed here.
+The made-up scorer is no Scorer, which would load torch into every process that is killed here.
 """
 
 import json

@@ -1,0 +1,149 @@
+"""The table of objectives, and one that a task registers: searched for, shown, picked, read again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.policy.batch import PolicyBatch
+from leanfront.search import objectives
+from leanfront.search.config import ConfigError, check_names, parse_config
+from leanfront.search.objectives import (
+    COSTS,
+    LIMITS,
+    Objective,
+    ObjectiveError,
+    objective,
+    quantity,
+    register_objective,
+)
+from leanfront.search.run.hypervolume import hypervolume
+from leanfront.search.run.run_folder import COLUMNS, TrialRow, make_run, open_run
+from tests.bright import CONFIG, TASK
+from tests.compression.policy.test_policy import network as branched_network
+
+PAGE = (Path(__file__).parents[2] / "docs" / "your-own-task.md").read_text(encoding="utf-8")
+OWN = PAGE.split("<!-- objective -->\n```python\n")[1].split("```")[0]
+"""What the documentation says to write."""
+PARAMETERS = Objective("parameters", value=lambda network, policy, cost: network.weight_count)
+
+
+@pytest.fixture(autouse=True)
+def table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test with the table as it is delivered."""
+    monkeypatch.setattr(objectives, "_TABLE", dict(objectives._TABLE))
+
+
+def test_the_table_has_a_row_for_each_column_that_can_be_searched_for() -> None:
+    assert objectives.names() == ("accuracy", *COSTS)
+    assert set(objectives.names()) <= set(COLUMNS)
+    assert set(LIMITS) == set(COSTS)
+    assert [objective(name).sign for name in objectives.names()] == [-1.0, 1.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (Objective("latency_ms", value=lambda *given: 1.0), "none of accuracy, latency_ms"),
+        (Objective("two words", value=lambda *given: 1.0), "not 'two words'"),
+        (Objective("parameters"), "needs value=function"),
+        (Objective("share", value=lambda *given: 1.0, scale="share"), "no other source or scale"),
+    ],
+)
+def test_what_cannot_be_registered(row: Objective, said: str) -> None:
+    with pytest.raises(ObjectiveError, match=said):
+        register_objective(row)
+
+
+def test_a_name_that_is_not_known_names_the_nearest() -> None:
+    config = parse_config({"task": {"file": "t.py"}, "search": {"objectives": ["accuracy", "parameter"]}})
+    with pytest.raises(ConfigError, match=r"search.objectives.1: no objective is called 'parameter'; There"):
+        check_names(config)
+    register_objective(PARAMETERS)
+    with pytest.raises(ConfigError, match="did you mean 'parameters'"):
+        check_names(config)
+
+
+def test_a_value_must_be_a_number_above_0() -> None:
+    for value in (0, -1.0, float("nan"), float("inf"), None, "many"):
+        with pytest.raises(ObjectiveError, match="must be a number above 0"):
+            Objective("own", value=lambda *given, value=value: value).of(None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("unit", "value", "text"),
+    [("", 270_896, "271 k"), ("", 12, "12"), ("", 0.5, "0.50"), ("s", 12.34, "12.3 s")],
+)
+def test_units_of_ones_own(unit: str, value: float, text: str) -> None:
+    register_objective(Objective("own", unit=unit, value=lambda *given: 1.0))
+    assert quantity("own", value) == text
+
+
+def test_more_may_be_better() -> None:
+    """Twice the uncompressed network's counts as a halving of a cost does."""
+    register_objective(Objective("speed", better="higher", value=lambda *given: 1.0))
+    values = np.array([[0.9, 2.0], [0.9, 0.5]])
+    assert hypervolume(values, ("accuracy", "speed"), {"accuracy": 0.9, "speed": 1.0}) == pytest.approx(1.0)
+
+
+def test_a_batch_says_the_same_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    exec(OWN)
+    network = branched_network()
+    policies = [Policy.uniform(network, LayerPolicy(sparsity, 8, 8)) for sparsity in (0.0, 0.25, 0.5)]
+    own = objective("parameters")
+    single = [own.of(policy.cut(network, 1), policy, None) for policy in policies]
+    assert own.column(PolicyBatch.of(network, policies), None).tolist() == single
+
+
+def test_columns_of_a_tasks_own_are_read_back(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", parse_config({"task": {"file": "task.py"}}))
+    rows = [TrialRow(0, "complete", latency_ms=1.0, more={"parameters": 5.0}), TrialRow(1, "running")]
+    run.write_trials(rows)
+    assert run.trials() == rows
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cascade"])
+def test_a_search_for_few_parameters(tmp_path: Path, sampler: str) -> None:
+    """By one file of the user's: the front, the report and the pick show them, without the task at hand."""
+    (tmp_path / "task.py").write_text(TASK.replace("def task(", OWN + "\n\ndef task(", 1))
+    (tmp_path / "search.toml").write_text(CONFIG)
+    settings = ["--set", 'search.objectives=["accuracy", "parameters"]', "--set", f"search.sampler={sampler}"]
+    said = leanfront(tmp_path, "search", ".", "--run", "run", *settings)
+    assert "networks on the front" in said
+    said = leanfront(tmp_path, "pick", "run", "--prefer", "parameters", "--max-drop", "1", "--epochs", "0")
+    assert "parameters" in said
+    found = json.loads(next((tmp_path / "run").glob("exported/*/verification.json")).read_text())
+    pair = found["search"]["objectives"]["parameters"]
+    assert 0 < pair["picked"] <= pair["uncompressed"]
+    (tmp_path / "task.py").rename(tmp_path / "gone.py")
+    table = leanfront(tmp_path, "front", "run")
+    assert "parameters" in table
+    answer = json.loads(leanfront(tmp_path, "front", "run", "--format", "json"))
+    best = {point["parameters"] for point in answer["front"]}
+    trials = open_run(tmp_path / "run").trials()
+    assert min(best) == min(row.more["parameters"] for row in trials if row.state == "complete")
+    assert answer["baseline"]["parameters"] == 8 * 9 + 8 * 8 * 9 + 2 * 8
+    assert json.loads(leanfront(tmp_path, "status", "run", "--format", "json"))["hypervolume"] is not None
+    leanfront(tmp_path, "report", "run")
+    page = (tmp_path / "run" / "report.html").read_text().split("<script>", 1)[0]
+    assert "<th>parameters" in page
+    assert '"label":"parameters"' in page.replace(" ", "")
+
+
+def leanfront(folder: Path, *words: str) -> str:
+    command = [sys.executable, "-m", "leanfront", *words]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, env=_environment()
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
