@@ -1,6 +1,8 @@
 """Files are never half-written."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -20,3 +22,13 @@ def replace_file(path: Path, content: str | bytes) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def writing(path: Path, error: type[ValueError]) -> Iterator[None]:
+    """Make the folder of a file that is written within; raise ``error``, one sentence, where that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as problem:
+        raise error(f"cannot write {path}: {problem.strerror}") from problem

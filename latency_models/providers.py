@@ -1,13 +1,23 @@
 """Execution providers of onnxruntime by the names that a configuration uses."""
 
 from collections.abc import Mapping
+from enum import StrEnum
 
-from leanfront.latency_models.cost import TableError
+from leanfront.latency_models.errors import TableError
+
+
+class Provider(StrEnum):
+    """Execution providers of onnxruntime."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+    TENSORRT = "tensorrt"
+
 
 PROVIDERS: Mapping[str, str] = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
+    Provider.CPU: "CPUExecutionProvider",
+    Provider.CUDA: "CUDAExecutionProvider",
+    Provider.TENSORRT: "TensorrtExecutionProvider",
 }
 """Name -> what onnxruntime calls it."""
 

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
 
 from leanfront.hw_profiles.loading import toml_key, toml_value
+from leanfront.latency_models.providers import Provider
 from leanfront.search.objectives import LIMITS, ObjectiveError, names, objective
 from leanfront.search.storage_url import without_password
 
-Provider = Literal["cpu", "cuda", "tensorrt"]
 WeightBits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
 ActivationBits = Literal[4, 8, 32]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -54,7 +54,7 @@ class HardwareSection(_Section):
 
     profile: str = "this-machine"
     threads: int = Field(default=1, ge=1, le=1024)
-    provider: Provider = "cpu"
+    provider: Annotated[Provider, Strict(False)] = Provider.CPU
 
 
 class SearchSection(_Section):
@@ -328,12 +328,7 @@ def _all_keys() -> list[str]:
 
 def _table(name: str, values: Mapping[str, Any]) -> str:
     lines = [f"[{name}]"]
-    lines += [
-        f"{toml_key(key)} = {toml_value(value)}"
-        for key, value in values.items()
-        if not isinstance(value, dict)
-    ]
-    tables = [
-        _table(f"{name}.{toml_key(key)}", value) for key, value in values.items() if isinstance(value, dict)
-    ]
+    inner = {key: value for key, value in values.items() if isinstance(value, dict)}
+    lines += [f"{toml_key(key)} = {toml_value(value)}" for key, value in values.items() if key not in inner]
+    tables = [_table(f"{name}.{toml_key(key)}", value) for key, value in inner.items()]
     return "\n".join(lines) + "\n\n" + "".join(tables)

@@ -2,7 +2,6 @@
 
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 from leanfront.search.cli.hardware import cost, profile_app
 from leanfront.search.cli.kit import import_, kit
 from leanfront.search.cli.measure import measure, validate
-from leanfront.search.cli.output import print_csv, print_json, print_table
+from leanfront.search.cli.output import Format, FormatOption, print_table, say, show, shown
 from leanfront.search.config import load_config
 from leanfront.search.errors import exit_code
 from leanfront.search.objectives import names
@@ -32,14 +31,6 @@ app.add_typer(profile_app, name="profile")
 app.command()(cost)
 
 
-class Format(StrEnum):
-    """How a table is printed."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
-
-
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A search.toml, or its folder.")]
 ToOption = Annotated[
     str | None, typer.Option("--to", metavar="NAME", help="Kind of the file; default: export.to, onnx.")
@@ -48,7 +39,6 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder tha
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="A.B=V", help="Override one key of the configuration.")
 ]
-FormatOption = Annotated[Format, typer.Option("--format", help="A table to read, JSON or CSV for programs.")]
 HoursOption = Annotated[float | None, typer.Option("--hours", min=0.0, help="Hours from now.")]
 TrialsOption = Annotated[
     int | None, typer.Option("--trials", min=1, help="Trained trials in all, earlier ones included.")
@@ -100,12 +90,7 @@ def check(
     from leanfront.search.cli.check import check_config, check_table
 
     answer = check_config(_config(config, set_, hours=hours, trials=trials, workers=workers))
-    if format_ is Format.JSON:
-        print_json(answer)
-    elif format_ is Format.CSV:
-        print_csv(answer["layers"])
-    else:
-        check_table(answer)
+    show(format_, lambda: answer, lambda: answer["layers"], lambda: check_table(answer))
 
 
 @app.command()
@@ -133,13 +118,13 @@ def search(
     except KeyboardInterrupt:  # the second Ctrl-C: the running trial is lost, and run again next time
         print(f"stopped at once; go on with the same command:\n  {_command_line()}")
         raise typer.Exit(130) from None
-    shown = _shown(folder.path)
+    path = shown(folder.path)
     if ended == "stopped":
         print(f"stopped; go on with the same command:\n  {_command_line()}")
     else:
         print(f"done: {ended}")
     print(f"{len(front_of(folder))} networks on the front; next:")
-    print(f"  leanfront front {shown}\n  leanfront report {shown}\n  leanfront pick {shown} --max-drop 0.01")
+    print(f"  leanfront front {path}\n  leanfront report {path}\n  leanfront pick {path} --max-drop 0.01")
 
 
 @app.command()
@@ -157,15 +142,17 @@ def status(
         if format_ is not Format.TABLE:
             raise typer.BadParameter("--follow prints lines of text; leave --format out")
         try:
-            status_text.follow(folder, _shown(folder.path))
+            status_text.follow(folder, shown(folder.path))
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-    elif format_ is Format.JSON:
-        print_json(status_of(folder))
-    elif format_ is Format.CSV:
-        print_csv(status_text.rows(status_of(folder)))
-    else:
-        status_text.print_status(status_of(folder), _shown(folder.path))
+        return
+    answer = status_of(folder)
+    show(
+        format_,
+        lambda: answer,
+        lambda: status_text.rows(answer),
+        lambda: status_text.print_status(answer, shown(folder.path)),
+    )
 
 
 @app.command()
@@ -211,18 +198,16 @@ def front(run: RunArgument, format_: FormatOption = Format.TABLE) -> None:
     from leanfront.search.run.front import front_json, front_of, front_table
 
     folder = open_run(run)
-    if format_ is Format.JSON:
-        print_json(front_json(folder))
-    elif format_ is Format.CSV:
-        print_csv([row.values for row in front_of(folder)])
-    elif rows := front_table(folder):
-        print_table(rows)
+
+    def people() -> None:
+        if rows := front_table(folder):
+            print_table(rows)
         if len(rows) < 2:
             print("no trial is complete yet")
-        if estimates := folder.environment().get("estimates"):
+        if rows and (estimates := folder.environment().get("estimates")):
             print(estimates)
-    else:
-        print("no trial is complete yet")
+
+    show(format_, lambda: front_json(folder), lambda: [row.values for row in front_of(folder)], people)
 
 
 @app.command()
@@ -230,7 +215,7 @@ def report(run: RunArgument) -> None:
     """Write report.html, one self-contained file."""
     from leanfront.search.report.page import write_report
 
-    print(_shown(write_report(open_run(run).path)))
+    print(shown(write_report(open_run(run).path)))
 
 
 @app.command()
@@ -262,20 +247,16 @@ def pick(
     from leanfront.search.pick.choose import Wish
     from leanfront.search.pick.pick import pick as pick_from
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr)
-
     wish = Wish(max_drop, max_latency_ms, max_size_bytes, max_energy_mj, prefer)
     folder, found = pick_from(open_run(run), wish, trial=trial, out=out, epochs=epochs, to=to, log=say)
-    if format_ is Format.JSON:
-        print_json({"folder": str(folder), "passed": found.passed, **asdict(found)})
-    else:
-        rows = [row._asdict() for row in verified(asdict(found))]
-        if format_ is Format.CSV:
-            print_csv(rows)
-        else:
-            print_table(rows, title=f"trial {found.trial}")
-            print(f"{_shown(folder)}: model.onnx, card.md, verification.json")
+    rows = [row._asdict() for row in verified(asdict(found))]
+
+    def people() -> None:
+        print_table(rows, title=f"trial {found.trial}")
+        print(f"{shown(folder)}: model.onnx, card.md, verification.json")
+
+    answer = {"folder": str(folder), "passed": found.passed, **asdict(found)}
+    show(format_, lambda: answer, lambda: rows, people)
     for failure in found.failures:
         say(f"not as promised: {failure}")
     if not found.passed:
@@ -292,21 +273,13 @@ def export(
     """Export one trial with the weights of its short fine-tune; the test split is not touched."""
     from leanfront.search.pick.pick import export_trial
 
-    print(_shown(export_trial(open_run(run), trial=trial, out=out, to=to)))
+    print(shown(export_trial(open_run(run), trial=trial, out=out, to=to)))
 
 
 def _say(row: TrialRow) -> None:
     from leanfront.search.study.progress import trial_line
 
     print(trial_line(row), flush=True)
-
-
-def _shown(path: Path) -> str:
-    """A path as short as it can be given back to a command."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
 
 
 def _command_line() -> str:

@@ -1,14 +1,10 @@
 """The commands about hardware: ``leanfront profile ...`` and ``leanfront cost``. No torch."""
 
-import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import LayerPolicy, Policy, PolicyError
@@ -21,8 +17,8 @@ from leanfront.hw_profiles import (
     to_toml,
     user_folder,
 )
-from leanfront.latency_models.files import replace_file
-from leanfront.search.cli.options import Format, FormatOption
+from leanfront.latency_models.files import replace_file, writing
+from leanfront.search.cli.output import Format, FormatOption, print_table, say, show
 
 if TYPE_CHECKING:
     from leanfront.latency_models.cost import Cost, LayerCost
@@ -35,26 +31,34 @@ profile_app = typer.Typer(
 @profile_app.command("list")
 def list_profiles(format_: FormatOption = Format.TABLE) -> None:
     """List the hardware profiles: built-in ones and those in your own folder."""
-    rows: list[dict[str, Any]] = []
-    for name, path in profile_paths().items():
-        try:
-            profile = read_profile(path)
-            rows.append({"name": name, "kind": profile.kind, "model": profile.model,
-                         "estimated": profile.estimated, "description": profile.description,
-                         "file": str(path)})  # fmt: skip
-        except ProfileError as error:  # one broken file does not hide the others
-            rows.append({"name": name, "kind": None, "model": None, "estimated": None,
-                         "description": f"not valid: {error}", "file": str(path)})  # fmt: skip
-    if format_ is Format.JSON:
-        _print_json(rows)
-        return
-    table = Table("name", "kind", "model", "numbers", "description")
-    for row in rows:
-        numbers = {True: "some assumed", False: "all sourced", None: "-"}[row["estimated"]]
-        table.add_row(
-            row["name"], row["kind"] or "-", row["model"] or "-", numbers, escape(row["description"])
+    rows = [_listed(name, path) for name, path in profile_paths().items()]
+    numbers = {True: "some assumed", False: "all sourced", None: "-"}
+    people = [
+        {
+            "name": row["name"],
+            "kind": row["kind"],
+            "model": row["model"],
+            "numbers": numbers[row["estimated"]],
+            "description": row["description"],
+        }
+        for row in rows
+    ]
+    show(format_, lambda: rows, lambda: rows, lambda: print_table(people))
+
+
+def _listed(name: str, path: Path) -> dict[str, Any]:
+    try:
+        profile = read_profile(path)
+        known: list[Any] = [profile.kind, profile.model, profile.estimated, profile.description]
+    except ProfileError as error:  # one broken file does not hide the others
+        known = [None, None, None, f"not valid: {error}"]
+    return dict(
+        zip(
+            ("name", "kind", "model", "estimated", "description", "file"),
+            [name, *known, str(path)],
+            strict=True,
         )
-    _console().print(table)
+    )
 
 
 @profile_app.command("show")
@@ -65,26 +69,31 @@ def show_profile(
     """Show a profile: every number with its source."""
     profile = load_profile(name)
     sources = {path: profile.source(path) for path in profile.numbers}
-    if format_ is Format.JSON:
+    rows = [
+        {
+            "field": path,
+            "value": profile.supported_sentence if path == "supported" else _shown(value),
+            "status": source.status if (source := sources[path]) else "",
+            "from": source.from_ if source else "",
+        }
+        for path, value in profile.numbers.items()
+    ]
+
+    def answer() -> dict[str, Any]:
         fields = profile.model_dump(mode="json", by_alias=True)
         fields["sources"] = {p: s.model_dump(by_alias=True) for p, s in sources.items() if s is not None}
-        _print_json({**fields, "estimated": profile.estimated, "digest": profile.digest})
-        return
-    console = _console()
-    console.print(f"{profile.name}: {profile.description}", markup=False)
-    console.print(f"kind {profile.kind}, latency model {profile.model}, pattern that pays {profile.pattern}")
-    if profile.measured:
-        from leanfront.latency_models.kit.installed_tables import elsewhere
+        return {**fields, "estimated": profile.estimated, "digest": profile.digest}
 
-        console.print(f"measured on {elsewhere(profile.name) or 'this machine'}", markup=False)
-    table = Table("field", "value", "status", "from")
-    for path, value in profile.numbers.items():
-        source = sources[path]
-        shown = profile.supported_sentence if path == "supported" else _shown(value)
-        table.add_row(
-            path, escape(shown), source.status if source else "", escape(source.from_ if source else "")
-        )
-    console.print(table)
+    def people() -> None:
+        print(f"{profile.name}: {profile.description}")
+        print(f"kind {profile.kind}, latency model {profile.model}, pattern that pays {profile.pattern}")
+        if profile.measured:
+            from leanfront.latency_models.kit.installed_tables import elsewhere
+
+            print(f"measured on {elsewhere(profile.name) or 'this machine'}")
+        print_table(rows, texts=rows[0])
+
+    show(format_, answer, lambda: rows, people)
 
 
 def _shown(value: Any) -> str:
@@ -100,7 +109,7 @@ def check_profile(
     profile = load_profile(file)
     assumed = [p for p in profile.numbers if (s := profile.source(p)) and s.status == "assumed"]
     note = f"; assumed: {', '.join(assumed)}" if assumed else "; no number is assumed"
-    typer.echo(f"{profile.name} is valid: {len(profile.numbers)} numbers with their sources{note}")
+    print(f"{profile.name} is valid: {len(profile.numbers)} numbers with their sources{note}")
 
 
 @profile_app.command("new")
@@ -121,8 +130,9 @@ def new_profile(
     target = user_folder() / f"{name}.toml"
     if name in profile_paths():
         raise ProfileError(f"there is a profile {name!r} already, {profile_paths()[name]}; take another name")
-    _write(target, to_toml(profile))
-    typer.echo(f"wrote {target}; every source in it is now 'assumed' until you replace it")
+    with writing(target, ProfileError):
+        replace_file(target, to_toml(profile))
+    print(f"wrote {target}; every source in it is now 'assumed' until you replace it")
 
 
 def cost(
@@ -168,22 +178,25 @@ def cost(
         wanted = _uniform(original, own, weight_bits, activation_bits, sparsity)
     from leanfront.latency_models.pricing import price
 
-    priced = price(original, wanted, hardware, lambda line: typer.echo(line, err=True))
+    priced = price(original, wanted, hardware, say)
     resized, total, rows, model = priced.network, priced.cost, priced.layers, priced.model
     upsets = _upsets_per_day(hardware, total, upsets_per_bit_day)
     misfit = None if total.fits else _misfit(hardware, original, wanted, total)
     device = model.measured_on
-    if format_ is Format.JSON:
-        more = {"upsets_per_day": upsets, "misfit": misfit, "measured_on": device}
-        _print_json(_as_json(total, rows) | {key: value for key, value in more.items() if value is not None})
-        return
-    _print_costs(network, hardware, resized, wanted, total, rows)
-    if device is not None:
-        _console().print(f"Measured on {device}", markup=False)
-    if upsets is not None:
-        typer.echo(f"{upsets:.3g} upsets per day in the memory blocks that it occupies, before correction")
-    if misfit is not None:
-        typer.echo(misfit)
+    more = {"upsets_per_day": upsets, "misfit": misfit, "measured_on": device}
+    known = {key: value for key, value in more.items() if value is not None}
+
+    def people() -> None:
+        _print_costs(network, hardware, resized, wanted, total, rows)
+        if device is not None:
+            print(f"Measured on {device}")
+        if upsets is not None:
+            print(f"{upsets:.3g} upsets per day in the memory blocks that it occupies, before correction")
+        if misfit is not None:
+            print(misfit)
+
+    layers = [asdict(row) for row in rows]
+    show(format_, lambda: {**asdict(total), "layers": layers, **known}, lambda: layers, people)
 
 
 def _misfit(profile: HardwareProfile, network: Network, policy: Policy, total: "Cost") -> str:
@@ -256,23 +269,6 @@ def _uniform(
     return Policy.of(layers)
 
 
-def _as_json(total: "Cost", rows: "tuple[LayerCost, ...]") -> dict[str, Any]:
-    return {
-        "latency_ms": total.latency_ms,
-        "energy_mj": total.energy_mj,
-        "size_bytes": total.size_bytes,
-        "peak_memory_bytes": total.peak_memory_bytes,
-        "fits": total.fits,
-        "resources": dict(total.resources),
-        "kind": total.kind,
-        "estimated": total.estimated,
-        "layers": [
-            {"name": r.name, "latency_ms": r.latency_ms, "energy_mj": r.energy_mj, "source": r.source}
-            for r in rows
-        ],
-    }
-
-
 def _print_costs(
     path: Path,
     profile: HardwareProfile,
@@ -281,50 +277,27 @@ def _print_costs(
     total: "Cost",
     rows: "tuple[LayerCost, ...]",
 ) -> None:
-    table = Table("layer", "shape", "bits w/a")
-    for heading in ("MACs", "latency_ms", "energy_mj"):
-        table.add_column(heading, justify="right")
-    table.add_column("source")
+    lines = []
     for row in rows:
         layer = network.layer.get(row.name)
         other = network.node.get(row.name)
-        shape = str(layer.shape) if layer else other.op if other else "-"
         bits = f"{policy[row.name].weight_bits}/{policy[row.name].activation_bits}" if layer else "-"
+        shape = str(layer.shape) if layer else other.op if other else "-"
         macs = f"{layer.shape.macs:,}" if layer else "-"
-        latency, energy = f"{row.latency_ms:.4f}", f"{row.energy_mj:.4f}"
-        table.add_row(escape(row.name), escape(shape), bits, macs, latency, energy, row.source)
-    for name, layer_policy in policy.items():
-        if layer_policy.left_out:
-            table.add_row(escape(name), "left out", "-", "-", "-", "-", "-")
-    console = _console()
-    console.print(table)
-    console.print(
+        lines.append(
+            (row.name, shape, bits, macs, f"{row.latency_ms:.4f}", f"{row.energy_mj:.4f}", row.source)
+        )
+    lines += [(name, "left out", *"-----") for name, layer in policy.items() if layer.left_out]
+    names = ("layer", "shape", "bits w/a", "MACs", "latency_ms", "energy_mj", "source")
+    print_table([dict(zip(names, line, strict=True)) for line in lines])
+    print(
         f"{path.name} on {profile.name}: {total.latency_ms:.4f} ms, {total.energy_mj:.4f} mJ,"
         f" {total.size_bytes:,} bytes of file, {total.peak_memory_bytes:,} bytes of live tensors,"
-        f" {network.macs:,} MACs; {total.kind}",
-        markup=False,
+        f" {network.macs:,} MACs; {total.kind}"
     )
     if total.resources:
         blocks = ", ".join(f"{count:,.0f} {name}" for name, count in total.resources.items())
-        console.print(f"Resources: {blocks}", markup=False)
+        print(f"Resources: {blocks}")
     if total.estimated:
         assumed = ", ".join(path for path, s in profile.sources.items() if s.status == "assumed")
-        console.print(f"An estimate: these numbers of the profile are assumed: {assumed}.")
-
-
-def _console() -> Console:
-    """Wide when piped: rich would cut columns at 80 there."""
-    console = Console(highlight=False, soft_wrap=False)
-    return console if console.is_terminal else Console(highlight=False, width=200)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
-
-
-def _write(target: Path, text: str) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(target, text)
-    except OSError as error:
-        raise ProfileError(f"cannot write {target}: {error.strerror}") from error
+        print(f"An estimate: these numbers of the profile are assumed: {assumed}.")

@@ -1,15 +1,15 @@
 """``leanfront profile kit`` and ``profile import``: tables of a device that is not this machine."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from leanfront.hw_profiles import HardwareProfile, ProfileError, load_profile
-from leanfront.latency_models.files import replace_file
+from leanfront.latency_models.files import replace_file, writing
 from leanfront.latency_models.measured.profile_table import check_measured
-from leanfront.search.cli.options import NeedsOption, Provider
+from leanfront.latency_models.providers import PROVIDERS, Provider
+from leanfront.search.cli.output import NeedsOption, say
 
 if TYPE_CHECKING:
     from leanfront.latency_models.kit.result import KitResult
@@ -34,7 +34,6 @@ def kit(
         networks_at_large,
         networks_of_search,
     )
-    from leanfront.latency_models.providers import PROVIDERS
 
     hardware = load_profile(profile)
     check_measured(hardware)
@@ -52,7 +51,7 @@ def kit(
         name = provider.value if provider is not None else settings.hardware.provider
         loaded = load(settings)
         title = settings.task.file.parent.name
-        one, networks = networks_of_search(title, loaded.space, builder(loaded.traced), _say)
+        one, networks = networks_of_search(title, loaded.space, builder(loaded.traced), say)
         sets, wholes = [one], WHOLES
     write_kit(out, hardware.name, sets, networks, wholes, count, PROVIDERS[name], exporter_digest())
     size = sum(path.stat().st_size for path in out.iterdir())
@@ -75,7 +74,8 @@ def import_(
     _check_profile(hardware, result)
     check_same_device(hardware.name, result)
     target = slot(hardware.name, result.device) / f"{result.kit}.csv"
-    _copy(file, target)
+    with writing(target, ProfileError):
+        replace_file(target, file.read_bytes())
     wholes = sum(network.whole is not None for network in result.networks)
     print(
         f"imported {len(result.kernels)} kernels and {wholes} whole networks ({titles([result])}), measured"
@@ -83,7 +83,7 @@ def import_(
     )
     print(f"profile {hardware.name} uses them from now on: {target}")
     if result.noise is not None:
-        print(f"warning: {result.noise}", file=sys.stderr)
+        say(f"warning: {result.noise}")
 
 
 def _check_profile(profile: HardwareProfile, result: "KitResult") -> None:
@@ -94,15 +94,3 @@ def _check_profile(profile: HardwareProfile, result: "KitResult") -> None:
             f"{result.path} is of a kit for profile {result.profile!r}, not {profile.name!r}; import it with"
             f" --profile {result.profile}, or make a kit for {profile.name}"
         )
-
-
-def _copy(source: Path, target: Path) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(target, source.read_bytes())
-    except OSError as error:
-        raise ProfileError(f"cannot write {target}: {error.strerror}") from error
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -1,14 +1,13 @@
 """``leanfront profile measure`` and ``profile validate``: latency tables of this machine, and their proof."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from leanfront.hw_profiles import load_profile
-from leanfront.search.cli.options import Format, FormatOption, NeedsOption, Provider
-from leanfront.search.cli.output import print_json, print_table
+from leanfront.latency_models.providers import Provider, provider_of
+from leanfront.search.cli.output import Format, FormatOption, NeedsOption, print_table, say, show
 from leanfront.search.config import ConfigError, SearchConfig, load_config
 
 if TYPE_CHECKING:
@@ -55,25 +54,27 @@ def measure(
         check_is_this_machine(hardware, count, name)
     done: list[Measured] = []
     if settings is None:
-        done = [measure_general(hardware, count, name, again, _say) for count in counts]
+        done = [measure_general(hardware, count, name, again, say) for count in counts]
     else:
         from leanfront.search.study.prepare import load
 
         loaded = load(settings)
         what = loaded.traced, loaded.space, loaded.profile
-        done = [measure_for(*what, count, name, again, _say) for count in counts]
+        done = [measure_for(*what, count, name, again, say) for count in counts]
     noisy = [found for found in done if found.noise is not None]
     for found in noisy:
         drop_disturbed(found.threads, found.provider)
-    if format_ is Format.JSON:
-        print_json([found.to_dict() for found in done])
-    else:
+    answer = [found.to_dict() for found in done]
+
+    def people() -> None:
         print_table([_row(found) for found in done])
         print(done[0].device)
         for found in done:
             print(f"{found.threads} thread(s): {found.table}")
+
+    show(format_, lambda: answer, lambda: answer, people)
     if noisy:
-        print(f"failed: {noisy[0].noise}", file=sys.stderr)
+        say(f"failed: {noisy[0].noise}")
         raise typer.Exit(1)
 
 
@@ -100,24 +101,17 @@ def validate(
     settings = _config(config, profile)
     count = threads if threads is not None else settings.hardware.threads
     name = provider.value if provider is not None else settings.hardware.provider
-    check_provider(name)
+    provider_of(name)  # before anything slow is loaded
     loaded = load(settings)
-    model = cost_model(loaded.traced, loaded.space, loaded.profile, count, _say, name).table_model
+    model = cost_model(loaded.traced, loaded.space, loaded.profile, count, say, name).table_model
     assert model is not None
-    found = compare(model, loaded.space, policies, log=_say)
-    if format_ is Format.JSON:
-        print_json(as_json(found))
-    else:
-        print_validation(found, model, loaded.space)
+    found = compare(model, loaded.space, policies, log=say)
+    answer = as_json(found)
+    show(
+        format_, lambda: answer, lambda: answer["rows"], lambda: print_validation(found, model, loaded.space)
+    )
     if found.noise is not None:
-        _say(f"warning: {found.noise}")
-
-
-def check_provider(name: str) -> None:
-    """Raise TableError where this onnxruntime lacks a provider, before anything slow is loaded."""
-    from leanfront.latency_models.providers import provider_of
-
-    provider_of(name)
+        say(f"warning: {found.noise}")
 
 
 def _config(path: Path, profile: str) -> SearchConfig:
@@ -153,7 +147,3 @@ def _row(found: "Measured") -> dict[str, Any]:
 
 def _share(value: float | None) -> str | None:
     return None if value is None else f"{value:.1%}"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

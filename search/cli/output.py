@@ -1,10 +1,70 @@
-"""Rows of text on stdout: as a table, as JSON, as CSV."""
+"""What the commands have in common: options, and rows of text on stdout as a table, as JSON, as CSV."""
 
 import csv
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+_TEXTS = ("what", "why", "layer", "shape", "group", "name", "kind", "description", "field", "from")
+"""Columns that begin at the left."""
+
+
+class Format(StrEnum):
+    """How a table is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+FormatOption = Annotated[Format, typer.Option("--format", help="A table to read, JSON or CSV for programs.")]
+NeedsOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="CONFIG", help="Measure what this search needs; its folder will do."),
+]
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def show(
+    format_: Format,
+    answer: Callable[[], Any],
+    rows: Callable[[], Rows],
+    people: Callable[[], None],
+) -> None:
+    """Print what a command found: ``answer`` as JSON, ``rows`` as CSV, or what ``people`` prints."""
+    if format_ is Format.JSON:
+        print_json(answer())
+    elif format_ is Format.CSV:
+        print_csv(rows())
+    else:
+        people()
+
+
+def say(line: str) -> None:
+    """A line on stderr, beside what is printed for programs."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be given back to a command."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def clock(seconds: float | None) -> str:
+    """Hours, minutes and seconds: 3725 is "1:02:05"."""
+    if seconds is None:
+        return "unknown"
+    left = round(seconds)
+    return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
 
 
 def print_json(value: Any) -> None:
@@ -12,7 +72,7 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, default=str))
 
 
-def print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
+def print_csv(rows: Rows) -> None:
     """CSV with the keys of the first row as its header; nothing when there are no rows."""
     if not rows:
         return
@@ -21,8 +81,9 @@ def print_csv(rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writerows({name: "" if value is None else value for name, value in row.items()} for row in rows)
 
 
-def print_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> None:
-    """A table with the keys of the first row as its header; on a pipe it is as wide as it needs to be."""
+def print_table(rows: Rows, title: str | None = None, texts: Collection[str] = _TEXTS) -> None:
+    """A table with the keys of the first row as its header, ``texts`` to the left; on a pipe it is as
+    wide as it needs to be."""
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -30,9 +91,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> 
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for name in rows[0] if rows else ():
-        table.add_column(
-            name, justify="left" if name in ("what", "why", "layer", "shape", "group") else "right"
-        )
+        table.add_column(name, justify="left" if name in texts else "right")
     for row in rows:
         table.add_row(*(escape(_text(value)) for value in row.values()))
     console = Console(highlight=False)

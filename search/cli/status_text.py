@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from leanfront.search.cli.output import print_table
+from leanfront.search.cli.output import clock, print_table
 from leanfront.search.run.run_folder import STATES, RunFolder
 from leanfront.search.run.status import status
 
@@ -22,14 +22,6 @@ def sparkline(values: Sequence[float]) -> str:
     if high <= low:
         return BARS[-1] * len(values)
     return "".join(BARS[round((value - low) / (high - low) * (len(BARS) - 1))] for value in values)
-
-
-def clock(seconds: float | None) -> str:
-    """Hours, minutes and seconds: 3725 is "1:02:05"."""
-    if seconds is None:
-        return "unknown"
-    left = round(seconds)
-    return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
 
 
 def rows(answer: Mapping[str, Any]) -> list[dict[str, Any]]:

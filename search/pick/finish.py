@@ -6,11 +6,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from leanfront.latency_models.benchmark.measuring_lock import Note
 from leanfront.search.pick.choose import Wish, choose
 from leanfront.search.run.front import front_of
 from leanfront.search.run.run_folder import RunError, RunFolder, TrialRow
-
-Note = Callable[[str], None]
 
 _SECONDS_BETWEEN_LOOKS = 0.3
 _SECONDS_TO_STOP = 10.0

@@ -1,7 +1,6 @@
 """Pick a point of the front: train it long, test it once, export it, verify it in onnxruntime."""
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from leanfront.compression.export.walk import exported
 from leanfront.compression.export.zero_points import shifted
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import Compressed, compress
-from leanfront.latency_models.benchmark.measuring_lock import measuring, training
+from leanfront.latency_models.benchmark.measuring_lock import Note, measuring, training
 from leanfront.latency_models.benchmark.optimised_graph import fused_nodes
 from leanfront.latency_models.benchmark.zero_points import layers_to_shift
 from leanfront.latency_models.errors import TableError
@@ -40,7 +39,6 @@ from leanfront.search.study.prepare import Loaded, cores, load
 from leanfront.search.task import as_data
 from leanfront.search.trial.scorer import Score, Scorer, save_weights
 
-Log = Callable[[str], None]
 _SAID = ("latency_ms", "size_bytes", "energy_mj")
 """Costs that every verification has."""
 
@@ -67,7 +65,7 @@ def pick(
     out: Path | None = None,
     epochs: float | None = None,
     to: str | None = None,
-    log: Log = print,
+    log: Note = print,
 ) -> tuple[Path, Verification]:
     """Choose by ``wish`` (or take ``trial``), fine-tune long, test once, export and verify in onnxruntime.
 
@@ -134,7 +132,7 @@ def fastest_file(
     model: onnx.ModelProto,
     loaded: Loaded,
     run: RunFolder,
-    log: Log = lambda line: None,
+    log: Note = lambda line: None,
     dialect: Dialect = QDQ,
 ) -> bytes:
     """The exported network, serialized, with the zero points that are fastest by the run's latency table; as
@@ -162,7 +160,7 @@ def _further(run: RunFolder, row: TrialRow) -> dict[str, Any]:
     return {"objectives": pairs} if pairs else {}
 
 
-def _opened(run: RunFolder, to: str | None, log: Log = lambda line: None) -> tuple[Loaded, Scorer, Dialect]:
+def _opened(run: RunFolder, to: str | None, log: Note = lambda line: None) -> tuple[Loaded, Scorer, Dialect]:
     import torch
 
     torch.set_num_threads(cores())
@@ -179,7 +177,7 @@ def export_and_verify(
     row: TrialRow,
     folder: Path,
     estimates: str,
-    log: Log,
+    log: Note,
     dialect: Dialect = QDQ,
 ) -> Verification:
     """Export a trained network beside the uncompressed one and hold it against what its trial promised.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import warnings
@@ -16,17 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leanfront.latency_models.kernel_table.table import cache_folder as cache_folder
 from leanfront.search.readers.images import Images
 
 READER_VERSION = 1  # part of every key: raise it when a reader decodes differently or the files here change
-
-
-def cache_folder() -> Path:
-    """$LEANFRONT_CACHE, or $XDG_CACHE_HOME/leanfront, or ~/.cache/leanfront; it need not exist yet."""
-    if own := os.environ.get("LEANFRONT_CACHE"):
-        return Path(own)
-    shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared) if shared else Path.home() / ".cache") / "leanfront"
 
 
 def content_key(parts: Iterable[str]) -> str:

@@ -34,8 +34,9 @@ CURVE_POINTS = 200
 class RunData:
     """A run as the report sees it.
 
-    ``trials`` has the columns of trials.csv; numbers are floats, NaN where the file has none, and ``hours``
-    of search until each finished. ``costs``: what can be shown beside accuracy.
+    ``rows`` are the trials as they were read; ``trials`` has the columns of trials.csv, numbers as floats,
+    NaN where the file has none, and ``hours`` of search until each finished. ``costs``: what can be
+    shown beside accuracy.
     ``complete`` are the trials with an accuracy and every objective, ``front`` the non-dominated ones
     among them, fastest first. ``max_drop`` (a fraction) is what the result is told for: one point,
     or the run's own limit where that is tighter. ``verifications``: (folder name, verification.json) of each
@@ -44,6 +45,7 @@ class RunData:
     """
 
     path: Path
+    rows: Sequence[TrialRow]
     trials: pd.DataFrame
     complete: pd.DataFrame
     front: pd.DataFrame
@@ -83,6 +85,7 @@ def read_run(run: Path) -> RunData:
     verified = sorted(folder.exported.glob("*/verification.json"))
     return RunData(
         path=run,
+        rows=rows,
         trials=trials,
         complete=trials[trials.state == "complete"].dropna(subset=["latency_ms", "accuracy", *objectives]),
         front=trials.iloc[[places[row.trial] for row in members]],

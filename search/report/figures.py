@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 from leanfront.search.objectives import quantity
 from leanfront.search.report.data import RunData, best_speed_up, hypervolume_so_far, policies
 from leanfront.search.report.front import small
-from leanfront.search.report.text import TIMES
+from leanfront.search.report.text import TIMES, plain
 from leanfront.search.run.front import is_left_out
 
 STRIP_ROWS = 30
@@ -56,7 +56,7 @@ def strips_figure(data: RunData) -> go.Figure | None:
         vertical_spacing=STRIP_GAP / inner,
         subplot_titles=[title for _, title, _ in STRIPS],
     )
-    hover = [f"{_plain(name)}<br>{_plain(shapes.get(name, ''))}" for name in layers]
+    hover = [f"{plain(name)}<br>{plain(shapes.get(name, ''))}" for name in layers]
     for number, (field, title, rgb) in enumerate(STRIPS, start=1):
         values = [[layer_value(policy, name, field) for name in layers] for policy in chosen]
         figure.add_trace(_strip(values, field, title, rgb, hover, list(rows.trial)), row=number, col=1)
@@ -149,13 +149,8 @@ def _cell(value: float, field: str) -> str:
     return f"{100 * value:.3g}%" if field == "sparsity" and value else f"{value:.0f}"
 
 
-def _plain(text: str) -> str:
-    """Text that plotly shows as it is: its labels understand a few tags."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
 def _short(name: str) -> str:
-    return _plain(name if len(name) <= 18 else "…" + name[-17:])
+    return plain(name if len(name) <= 18 else "…" + name[-17:])
 
 
 def progress_figure(data: RunData) -> go.Figure | None:

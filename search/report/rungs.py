@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from leanfront.search.report.data import RunData
-from leanfront.search.report.text import DASH, duration
+from leanfront.search.report.text import DASH, duration, plain
 from leanfront.search.trial.promotion import UNTRAINED
 
 LEAST = 5
@@ -164,7 +164,7 @@ def _heat(part: pd.DataFrame, low: float, high: float) -> go.Heatmap:
     return go.Heatmap(
         z=np.log10(values.clip(lower=10**low).to_numpy()).astype("float32"),
         x=levels,
-        y=[_plain(name.partition("/")[2]) for name in names],
+        y=[plain(name.partition("/")[2]) for name in names],
         zmin=low,
         zmax=high if high > low else low + 1,
         text=[[_cell(value) for value in row] for row in values.to_numpy()],
@@ -193,11 +193,6 @@ def _cell(value: float) -> str:
     if math.isnan(value):
         return ""
     return "0" if value < 5e-5 else f"{value:.2g}" if value < 0.0995 else f"{value:.2f}"
-
-
-def _plain(text: str) -> str:
-    """Text that plotly shows as it is: its labels understand a few tags."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def sensitivity_facts(data: RunData) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The tables of the report, as plain values and finished texts; the template escapes and lays them out."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from leanfront.search.pick.card import Row, verified
 from leanfront.search.report.data import RunData
 from leanfront.search.report.text import DASH, cost_text, duration, percent, points, ratio
 from leanfront.search.run.run_folder import STATES, RunError
+from leanfront.search.run.status import NO_REASON, alike_but_for_numbers
 
 TABLE_ROWS = 200
 REASON_ROWS = 20
@@ -72,14 +72,13 @@ def states(data: RunData) -> list[tuple[str, int, float]]:
 
 def reasons(data: RunData) -> dict[str, Any]:
     """Why trials failed or broke a limit: reasons that differ only in their numbers are one line."""
-    rows = data.trials[data.trials.state.isin(["failed", "infeasible"])]
-    kind = rows.reason.map(lambda text: re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "0", text))
     lines: list[dict[str, Any]] = []
-    for (state, _), group in rows.groupby(["state", kind], sort=True):
-        shown = ", ".join(f"#{trial}" for trial in group.trial.head(3)) + (" …" if len(group) > 3 else "")
-        text = str(group.reason.iloc[0]) or "no reason was recorded"
-        lines.append({"state": state, "count": len(group), "reason": text, "trials": shown})
-    lines.sort(key=lambda line: (line["state"] != "failed", -line["count"]))
+    for state in ("failed", "infeasible"):
+        for group in alike_but_for_numbers(row for row in data.rows if row.state == state):
+            shown = ", ".join(f"#{row.trial}" for row in group[:3]) + (" …" if len(group) > 3 else "")
+            text = group[0].reason or NO_REASON
+            lines.append({"state": state, "count": len(group), "reason": text, "trials": shown})
+    lines.sort(key=lambda line: (line["state"] != "failed", -line["count"], line["reason"]))
     return {"rows": lines[:REASON_ROWS], "left_out": max(0, len(lines) - REASON_ROWS)}
 
 

@@ -19,6 +19,11 @@ def cost_text(value: float | None, cost: str) -> str:
     return DASH if value is None or math.isnan(value) else quantity(cost, value)
 
 
+def plain(text: str) -> str:
+    """Text that plotly shows as it is: its labels understand a few tags."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
 def percent(fraction: float | None) -> str:
     """A fraction as percent with two decimals; a dash where it is unknown."""
     return DASH if fraction is None or math.isnan(fraction) else f"{100 * fraction:.2f} %"

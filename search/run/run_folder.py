@@ -8,7 +8,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from datetime import datetime
@@ -189,22 +189,27 @@ class RunFolder:
 
     def update_environment(self, **values: Any) -> None:
         """Add or replace keys of environment.json."""
-        with writable(self.environment_file):
-            self.locks.mkdir(exist_ok=True)
-        with writable(self.environment_file), locked(self.locks / "environment"):
-            text = json.dumps(self.environment() | values, indent=1, default=str)
-            replace_file(self.environment_file, text + "\n")
+        with self._alone():
+            self._write_environment(self.environment() | values)
 
     def study_name(self) -> str:
         """The name of this run's study in a storage that other runs may share; drawn at the first call."""
-        with writable(self.environment_file):
-            self.locks.mkdir(exist_ok=True)
-        with writable(self.environment_file), locked(self.locks / "environment"):
+        with self._alone():
             known = self.environment()
             if "study" not in known:
                 known["study"] = f"leanfront-{self.path.name}-{uuid.uuid4().hex[:12]}"
-                replace_file(self.environment_file, json.dumps(known, indent=1) + "\n")
+                self._write_environment(known)
         return str(known["study"])
+
+    def _write_environment(self, values: Mapping[str, Any]) -> None:
+        replace_file(self.environment_file, json.dumps(values, indent=1, default=str) + "\n")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with writable(self.environment_file):
+            self.locks.mkdir(exist_ok=True)
+            with locked(self.locks / "environment"):
+                yield
 
     def log(self, line: str) -> None:
         """Append one line with the time to log.txt. A log that cannot be written stops nothing."""
@@ -224,11 +229,12 @@ class RunFolder:
         csv.field_size_limit(1 << 30)  # a policy of a thousand layers is longer than the default allows
         try:
             with self.trials_file.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                there = {*(reader.fieldnames or ()), *ADDED}
-                if missing := [name for name in COLUMNS if name not in there]:
+                reader = csv.reader(file)
+                header = next(reader, [])
+                if missing := [name for name in COLUMNS if name not in (*header, *ADDED)]:
                     raise RunError(f"{self.trials_file} has no column {missing[0]!r}")
-                return [_row(line) for line in reader]
+                further = [name for name in header if name not in COLUMNS]
+                return [_row(dict(zip(header, line, strict=False)), further) for line in reader if line]
         except FileNotFoundError:
             return []
         except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
@@ -271,6 +277,11 @@ class RunFolder:
     def live_workers(self) -> set[str]:
         """Names of the workers whose process lives."""
         return {path.name for path in self.locks.glob("worker-*") if is_held(path)}
+
+
+def trained_to_the_end(state: str, scored: bool, inherited: bool) -> bool:
+    """Whether a trial counts as trained: as long as trials are, or it failed; heirs are not trained."""
+    return not inherited and (state in ("complete", "failed") or (state == "infeasible" and scored))
 
 
 def default_run(config_path: Path, config: SearchConfig) -> Path:
@@ -399,12 +410,11 @@ def _check_same(run: RunFolder, config: SearchConfig) -> None:
     )
 
 
-def _row(line: dict[str, str]) -> TrialRow:
-    numbers = {
-        name: float(line[name]) if line.get(name) else None
-        for name in COLUMNS
-        if name not in TEXTS and name != "trial"
-    }
+_NUMBERS = tuple(name for name in COLUMNS if name not in (*TEXTS, "trial"))
+
+
+def _row(line: Mapping[str, str], further: Sequence[str]) -> TrialRow:
+    numbers = {name: float(text) if (text := line.get(name)) else None for name in _NUMBERS}
     texts = {name: line.get(name) or "" for name in TEXTS}
-    more = {name: float(text) for name, text in line.items() if text and name and name not in COLUMNS}
+    more = {name: float(text) for name in further if (text := line.get(name))}
     return TrialRow(trial=int(line["trial"]), **texts, **numbers, more=more)  # type: ignore[arg-type]

@@ -2,17 +2,18 @@
 
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from leanfront.search.run.front import front_rows, objective_values
 from leanfront.search.run.hypervolume import growth, hypervolume
-from leanfront.search.run.run_folder import PAUSE_SECONDS, STATES, RunFolder, TrialRow
+from leanfront.search.run.run_folder import PAUSE_SECONDS, STATES, RunFolder, TrialRow, trained_to_the_end
 from leanfront.search.run.run_lock import is_held
 
 CURVE_POINTS = 24
 _RATE_TRIALS = 50
+NO_REASON = "no reason was recorded"
 
 
 def status(run: RunFolder) -> dict[str, Any]:
@@ -92,18 +93,19 @@ def why_failed(failed: Sequence[TrialRow]) -> list[dict[str, Any]]:
 
     Each has ``trials`` (how many), ``last`` (the number of the last one) and its ``reason``.
     """
-    kinds: dict[str, list[TrialRow]] = {}
-    for row in failed:
-        kinds.setdefault(re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "0", row.reason), []).append(row)
-    by_count = sorted(kinds.values(), key=lambda alike: (-len(alike), -alike[-1].trial))
+    kinds = sorted(alike_but_for_numbers(failed), key=lambda alike: (-len(alike), -alike[-1].trial))
     return [
-        {
-            "trials": len(alike),
-            "last": alike[-1].trial,
-            "reason": alike[-1].reason or "no reason was recorded",
-        }
-        for alike in by_count
+        {"trials": len(alike), "last": alike[-1].trial, "reason": alike[-1].reason or NO_REASON}
+        for alike in kinds
     ]
+
+
+def alike_but_for_numbers(rows: Iterable[TrialRow]) -> list[list[TrialRow]]:
+    """Trials by their reasons; those that differ only in their numbers are one."""
+    kinds: dict[str, list[TrialRow]] = {}
+    for row in rows:
+        kinds.setdefault(re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "0", row.reason), []).append(row)
+    return list(kinds.values())
 
 
 def next_step(alive: bool, used_up: bool, has_front: bool, exported: bool) -> str:
@@ -125,13 +127,11 @@ def _used_up(rows: Sequence[TrialRow], budget: Mapping[str, Any]) -> bool:
 
 
 def _trained(row: TrialRow) -> bool:
-    if row.weights_of is not None:
-        return False
-    return row.state in ("complete", "failed") or (row.state == "infeasible" and row.accuracy is not None)
+    return trained_to_the_end(row.state, row.accuracy is not None, row.weights_of is not None)
 
 
 def _trained_count(rows: Sequence[TrialRow]) -> int:
-    return sum(_trained(row) for row in rows)
+    return sum(map(_trained, rows))
 
 
 def _seconds_left(rows: Sequence[TrialRow], budget: Mapping[str, Any], rate: float | None) -> float | None:

@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from leanfront.search.cli.output import clock
 from leanfront.search.objectives import COSTS, quantity
 from leanfront.search.run.run_folder import TrialRow
 
@@ -102,8 +103,7 @@ class Progress:
         if self._trials is not None:
             parts.append(f"of {self._trials}")
         if self._deadline is not None:
-            left = max(0, round(self._deadline - time.time()))
-            parts.append(f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left")
+            parts.append(f"{clock(max(0.0, self._deadline - time.time()))} left")
         columns = ("trial", *self._objectives)
         table = Table(*columns, title="front so far", title_justify="left", box=box.SIMPLE_HEAD)
         front = front_rows(self._rows, self._objectives)

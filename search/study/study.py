@@ -18,7 +18,7 @@ from leanfront.compression.policy import Policy
 from leanfront.compression.policy.space import Space
 from leanfront.search.config import SearchSection
 from leanfront.search.objectives import objective
-from leanfront.search.run.run_folder import RunError, RunFolder
+from leanfront.search.run.run_folder import RunError, RunFolder, trained_to_the_end
 from leanfront.search.run.run_lock import Watch, locked
 from leanfront.search.samplers import sampler_named
 from leanfront.search.storage_url import storage_url
@@ -248,10 +248,7 @@ def finished(trials: Iterable[FrozenTrial]) -> int:
 
 def reached_the_end(result: Mapping[str, Any]) -> bool:
     """Whether a trial was trained as long as trials are, or failed; heirs are not trained."""
-    state = result.get("state")
-    if WEIGHTS_OF in result:
-        return False
-    return state in ("complete", "failed") or (state == "infeasible" and "accuracy" in result)
+    return trained_to_the_end(str(result.get("state")), "accuracy" in result, WEIGHTS_OF in result)
 
 
 def digests(trials: Iterable[FrozenTrial], without: int | None = None) -> dict[str, int]:

@@ -13,7 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from leanfront.search.cli.app import app
-from leanfront.search.cli.status_text import clock, follow, sparkline
+from leanfront.search.cli.output import clock
+from leanfront.search.cli.status_text import follow, sparkline
 from leanfront.search.config import parse_config
 from leanfront.search.run.run_folder import RunFolder, TrialRow, make_run
 from leanfront.search.run.run_lock import try_lock
