@@ -72,6 +72,8 @@ def growth(
 ) -> list[tuple[int, float]]:
     """(how many, their hypervolume) of the first of ``values`` (n, k), up to ``points`` times, spread evenly,
     all of them last. Other arguments as of ``hypervolume``; empty without a baseline."""
+    if any(not baseline.get(name) for name in objectives):
+        return []  # before it is measured a task's own objectives may not be known either
     less = values * signs(objectives)
     member = np.zeros(0, dtype=np.int64)
     found: list[tuple[int, float]] = []
@@ -79,8 +81,5 @@ def growth(
     for end in sorted({round(len(values) * (point + 1) / points) for point in range(points)} - {0}):
         known = np.concatenate([member, np.arange(begin, end)])
         member, begin = known[non_dominated(less[known])], end
-        volume = hypervolume(values[member], objectives, baseline)
-        if volume is None:
-            return []
-        found.append((end, volume))
+        found.append((end, hypervolume(values[member], objectives, baseline) or 0.0))
     return found

@@ -23,6 +23,7 @@ from leanfront.search.objectives import (
 )
 from leanfront.search.run.hypervolume import hypervolume
 from leanfront.search.run.run_folder import COLUMNS, TrialRow, make_run, open_run
+from leanfront.search.run.status import status
 from tests.bright import CONFIG, TASK
 from tests.compression.policy.test_policy import network as branched_network
 
@@ -97,6 +98,19 @@ def test_a_batch_says_the_same_as_one_by_one(monkeypatch: pytest.MonkeyPatch) ->
     own = objective("parameters")
     single = [own.of(policy.cut(network, 1), policy, None) for policy in policies]
     assert own.column(PolicyBatch.of(network, policies), None).tolist() == single
+
+
+def test_the_status_of_a_run_that_is_not_prepared_knows_no_objectives_of_its_own(tmp_path: Path) -> None:
+    config = parse_config({"task": {"file": "t.py"}, "search": {"objectives": ["accuracy", "parameters"]}})
+    answer = status(make_run(tmp_path / "run", config))
+    assert (answer["hypervolume"], answer["hypervolume_curve"]) == (None, [])
+
+
+def test_cascade_refuses_what_is_said_of_one_at_a_time() -> None:
+    with pytest.raises(
+        ObjectiveError, match="'parameters' says `value` of one: register it with `values`, too"
+    ):
+        PARAMETERS.column(None, None)
 
 
 def test_columns_of_a_tasks_own_are_read_back(tmp_path: Path) -> None:
