@@ -93,65 +93,51 @@ ADDED = (
 TEXTS = ("state", "reason", "rungs", "started", "finished", "worker", "policy")
 
 
+class _Inside:
+    """A file or folder of a run folder."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: "RunFolder", owner: type) -> Path:
+        return run.path / self._name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The files of one search, by name."""
 
     path: Path
 
-    @property
-    def config_file(self) -> Path:
-        """The configuration as it was used, with absolute task file and all overrides."""
-        return self.path / "config.toml"
-
-    @property
-    def environment_file(self) -> Path:
-        """Versions, machine, hashes, baseline."""
-        return self.path / "environment.json"
-
-    @property
-    def journal(self) -> Path:
-        """Optuna's journal: the truth about trials; trials.csv and front.csv are made from it."""
-        return self.path / "study.journal"
-
-    @property
-    def trials_file(self) -> Path:
-        """One line a trial."""
-        return self.path / "trials.csv"
-
-    @property
-    def log_file(self) -> Path:
-        """One line an event."""
-        return self.path / "log.txt"
+    config_file = _Inside("config.toml")
+    """The configuration as it was used, with absolute task file and all overrides."""
+    environment_file = _Inside("environment.json")
+    """Versions, machine, hashes, baseline."""
+    journal = _Inside("study.journal")
+    """Optuna's journal: the truth about trials; trials.csv and front.csv are made from it."""
+    trials_file = _Inside("trials.csv")
+    """One line a trial."""
+    log_file = _Inside("log.txt")
+    """One line an event."""
 
     @property
     def begun(self) -> bool:
         """Whether a search has made trials in it, here or in a shared storage."""
         return self.journal.exists() or self.trials_file.exists()
 
-    @property
-    def checkpoints(self) -> Path:
-        """Weights of trials."""
-        return self.path / "checkpoints"
-
-    @property
-    def exported(self) -> Path:
-        """One folder for each exported trial."""
-        return self.path / "exported"
-
-    @property
-    def locks(self) -> Path:
-        """Lock files: held as long as their process lives."""
-        return self.path / "locks"
+    checkpoints = _Inside("checkpoints")
+    """Weights of trials."""
+    exported = _Inside("exported")
+    """One folder for each exported trial."""
+    locks = _Inside("locks")
+    """Lock files: held as long as their process lives."""
 
     def checkpoint(self, trial: int | str) -> Path:
         """The weights of one trial (or of one that has no number yet)."""
         return self.checkpoints / f"{trial}.safetensors"
 
-    @property
-    def scores(self) -> Path:
-        """Which examples trials had right."""
-        return self.path / "scores"
+    scores = _Inside("scores")
+    """Which examples trials had right."""
 
     def scores_file(self, trial: int | str) -> Path:
         """The scores of each example at the end of each rung, of one trial (or the "baseline")."""
