@@ -1,30 +1,38 @@
-"""Look up what every kernel of a network becomes, for one policy or for many, in tables of numbers.
+"""Look up what every kernel of a network becomes, for many policies at once, in tables of numbers.
 
-Each value that decides something (a width, its alignment, bits) is numbered; a kernel's form follows from
-such numbers by its rule (``decisions``), and form and widths lead to the number of an entry, asked for when
-it first occurs. So one policy takes a few array operations over all kernels, and a batch takes for each
+Each value that decides something (a width, its alignment, bits) is numbered. A kernel's form follows from
+such numbers by its rule: a table leads from the numbers of a few columns (and from what the table before it
+said) to what is left to be decided, at last to the form. What the columns that remain decide alike is one
+row: so a rule of a dozen columns takes one or two small tables, however many combinations of values there
+are. Form and widths lead to the number of an entry, asked for when it first occurs. So a batch takes for each
 kernel some additions and two or three reads from small tables.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.latency_models.measured.fusion_rules import LEFT_OUT, alignment
-from leanfront.latency_models.measured.lookup_tables import encoded, gathered
-from leanfront.latency_models.measured.node_decisions import staged
+from leanfront.latency_models.measured.fusion_rules import LEFT_OUT, Rule, alignment
 
 if TYPE_CHECKING:
     from leanfront.latency_models.measured.optimised_kernels import Structure
 
+DENSE = 1 << 18
+"""Up to so many possible codes they are counted in an array; more are sorted."""
+MOST_CODES = 1 << 62
+"""More would not fit the integers that hold a code."""
+MOST_RULE_CELLS = 1 << 14
+"""Of one table: it should fit a processor's near cache."""
 MOST_CELLS = 1 << 22
 """Forms times widths of a kernel that has a table of entries; where there are more, a batch is sorted."""
 
 Counts = NDArray[np.int64]
+Encoded = tuple[Counts, Counts]
+"""Number of the value in each place (n,), and the values by number."""
 Numbers = NDArray[np.int32]
 Ask = Callable[[int, int | None, tuple[int, ...]], int]
 """(kernel, form, widths) -> number of its entry, above 0; for form None, never seen, it raises an error."""
@@ -92,15 +100,8 @@ class Lookup:
         self._variables: list[_Variable] = []
         self._of_column: dict[int, int] = {}
         states = structure.states
-        kernels = [self._kernel(index, states) for index in range(len(structure.kernels))]
-        sizes = [len(kernel.entries.cells) for kernel in kernels]
-        self._entries = np.zeros(sum(sizes) + 1, dtype=np.int32)  # zeros never touched take no memory
-        ends = np.cumsum(sizes)
-        self._kernels = [
-            replace(kernel, entries=replace(kernel.entries, cells=self._entries[end - size : end]))
-            for kernel, size, end in zip(kernels, sizes, ends, strict=True)
-        ]
-        self._sorted = np.array([size == 0 for size in sizes])
+        self._kernels = [self._kernel(index, states) for index in range(len(structure.kernels))]
+        self._sorted = [len(kernel.entries.cells) == 0 for kernel in self._kernels]
 
     def many(self, source: Callable[[int], NDArray[Any]]) -> Iterator[NDArray[Any]]:
         """The numbers of the entries, (n,), kernel by kernel. ``source``: row -> its values, (n,).
@@ -196,3 +197,107 @@ class Lookup:
                 )
             )
         return self._of_column[column]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """``columns``: positions within the rule's columns. table: (what came in x numbers of the columns,), the
+    last column counting fastest."""
+
+    columns: tuple[int, ...]
+    table: NDArray[np.int32]
+
+
+def staged(
+    rule: Rule, numbers: Sequence[Mapping[int, int]]
+) -> tuple[tuple[Stage, ...], tuple[int | None, ...]]:
+    """The tables of a rule, and the forms that the numbers in the last one stand for; None: never seen.
+
+    ``numbers``: for each column its values -> 0, 1, ..., with all values that the rule has of it.
+    """
+    forms = (None, *sorted({form for table in rule.forms for form in table.values()}))
+    return tuple(_merged(*_steps(rule, numbers, {form: n for n, form in enumerate(forms)}))), forms
+
+
+def _steps(
+    rule: Rule, numbers: Sequence[Mapping[int, int]], forms: Mapping[int | None, int]
+) -> tuple[int, list[NDArray[np.int32]]]:
+    """Where to begin, and per column what is left to be decided before it x its numbers -> what after it.
+
+    The first rows are those where the form is decided already.
+    """
+    count, steps = len(rule.columns), []
+    after = {values: forms[form] for values, form in rule.forms[0].items()}
+    for column in reversed(range(count)):
+        shorter = count - column < len(rule.forms)
+        known = rule.forms[count - column] if shorter else {}  # the forms where the next value is a new one
+        rows: dict[tuple[int, ...], list[int]] = {}
+        for values, then in after.items():
+            row = rows.setdefault(values[:-1], [])
+            if not row:
+                row += [forms[known.get(values[:-1])]] * len(numbers[column])
+            row[numbers[column][values[-1]]] = then
+        alike = {(form,) * len(numbers[column]): form for form in range(len(forms))}
+        after = {values: alike.setdefault(tuple(row), len(alike)) for values, row in rows.items()}
+        steps.append(np.array(list(alike), dtype=np.int32))
+    return after[()], steps[::-1]
+
+
+def _merged(begin: int, steps: Sequence[NDArray[np.int32]]) -> list[Stage]:
+    """Several columns in a table, as long as it stays small; those that decide nothing left out."""
+    found: list[Stage] = []
+    columns: list[int] = []
+    table = np.array([begin], dtype=np.int32)
+    for column, step in enumerate(steps):
+        if (step == step[:, :1]).all():
+            table = step[table, 0]
+            continue
+        if columns and table.size * step.shape[1] > MOST_RULE_CELLS:
+            found.append(Stage(tuple(columns), table.ravel()))
+            columns, table = [], np.arange(len(step), dtype=np.int32)
+        table = step[table]
+        columns.append(column)
+    return [*found, Stage(tuple(columns), table.ravel())]
+
+
+def encoded(column: NDArray[np.int64]) -> Encoded:
+    """Number the values of a column (n,) of integers from 0 up, in ascending order."""
+    numbers = np.zeros(int(column.max(initial=0)) + 1, dtype=np.int64)
+    values = np.flatnonzero(np.bincount(column, minlength=len(numbers)))
+    numbers[values] = np.arange(len(values))
+    return numbers[column], values
+
+
+def gathered(
+    columns: Sequence[Encoded], look_up: Callable[[tuple[int, ...]], tuple[float, ...]]
+) -> NDArray[np.float64]:
+    """(m, n): what ``look_up`` says, in m numbers, of the values of the columns in each of n >= 1 places."""
+    code = np.zeros(len(columns[0][0]), dtype=np.int64)
+    possible, plain = 1, True
+    for numbers, values in columns:
+        if possible * len(values) > MOST_CODES:  # number those that occur anew: never more than n
+            code = np.unique(code, return_inverse=True)[1].astype(np.int64)
+            possible, plain = int(code.max()) + 1, False
+        if len(values) > 1:
+            code = code * len(values) + numbers
+            possible *= len(values)
+    place, present = encoded(code) if possible <= DENSE else np.unique(code, return_inverse=True)[::-1]
+    keys = _decoded(present, columns) if plain else _seen(place, len(present), columns)
+    found = np.array([look_up(key) for key in keys], dtype=np.float64)
+    return np.asarray(found.T[:, place])
+
+
+def _decoded(codes: NDArray[np.int64], columns: Sequence[Encoded]) -> Iterable[tuple[int, ...]]:
+    """The values that codes stand for."""
+    values = []
+    for _, known in reversed(columns):
+        codes, numbers = np.divmod(codes, len(known))
+        values.append(known[numbers].tolist())
+    return zip(*reversed(values), strict=True)
+
+
+def _seen(place: NDArray[np.int64], count: int, columns: Sequence[Encoded]) -> Iterable[tuple[int, ...]]:
+    """The values in one of the places where each of ``count`` codes occurs."""
+    first = np.zeros(count, dtype=np.int64)
+    first[place] = np.arange(len(place))
+    return zip(*(values[numbers[first]].tolist() for numbers, values in columns), strict=True)

@@ -6,7 +6,7 @@ milliseconds). From what was seen follows, for policies that were not: the form 
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,14 @@ from leanfront.latency_models.benchmark.optimised_graph import FusedNode, fused_
 from leanfront.latency_models.benchmark.timing import CPU
 from leanfront.latency_models.cost import TableError
 from leanfront.latency_models.files import replace_file
-from leanfront.latency_models.kernel_table.keys import without_sizes
+from leanfront.latency_models.kernel_table.keys import numbers_of, with_numbers, without_sizes
 from leanfront.latency_models.measured.fusion_rules import LEFT_OUT, Rule, alignment, learn, tabulate
-from leanfront.latency_models.measured.resized_parts import resized_part
 
 RADIUS = 4
 """How far away a neighbour may be that decides a kernel's form. Where that explains too little: anywhere."""
+
+BLOCK = 16
+"""Blocked layouts pad their channels to a multiple of this (or of 8, which divides it)."""
 
 Build = Callable[[Network, Policy], bytes]
 """(network already resized, policy) -> the serialized ONNX model that an export of them has."""
@@ -36,6 +38,8 @@ second says LEFT_OUT: what reads a tensor and is left out is another neighbour t
 
 ABSENT = 0
 """The form of a kernel that is left out, and of the addition behind it: no nodes."""
+
+Widths = tuple[int, ...]
 
 Part = tuple[str, ...]
 """Keys of the optimised nodes of one kernel, in order."""
@@ -299,3 +303,44 @@ def _neighbourhoods(inputs: tuple[tuple[int, ...], ...], radius: int) -> tuple[t
             near += sorted({other for member in near for other in beside[member]} - set(near))
         found.append(tuple(near))
     return tuple(found)
+
+
+def resized_part(seen: Mapping[Widths, Part], widths: Widths) -> Part | None:
+    """Keys of the nodes at ``widths``; None where what was seen does not say how they follow from them.
+
+    Every number in the keys must be a constant, or a multiple of one of the widths or of that width rounded
+    up to whole blocks, in all that was seen.
+    """
+    numbers = {known: [n for key in part for n in numbers_of(key)] for known, part in seen.items()}
+    if len({len(row) for row in numbers.values()}) != 1:
+        return None
+    known = list(numbers)
+    if not all(_varies(known, column) or known[0][column] == width for column, width in enumerate(widths)):
+        return None
+    made = [_followed(column, known, widths) for column in zip(*numbers.values(), strict=True)]
+    if any(number is None for number in made):
+        return None
+    left = [number for number in made if number is not None]
+    keys = []
+    for key in next(iter(seen.values())):
+        count = len(numbers_of(key))
+        keys.append(with_numbers(key, left[:count]))
+        left = left[count:]
+    return tuple(keys)
+
+
+def _varies(known: Sequence[Widths], column: int) -> bool:
+    return len({widths[column] for widths in known}) > 1
+
+
+def _followed(column: Sequence[int], known: Sequence[Widths], widths: Widths) -> int | None:
+    """The number at ``widths`` in a place where it was ``column`` at the widths known."""
+    if len(set(column)) == 1:
+        return column[0]
+    for index, width in enumerate(widths):
+        for block in (1, 8, BLOCK):
+            sizes = [-(-other[index] // block) * block for other in known]
+            factor = column[0] // sizes[0]
+            if factor and all(factor * size == n for size, n in zip(sizes, column, strict=True)):
+                return int(factor * (-(-width // block) * block))
+    return None

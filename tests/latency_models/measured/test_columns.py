@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from leanfront.latency_models.measured.lookup_tables import encoded, gathered
+from leanfront.latency_models.measured.lookup import encoded, gathered
 
 
 def looked_up(table: NDArray[Any]) -> NDArray[Any]:

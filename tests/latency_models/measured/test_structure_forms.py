@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leanfront.latency_models.kernel_table.keys import numbers_of, with_numbers, without_sizes
-from leanfront.latency_models.measured import node_decisions
+from leanfront.latency_models.measured import lookup
 from leanfront.latency_models.measured.fusion_rules import Rule, learn, tabulate
+from leanfront.latency_models.measured.lookup import staged
 from leanfront.latency_models.measured.nearest import between_widths
-from leanfront.latency_models.measured.node_decisions import staged
-from leanfront.latency_models.measured.resized_parts import resized_part
+from leanfront.latency_models.measured.optimised_kernels import resized_part
 
 KEY = (
     "com.microsoft.QLinearConv(u8[1x8x8x24], =f32[], =s8[40x24x3x3], =int32[40], =0|-1|3)"
@@ -94,7 +94,7 @@ def test_the_tables_of_a_rule_say_what_the_rule_says(
     values = [sorted({state[column] for state in states}) for column in range(4)]
     numbers = [{value: number for number, value in enumerate(known)} for known in values]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(node_decisions, "MOST_CELLS", most_cells)
+        patch.setattr(lookup, "MOST_RULE_CELLS", most_cells)
         stages, found = staged(rule, numbers)
     for state in itertools.product(*values):
         left = 0
