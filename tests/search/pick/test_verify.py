@@ -14,7 +14,14 @@ from leanfront.compression.techniques.compress import compress
 from leanfront.compression.techniques.quantize import calibrate
 from leanfront.search.pick.card import card
 from leanfront.search.pick.verify import TestResult as Result
-from leanfront.search.pick.verify import Verification, integer_layers, kernel_report, test_once, verification
+from leanfront.search.pick.verify import (
+    Verification,
+    integer_layers,
+    kernel_report,
+    measured_memory,
+    test_once,
+    verification,
+)
 from leanfront.search.run.significance import wilson_interval
 from leanfront.search.task import ArrayData, Task
 
@@ -204,3 +211,17 @@ def test_the_card_says_what_was_found() -> None:
     assert "NOT as promised: layers not run as integer kernels: 0" in card(
         held(not_fused=["0"]), policy, resized, "toy", "task.py", "today"
     )
+
+
+def test_the_peak_of_both_files_stands_beside_the_predicted_one() -> None:
+    from leanfront.latency_models.measured.network_model import network_model
+    from tests.latency_models.fpga.fpga_parts import chain, conv, uniform
+
+    network = chain(conv(3, 16, 8, kernel=3), conv(16, 4, 8))
+    models = [network_model(network, uniform(network, bits, bits)) for bits in (8, 32)]
+    found = measured_memory(*models, 1234.0)
+    assert found["predicted_peak_memory_bytes"] == 1234.0
+    floats = 8 * 8 * (3 + 16) * 4  # the input and what the first layer makes
+    assert floats <= found["baseline_peak_memory_bytes"] < 3 * floats
+    assert found["peak_memory_bytes"] > 0
+    assert measured_memory(b"broken", models[1], 1.0) == {}
