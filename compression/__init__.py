@@ -3,3 +3,5 @@
 ``graph`` and ``policy`` hold the types that every other package shares and import none of the heavy
 libraries; everything else here may import torch.
 """
+
+import leanfront.compression.techniques

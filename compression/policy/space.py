@@ -1,4 +1,4 @@
-"""The space of policies: sparsities of channel groups, branches that are left out, bit widths of layers."""
+"""The space of policies: whatever the techniques offer for one network on one part."""
 
 import math
 from collections import Counter
@@ -12,17 +12,18 @@ from leanfront.compression.graph import Branch, Network
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.policy import kept_channels
 from leanfront.compression.policy.space_size import number_of_policies
+from leanfront.compression.policy.technique import Decision, Options, Trial, Value, techniques
 from leanfront.hw_profiles import HardwareProfile
-from leanfront.search.config import ConfigError
 
 if TYPE_CHECKING:
-    import optuna
     from numpy.typing import NDArray
 
     from leanfront.compression.policy.batch import PolicyBatch
 
 _MOST_UNIFORM = 0.51
 """The most that a seed cuts from every group alike."""
+SPARSITY, BRANCH, BITS = "sparsity", "branch", "bits"
+"""Kinds of decisions that policies have fields of their own for."""
 
 Pair = tuple[int, int]
 """(weight_bits, activation_bits)"""
@@ -31,15 +32,11 @@ Pair = tuple[int, int]
 class Space:
     """Every policy that a search may propose for one network on one profile.
 
-    Decisions: ``levels[group]`` are the sparsities of a group of channels that are cut together, snapped to
-    the profile's channel multiple (levels that keep the same number of channels are one), ascending;
-    ``branches`` are the residual branches that may be left out whole; ``pairs`` are the bit widths that a
-    layer may have. Layers that read the same tensor share its activation bits. ``left_out`` says which of the
-    wanted bits the part has no units for; "" if none.
-
-    As parameters of a study: "sparsity/<group>" is an index into ``levels[group]`` (an integer, so that
-    samplers know that levels are ordered), "branch/<name>" is 1 where the branch is left out, and
-    "bits/<layer>" a category such as "w4a8".
+    ``decisions`` is the one list of them, those of a technique together. Of them, ``levels[group]`` are the
+    sparsities of a group of channels that are cut together, ascending; ``branches`` are the residual branches
+    that may be left out whole; ``pairs`` are the bit widths that a layer may have. Layers that read the same
+    tensor share its activation bits. ``left_out`` says which of the wanted bits the part has no units for; ""
+    if none.
     """
 
     def __init__(
@@ -53,19 +50,27 @@ class Space:
     ) -> None:
         """``depth``: branches may be left out.
 
-        Raises ConfigError when the profile can run none of the bit widths, or one of them with nothing.
+        Raises SpaceError when the profile can run none of the bit widths, or one of them with nothing.
         """
         self.network = network
-        self.branches: tuple[Branch, ...] = network.branches if depth else ()
         self.multiple = profile.channel_multiple
-        weight_bits, activation_bits, self.left_out = _run_by(profile, weight_bits, activation_bits)
-        self.pairs = _pairs(profile, weight_bits, activation_bits)
-        self.levels: Mapping[str, tuple[float, ...]] = {
-            group: _levels(network.group_size(group), self.multiple, sparsity) for group in network.groups
-        }
-        self._text = {
-            f"w{weights}a{activations}": (weights, activations) for weights, activations in self.pairs
-        }
+        options = Options(tuple(sparsity), tuple(weight_bits), tuple(activation_bits), depth)
+        offering = techniques().values()
+        self.decisions: tuple[Decision, ...] = tuple(
+            decision for one in offering for decision in one.decisions(network, profile, options)
+        )
+        self.left_out = "; ".join(filter(None, (one.remark(profile, options) for one in offering)))
+        self.levels: Mapping[str, tuple[float, ...]] = {d.about: d.values for d in self._of(SPARSITY)}
+        names = {decision.about for decision in self._of(BRANCH)}
+        self.branches = tuple(branch for branch in network.branches if branch.name in names)
+        self.pairs: tuple[Pair, ...] = self._of(BITS)[0].values
+
+    def _of(self, kind: str) -> list[Decision]:
+        return [decision for decision in self.decisions if decision.kind == kind]
+
+    def rows(self, kind: str) -> "NDArray[np.int64]":
+        """The places of the decisions of a technique."""
+        return np.flatnonzero([decision.kind == kind for decision in self.decisions])
 
     @cached_property
     def first_readers(self) -> Mapping[str, str]:
@@ -78,9 +83,18 @@ class Space:
         return first
 
     @cached_property
+    def kept_at(self) -> Mapping[str, tuple[int, ...]]:
+        """Group -> channels that it keeps at each of its levels."""
+        size = self.network.group_size
+        return {
+            group: tuple(kept_channels(size(group), level, self.multiple) for level in levels)
+            for group, levels in self.levels.items()
+        }
+
+    @cached_property
     def size(self) -> int:
         """Number of policies."""
-        return number_of_policies(self.network, self.branches, self.levels, self.pairs, self.first_readers)
+        return number_of_policies(self.network, self.branches, self.decisions, self.first_readers)
 
     def channels(self, policy: Policy) -> dict[str, int]:
         """Group -> channels that a policy keeps, of the groups that are there."""
@@ -94,46 +108,38 @@ class Space:
         """
         return policy.cut(self.network, self.multiple)
 
-    def policy(
-        self,
-        sparsity: Mapping[str, float],
-        bits: Mapping[str, Pair],
-        left_out: Collection[Branch] = (),
-    ) -> Policy:
-        """Group -> sparsity, layer -> pair, and the branches that are left out, as a policy of this space.
+    def policy(self, choices: Mapping[str, Value]) -> Policy:
+        """Name of a decision -> value, as a policy; what is not named is as in the uncompressed network.
 
         A layer that reads a tensor together with an earlier one takes that one's activation bits (also where
         that one is left out), and of the weight bits that go with them the nearest to its own.
         """
-        gone = {name for branch in left_out for name in branch.layers}
+        chosen = {decision.name: decision.plain for decision in self.decisions} | dict(choices)
+        gone = {name for d in self._of(BRANCH) if chosen[d.name] for name in d.layers}
         layers = {}
         for layer in self.network.layers:
-            weights, _ = bits[layer.name]
-            activations = bits[self.first_readers.get(layer.name, layer.name)][1]
+            weights, _ = chosen[f"{BITS}/{layer.name}"]
+            _, activations = chosen[f"{BITS}/{self.first_readers.get(layer.name, layer.name)}"]
+            cut = chosen[f"{SPARSITY}/{layer.group}"] if layer.group else 0.0
             layers[layer.name] = LayerPolicy(
-                sparsity=1.0 if layer.name in gone else sparsity[layer.group] if layer.group else 0.0,
+                sparsity=1.0 if layer.name in gone else cut,
                 weight_bits=self._weight_bits(weights, activations),
                 activation_bits=activations,
             )
         return Policy.of(layers)
 
+    @cached_property
+    def reference(self) -> Policy:
+        """The uncompressed network: nothing cut, floats or else the widest bits that the space has."""
+        return self.policy({})
+
+    def alone(self, decision: Decision) -> tuple[Policy, ...]:
+        """Of each value of a decision the policy with it alone, all others as in ``reference``."""
+        return tuple(self.policy({decision.name: value}) for value in decision.values)
+
     def suggest(self, trial: "optuna.trial.BaseTrial") -> Policy:
         """Ask a study's sampler for a policy."""
-        sparsity = {
-            group: levels[trial.suggest_int(f"sparsity/{group}", 0, len(levels) - 1)]
-            if len(levels) > 1
-            else levels[0]
-            for group, levels in self.levels.items()
-        }
-        left_out = [b for b in self.branches if trial.suggest_int(f"branch/{b.name}", 0, 1)]
-        texts = list(self._text)
-        bits = {
-            layer.name: self._text[trial.suggest_categorical(f"bits/{layer.name}", texts)]
-            if len(texts) > 1
-            else self.pairs[0]
-            for layer in self.network.layers
-        }
-        return self.policy(sparsity, bits, left_out)
+        return self.policy({decision.name: decision.suggest(trial) for decision in self.decisions})
 
     def params_of(self, policy: Policy) -> dict[str, Any]:
         """The parameters that make ``suggest`` return this policy, for ``study.enqueue_trial``.
@@ -141,25 +147,38 @@ class Space:
         Raises:
             ValueError: the policy is not in this space.
         """
-        kept = self.channels(policy)
-        params: dict[str, Any] = {}
-        for group, levels in self.levels.items():
-            counts = [kept_channels(self.network.group_size(group), level, self.multiple) for level in levels]
-            here = kept.get(group, counts[0])
-            if here not in counts:
-                raise ValueError(f"group {group!r} cannot keep {here} channels here, but {counts}")
-            if len(levels) > 1:
-                params[f"sparsity/{group}"] = counts.index(here)
-        left_out = policy.left_out(self.network)
+        choices = self._choices(policy)
+        return {
+            decision.name: decision.param(decision.values.index(choices[decision.name]))
+            for decision in self.decisions
+            if len(decision.values) > 1
+        }
+
+    def _choices(self, policy: Policy) -> dict[str, Value]:
+        """Name of each decision -> the value that a policy has; raises ValueError as ``params_of`` does."""
+        kept, bits = self.channels(policy), self._bits(policy)
+        left_out = {branch.name for branch in policy.left_out(self.network)}
         if left_out and not self.branches:
-            raise ValueError(f"branch {left_out[0].name!r} cannot be left out here")
-        params |= {f"branch/{branch.name}": int(branch in left_out) for branch in self.branches}
-        for name, pair in self._bits(policy).items():
-            if pair not in self.pairs:
-                raise ValueError(f"layer {name!r} cannot have bits {pair} here, but {list(self.pairs)}")
-            if len(self.pairs) > 1:
-                params[f"bits/{name}"] = f"w{pair[0]}a{pair[1]}"
-        return params
+            raise ValueError(f"branch {min(left_out)!r} cannot be left out here")
+        found: dict[str, Value] = {}
+        for decision in self.decisions:
+            about = decision.about
+            if decision.kind == SPARSITY:
+                counts = self.kept_at[about]
+                here = kept.get(about, counts[0])
+                if here not in counts:
+                    raise ValueError(f"group {about!r} cannot keep {here} channels here, but {list(counts)}")
+                value = decision.values[counts.index(here)]
+            elif decision.kind == BRANCH:
+                value = about in left_out
+            else:
+                value = bits[about]
+            if value not in decision.values:
+                raise ValueError(
+                    f"{decision.kind} of {about!r} cannot be {value} here, but {list(decision.values)}"
+                )
+            found[decision.name] = value
+        return found
 
     def _bits(self, policy: Policy) -> dict[str, Pair]:
         """The decision on the bits of each layer. One that is left out has those of a layer that reads the
@@ -172,35 +191,36 @@ class Space:
             for layer in self.network.layers
         }
 
+    @cached_property
+    def _as_drawn(self) -> list[tuple[int, Decision]]:
+        """Place and decision, in the order in which random policies draw them: switches last."""
+        return sorted(enumerate(self.decisions), key=lambda item: item[1].scale == "switch")
+
     def random(self, rng: np.random.Generator, depth: bool = True) -> Policy:
         """A policy, each decision drawn uniformly; without ``depth`` no branch is left out."""
-        sparsity = {group: levels[rng.integers(len(levels))] for group, levels in self.levels.items()}
-        bits = {layer.name: self.pairs[rng.integers(len(self.pairs))] for layer in self.network.layers}
-        left_out = [branch for branch in self.branches if depth and rng.integers(2)]
-        return self.policy(sparsity, bits, left_out)
+        return self.policy(
+            {
+                decision.name: decision.values[rng.integers(len(decision.values))]
+                for _, decision in self._as_drawn
+                if depth or decision.kind != BRANCH
+            }
+        )
 
-    def batch(
-        self,
-        levels: "NDArray[np.int64]",
-        pairs: "NDArray[np.int64]",
-        left_out: "NDArray[np.integer[Any] | np.bool_] | None" = None,
-    ) -> "PolicyBatch":
-        """Many policies at once: what ``policy`` makes of each column.
+    def random_batch(self, count: int, rng: np.random.Generator) -> "PolicyBatch":
+        """Policies as ``random`` draws them, many at once."""
+        codes = np.zeros((len(self.decisions), count), dtype=np.int64)
+        for place, decision in self._as_drawn:
+            codes[place] = rng.integers(len(decision.values), size=count)
+        return self.batch(codes)
 
-        Args:
-            levels: (groups, n) indices into ``self.levels`` of each group, in order.
-            pairs: (layers, n) indices into ``self.pairs``.
-            left_out: (branches, n) which of ``self.branches`` are left out; None: none.
-        """
+    def batch(self, codes: "NDArray[np.int64]") -> "PolicyBatch":
+        """Many policies at once, (decisions, n) codes: what ``policy`` makes of the values of each column."""
         from leanfront.compression.policy.batch import PolicyBatch
 
-        network = self.network
-        kept = [
-            np.array([kept_channels(network.group_size(group), level, self.multiple) for level in offered])[
-                row
-            ]
-            for (group, offered), row in zip(self.levels.items(), levels, strict=True)
-        ]
+        network, count = self.network, codes.shape[1]
+        levels = codes[self.rows(SPARSITY)]
+        kept = [np.array(counts)[row] for counts, row in zip(self.kept_at.values(), levels, strict=True)]
+        pairs = codes[self.rows(BITS)]
         row_of = {layer.name: row for row, layer in enumerate(network.layers)}
         first = [row_of[self.first_readers.get(layer.name, layer.name)] for layer in network.layers]
         activations = np.array([activations for _, activations in self.pairs])[pairs[first]]
@@ -208,18 +228,11 @@ class Space:
         for row, (weights, _) in enumerate(self.pairs):
             for bits in {activations for _, activations in self.pairs}:
                 nearest[row, bits] = self._weight_bits(weights, bits)
-        channels = np.array(kept, dtype=np.int64).reshape(len(kept), pairs.shape[1])
+        channels = np.array(kept, dtype=np.int64).reshape(len(kept), count)
         found = PolicyBatch(network, channels, nearest[pairs, activations], activations)
-        if left_out is None or not self.branches:
+        if not self.branches:
             return found
-        return found.leaving_out(left_out.astype(np.bool_))
-
-    def random_batch(self, count: int, rng: np.random.Generator) -> "PolicyBatch":
-        """Policies as ``random`` draws them, many at once."""
-        levels = [rng.integers(len(offered), size=count) for offered in self.levels.values()]
-        pairs = rng.integers(len(self.pairs), size=(len(self.network.layers), count))
-        left_out = rng.integers(2, size=(len(self.branches), count))
-        return self.batch(np.array(levels, dtype=np.int64).reshape(len(levels), count), pairs, left_out)
+        return found.leaving_out(codes[self.rows(BRANCH)].astype(np.bool_))
 
     def _weight_bits(self, wanted: int, activation_bits: int) -> int:
         """Of the weight bits that go with these activation bits the nearest."""
@@ -228,36 +241,24 @@ class Space:
 
     def mutated(self, policy: Policy, rng: np.random.Generator, changes: int = 2) -> Policy:
         """A policy that differs from ``policy`` in about ``changes`` decisions: levels move by one."""
-        left_out = set(policy.left_out(self.network)).intersection(self.branches)
-        sparsity = {group: levels[0] for group, levels in self.levels.items()}
-        for layer in self.network.layers:
-            if layer.group is not None and not policy[layer.name].left_out:
-                sparsity[layer.group] = policy[layer.name].sparsity
-        bits = self._bits(policy)
-        movable = [group for group, levels in self.levels.items() if len(levels) > 1]
-        layers = list(bits) if len(self.pairs) > 1 else []
-        for _ in range(changes):
-            choice = int(rng.integers(max(1, len(movable) + len(self.branches) + len(layers))))
-            if choice < len(movable):
-                group = movable[choice]
-                levels = self.levels[group]
-                here = int(np.argmin([abs(level - sparsity[group]) for level in levels]))
-                there = min(len(levels) - 1, max(0, here + int(rng.choice([-1, 1]))))
-                sparsity[group] = levels[there]
-            elif choice < len(movable) + len(self.branches):
-                left_out ^= {self.branches[choice - len(movable)]}
-            elif layers:
-                name = layers[choice - len(movable) - len(self.branches)]
-                bits[name] = self.pairs[rng.integers(len(self.pairs))]
-        return self.policy(sparsity, bits, left_out)
+        choices = self._choices(policy)
+        movable = [decision for decision in self.decisions if len(decision.values) > 1]
+        for _ in range(changes if movable else 0):
+            decision = movable[rng.integers(len(movable))]
+            here, last = decision.values.index(choices[decision.name]), len(decision.values) - 1
+            if decision.scale == "ordered":
+                there = min(last, max(0, here + int(rng.choice([-1, 1]))))
+            else:
+                there = last - here if decision.scale == "switch" else int(rng.integers(last + 1))
+            choices[decision.name] = decision.values[there]
+        return self.policy(choices)
 
     def uniform(self, sparsity: float, pair: Pair, left_out: Collection[Branch] = ()) -> Policy:
         """Every group at its level nearest to ``sparsity``, every layer at ``pair``, some branches out."""
-        nearest = {
-            group: min(levels, key=lambda level: abs(level - sparsity))
-            for group, levels in self.levels.items()
-        }
-        return self.policy(nearest, {layer.name: pair for layer in self.network.layers}, left_out)
+        choices: dict[str, Value] = {f"{BRANCH}/{branch.name}": True for branch in left_out}
+        for decision in self._of(SPARSITY):
+            choices[decision.name] = min(decision.values, key=lambda level: abs(level - sparsity))
+        return self.policy(choices | {decision.name: pair for decision in self._of(BITS)})
 
     def uniform_policies(self) -> list[Policy]:
         """Every pair of bits in all layers, with every level of sparsity in all groups; each policy once."""
@@ -297,56 +298,6 @@ class Space:
         return [
             self.branches[int((number + 0.5) * every)] for number in range(min(count, len(self.branches)))
         ]
-
-
-def _run_by(
-    profile: HardwareProfile, weight_bits: Iterable[int], activation_bits: Iterable[int]
-) -> tuple[tuple[int, ...], tuple[int, ...], str]:
-    """The weight and activation bits that the part has units for, and a word on those it has none for."""
-    units = [{pair[place] for pair in profile.supported} for place in (0, 1)]
-    wanted = [tuple(weight_bits), tuple(activation_bits)]
-    able = [tuple(b for b in bits if b in there) for bits, there in zip(wanted, units, strict=True)]
-    names = ("weights", "activations")
-    dropped = [
-        f"{name} of {', '.join(map(str, out))} bits"
-        for name, bits, there in zip(names, wanted, units, strict=True)
-        if (out := [b for b in bits if b not in there])
-    ]
-    for name, found in zip(("weight_bits", "activation_bits"), able, strict=True):
-        if not found:
-            raise ConfigError(
-                f"space.{name} has nothing that profile {profile.name!r} can run;"
-                f" it can run {profile.supported_sentence}"
-            )
-    note = f"{profile.name} cannot run {' and '.join(dropped)}: left out of the space" if dropped else ""
-    return able[0], able[1], note
-
-
-def _pairs(
-    profile: HardwareProfile, weight_bits: Sequence[int], activation_bits: Sequence[int]
-) -> tuple[Pair, ...]:
-    pairs = tuple(
-        (weights, activations)
-        for weights in weight_bits
-        for activations in activation_bits
-        if profile.supports(weights, activations)
-    )
-    for name, wanted, able in (
-        ("weight_bits", weight_bits, {weights for weights, _ in pairs}),
-        ("activation_bits", activation_bits, {activations for _, activations in pairs}),
-    ):
-        if refused := [bits for bits in wanted if bits not in able]:
-            raise ConfigError(
-                f"space.{name} has {refused[0]}, which profile {profile.name!r} cannot run with anything else"
-                f" that the space allows; it can run {profile.supported_sentence}"
-            )
-    return pairs
-
-
-def _levels(size: int, multiple: int, sparsity: Iterable[float]) -> tuple[float, ...]:
-    """The share that is really cut at each level, ascending, each number of kept channels once."""
-    counts = {kept_channels(size, level, multiple) for level in sparsity}
-    return tuple(round(1.0 - count / size, 6) for count in sorted(counts, reverse=True))
 
 
 def _spread(levels: Sequence[float], count: int) -> list[float]:

@@ -1,27 +1,25 @@
 """How many policies a space has."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from leanfront.compression.graph import Branch, Network
+from leanfront.compression.policy.technique import Decision
 
 _MOST_TOGETHER = 16
 """So many branches that share decisions are counted set by set; of more, as if each policy were its own."""
-
-Pair = tuple[int, int]
 
 
 def number_of_policies(
     network: Network,
     branches: Sequence[Branch],
-    levels: Mapping[str, Sequence[float]],
-    pairs: Sequence[Pair],
+    offered: Sequence[Decision],
     first_readers: Mapping[str, str],
 ) -> int:
     """Policies that differ: decisions on layers that are left out make no others; see ``Space``."""
-    weights_at: dict[int, int] = {}
-    for _, activations in pairs:
-        weights_at[activations] = weights_at.get(activations, 0) + 1
-    decisions = [(len(levels[group]), {layer.name for layer in own}) for group, own in network.groups.items()]
+    pairs = next(decision.values for decision in offered if decision.kind == "bits")
+    weights_at = Counter(activations for _, activations in pairs)
+    decisions = [(len(d.values), set(d.layers)) for d in offered if d.kind not in ("branch", "bits")]
     reading: dict[str, set[str]] = {}
     for name, first in first_readers.items():
         reading.setdefault(first, set()).add(name)

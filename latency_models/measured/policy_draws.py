@@ -8,7 +8,8 @@ import numpy as np
 
 from leanfront.compression.graph import Branch, Network
 from leanfront.compression.policy import Policy
-from leanfront.compression.policy.space import Pair, Space
+from leanfront.compression.policy.space import BITS, BRANCH, SPARSITY, Pair, Space
+from leanfront.compression.policy.technique import Value
 from leanfront.latency_models.evenly_spaced import spread_evenly as spread_evenly
 
 Combination = tuple[str, bool, str | None, bool | None, tuple[tuple[str, float], ...], str]
@@ -27,11 +28,11 @@ def draw(space: Space, rng: np.random.Generator, mode: str | None = None) -> Pol
     of bits ("integer", "float", "mixed" or "runs"); drawn where it is None.
     """
     overall, jitter = rng.random(), rng.choice([0.0, 0.1, 0.25])
-    sparsity = {}
+    choices: dict[str, Value] = {}
     for group, levels in space.levels.items():
         at = np.clip(overall + jitter * rng.standard_normal(), 0.0, 1.0)
-        sparsity[group] = levels[round(float(at) * (len(levels) - 1))]
-    return space.policy(sparsity, _bits(space, rng, mode), _left_out(space, rng))
+        choices[f"{SPARSITY}/{group}"] = levels[round(float(at) * (len(levels) - 1))]
+    return space.policy(choices | _bits(space, rng, mode) | _left_out(space, rng))
 
 
 def alone(space: Space) -> list[Policy]:
@@ -46,15 +47,15 @@ def alone(space: Space) -> list[Policy]:
     return [space.uniform(sparsity, pair, left_out) for sparsity, left_out in sets for pair in pairs]
 
 
-def _left_out(space: Space, rng: np.random.Generator) -> list[Branch]:
+def _left_out(space: Space, rng: np.random.Generator) -> dict[str, Value]:
     """No branch, or each with a probability that is drawn first."""
     if not space.branches or rng.random() < 0.5:
-        return []
+        return {}
     share = rng.uniform(0.0, 0.8)
-    return [branch for branch in space.branches if rng.random() < share]
+    return {f"{BRANCH}/{branch.name}": rng.random() < share for branch in space.branches}
 
 
-def _bits(space: Space, rng: np.random.Generator, mode: str | None) -> dict[str, Pair]:
+def _bits(space: Space, rng: np.random.Generator, mode: str | None) -> dict[str, Value]:
     """All integer, all float, layer by layer at random, or in runs of neighbours."""
     integers = [pair for pair in space.pairs if max(pair) <= 8]
     floats = [pair for pair in space.pairs if max(pair) > 8]
@@ -64,13 +65,13 @@ def _bits(space: Space, rng: np.random.Generator, mode: str | None) -> dict[str,
     if not integers or not floats:
         share = 1.0 if integers else 0.0
     keep = 0.75 if mode == "runs" else 0.0
-    bits: dict[str, Pair] = {}
+    bits: dict[str, Value] = {}
     integer = bool(rng.random() < share)
     for name in names:
         if rng.random() >= keep:
             integer = bool(rng.random() < share)
         choice: Sequence[Pair] = integers if integer else floats
-        bits[name] = choice[int(rng.integers(len(choice)))]
+        bits[f"{BITS}/{name}"] = choice[int(rng.integers(len(choice)))]
     return bits
 
 
@@ -171,17 +172,19 @@ class Cover:
     def _with(self, wanted: Combination, rng: np.random.Generator) -> Policy:
         name, integer, reader, reads, at, out = wanted
         space = self._space
-        sparsity = {group: float(levels[rng.integers(len(levels))]) for group, levels in space.levels.items()}
-        sparsity |= dict(at)
+        choices: dict[str, Value] = {
+            f"{SPARSITY}/{group}": float(levels[rng.integers(len(levels))])
+            for group, levels in space.levels.items()
+        }
+        choices |= {f"{SPARSITY}/{group}": level for group, level in at}
         share = rng.random()
         kinds = {layer.name: bool(rng.random() < share) for layer in space.network.layers} | {name: integer}
         if reader is not None and reads is not None:
             kinds[reader] = reads
-        bits = {}
         for layer, kind in kinds.items():
-            choice = (self._integer if kind else self._float) or list(space.pairs)
-            bits[layer] = choice[int(rng.integers(len(choice)))]
-        return space.policy(sparsity, bits, [branch for branch in space.branches if branch.name == out])
+            pairs = (self._integer if kind else self._float) or list(space.pairs)
+            choices[f"{BITS}/{layer}"] = pairs[int(rng.integers(len(pairs)))]
+        return space.policy(choices | ({f"{BRANCH}/{out}": True} if out else {}))
 
 
 def _following_layers(network: Network) -> dict[str, tuple[str, ...]]:

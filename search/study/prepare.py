@@ -15,6 +15,7 @@ import numpy as np
 
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.space import Space
+from leanfront.compression.policy.technique import SpaceError
 from leanfront.hw_profiles import HardwareProfile, find_profile, read_profile
 from leanfront.search.config import ConfigError, SearchConfig, check_names
 from leanfront.search.objectives import costs_among, costs_of, quantity, registered
@@ -66,9 +67,12 @@ def load(config: SearchConfig) -> Loaded:
     profile = read_profile(file)  # only now: a task may bring a section and a cost model of its own
     traced = trace(task.model, task.example_input)
     spaces = config.space
-    space = Space(
-        traced.network, profile, spaces.sparsity, spaces.weight_bits, spaces.activation_bits, spaces.depth
-    )
+    try:
+        space = Space(
+            traced.network, profile, spaces.sparsity, spaces.weight_bits, spaces.activation_bits, spaces.depth
+        )
+    except SpaceError as error:
+        raise ConfigError(str(error)) from error
     return Loaded(config, profile, task, traced, space, sampler)
 
 

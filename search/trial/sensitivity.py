@@ -6,12 +6,11 @@ import io
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leanfront.compression.policy import Policy
 from leanfront.compression.policy.space import Space
 from leanfront.latency_models.files import replace_file
 
@@ -45,51 +44,6 @@ class Sensitivities:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Decision:
-    """One decision: its name in the study; of each of its codes a text, and the policy with it alone."""
-
-    name: str
-    levels: tuple[str, ...]
-    policies: tuple[Policy, ...]
-
-
-def reference(space: Space) -> Policy:
-    """The uncompressed network: nothing cut, floats or else the widest bits that the space has."""
-    return _alone(space)
-
-
-def decisions(space: Space) -> Iterator[Decision]:
-    """Every decision of a space, in the order of its codes."""
-    for group, levels in space.levels.items():
-        policies = tuple(_alone(space, sparsity={group: level}) for level in levels)
-        yield Decision(f"sparsity/{group}", tuple(f"{level:g}" for level in levels), policies)
-    for branch in space.branches:
-        gone = Policy.of(
-            {
-                name: replace(layer, sparsity=1.0) if name in branch.layers else layer
-                for name, layer in reference(space).items()
-            }
-        )
-        yield Decision(f"branch/{branch.name}", ("stays", "left out"), (reference(space), gone))
-    for layer in space.network.layers:
-        policies = tuple(_alone(space, bits={layer.name: pair}) for pair in space.pairs)
-        texts = tuple(f"w{weights}a{activations}" for weights, activations in space.pairs)
-        yield Decision(f"bits/{layer.name}", texts, policies)
-
-
-def _alone(
-    space: Space,
-    sparsity: Mapping[str, float] | None = None,
-    bits: Mapping[str, tuple[int, int]] | None = None,
-) -> Policy:
-    widest = (32, 32) if (32, 32) in space.pairs else max(space.pairs)
-    return space.policy(
-        dict.fromkeys(space.levels, 0.0) | dict(sparsity or {}),
-        {layer.name: widest for layer in space.network.layers} | dict(bits or {}),
-    )
-
-
 def measure(scorer: "Scorer", space: Space, log: Log) -> Sensitivities:
     """The sensitivities, measured now or taken from the cache, where they lie under a hash of the network,
     the images and the space."""
@@ -109,9 +63,9 @@ def write_csv(path: Path, space: Space, found: Sensitivities) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for decision in decisions(space):
+    for decision in space.decisions:
         values = zip(
-            decision.levels, found.divergence[decision.name], found.accuracy[decision.name], strict=True
+            decision.texts, found.divergence[decision.name], found.accuracy[decision.name], strict=True
         )
         writer.writerows((decision.name, code, *value) for code, value in enumerate(values))
     replace_file(path, text.getvalue())
@@ -128,17 +82,17 @@ def summary(found: Sensitivities) -> dict[str, float]:
 
 def _measured(scorer: "Scorer", space: Space, log: Log) -> Sensitivities:
     started = time.perf_counter()
-    every = list(decisions(space))
-    policies = dict.fromkeys([reference(space), *(policy for one in every for policy in one.policies)])
+    every = {decision.name: space.alone(decision) for decision in space.decisions}
+    policies = dict.fromkeys([space.reference, *itertools.chain(*every.values())])
     log(f"measuring the sensitivity of {len(every)} decisions on {len(policies)} networks")
     scores = {policy: scorer.untrained(policy, IMAGES, NORM_IMAGES, RANGE_IMAGES) for policy in policies}
     seconds = time.perf_counter() - started
     log(f"sensitivities measured in {seconds:.0f} s")
     return Sensitivities(
-        {one.name: tuple(scores[policy].divergence for policy in one.policies) for one in every},
-        {one.name: tuple(scores[policy].accuracy for policy in one.policies) for one in every},
-        scores[reference(space)].divergence,
-        len(scores[reference(space)].scores),
+        {name: tuple(scores[policy].divergence for policy in alone) for name, alone in every.items()},
+        {name: tuple(scores[policy].accuracy for policy in alone) for name, alone in every.items()},
+        scores[space.reference].divergence,
+        len(scores[space.reference].scores),
         seconds,
     )
 
@@ -160,8 +114,8 @@ def _key(scorer: "Scorer", space: Space) -> str:
     digest = hashlib.sha256(
         f"{METHOD} {IMAGES} {NORM_IMAGES} {RANGE_IMAGES} {scorer.traced.module.code}".encode()
     )
-    for one in decisions(space):
-        digest.update(f"{one.name} {[policy.digest for policy in one.policies]} {space.multiple}".encode())
+    for one in space.decisions:
+        digest.update(f"{one.name} {[p.digest for p in space.alone(one)]} {space.multiple}".encode())
     for name, tensor in sorted(scorer.traced.module.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

@@ -9,6 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from leanfront.compression.policy.space import Space
+from leanfront.compression.policy.technique import SpaceError
 from leanfront.hw_profiles import HardwareProfile, ProfileError, load_profile, profile_names, profile_paths
 from leanfront.latency_models.cost import Cost
 from leanfront.latency_models.errors import TableError
@@ -17,7 +18,6 @@ from leanfront.latency_models.fpga.radiation import upsets_per_day
 from leanfront.latency_models.layer_table import COLUMNS
 from leanfront.latency_models.registry import model_of
 from leanfront.search.cli import hardware
-from leanfront.search.config import ConfigError
 from tests.latency_models.fpga.fpga_parts import chain, conv, dataflow, overlay, uniform
 
 FPGAS = [name for name in profile_names() if load_profile(name).kind == "fpga"]
@@ -202,5 +202,5 @@ def test_a_search_space_offers_what_the_part_runs(name, pairs):
     assert "32 bits: left out" in space.left_out
     assert all(load_profile(name).supports(p.weight_bits, p.activation_bits)
                for policy in space.seeds() for p in policy.values())  # fmt: skip
-    with pytest.raises(ConfigError, match="nothing that profile"):
+    with pytest.raises(SpaceError, match="nothing that profile"):
         Space(network, load_profile(name), (0.0, 0.5), (32,), (8, 32))

@@ -154,14 +154,13 @@ class CascadeSampler(BaseSampler):
 
     @cached_property
     def _distributions(self) -> dict[str, BaseDistribution]:
-        encoding = self.knowledge.encoding
-        texts = tuple(f"w{weights}a{activations}" for weights, activations in self.knowledge.space.pairs)
-        found: dict[str, BaseDistribution] = {}
-        for name, size in zip(encoding.names, encoding.sizes, strict=True):
-            if size > 1:
-                bits = name.startswith("bits/")
-                found[name] = CategoricalDistribution(texts) if bits else IntDistribution(0, int(size) - 1)
-        return found
+        return {
+            decision.name: CategoricalDistribution(decision.texts)
+            if decision.scale == "category"
+            else IntDistribution(0, len(decision.values) - 1)
+            for decision in self.knowledge.space.decisions
+            if len(decision.values) > 1
+        }
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -333,16 +332,12 @@ class CascadeSampler(BaseSampler):
     def _codes(self, trial: FrozenTrial) -> NDArray[np.int64] | None:
         """(decisions,) from the parameters of a trial; None where it has not all of them."""
         given = {**(trial.system_attrs.get("fixed_params") or {}), **trial.params}
-        codes = []
-        for name in self.knowledge.encoding.names:
-            distribution = self._distributions.get(name)
-            if distribution is None:
-                codes.append(0)
-            elif name in given:
-                codes.append(int(distribution.to_internal_repr(given[name])))
-            else:
-                return None
-        return np.array(codes, dtype=np.int64)
+        chosen = [d for d in self.knowledge.space.decisions if len(d.values) > 1]
+        if any(decision.name not in given for decision in chosen):
+            return None
+        codes = np.zeros(len(self.knowledge.space.decisions), dtype=np.int64)
+        codes[self.knowledge.encoding.movable] = [d.code(given[d.name]) for d in chosen]
+        return codes
 
 
 def scores_of(result: Mapping[str, Any], baseline: float, images: Sequence[int]) -> dict[int, float]:

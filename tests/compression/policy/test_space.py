@@ -9,8 +9,8 @@ from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segmen
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.compression.policy.space import Space
+from leanfront.compression.policy.technique import SpaceError
 from leanfront.hw_profiles import load_profile
-from leanfront.search.config import ConfigError
 from tests.networks import example
 from tests.residual_networks import RESIDUAL, built
 
@@ -64,7 +64,7 @@ def test_pairs_are_those_the_profile_runs():
     ],
 )
 def test_bits_that_the_profile_cannot_run(bits, words):
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(SpaceError) as error:
         space(**bits)
     for word in [*words, load_profile("toy").supported_sentence]:
         assert word in str(error.value)
@@ -152,22 +152,11 @@ def test_branches_that_are_left_out_are_found_again(name, seed):
     for policy in (where.random(rng), where.mutated(where.random(rng), rng, 3)):
         policy.check(where.network)
         assert where.suggest(optuna.trial.FixedTrial(where.params_of(policy))) == policy
-    levels = np.array([rng.integers(len(offered), size=4) for offered in where.levels.values()]).reshape(
-        -1, 4
-    )
-    pairs = rng.integers(len(where.pairs), size=(len(where.network.layers), 4))
-    out = rng.integers(2, size=(len(where.branches), 4))
-    batch = where.batch(levels, pairs, out)
+    codes = np.array([rng.integers(len(decision.values), size=4) for decision in where.decisions])
+    batch = where.batch(codes)
     one_by_one = [
-        where.policy(
-            {
-                group: offered[i]
-                for (group, offered), i in zip(where.levels.items(), levels[:, n], strict=True)
-            },
-            {layer.name: where.pairs[i] for layer, i in zip(where.network.layers, pairs[:, n], strict=True)},
-            [branch for branch, gone in zip(where.branches, out[:, n], strict=True) if gone],
-        )
-        for n in range(4)
+        where.policy({d.name: d.values[code] for d, code in zip(where.decisions, column, strict=True)})
+        for column in codes.T
     ]
     same = PolicyBatch.of(where.network, one_by_one, where.multiple)
     assert (same.channels == batch.channels).all()

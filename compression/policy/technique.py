@@ -1,0 +1,129 @@
+"""Decisions of a search, and the techniques that offer them. No torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from leanfront.compression.graph.network import Network
+
+if TYPE_CHECKING:
+    from leanfront.hw_profiles import HardwareProfile
+
+Value = Any
+"""What a decision decides: a share (float), whether a branch is left out (bool), bits ((weights,
+activations)), or the number of another technique (float)."""
+
+
+class Trial(Protocol):
+    """Who says what is chosen: Optuna's trials do."""
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        """A whole number, low .. high."""
+        ...
+
+    def suggest_categorical(self, name: str, choices: Sequence[str]) -> Any:
+        """One of some texts."""
+        ...
+
+
+class SpaceError(ValueError):
+    """A space in which nothing can be proposed: the rule, what was found, what there is."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What may be proposed, as the user says it. sparsity: shares of a group's channels that are cut;
+    weight_bits, activation_bits: 32 is float; depth: residual branches may be left out.
+    """
+
+    sparsity: tuple[float, ...]
+    weight_bits: tuple[int, ...]
+    activation_bits: tuple[int, ...]
+    depth: bool = True
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One choice of a space.
+
+    name: "<technique>/<what it is about>", the parameter of a study. values: what may be chosen; the place of
+    one is its code. texts: of each value, for tables. plain: the value of the uncompressed network, which may
+    be none of them. layers: names of the layers it is about. scale: neighbouring values are alike ("ordered"),
+    there are two, no and yes ("switch"), or neither ("category").
+    """
+
+    name: str
+    values: tuple[Value, ...]
+    texts: tuple[str, ...]
+    plain: Value
+    layers: tuple[str, ...]
+    scale: Literal["ordered", "switch", "category"]
+
+    @property
+    def kind(self) -> str:
+        """The name of its technique."""
+        return self.name.partition("/")[0]
+
+    @property
+    def about(self) -> str:
+        """The group, branch or layer that is decided on."""
+        return self.name.partition("/")[2]
+
+    @property
+    def plain_code(self) -> int:
+        """The code of what the uncompressed network has, or of the first value."""
+        return self.values.index(self.plain) if self.plain in self.values else 0
+
+    def param(self, code: int) -> int | str:
+        """A code as a study holds it: a category by its text, so that samplers see no order in it."""
+        return self.texts[code] if self.scale == "category" else int(code)
+
+    def code(self, param: int | str) -> int:
+        """What ``param`` made back into the code."""
+        return self.texts.index(param) if isinstance(param, str) else int(param)
+
+    def suggest(self, trial: Trial) -> Value:
+        """The value that a study's sampler wants; where there is one alone, that."""
+        if len(self.values) == 1:
+            return self.values[0]
+        if self.scale == "category":
+            return self.values[self.code(trial.suggest_categorical(self.name, self.texts))]
+        return self.values[trial.suggest_int(self.name, 0, len(self.values) - 1)]
+
+
+class Technique:
+    """One way to compress a network. What it does not do it inherits from here.
+
+    name: of its decisions, before the "/", and of its value in the policy of a layer.
+    """
+
+    name: str
+
+    def decisions(
+        self, network: Network, profile: "HardwareProfile", options: Options
+    ) -> tuple[Decision, ...]:
+        """What may be decided for a network on a part, in order.
+
+        Raises:
+            SpaceError: the options leave nothing that the part can run.
+        """
+        raise NotImplementedError
+
+    def remark(self, profile: "HardwareProfile", options: Options) -> str:
+        """Which of the options the part cannot have, in a few words; "" where it can have all."""
+        return ""
+
+
+_REGISTERED: dict[str, Technique] = {}
+
+
+def register(technique: Technique) -> None:
+    """Offer a technique in every space that is made from now on, in this process; one of the same name is
+    replaced. A user's own is registered in the file of the task."""
+    _REGISTERED[technique.name] = technique
+
+
+def techniques() -> Mapping[str, Technique]:
+    """Name -> technique, in the order in which they were registered: channel pruning, depth and quantization
+    first."""
+    return _REGISTERED
