@@ -29,8 +29,8 @@ def price(
         TableError: a cost is not known, or the machine cannot measure.
     """
     policy.check(network)
-    for name, layer in policy.items():
-        if not layer.left_out and not profile.supports(layer.weight_bits, layer.activation_bits):
+    for name, layer in policy.there().items():
+        if not profile.supports(layer.weight_bits, layer.activation_bits):
             raise ProfileError(
                 f"profile {profile.name!r} cannot run weights of {layer.weight_bits} with activations of"
                 f" {layer.activation_bits} bits (layer {name!r}); it can: {profile.supported_sentence}"

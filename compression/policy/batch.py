@@ -285,13 +285,11 @@ class PolicyBatch:
         layers = {}
         for row, layer in enumerate(network.layers):
             sparsity = 0.0
-            if layer.name in absent:
-                sparsity = 1.0
-            elif layer.group is not None:
+            if layer.group is not None and layer.name not in absent:
                 sparsity = round(1.0 - kept[layer.group] / network.group_size(layer.group), 6)
             bits = int(self.weight_bits[row, column]), int(self.activation_bits[row, column])
             layers[layer.name] = LayerPolicy(sparsity, *bits)
-        return Policy.of(layers)
+        return Policy.of(layers, absent)
 
     def part(self, columns: slice | NDArray[np.int64]) -> "PolicyBatch":
         """Some of the policies."""

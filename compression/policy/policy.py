@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -23,8 +23,7 @@ class PolicyError(ValueError):
 class LayerPolicy:
     """How one layer is compressed.
 
-    sparsity: share of the output channels that are cut (pattern "channel"), 0 .. below 1; at 1 the layer is
-        left out, with all of its residual branch, and its bits, which mean nothing then, are 32. With another
+    sparsity: share of the output channels that are cut (pattern "channel"), 0 .. below 1. With another
         pattern the share of weights that are 0, and the channels stay.
     weight_bits: 32 is float32, 16 float16, 8 and below integers (symmetric, one scale per output channel).
     activation_bits: the same for the tensor that the layer reads.
@@ -44,23 +43,19 @@ class LayerPolicy:
             raise PolicyError(f"activation_bits must be one of {ACTIVATION_BITS}, not {self.activation_bits}")
         if self.pattern not in PATTERNS:
             raise PolicyError(f"pattern must be one of {PATTERNS}, not {self.pattern!r}")
+        if self.cut == 1.0:
+            raise PolicyError(
+                "sparsity must be below 1 of a layer that stays; Policy.absent leaves layers out"
+            )
         # a file may say 0 or 8.0: equal policies are written, and so hashed, alike
         object.__setattr__(self, "sparsity", float(self.sparsity) + 0.0)
         object.__setattr__(self, "weight_bits", int(self.weight_bits))
         object.__setattr__(self, "activation_bits", int(self.activation_bits))
-        if self.left_out:
-            object.__setattr__(self, "weight_bits", 32)
-            object.__setattr__(self, "activation_bits", 32)
 
     @property
     def cut(self) -> float:
         """Share of the output channels that go: only the pattern "channel" takes any."""
         return self.sparsity if self.pattern == "channel" else 0.0
-
-    @property
-    def left_out(self) -> bool:
-        """Whether the layer is left out whole."""
-        return self.cut == 1.0
 
     @property
     def integer(self) -> bool:
@@ -70,14 +65,21 @@ class LayerPolicy:
 
 @dataclass(frozen=True)
 class Policy(Mapping[str, LayerPolicy]):
-    """Layer name -> LayerPolicy, frozen. Equal policies have equal hashes: they are one trial."""
+    """Layer name -> LayerPolicy, frozen. Equal policies have equal hashes: they are one trial.
+
+    absent: the layers that are left out, with all of their residual branches. What else is said of them means
+    nothing, and is as of an untouched layer.
+    """
 
     items_: tuple[tuple[str, LayerPolicy], ...]
+    absent: frozenset[str] = frozenset()
 
     @staticmethod
-    def of(layers: Mapping[str, LayerPolicy]) -> "Policy":
-        """A policy from a mapping."""
-        return Policy(tuple(layers.items()))
+    def of(layers: Mapping[str, LayerPolicy], absent: Iterable[str] = ()) -> "Policy":
+        """A policy from a mapping, and the names of the layers that are left out."""
+        gone = frozenset(absent)
+        plain = LayerPolicy()
+        return Policy(tuple((name, plain if name in gone else p) for name, p in layers.items()), gone)
 
     @staticmethod
     def uniform(network: Network, layer_policy: LayerPolicy) -> "Policy":
@@ -121,14 +123,24 @@ class Policy(Mapping[str, LayerPolicy]):
                     f"layer {name!r} of the policy has an unknown field {sorted(unknown)[0]!r};"
                     f" there are {', '.join(sorted(known))}"
                 )
+        absent = {name for name, fields in raw.items() if is_left_out(fields)}
         try:
-            return Policy.of({name: LayerPolicy(**fields) for name, fields in raw.items()})
+            return Policy.of(
+                {
+                    name: LayerPolicy(**(fields | {"sparsity": 0.0} if name in absent else fields))
+                    for name, fields in raw.items()
+                },
+                absent,
+            )
         except TypeError as error:
             raise PolicyError(f"a field of the policy has the wrong type: {error}") from error
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain dictionaries, for JSON."""
-        return {name: asdict(layer_policy) for name, layer_policy in self.items_}
+        """Plain dictionaries, for JSON, in which a layer that is left out has sparsity 1.0."""
+        return {
+            name: asdict(layer_policy) | ({"sparsity": 1.0} if name in self.absent else {})
+            for name, layer_policy in self.items_
+        }
 
     def to_json(self) -> str:
         """Readable JSON that ``from_json`` reads back."""
@@ -143,17 +155,6 @@ class Policy(Mapping[str, LayerPolicy]):
     @cached_property
     def _by_name(self) -> dict[str, LayerPolicy]:
         return dict(self.items_)
-
-    @cached_property
-    def _cuts(self) -> dict[str, float]:
-        """Layer -> share of its channels that go."""
-        return {name: p.sparsity if p.pattern == "channel" else 0.0 for name, p in self.items_}
-
-    @cached_property
-    def _gone(self) -> frozenset[str]:
-        """Layers that are left out."""
-        cuts = self._cuts
-        return frozenset([name for name in cuts if cuts[name] == 1.0] if 1.0 in cuts.values() else ())
 
     def __getitem__(self, name: str) -> LayerPolicy:
         return self._by_name[name]
@@ -194,10 +195,14 @@ class Policy(Mapping[str, LayerPolicy]):
 
     def left_out(self, network: Network) -> tuple[Branch, ...]:
         """The residual branches of a network of which every layer is left out."""
-        gone = self._gone
+        gone = self.absent
         return (
             tuple([branch for branch in network.branches if gone.issuperset(branch.layers)]) if gone else ()
         )
+
+    def there(self) -> dict[str, LayerPolicy]:
+        """What is said of the layers that are not left out."""
+        return {name: layer for name, layer in self.items_ if name not in self.absent}
 
     def check(self, network: Network) -> None:
         """Raise PolicyError unless this policy fits the network (see ``channels``), and layers that read
@@ -207,7 +212,7 @@ class Policy(Mapping[str, LayerPolicy]):
     def _shares(self, network: Network) -> dict[str, float]:
         """Group name -> share of its channels that go, of groups of which a layer is there; raises
         PolicyError as ``check`` does."""
-        own, cuts, gone = self._by_name, self._cuts, self._gone
+        own, gone = self._by_name, self.absent
         if tuple(own) != network.layer_names:
             if missing := network.layer.keys() - own.keys():
                 raise PolicyError(f"the policy says nothing about layer {sorted(missing)[0]!r}")
@@ -215,25 +220,23 @@ class Policy(Mapping[str, LayerPolicy]):
                 raise PolicyError(f"the policy names a layer {sorted(unknown)[0]!r} that the network has not")
         if gone:
             self._check_left_out(network)
+        cuts = {name: layer.cut for name, layer in self.items_}
         for name in network.uncut:
-            if cuts[name] > 0 and name not in gone:
+            if cuts[name] > 0:
                 raise PolicyError(
                     f"layer {name!r} cannot be cut (its channels are fixed by what reads them),"
                     f" but the policy gives it sparsity {own[name].sparsity}"
                 )
         found = {}
         for group, names in network.group_layers.items():
-            share = cuts[names[0]]
-            if len(names) > 1:
-                shares = {cuts[name] for name in names}
-                share = min(shares)
-                if len(shares - {1.0}) > 1:
-                    raise PolicyError(
-                        f"the layers of group {group!r} are cut together, but the policy gives them"
-                        f" sparsities {sorted(shares - {1.0})}"
-                    )
-            if share < 1.0:  # else all are left out
-                found[group] = share
+            shares = {cuts[name] for name in names if name not in gone}
+            if len(shares) > 1:
+                raise PolicyError(
+                    f"the layers of group {group!r} are cut together, but the policy gives them"
+                    f" sparsities {sorted(shares)}"
+                )
+            if shares:  # else all are left out
+                found[group] = shares.pop()
         for names in network.reading_together:
             first, *others = [name for name in names if name not in gone] or names
             for other in others:
@@ -245,9 +248,9 @@ class Policy(Mapping[str, LayerPolicy]):
         return found
 
     def _check_left_out(self, network: Network) -> None:
-        """Raise PolicyError for a layer at sparsity 1.0 whose branch stays, or that is in none."""
+        """Raise PolicyError for a layer that is left out while its branch stays, or that is in none."""
         whole = {name for branch in self.left_out(network) for name in branch.layers}
-        for name in sorted(self._gone - whole):
+        for name in sorted(self.absent - whole):
             around = next((branch for branch in network.branches if name in branch.layers), None)
             if around is None:
                 starts = ", ".join(branch.name for branch in network.branches) or "none"
@@ -259,6 +262,11 @@ class Policy(Mapping[str, LayerPolicy]):
                 f"layer {name!r} has sparsity 1.0, but a residual branch is left out whole or not at all:"
                 f" give 1.0 to all of {', '.join(around.layers)}"
             )
+
+
+def is_left_out(fields: Mapping[str, Any]) -> bool:
+    """Whether the entry of a layer in a policy's JSON says that the layer is left out whole."""
+    return fields.get("sparsity") == 1.0 and fields.get("pattern", "channel") == "channel"
 
 
 @lru_cache(maxsize=1 << 16)

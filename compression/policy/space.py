@@ -120,13 +120,12 @@ class Space:
         for layer in self.network.layers:
             weights, _ = chosen[f"{BITS}/{layer.name}"]
             _, activations = chosen[f"{BITS}/{self.first_readers.get(layer.name, layer.name)}"]
-            cut = chosen[f"{SPARSITY}/{layer.group}"] if layer.group else 0.0
             layers[layer.name] = LayerPolicy(
-                sparsity=1.0 if layer.name in gone else cut,
+                sparsity=chosen[f"{SPARSITY}/{layer.group}"] if layer.group else 0.0,
                 weight_bits=self._weight_bits(weights, activations),
                 activation_bits=activations,
             )
-        return Policy.of(layers)
+        return Policy.of(layers, gone)
 
     @cached_property
     def reference(self) -> Policy:
@@ -183,7 +182,7 @@ class Space:
     def _bits(self, policy: Policy) -> dict[str, Pair]:
         """The decision on the bits of each layer. One that is left out has those of a layer that reads the
         same tensor and follows it, or the most frequent."""
-        found = {name: (p.weight_bits, p.activation_bits) for name, p in policy.items() if not p.left_out}
+        found = {name: (p.weight_bits, p.activation_bits) for name, p in policy.there().items()}
         usual = Counter(found.values()).most_common(1)[0][0] if found else self.pairs[0]
         followed = {first: found[name] for name, first in self.first_readers.items() if name in found}
         return {

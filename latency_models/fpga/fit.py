@@ -44,7 +44,7 @@ def _largest(profile: HardwareProfile, network: Network, policy: Policy) -> str:
     """The widest uniform bits that fit uncut, or else the least uniform sparsity that does."""
     if profile.measured:
         return "take a larger part or a smaller network"
-    pairs = sorted({(p.weight_bits, p.activation_bits) for p in policy.values() if not p.left_out})
+    pairs = sorted({(p.weight_bits, p.activation_bits) for p in policy.there().values()})
     widest = max(pairs, key=lambda pair: (pair[1], pair[0]))
     narrower = [
         pair

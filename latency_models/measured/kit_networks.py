@@ -68,7 +68,8 @@ def networks_of_search(
         network = space.resized(policy)
         plain = canonical(policy)
         widths = sorted(space.channels(policy).items())
-        key = f"{widths} {sorted((name, p.activation_bits, p.left_out) for name, p in plain.items())}"
+        bits = sorted((name, p.activation_bits, name in plain.absent) for name, p in plain.items())
+        key = f"{widths} {bits}"
         if key not in found:
             found[key] = KitNetwork(policy.to_json(), build(network, plain), whole)
         cover.note(policy)

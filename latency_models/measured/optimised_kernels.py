@@ -54,7 +54,8 @@ def canonical(policy: Policy) -> Policy:
             if p.integer
             else LayerPolicy(p.sparsity, 32, 32, p.pattern)
             for name, p in policy.items()
-        }
+        },
+        policy.absent,
     )
 
 

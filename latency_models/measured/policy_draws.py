@@ -149,7 +149,7 @@ class Cover:
                 yield (before, integer, behind, reads, (), name)
 
     def _shown(self, policy: Policy) -> Iterator[Combination]:
-        there = [layer for layer in self._space.network.layers if not policy[layer.name].left_out]
+        there = [layer for layer in self._space.network.layers if layer.name not in policy.absent]
         at = {layer.group: policy[layer.name].sparsity for layer in there if layer.group is not None}
         for layer in there:
             integer = policy[layer.name].integer
@@ -161,11 +161,11 @@ class Cover:
             yield (layer.name, integer, None, None, levels[-1:], "")
             out = ((layer.group, at[layer.group]),) if layer.group else ()
             for reader in self._after[layer.name]:
-                if not policy[reader].left_out:
+                if reader not in policy.absent:
                     yield (layer.name, integer, reader, policy[reader].integer, out, "")
         for branch in policy.left_out(self._space.network):
             layers = self._around.get(branch.name)
-            if layers is not None and not any(policy[name].left_out for name in layers):
+            if layers is not None and policy.absent.isdisjoint(layers):
                 before, behind = layers
                 yield (before, policy[before].integer, behind, policy[behind].integer, (), branch.name)
 

@@ -287,7 +287,7 @@ def _print_costs(
         lines.append(
             (row.name, shape, bits, macs, f"{row.latency_ms:.4f}", f"{row.energy_mj:.4f}", row.source)
         )
-    lines += [(name, "left out", *"-----") for name, layer in policy.items() if layer.left_out]
+    lines += [(name, "left out", *"-----") for name in policy if name in policy.absent]
     names = ("layer", "shape", "bits w/a", "MACs", "latency_ms", "energy_mj", "source")
     print_table([dict(zip(names, line, strict=True)) for line in lines])
     print(

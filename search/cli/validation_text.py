@@ -58,7 +58,7 @@ def print_validation(found: "Validation", model: "TableModel", space: Space) -> 
 
 
 def _network(number: int, row: "Compared") -> dict[str, Any]:
-    there = [layer for layer in row.policy.values() if not layer.left_out]
+    there = list(row.policy.there().values())
     integer = sum(layer.integer for layer in there) / max(len(there), 1)
     cut = float(np.mean([layer.sparsity for layer in there]))
     return {
@@ -87,10 +87,11 @@ def layer_rows(
     rows = []
     for layer in space.network.layers:
         own, all_ = policy[layer.name], [other[layer.name] for other in others]
-        sparsities = np.array([one.sparsity for one in all_])
+        gone = [layer.name in other.absent for other in others]
+        sparsities = np.where(gone, 1.0, [one.sparsity for one in all_])
         unlike = abs(own.sparsity - sparsities.mean()) > max(float(sparsities.std()), 1e-9)
         rare = np.mean([one.integer == own.integer for one in all_]) < 1 / 3
-        if own.left_out:
+        if layer.name in policy.absent:
             rows.append({"layer": layer.name, "channels": "left out", "bits": "", "share of latency": ""})
             continue
         kept = network.layer[layer.name].shape.out_channels

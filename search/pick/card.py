@@ -116,7 +116,7 @@ def _share(pair: Mapping[str, float]) -> str:
 
 def _layer_row(name: str, policy: "Policy", network: "Network", kernels: dict[str, Any]) -> str:
     layer = policy[name]
-    if layer.left_out:
+    if name in policy.absent:
         return f"| {name} | left out | | | | |"
     integer = "yes" if name in kernels["integer"] else "no"
     return (

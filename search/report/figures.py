@@ -13,11 +13,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from leanfront.compression.policy.policy import is_left_out
 from leanfront.search.objectives import quantity
 from leanfront.search.report.data import RunData, best_speed_up, hypervolume_so_far, policies
 from leanfront.search.report.front import small
 from leanfront.search.report.text import TIMES, plain
-from leanfront.search.run.front import is_left_out
 
 STRIP_ROWS = 30
 STRIP_GAP = 46  # pixels between two strips: the title of the lower one

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from leanfront.compression.policy.policy import is_left_out
 from leanfront.search.objectives import COSTS, costs_among, objective, quantity, signs
 from leanfront.search.run.noise import alike
 from leanfront.search.run.run_folder import COLUMNS, RunFolder, TrialRow
@@ -145,11 +146,6 @@ def _cells(
         "cut": _mean_percent([layer["sparsity"] for layer in there]),
         "out": str(out or ""),
     }
-
-
-def is_left_out(layer: Mapping[str, Any]) -> bool:
-    """Whether a policy's entry, as plain values, leaves its layer out whole."""
-    return layer.get("sparsity") == 1.0 and layer.get("pattern", "channel") == "channel"
 
 
 def _ratio(name: str, entry: Mapping[str, Any], baseline: Mapping[str, Any]) -> str:

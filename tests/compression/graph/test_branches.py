@@ -55,9 +55,9 @@ def drawn(network: Network, seed: int, share: float = 0.5) -> Policy:
 
     def of(name: str, group: str | None) -> LayerPolicy:
         bits = int(rng.choice([2, 3, 4, 8, 32]))
-        return LayerPolicy(1.0 if name in gone else cut.get(group or "", 0.0), bits, read[source[name]])
+        return LayerPolicy(cut.get(group or "", 0.0), bits, read[source[name]])
 
-    return Policy.of({layer.name: of(layer.name, layer.group) for layer in network.layers})
+    return Policy.of({layer.name: of(layer.name, layer.group) for layer in network.layers}, gone)
 
 
 @settings(max_examples=40, deadline=None)
@@ -117,23 +117,26 @@ def test_kernels_that_stay_keep_their_names(name: str) -> None:
 
 def test_bits_of_what_is_left_out_make_no_other_policy() -> None:
     network = network_of("Residual")
-    out = {name: LayerPolicy(1.0, 4, 8) for name in network.branches[0].layers}
+    gone = network.branches[0].layers
     rest = Policy.uniform(network, LayerPolicy(0.0, 8, 8))
-    one, other = Policy.of({**rest, **out}), Policy.of({**rest, **{n: LayerPolicy(1.0) for n in out}})
+    one = Policy.of({**rest, **dict.fromkeys(gone, LayerPolicy(0.5, 4, 8))}, gone)
+    other = Policy.of(rest, gone)
     assert one == other
+    assert one.there() == {name: layer for name, layer in rest.items() if name not in gone}
     assert one.digest == other.digest != rest.digest
     assert Policy.from_json(one.to_json()) == one
+    assert Policy.from_json(one.to_json()).absent == set(gone)
     assert [branch.name for branch in one.left_out(network)] == ["stage1.conv1.0"]
 
 
 def test_half_a_branch_is_refused() -> None:
     network = network_of("Residual")
     plain = Policy.uniform(network, LayerPolicy())
-    half = Policy.of({**plain, "stage1.conv2": LayerPolicy(1.0)})
+    half = Policy.of(plain, {"stage1.conv2"})
     with pytest.raises(PolicyError, match=r"whole or not at all.*stage1\.conv1\.0, stage1\.conv2"):
         half.cut(network)
     with pytest.raises(PolicyError, match=r"'stem\.0' .*no residual branch .*start with stage1"):
-        Policy.of({**plain, "stem.0": LayerPolicy(1.0)}).check(network)
+        Policy.of(plain, {"stem.0"}).check(network)
     zeros = Policy.of({**plain, "stage1.conv2": LayerPolicy(1.0, pattern="unstructured")})
     assert zeros.left_out(network) == ()
     zeros.check(network)
@@ -143,8 +146,7 @@ def test_layers_of_a_group_agree_among_those_that_are_there() -> None:
     network = network_of("Residual")
     (first,) = (branch for branch in network.branches if branch.name == "stage1.conv1.0")
     sparsity = {layer.name: 0.5 if layer.group else 0.0 for layer in network.layers}
-    sparsity |= dict.fromkeys(first.layers, 1.0)
-    policy = Policy.of({name: LayerPolicy(share) for name, share in sparsity.items()})
+    policy = Policy.of({name: LayerPolicy(share) for name, share in sparsity.items()}, first.layers)
     assert policy.channels(network)["stem.0"] == 4
     assert "stage1.conv1.0" not in policy.channels(network)
     assert policy.cut(network).layer["stem.0"].shape.out_channels == 4

@@ -11,12 +11,14 @@ from leanfront.compression.policy.policy import ACTIVATION_BITS, PATTERNS, WEIGH
 
 layer_policies = st.builds(
     LayerPolicy,
-    sparsity=st.floats(0.0, 1.0, allow_nan=False),
+    sparsity=st.floats(0.0, 1.0, allow_nan=False, exclude_max=True),
     weight_bits=st.sampled_from(WEIGHT_BITS),
     activation_bits=st.sampled_from(ACTIVATION_BITS),
     pattern=st.sampled_from(PATTERNS),
 )
-policies = st.dictionaries(st.text(min_size=1, max_size=12), layer_policies, max_size=5).map(Policy.of)
+policies = st.dictionaries(st.text(min_size=1, max_size=12), layer_policies, max_size=5).flatmap(
+    lambda layers: st.builds(Policy.of, st.just(layers), st.frozensets(st.sampled_from(list(layers) or [""])))
+)
 
 
 def conv(name: str, before: int, after: int, group: str | None, groups: int = 1) -> Layer:
@@ -53,6 +55,7 @@ def test_json_round_trip(policy: Policy) -> None:
     again = Policy.from_json(policy.to_json())
     assert again == policy
     assert dict(again) == dict(policy)
+    assert again.absent == policy.absent & policy.keys()
     assert json.loads(policy.to_json()) == policy.to_dict()
 
 
@@ -60,13 +63,28 @@ def test_json_round_trip(policy: Policy) -> None:
 def test_the_hash_does_not_depend_on_the_order(policy: Policy, shuffler: random.Random) -> None:
     items = list(policy.items())
     shuffler.shuffle(items)
-    assert Policy.of(dict(items)).digest == policy.digest
-    assert len({Policy.of(dict(items)), policy}) == 1
+    shuffled = Policy.of(dict(items), policy.absent)
+    assert shuffled.digest == policy.digest
+    assert len({shuffled, policy}) == 1
 
 
 @given(policies, policies)
 def test_different_policies_have_different_hashes(one: Policy, other: Policy) -> None:
-    assert (one.digest == other.digest) == (dict(one) == dict(other))
+    same = dict(one) == dict(other) and one.absent & one.keys() == other.absent & other.keys()
+    assert (one.digest == other.digest) == same
+
+
+def test_files_of_version_0_1_are_read_and_hash_as_then() -> None:
+    """There a layer that is left out has sparsity 1.0, and its bits mean nothing."""
+    written = '{"a": {"sparsity": 0.5, "weight_bits": 8}, "b": {"sparsity": 1.0, "weight_bits": 4}}'
+    policy = Policy.from_json(written)
+    assert policy.absent == {"b"}
+    assert policy.digest == "4e677b113f3b97d6"
+    assert policy == Policy.of({"a": LayerPolicy(0.5, 8), "b": LayerPolicy(0.25, 2, 8)}, {"b"})
+    zeros = Policy.from_json('{"a": {"sparsity": 1.0, "pattern": "unstructured"}}')
+    assert not zeros.absent
+    with pytest.raises(PolicyError, match="below 1"):
+        LayerPolicy(1.0)
 
 
 def test_numbers_that_are_equal_hash_alike() -> None:

@@ -94,7 +94,7 @@ def test_every_policy_fits_and_is_found_again(seed, multiple, changes):
     rng = np.random.default_rng(seed)
     for policy in (where.random(rng), where.mutated(where.random(rng), rng, changes)):
         policy.check(where.network)
-        there = [p for p in policy.values() if not p.left_out]
+        there = policy.there().values()
         assert all((p.weight_bits, p.activation_bits) in where.pairs for p in there)
         assert all(count % multiple == 0 or count == 12 for count in where.channels(policy).values())
         fixed = optuna.trial.FixedTrial(where.params_of(policy))
@@ -119,7 +119,7 @@ def test_seeds_start_uncompressed_and_are_in_the_space():
 
 def test_seeds_of_a_space_without_floats_or_without_cuts():
     integers = space(weight_bits=(8,), activation_bits=(8,))
-    assert {p.weight_bits for policy in integers.seeds() for p in policy.values() if not p.left_out} == {8}
+    assert {p.weight_bits for policy in integers.seeds() for p in policy.there().values()} == {8}
     uncut = space(sparsity=(0.0,), depth=False)
     assert all(p.sparsity == 0 for policy in uncut.seeds() for p in policy.values())
     assert [len(levels) for levels in uncut.levels.values()] == [1, 1]

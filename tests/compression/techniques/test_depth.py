@@ -32,7 +32,7 @@ def traced_and_template(name: str) -> tuple[Traced, Template]:
 def policy_without(traced: Traced, out: tuple[str, ...], plain: LayerPolicy) -> Policy:
     gone = {name for branch in traced.network.branches if branch.name in out for name in branch.layers}
     uniform = Policy.uniform(traced.network, plain)
-    return Policy.of({name: LayerPolicy(1.0) if name in gone else uniform[name] for name in uniform})
+    return Policy.of(uniform, gone)
 
 
 def sets_of(name: str) -> list[tuple[str, ...]]:

@@ -119,7 +119,7 @@ def test_an_heir_can_be_without_a_branch_and_none_comes_back() -> None:
     model, images = traced(name), networks.inputs(name, 8, 1)
     whole = uniform(model, 0.25)
     branch = model.network.branches[0]
-    without = Policy.of({n: LayerPolicy(1.0) if n in branch.layers else whole[n] for n in whole})
+    without = Policy.of(whole, branch.layers)
     heir = inherit(model, taught(model, whole, images), without)
     assert heir.network == without.cut(model.network)
     assert not {str(node.target) for node in heir.module.graph.nodes} & set(branch.layers)
