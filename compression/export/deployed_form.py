@@ -91,8 +91,11 @@ def _folded(module: nn.Module, norms: list[_BatchNorm]) -> LayerWeights:
     transposed = isinstance(module, nn.ConvTranspose2d)
     quantizer = None
     if parametrize.is_parametrized(module, "weight"):
-        (quantizer,) = module.parametrizations["weight"]  # type: ignore[index]
-        weight = module.parametrizations["weight"].original  # type: ignore[index,union-attr]
+        steps = module.parametrizations["weight"]  # type: ignore[index]
+        weight = steps.original  # type: ignore[union-attr]
+        for step in steps:  # of other techniques what they show, of the quantizer its codes below
+            quantizer = step if isinstance(step, WeightQuantizer) else None
+            weight = weight if quantizer else step(weight)
     else:
         weight = module.weight
     assert isinstance(weight, Tensor)

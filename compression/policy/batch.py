@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +14,7 @@ from leanfront.compression.graph.network import Network
 from leanfront.compression.policy.file_size import FileSize
 from leanfront.compression.policy.policy import LayerPolicy, Policy
 from leanfront.compression.policy.precision import Precision
+from leanfront.compression.policy.technique import technique
 
 Counts = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -37,7 +38,8 @@ class PolicyBatch:
 
     network: uncut. channels: (groups, n) channels that each group of ``network.groups`` keeps.
     weight_bits, activation_bits: (layers, n), in order of ``network.layers``. left_out: (branches, n), which
-    of ``network.branches`` are left out; none where it is None. ``leaving_out`` makes one with some.
+    of ``network.branches`` are left out; none where it is None. ``leaving_out`` makes one with some. more:
+    name of another technique -> (layers, n) its numbers.
     """
 
     network: Network
@@ -45,6 +47,7 @@ class PolicyBatch:
     weight_bits: Counts
     activation_bits: Counts
     left_out: Flags | None = None
+    more: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @staticmethod
     def of(network: Network, policies: Sequence[Policy], multiple: int = 1) -> "PolicyBatch":
@@ -71,6 +74,7 @@ class PolicyBatch:
             table([[policy[name].weight_bits for name in names] for policy in policies], len(names)),
             table([[policy[name].activation_bits for name in names] for policy in policies], len(names)),
             _left_out(network, policies),
+            _more(network, policies),
         )
 
     @staticmethod
@@ -93,6 +97,7 @@ class PolicyBatch:
             column([layer.weight_bits for layer in layers]),
             column([layer.activation_bits for layer in layers]),
             _left_out(whole, [policy]),
+            _more(whole, [policy]),
         )
 
     @property
@@ -180,12 +185,15 @@ class PolicyBatch:
                     left_out[row] |= left_out[other]
         found = replace(self, left_out=left_out)
         channels, bits = self.channels.copy(), (self.weight_bits.copy(), self.activation_bits.copy())
+        more = {name: values.copy() for name, values in self.more.items()}
         for index, absent in found.absent_layers.items():
             for layer_bits in bits:
                 layer_bits[index, absent] = 32
+            for values in more.values():
+                values[index, absent] = 0.0
         for row, (group, absent) in enumerate(zip(self.network.groups, found.absent_groups, strict=True)):
             channels[row, absent] = self.network.group_size(group)
-        return PolicyBatch(self.network, channels, *bits, left_out)
+        return PolicyBatch(self.network, channels, *bits, left_out, more)
 
     @cached_property
     def widths(self) -> Counts:
@@ -272,9 +280,12 @@ class PolicyBatch:
 
     def size_bytes(self) -> NDArray[np.int64]:
         """(n,): bytes of each policy's ONNX file, as ``compression.policy.file_size.size_bytes`` has it."""
-        return self._plan.file_size.of(
+        found = self._plan.file_size.of(
             self.widths, self.bits, self.weight_bits[self._plan.layer_rows], self.integer
         )
+        for name, values in self.more.items():
+            found = found + np.asarray(technique(name).size_change(self, values), dtype=np.int64)
+        return found
 
     def policy(self, column: int) -> Policy:
         """One of the policies, as an object; sparsities are the shares that are really cut."""
@@ -288,7 +299,8 @@ class PolicyBatch:
             if layer.group is not None and layer.name not in absent:
                 sparsity = round(1.0 - kept[layer.group] / network.group_size(layer.group), 6)
             bits = int(self.weight_bits[row, column]), int(self.activation_bits[row, column])
-            layers[layer.name] = LayerPolicy(sparsity, *bits)
+            more = tuple((name, float(values[row, column])) for name, values in self.more.items())
+            layers[layer.name] = LayerPolicy(sparsity, *bits, more=more)
         return Policy.of(layers, absent)
 
     def part(self, columns: slice | NDArray[np.int64]) -> "PolicyBatch":
@@ -299,6 +311,7 @@ class PolicyBatch:
             self.weight_bits[:, columns],
             self.activation_bits[:, columns],
             None if self.left_out is None else self.left_out[:, columns],
+            {name: values[:, columns] for name, values in self.more.items()},
         )
 
     def depths(self) -> Iterator[tuple[NDArray[np.int64], tuple[Branch, ...]]]:
@@ -325,7 +338,8 @@ class PolicyBatch:
             groups = [row_of[group] for group in network.groups]
             layers = [self.layer_index[layer.name] for layer in network.layers]
             bits = own.weight_bits[layers], own.activation_bits[layers]
-            yield columns, PolicyBatch(network, own.channels[groups], *bits)
+            more = {name: values[layers] for name, values in own.more.items()}
+            yield columns, PolicyBatch(network, own.channels[groups], *bits, more=more)
 
 
 def size_bytes(network: Network, policy: Policy) -> int:
@@ -343,3 +357,10 @@ def _left_out(network: Network, policies: Sequence[Policy]) -> Flags | None:
     if not any(left_out):
         return None
     return np.array([[branch in gone for gone in left_out] for branch in network.branches], dtype=np.bool_)
+
+
+def _more(network: Network, policies: Sequence[Policy]) -> dict[str, NDArray[np.float64]]:
+    """Name of another technique -> (layers, policies), of those that are in some policy."""
+    rows = [[dict(policy[layer.name].more) for policy in policies] for layer in network.layers]
+    names = dict.fromkeys(name for row in rows for more in row for name in more)
+    return {name: np.array([[more.get(name, 0.0) for more in row] for row in rows]) for name in names}

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -27,12 +28,15 @@ class LayerPolicy:
         pattern the share of weights that are 0, and the channels stay.
     weight_bits: 32 is float32, 16 float16, 8 and below integers (symmetric, one scale per output channel).
     activation_bits: the same for the tensor that the layer reads.
+    more: name of another technique -> its number for this layer, as pairs or a mapping; 0, which leaves the
+        layer as it is, is not kept.
     """
 
     sparsity: float = 0.0
     weight_bits: int = 32
     activation_bits: int = 32
     pattern: str = "channel"
+    more: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.sparsity <= 1.0:
@@ -45,17 +49,34 @@ class LayerPolicy:
             raise PolicyError(f"pattern must be one of {PATTERNS}, not {self.pattern!r}")
         if self.cut == 1.0:
             raise PolicyError(
-                "sparsity must be below 1 of a layer that stays; Policy.absent leaves layers out"
+                "sparsity must be below 1 of a layer that stays; Policy.absent says which do not"
             )
         # a file may say 0 or 8.0: equal policies are written, and so hashed, alike
         object.__setattr__(self, "sparsity", float(self.sparsity) + 0.0)
         object.__setattr__(self, "weight_bits", int(self.weight_bits))
         object.__setattr__(self, "activation_bits", int(self.activation_bits))
+        if self.more:
+            more = sorted((str(name), float(value)) for name, value in dict(self.more).items())
+            if not all(math.isfinite(value) for _, value in more):
+                raise PolicyError(f"more must hold finite numbers, not {dict(more)}")
+            object.__setattr__(self, "more", tuple((name, value) for name, value in more if value))
+        else:
+            object.__setattr__(self, "more", ())
 
     @property
     def cut(self) -> float:
         """Share of the output channels that go: only the pattern "channel" takes any."""
         return self.sparsity if self.pattern == "channel" else 0.0
+
+    def value(self, technique: str) -> float:
+        """The number of a technique in ``more``."""
+        return dict(self.more).get(technique, 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        fields = asdict(self)
+        more = dict(fields.pop("more"))
+        return fields | ({"more": more} if more else {})
 
     @property
     def integer(self) -> bool:
@@ -86,11 +107,9 @@ class Policy(Mapping[str, LayerPolicy]):
         """The same for every layer; layers whose channels cannot be cut keep them all."""
         return Policy.of(
             {
-                layer.name: LayerPolicy(
+                layer.name: replace(
+                    layer_policy,
                     sparsity=0.0 if layer.group is None and layer_policy.cut else layer_policy.sparsity,
-                    weight_bits=layer_policy.weight_bits,
-                    activation_bits=layer_policy.activation_bits,
-                    pattern=layer_policy.pattern,
                 )
                 for layer in network.layers
             }
@@ -132,13 +151,15 @@ class Policy(Mapping[str, LayerPolicy]):
                 },
                 absent,
             )
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
+            if isinstance(error, PolicyError):
+                raise
             raise PolicyError(f"a field of the policy has the wrong type: {error}") from error
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain dictionaries, for JSON, in which a layer that is left out has sparsity 1.0."""
         return {
-            name: asdict(layer_policy) | ({"sparsity": 1.0} if name in self.absent else {})
+            name: layer_policy.to_dict() | ({"sparsity": 1.0} if name in self.absent else {})
             for name, layer_policy in self.items_
         }
 

@@ -12,7 +12,7 @@ from leanfront.compression.graph import Branch, Network
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.policy import kept_channels
 from leanfront.compression.policy.space_size import number_of_policies
-from leanfront.compression.policy.technique import Decision, Options, Trial, Value, techniques
+from leanfront.compression.policy.technique import Decision, Options, SpaceError, Value, techniques
 from leanfront.hw_profiles import HardwareProfile
 
 if TYPE_CHECKING:
@@ -64,13 +64,29 @@ class Space:
         names = {decision.about for decision in self._of(BRANCH)}
         self.branches = tuple(branch for branch in network.branches if branch.name in names)
         self.pairs: tuple[Pair, ...] = self._of(BITS)[0].values
+        for decision in self.others:
+            if 0.0 not in decision.values:
+                raise SpaceError(
+                    f"a decision must offer 0, which leaves a layer as it is, but {decision.name!r} has"
+                    f" {list(decision.values)}; add it"
+                )
 
     def _of(self, kind: str) -> list[Decision]:
         return [decision for decision in self.decisions if decision.kind == kind]
 
+    @cached_property
+    def others(self) -> list[Decision]:
+        """The decisions of other techniques: numbers."""
+        return [decision for decision in self.decisions if decision.kind not in (SPARSITY, BRANCH, BITS)]
+
     def rows(self, kind: str) -> "NDArray[np.int64]":
         """The places of the decisions of a technique."""
-        return np.flatnonzero([decision.kind == kind for decision in self.decisions])
+        return self._rows.get(kind, np.zeros(0, dtype=np.int64))
+
+    @cached_property
+    def _rows(self) -> "Mapping[str, NDArray[np.int64]]":
+        kinds = [decision.kind for decision in self.decisions]
+        return {kind: np.flatnonzero(np.array(kinds) == kind) for kind in kinds}
 
     @cached_property
     def first_readers(self) -> Mapping[str, str]:
@@ -116,6 +132,10 @@ class Space:
         """
         chosen = {decision.name: decision.plain for decision in self.decisions} | dict(choices)
         gone = {name for d in self._of(BRANCH) if chosen[d.name] for name in d.layers}
+        more: dict[str, dict[str, float]] = {layer.name: {} for layer in self.network.layers}
+        for decision in self.others:
+            for name in decision.layers:
+                more[name][decision.kind] = chosen[decision.name]
         layers = {}
         for layer in self.network.layers:
             weights, _ = chosen[f"{BITS}/{layer.name}"]
@@ -124,6 +144,7 @@ class Space:
                 sparsity=chosen[f"{SPARSITY}/{layer.group}"] if layer.group else 0.0,
                 weight_bits=self._weight_bits(weights, activations),
                 activation_bits=activations,
+                more=tuple(more[layer.name].items()),
             )
         return Policy.of(layers, gone)
 
@@ -170,8 +191,11 @@ class Space:
                 value = decision.values[counts.index(here)]
             elif decision.kind == BRANCH:
                 value = about in left_out
-            else:
+            elif decision.kind == BITS:
                 value = bits[about]
+            else:
+                there = [name for name in decision.layers if name not in policy.absent]
+                value = policy[there[0]].value(decision.kind) if there else 0.0
             if value not in decision.values:
                 raise ValueError(
                     f"{decision.kind} of {about!r} cannot be {value} here, but {list(decision.values)}"
@@ -228,7 +252,12 @@ class Space:
             for bits in {activations for _, activations in self.pairs}:
                 nearest[row, bits] = self._weight_bits(weights, bits)
         channels = np.array(kept, dtype=np.int64).reshape(len(kept), count)
-        found = PolicyBatch(network, channels, nearest[pairs, activations], activations)
+        more: dict[str, NDArray[np.float64]] = {}
+        for decision in self.others:
+            table = more.setdefault(decision.kind, np.zeros(pairs.shape))
+            chosen = np.array(decision.values)[codes[self.decisions.index(decision)]]
+            table[[row_of[name] for name in decision.layers]] = chosen
+        found = PolicyBatch(network, channels, nearest[pairs, activations], activations, more=more)
         if not self.branches:
             return found
         return found.leaving_out(codes[self.rows(BRANCH)].astype(np.bool_))

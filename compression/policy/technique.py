@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from leanfront.compression.graph.network import Network
+from leanfront.compression.policy.policy import Policy, PolicyError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from leanfront.compression.policy.batch import PolicyBatch
     from leanfront.hw_profiles import HardwareProfile
 
 Value = Any
@@ -48,8 +52,8 @@ class Decision:
 
     name: "<technique>/<what it is about>", the parameter of a study. values: what may be chosen; the place of
     one is its code. texts: of each value, for tables. plain: the value of the uncompressed network, which may
-    be none of them. layers: names of the layers it is about. scale: neighbouring values are alike ("ordered"),
-    there are two, no and yes ("switch"), or neither ("category").
+    be none of them. layers: names of the layers it is about. scale: neighbouring values are alike
+    ("ordered"), there are two, no and yes ("switch"), or neither ("category").
     """
 
     name: str
@@ -94,10 +98,14 @@ class Decision:
 class Technique:
     """One way to compress a network. What it does not do it inherits from here.
 
-    name: of its decisions, before the "/", and of its value in the policy of a layer.
+    name: of its decisions, before the "/". Those of channel pruning, depth and quantization have fields of
+    their own in a policy; the values of any other are numbers, 0 among them for what stays as it is, and
+    become ``more`` of each layer that a decision is about. stage: techniques are applied in this order: 0
+    takes layers out, 1 channels, 2 changes weights, 3 says in how many bits they are held.
     """
 
     name: str
+    stage: int = 2
 
     def decisions(
         self, network: Network, profile: "HardwareProfile", options: Options
@@ -113,6 +121,27 @@ class Technique:
         """Which of the options the part cannot have, in a few words; "" where it can have all."""
         return ""
 
+    def apply(self, traced: Any, wanted: Network, policy: Policy) -> Any:
+        """A traced model (``compression.capture.trace.Traced``) as a policy wants it, as far as this technique goes.
+
+        From stage 2 on its module is a copy that may be changed in place.
+
+        Args:
+            traced: what the techniques before this one have left.
+            wanted: the network that there will be in the end.
+            policy: the policy.
+        """
+        return traced
+
+    def size_change(self, batch: "PolicyBatch", values: "NDArray[Any]") -> "NDArray[Any] | int":
+        """(n,): bytes by which the file is larger than that of the same layers without this technique.
+
+        Args:
+            batch: n policies.
+            values: (layers, n) the numbers of this technique in them.
+        """
+        return 0
+
 
 _REGISTERED: dict[str, Technique] = {}
 
@@ -127,3 +156,13 @@ def techniques() -> Mapping[str, Technique]:
     """Name -> technique, in the order in which they were registered: channel pruning, depth and quantization
     first."""
     return _REGISTERED
+
+
+def technique(name: str) -> Technique:
+    """The technique of this name; raises PolicyError where nobody registered it."""
+    if name not in _REGISTERED:
+        raise PolicyError(
+            f"a policy has numbers of the technique {name!r}, which is not registered here: call"
+            f" register(...) in the file of the task; there are {', '.join(_REGISTERED)}"
+        )
+    return _REGISTERED[name]

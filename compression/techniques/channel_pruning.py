@@ -1,12 +1,14 @@
 """Channels of a group are cut out of every layer that writes or reads them."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from leanfront.compression.graph.network import Network
-from leanfront.compression.policy.policy import kept_channels
+from leanfront.compression.policy.policy import Policy, kept_channels
 from leanfront.compression.policy.technique import Decision, Options, Technique
 
 if TYPE_CHECKING:
+    from leanfront.compression.capture.trace import Traced
     from leanfront.hw_profiles import HardwareProfile
 
 
@@ -14,6 +16,7 @@ class ChannelPruning(Technique):
     """Of each group of channels the share that is cut."""
 
     name = "sparsity"
+    stage = 1
 
     def decisions(
         self, network: Network, profile: "HardwareProfile", options: Options
@@ -28,3 +31,9 @@ class ChannelPruning(Technique):
             texts = tuple(f"{level:g}" for level in levels)
             found.append(Decision(f"{self.name}/{group}", levels, texts, 0.0, tuple(layers), "ordered"))
         return tuple(found)
+
+    def apply(self, traced: "Traced", wanted: Network, policy: Policy) -> "Traced":
+        """A copy in which each group has the channels of ``wanted``."""
+        from leanfront.compression.techniques.prune import cut
+
+        return replace(traced, module=cut(traced, wanted.group_sizes), network=wanted)

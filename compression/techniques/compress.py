@@ -1,16 +1,13 @@
-"""Apply a policy to a copy of a traced model: leave branches out, cut channels, put quantizers in."""
+"""Apply a policy to a copy of a traced model: whatever the techniques do, one after the other."""
 
-import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import fx
 
 from leanfront.compression.capture.trace import Traced
-from leanfront.compression.graph import Branch, Network
+from leanfront.compression.graph import Network
 from leanfront.compression.policy import Policy, PolicyError
-from leanfront.compression.techniques.prune import cut
-from leanfront.compression.techniques.quantize import attach_quantizers
+from leanfront.compression.policy.technique import technique, techniques
 
 
 @dataclass(frozen=True)
@@ -37,27 +34,17 @@ def compress(traced: Traced, policy: Policy, multiple: int = 1) -> Compressed:
                 f"layer {name!r} has pattern {layer.pattern!r}, which can be priced but not applied;"
                 ' only whole channels are cut: pattern "channel"'
             )
-    channels = policy.channels(traced.network, multiple)
-    shallower = left_out(traced, policy.left_out(traced.network))
-    network = shallower.network.resized(channels)
-    module = cut(shallower, channels)
-    attach_quantizers(module, network, policy)
-    return Compressed(module, network, policy)
+    return applied(traced, policy.cut(traced.network, multiple), policy)
 
 
-def left_out(traced: Traced, branches: Sequence[Branch]) -> Traced:
-    """The traced model without some of its branches: what reads a join reads the operand that stays.
+def applied(traced: Traced, wanted: Network, policy: Policy) -> Compressed:
+    """A traced model changed by every technique in turn. ``wanted``: the network that comes out.
 
-    Nothing is left of the branches, neither modules nor nodes. ``branches``: in order of execution.
+    Raises:
+        PolicyError: the policy has numbers of a technique that nobody registered.
     """
-    if not branches:
-        return traced
-    module = copy.deepcopy(traced.module)
-    node = {node.name: node for node in module.graph.nodes}
-    for branch in reversed(branches):  # the operand that stays may be the join of an earlier one
-        node[branch.join].replace_all_uses_with(node[branch.stays])
-    # only what reaches the output stays: the default keeps what might have effects, such as dropout
-    module.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-    module.delete_all_unused_submodules()
-    module.recompile()
-    return replace(traced, module=module, network=traced.network.without(branches))
+    for name in {name for layer in policy.values() for name, _ in layer.more}:
+        technique(name)
+    for one in sorted(techniques().values(), key=lambda one: one.stage):
+        traced = one.apply(traced, wanted, policy)
+    return Compressed(traced.module, wanted, policy)

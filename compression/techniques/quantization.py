@@ -3,9 +3,11 @@
 from typing import TYPE_CHECKING
 
 from leanfront.compression.graph.network import Network
+from leanfront.compression.policy.policy import Policy
 from leanfront.compression.policy.technique import Decision, Options, SpaceError, Technique
 
 if TYPE_CHECKING:
+    from leanfront.compression.capture.trace import Traced
     from leanfront.hw_profiles import HardwareProfile
 
 
@@ -13,6 +15,7 @@ class Quantization(Technique):
     """Of each layer the bits of its weights, and of the tensor that it reads."""
 
     name = "bits"
+    stage = 3
 
     def decisions(
         self, network: Network, profile: "HardwareProfile", options: Options
@@ -61,3 +64,10 @@ class Quantization(Technique):
             if out := [bits for bits in offered if bits not in units]:
                 dropped.append(f"{name} of {', '.join(map(str, out))} bits")
         return f"{profile.name} cannot run {' and '.join(dropped)}: left out of the space" if dropped else ""
+
+    def apply(self, traced: "Traced", wanted: Network, policy: Policy) -> "Traced":
+        """With fake quantizers put into the module, in place."""
+        from leanfront.compression.techniques.quantize import attach_quantizers
+
+        attach_quantizers(traced.module, wanted, policy)
+        return traced

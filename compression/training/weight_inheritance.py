@@ -7,9 +7,8 @@ from torch import fx, nn
 
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.policy import Policy, PolicyError
-from leanfront.compression.techniques.compress import Compressed, left_out
-from leanfront.compression.techniques.prune import cut
-from leanfront.compression.techniques.quantize import QUANTIZER, attach_quantizers, taken_off
+from leanfront.compression.techniques.compress import Compressed, applied
+from leanfront.compression.techniques.quantize import QUANTIZER, taken_off
 
 
 def inherit(traced: Traced, trained: Compressed, policy: Policy, multiple: int = 1) -> Compressed:
@@ -41,12 +40,7 @@ def inherit(traced: Traced, trained: Compressed, policy: Policy, multiple: int =
             " cut the uncompressed model"
         )
     parent = replace(traced, module=_plain(trained.module), network=trained.network)
-    layers = set(wanted.layer_names)
-    gone = [branch for branch in parent.network.branches if layers.isdisjoint(branch.layers)]
-    shallower = left_out(parent, gone)
-    module = cut(shallower, wanted.group_sizes)
-    attach_quantizers(module, wanted, policy)
-    return Compressed(module, wanted, policy)
+    return applied(parent, wanted, policy)
 
 
 def _plain(module: fx.GraphModule) -> fx.GraphModule:

@@ -33,6 +33,16 @@ def card(
     verdict = f"Not verified: {not_run}." if not_run else "Verified."
     if not verification.passed:
         verdict = "NOT as promised: " + "; ".join(verification.failures)
+    others = sorted({name for layer in policy.values() for name, _ in layer.more})
+    columns = [
+        "layer",
+        "shape",
+        "channels cut",
+        "weight bits",
+        "activation bits",
+        "runs as integers",
+        *others,
+    ]
     lines = [
         f"# Trial {verification.trial}",
         "",
@@ -42,9 +52,9 @@ def card(
         "|---|---|---|",
         *(f"| {r.what} | {r.uncompressed} | {r.picked}{r.gain and f' ({r.gain})'} |" for r in rows),
         "",
-        "| layer | shape | channels cut | weight bits | activation bits | runs as integers |",
-        "|---|---|---|---|---|---|",
-        *(_layer_row(name, policy, network, verification.kernels) for name in policy),
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
+        *(_layer_row(name, policy, network, verification.kernels, others) for name in policy),
         "",
     ]
     if estimates := verification.search.get("estimates"):
@@ -114,12 +124,16 @@ def _share(pair: Mapping[str, float]) -> str:
     return f"{pair['picked'] / pair['uncompressed']:.3f}x" if pair.get("uncompressed") else ""
 
 
-def _layer_row(name: str, policy: "Policy", network: "Network", kernels: dict[str, Any]) -> str:
+def _layer_row(
+    name: str, policy: "Policy", network: "Network", kernels: dict[str, Any], others: list[str]
+) -> str:
+    """``others``: techniques whose numbers have a column of their own."""
     layer = policy[name]
     if name in policy.absent:
-        return f"| {name} | left out | | | | |"
+        return f"| {name} | left out |{' |' * (4 + len(others))}"
     integer = "yes" if name in kernels["integer"] else "no"
+    more = "".join(f" {layer.value(other):g} |" for other in others)
     return (
         f"| {name} | {network.layer[name].shape} | {100 * layer.sparsity:.0f} % | {layer.weight_bits} |"
-        f" {layer.activation_bits} | {integer} |"
+        f" {layer.activation_bits} | {integer} |{more}"
     )

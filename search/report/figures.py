@@ -29,6 +29,8 @@ STRIPS = (
     ("activation_bits", "Activation bits", "13,148,136"),
 )
 """Field of a layer's policy, title, and the red, green, blue of its strongest colour."""
+OTHER_RGB = "217,119,6"
+"""The same of the numbers of other techniques."""
 
 
 def strip_rows(data: RunData) -> pd.DataFrame:
@@ -37,6 +39,13 @@ def strip_rows(data: RunData) -> pd.DataFrame:
         return data.front
     chosen = np.linspace(0, len(data.front) - 1, STRIP_ROWS).round().astype(int)
     return data.front.iloc[chosen]
+
+
+def _strips(chosen: list[dict[str, dict[str, Any]]]) -> list[tuple[str, str, str]]:
+    """STRIPS, and one for each other technique in these policies."""
+    layers = (layer for policy in chosen for layer in policy.values())
+    others = sorted({name for layer in layers for name in layer.get("more", {})})
+    return [*STRIPS, *((name, name.capitalize(), OTHER_RGB) for name in others)]
 
 
 def strips_figure(data: RunData) -> go.Figure | None:
@@ -48,16 +57,17 @@ def strips_figure(data: RunData) -> go.Figure | None:
     shapes = {layer["name"]: str(layer.get("shape", "")) for layer in data.environment.get("layers") or []}
     layers = [name for name in shapes if name in chosen[0]] + [n for n in chosen[0] if n not in shapes]
     height = 22 if len(rows) <= 12 else 18 if len(rows) <= 20 else 14
-    inner = 3 * height * len(rows) + 2 * STRIP_GAP
+    strips = _strips(chosen)
+    inner = len(strips) * height * len(rows) + (len(strips) - 1) * STRIP_GAP
     figure = make_subplots(
-        rows=3,
+        rows=len(strips),
         cols=1,
         shared_xaxes=True,
         vertical_spacing=STRIP_GAP / inner,
-        subplot_titles=[title for _, title, _ in STRIPS],
+        subplot_titles=[title for _, title, _ in strips],
     )
     hover = [f"{plain(name)}<br>{plain(shapes.get(name, ''))}" for name in layers]
-    for number, (field, title, rgb) in enumerate(STRIPS, start=1):
+    for number, (field, title, rgb) in enumerate(strips, start=1):
         values = [[layer_value(policy, name, field) for name in layers] for policy in chosen]
         figure.add_trace(_strip(values, field, title, rgb, hover, list(rows.trial)), row=number, col=1)
     labels = [
@@ -91,6 +101,8 @@ def layer_value(policy: dict[str, dict[str, Any]], layer: str, field: str) -> fl
     for the bits of one that is left out."""
     if layer not in policy or (field != "sparsity" and is_left_out(policy[layer])):
         return math.nan
+    if field not in (name for name, _, _ in STRIPS):
+        return float(policy[layer].get("more", {}).get(field, 0.0))
     return float(policy[layer].get(field, 0.0 if field == "sparsity" else 32))
 
 
@@ -121,10 +133,10 @@ def strips_key(data: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
     """Title of each strip with the values in it: (text, CSS colour), the least compressed first."""
     chosen = policies(strip_rows(data))
     keys = []
-    for field, title, rgb in STRIPS:
+    for field, title, rgb in _strips(chosen):
         found = {layer_value(policy, name, field) for policy in chosen for name in policy}
         found = {value for value in found if not math.isnan(value)}
-        ordered = sorted(found, reverse=field != "sparsity")
+        ordered = sorted(found, reverse=field.endswith("_bits"))
         shown = ordered if len(ordered) <= 9 else [ordered[0], ordered[len(ordered) // 2], ordered[-1]]
         keys.append((title, [(_cell(value, field), _css(_level(value, field), rgb)) for value in shown]))
     return keys
@@ -135,8 +147,8 @@ def _css(level: float, rgb: str) -> str:
 
 
 def _level(value: float, field: str) -> float:
-    """How strongly compressed, 0..1: the sparsity itself; bits in equal steps from 32 down to 2."""
-    if field == "sparsity" or math.isnan(value):
+    """How strongly compressed, 0..1: the number itself; bits in equal steps from 32 down to 2."""
+    if not field.endswith("_bits") or math.isnan(value):
         return value
     return min(range(len(BITS)), key=lambda index: abs(BITS[index] - value)) / (len(BITS) - 1)
 
@@ -146,7 +158,7 @@ def _cell(value: float, field: str) -> str:
         return ""
     if field == "sparsity" and value == 1.0:
         return "out"
-    return f"{100 * value:.3g}%" if field == "sparsity" and value else f"{value:.0f}"
+    return f"{100 * value:.3g}%" if field == "sparsity" and value else f"{value:g}"
 
 
 def _short(name: str) -> str:

@@ -17,6 +17,8 @@ from leanfront.search.trial.promotion import UNTRAINED
 LEAST = 5
 """So many trials or more have a rank correlation."""
 ROW_HEIGHT = 17
+TITLES = {"bits": "bits of layers", "sparsity": "sparsity of groups", "branch": "branches left out"}
+"""Kind of decision -> what its panel of sensitivities is called; those of other techniques follow."""
 
 
 def rung_table(data: RunData) -> pd.DataFrame:
@@ -131,8 +133,11 @@ def sensitivity_figure(data: RunData) -> go.Figure | None:
     if table.empty:
         return None
     kinds = table.decision.str.partition("/")[0]
-    panels = [("bits of layers", table[kinds == "bits"]), ("sparsity of groups", table[kinds == "sparsity"])]
-    panels.append(("branches left out", table[(kinds == "branch") & (table.code > 0)]))
+    kinds = kinds.mask((kinds == "branch") & (table.code == 0))  # that a branch stays is no news
+    panels = [
+        (TITLES.get(kind, f"{kind} of layers"), table[kinds == kind])
+        for kind in dict.fromkeys([*TITLES, *kinds.dropna()])
+    ]
     panels = [(title, part) for title, part in panels if part.divergence.gt(0).any()]
     if not panels:
         return None

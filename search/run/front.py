@@ -101,9 +101,11 @@ def front_table(run: RunFolder) -> list[dict[str, str]]:
     objectives = run.config().search.objectives
     costs = dict.fromkeys((*_SHOWN, *costs_among(objectives)))
     baseline: Mapping[str, Any] = answer["baseline"]
+    layers = [layer for entry in answer["front"] for layer in entry["policy"].values()]
+    others = sorted({name for layer in layers for name in layer.get("more", {})})
     entries = [("-", baseline)] if baseline else []
     entries += [(str(entry["trial"]), entry) for entry in answer["front"]]
-    rows = [_cells(name, entry, baseline, costs) for name, entry in entries]
+    rows = [_cells(name, entry, baseline, costs, others) for name, entry in entries]
     if any("same_within_noise_as" in entry for entry in answer["front"]):
         for row, entry in zip(reversed(rows), reversed(answer["front"]), strict=False):
             row["same as"] = str(entry.get("same_within_noise_as", ""))
@@ -125,8 +127,13 @@ def _width(rows: Sequence[Mapping[str, str]]) -> int:
 
 
 def _cells(
-    name: str, entry: Mapping[str, Any], baseline: Mapping[str, Any], costs: Iterable[str]
+    name: str,
+    entry: Mapping[str, Any],
+    baseline: Mapping[str, Any],
+    costs: Iterable[str],
+    others: Sequence[str],
 ) -> dict[str, str]:
+    """``others``: techniques of which the mean number of the layers is told."""
     policy = entry.get("policy") or {}
     interval = entry.get("accuracy_ci") or [None, None]
     half = None if None in interval else (interval[1] - interval[0]) / 2
@@ -145,6 +152,10 @@ def _cells(
         "bits": _span([layer["weight_bits"] for layer in there] or [entry.get("weight_bits", 32)]),
         "cut": _mean_percent([layer["sparsity"] for layer in there]),
         "out": str(out or ""),
+        **{
+            other: f"{sum(layer.get('more', {}).get(other, 0.0) for layer in there) / max(len(there), 1):.2g}"
+            for other in others
+        },
     }
 
 

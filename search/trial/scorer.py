@@ -209,7 +209,7 @@ class Scorer:
             compressed = compress(self.traced, policy, self.multiple)
             _placed(compressed.module, self.device)
             with self.rough():
-                if policy.absent or any(layer.sparsity for layer in policy.values()):
+                if policy.absent or any(layer.sparsity or layer.more for layer in policy.values()):
                     re_estimate(compressed.module, self._first(self.calibration_batches, norm_images))
                 calibrate(compressed.module, self._first(self.calibration_batches, range_images))
                 return self.scored(fold(compressed).module, 0.0, started, images)

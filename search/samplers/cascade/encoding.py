@@ -23,12 +23,12 @@ class Encoding:
         self.names = tuple(decision.name for decision in space.decisions)
         self.sizes: NDArray[np.int64] = np.array([len(d.values) for d in space.decisions], dtype=np.int64)
 
-    @property
+    @cached_property
     def movable(self) -> NDArray[np.int64]:
         """Decisions that have a choice."""
         return np.flatnonzero(self.sizes > 1)
 
-    @property
+    @cached_property
     def ordered(self) -> NDArray[np.bool_]:
         """(decisions,): whether neighbouring values are alike: sparsities are."""
         return np.array([decision.scale == "ordered" for decision in self.space.decisions], dtype=np.bool_)
@@ -58,6 +58,14 @@ class Encoding:
         if batch.left_out is not None and space.branches:
             codes[space.rows(BRANCH)] = batch.left_out
         codes[space.rows(BITS)] = self._pair_of[batch.weight_bits, batch.activation_bits]
+        for decision in space.others:
+            if decision.kind in batch.more:  # 0 where a layer is left out
+                table = batch.more[decision.kind][[batch.layer_index[name] for name in decision.layers]]
+                chosen = np.take_along_axis(table, np.abs(table).argmax(axis=0)[None], axis=0)
+                values = np.array(decision.values)[:, None]
+                codes[space.decisions.index(decision)] = np.abs(values - chosen).argmin(axis=0)
+            else:
+                codes[space.decisions.index(decision)] = decision.plain_code
         return codes
 
     def of(self, policy: Policy) -> Codes:
