@@ -4,9 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna._hypervolume import compute_hypervolume
+from torch import nn
 
 from leanfront.compression.capture.trace import trace
 from leanfront.compression.policy.space import Space
@@ -226,6 +228,35 @@ def test_a_cheap_front_of_another_space_is_made_anew(tmp_path):
     kept.write_bytes(b"damaged")
     assert _read(kept, encoding) is None
     assert _read(None, encoding) is None
+
+
+class Projected(nn.Module):
+    """A block whose shortcut is a layer, which reads what the first layer of the branch reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.shortcut = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 1)
+        self.one, self.two = nn.Conv2d(8, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.head((self.two(self.one(x).relu()) + self.shortcut(x)).mean((2, 3)))
+
+
+def test_codes_keep_the_bits_of_a_shortcut_whose_branch_is_left_out():
+    network = trace(Projected().eval(), torch.zeros(1, 3, 8, 8)).network
+    space = Space(network, load_profile("toy"), (0.0, 0.5), (4, 8, 32), (8, 32))
+    assert [branch.layers for branch in space.branches] == [("one", "two")]
+    encoding = Encoding(space)
+    codes = encoding.random(500, np.random.default_rng(0))
+    batch, again = encoding.batch(codes), encoding.batch(encoding.canonical(codes))
+    assert [batch.policy(n) for n in range(500)] == [again.policy(n) for n in range(500)]
+    out = batch.left_out[0]
+    assert (batch.activation_bits[batch.layer_index["shortcut"], out] == 8).any()
+    canonical = encoding.canonical(codes)
+    assert (encoding.canonical(canonical) == canonical).all()
+    assert len(set(keys(canonical))) == len({batch.policy(n) for n in range(500)})
 
 
 def test_a_cut_group_may_go_with_its_whole_branch():
