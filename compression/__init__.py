@@ -4,4 +4,4 @@
 libraries; everything else here may import torch.
 """
 
-import leanfront.compression.techniques
+from leanfront.compression import techniques as techniques

@@ -157,7 +157,7 @@ class Space:
         """Of each value of a decision the policy with it alone, all others as in ``reference``."""
         return tuple(self.policy({decision.name: value}) for value in decision.values)
 
-    def suggest(self, trial: "optuna.trial.BaseTrial") -> Policy:
+    def suggest(self, trial: Trial) -> Policy:
         """Ask a study's sampler for a policy."""
         return self.policy({decision.name: decision.suggest(trial) for decision in self.decisions})
 

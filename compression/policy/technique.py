@@ -122,7 +122,7 @@ class Technique:
         return ""
 
     def apply(self, traced: Any, wanted: Network, policy: Policy) -> Any:
-        """A traced model (``compression.capture.trace.Traced``) as a policy wants it, as far as this technique goes.
+        """A traced model (``Traced``) as a policy wants it, as far as this technique goes.
 
         From stage 2 on its module is a copy that may be changed in place.
 

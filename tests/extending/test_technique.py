@@ -1,4 +1,4 @@
-"""A technique from outside, in the file of the task alone: zeros in the weights, which only the size rewards."""
+"""A technique from outside, in the task's file alone: zeros in the weights, which only the size rewards."""
 
 import json
 from collections.abc import Iterator
