@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from leanfront.compression.capture.trace import Traced, TraceError, trace
+from leanfront.compression.export.dialects import dialect_of
 from leanfront.compression.export.template import Template, template
 from leanfront.compression.export.walk import exported
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import LayerPolicy, Policy, PolicyError
+from leanfront.compression.techniques.compress import Compressed
 from leanfront.compression.techniques.compress import compress as compressed_by
 from leanfront.compression.techniques.prune import kept_channels
 from leanfront.compression.techniques.quantize import calibrate
@@ -136,10 +138,8 @@ def uniform(
     kept = LayerPolicy(0.0, weight_bits, activation_bits)
     cut = LayerPolicy(sparsity, weight_bits, activation_bits)
     return Policy.of(
-        {
-            layer.name: LayerPolicy(sparsity=1.0) if layer.name in gone else cut if layer.group else kept
-            for layer in network.layers
-        }
+        {layer.name: cut if layer.group else kept for layer in network.layers},
+        gone,
     )
 
 
@@ -158,10 +158,10 @@ def compress(
     """
     batches = [torch.as_tensor(batch) for batch in calibration or ()]
     made = compressed_by(captured.traced, policy, multiple)
-    if any(layer.activation_bits < 16 and not layer.left_out for layer in policy.values()) and not batches:
+    if any(layer.activation_bits < 16 for layer in policy.there().values()) and not batches:
         raise PolicyError("integer activations need their ranges; give calibration, an iterable of inputs")
     if batches:
-        if any(layer.sparsity for layer in policy.values()):
+        if policy.absent or any(layer.sparsity for layer in policy.values()):
             re_estimate(made.module, batches)
         calibrate(made.module, batches)
     return CompressedNetwork(made.module.eval(), made.network, made.policy, captured, multiple)
@@ -171,17 +171,14 @@ def export(compressed: CompressedNetwork, path: Path | str, to: str = "onnx") ->
     """Write a compressed network for an engine.
 
     Args:
-        to: the kind of file, "onnx": for onnxruntime.
+        to: the kind of file: "onnx" is for onnxruntime, others are what was registered.
 
     Raises:
-        PolicyError: there is no such kind of file. OSError: it cannot be written.
+        DialectError: there is no such kind of file. OSError: it cannot be written.
     """
-    if to != "onnx":
-        raise PolicyError(f"a network can be exported to 'onnx', not to {to!r}")
-    from leanfront.compression.techniques.compress import Compressed
-
+    dialect = dialect_of(to)
     inner = Compressed(compressed.module, compressed.network, compressed.policy)  # type: ignore[arg-type]
-    model = exported(compressed.captured._template, inner).SerializeToString()
+    model = exported(compressed.captured._template, inner, dialect).SerializeToString()
     path = Path(path)
     replace_file(path, model)
     return Exported(path, len(model), compressed.captured.notes)

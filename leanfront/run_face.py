@@ -117,6 +117,7 @@ def search(
         ConfigError, TaskError, TraceError, ProfileError, TableError, RunError: wrong input, one sentence.
         RuntimeError: trials fail one after the other, or workers die.
     """
+    from leanfront.search.pick.finish import finish
     from leanfront.search.study.run_search import run_search
 
     given: dict[str, dict[str, Any]] = {
@@ -138,7 +139,7 @@ def search(
         where = folder
     else:
         config, where = _configured(task, sections)
-    return Run(run_search(config, where, folder)[0].path)
+    return Run(run_search(config, where, folder, finish)[0].path)
 
 
 def _configured(task: SearchConfig | Path | str, sections: dict[str, Any]) -> tuple[SearchConfig, Path]:

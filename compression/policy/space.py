@@ -12,7 +12,7 @@ from leanfront.compression.graph import Branch, Network
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.policy import kept_channels
 from leanfront.compression.policy.space_size import number_of_policies
-from leanfront.compression.policy.technique import Decision, Options, SpaceError, Value, techniques
+from leanfront.compression.policy.technique import Decision, Options, SpaceError, Trial, Value, techniques
 from leanfront.hw_profiles import HardwareProfile
 
 if TYPE_CHECKING:

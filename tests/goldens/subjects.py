@@ -47,7 +47,7 @@ from leanfront.latency_models.registry import model_of
 from leanfront.search.cli.app import main
 from leanfront.search.config import LimitsSection
 from leanfront.search.samplers.cascade.encoding import Encoding
-from leanfront.search.samplers.cascade.expected_hypervolume import Landscape, strewn
+from leanfront.search.samplers.cascade.expected_hypervolume import FrontSurface, latin_hypercube
 from leanfront.search.samplers.cascade.sampler import CascadeSampler
 from leanfront.search.samplers.cascade.warm_start import Knowledge
 from tests.goldens import networks
@@ -379,7 +379,7 @@ def gains() -> list[float]:
     """By how much policies are expected to raise what a front dominates: forty of seeded costs and hopes."""
     rng = np.random.default_rng(11)
     costs, shortfalls = -rng.uniform(0.0, 2.0, (60, 2)), rng.normal(-3.0, 1.0, 60)
-    front = Landscape(strewn(np.array([-2.0, -2.0])), -2.3, costs[:20], shortfalls[:20], -1.9)
+    front = FrontSurface(latin_hypercube(np.array([-2.0, -2.0])), -2.3, costs[:20], shortfalls[:20], -1.9)
     return front.expected_gain(costs[20:], shortfalls[20:], rng.uniform(0.1, 1.5, 40)).tolist()
 
 

@@ -50,8 +50,8 @@ class Encoding:
         return self.of_batch(self.batch(codes))
 
     def of_batch(self, batch: PolicyBatch) -> Codes:
-        """(decisions, n): the codes of policies of this space. What is left out has code 0, or the widest bits;
-        but where it is the first that reads a tensor, those of a layer that reads it, too, and is there."""
+        """(decisions, n): the codes of policies of this space. What is left out has code 0, or the widest
+        bits; but where it is the first that reads a tensor, those of a layer that is there."""
         space = self.space
         codes = np.zeros((len(self.sizes), batch.count), dtype=np.int64)
         for row, counts, lookup in zip(space.rows(SPARSITY), batch.channels, self._level_of, strict=True):
@@ -60,7 +60,7 @@ class Encoding:
             codes[space.rows(BRANCH)] = batch.left_out
         pairs = self._pair_of[batch.weight_bits, batch.activation_bits]
         row_of, absent = batch.layer_index, batch.absent_layers
-        for name, first in reversed(space.first_readers.items()):
+        for name, first in reversed(list(space.first_readers.items())):
             row, at = row_of[name], row_of[first]
             if at in absent and row != at:
                 there = absent[at] & ~absent.get(row, np.zeros(batch.count, dtype=np.bool_))
