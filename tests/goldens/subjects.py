@@ -104,7 +104,10 @@ def policies(network: Network, profile: HardwareProfile, seed: int = 0) -> Polic
         left_out[:, column] = False
     alike = slice(most, 3 * most)
     pairs[:, alike] = pairs[:1, alike]
-    return offered.batch(levels, pairs, left_out)
+    codes = np.zeros((len(offered.decisions), POLICIES), dtype=np.int64)
+    for kind, chosen in (("sparsity", levels), ("branch", left_out), ("bits", pairs)):
+        codes[offered.rows(kind)] = chosen
+    return offered.batch(codes)
 
 
 def policy_arrays(batch: PolicyBatch) -> dict[str, NDArray[Any]]:
@@ -267,11 +270,10 @@ def file_policy(network: Network, kind: str) -> Policy:
         sparsity = {group: (0.25, 0.5, 0.4)[place % 3] for place, group in enumerate(network.groups)}
     return Policy.of(
         {
-            layer.name: LayerPolicy(
-                1.0 if layer.name in gone else sparsity.get(layer.group or "", 0.0), *layers[layer.name]
-            )
+            layer.name: LayerPolicy(sparsity.get(layer.group or "", 0.0), *layers[layer.name])
             for layer in network.layers
-        }
+        },
+        gone,
     )
 
 
@@ -370,7 +372,8 @@ def proposals() -> list[dict[str, Any]]:
         told = result(policy, 3)
         trial.set_user_attr("result", told)
         study.tell(trial, [told[name] for name in objectives])
-        layers = {name: [own.sparsity, own.weight_bits, own.activation_bits] for name, own in policy.items()}
+        fields = ("sparsity", "weight_bits", "activation_bits")
+        layers = {name: [own[field] for field in fields] for name, own in policy.to_dict().items()}
         found.append({"accuracy": told["accuracy"], "policy": layers, "expected": expected})
     return found
 
@@ -380,7 +383,7 @@ def gains() -> list[float]:
     rng = np.random.default_rng(11)
     costs, shortfalls = -rng.uniform(0.0, 2.0, (60, 2)), rng.normal(-3.0, 1.0, 60)
     front = FrontSurface(latin_hypercube(np.array([-2.0, -2.0])), -2.3, costs[:20], shortfalls[:20], -1.9)
-    return front.expected_gain(costs[20:], shortfalls[20:], rng.uniform(0.1, 1.5, 40)).tolist()
+    return front.expected_hypervolume(costs[20:], shortfalls[20:], rng.uniform(0.1, 1.5, 40)).tolist()
 
 
 def _worse(encoding: Encoding) -> Iterator[tuple[float, float]]:
