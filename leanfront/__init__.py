@@ -16,7 +16,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 if TYPE_CHECKING:
     from leanfront import readers as readers
     from leanfront.hw_profiles import HardwareProfile as Profile
-    from leanfront.network_face import (
+    from leanfront.networks import (
         Captured,
         CompressedNetwork,
         Exported,
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
         export,
         uniform,
     )
-    from leanfront.run_face import Picked, Run, search
+    from leanfront.runs import Picked, Run, search
     from leanfront.search.task import ArrayData, Task, TaskError, load_state
 
 _HOMES = {
-    "leanfront.network_face": (
+    "leanfront.networks": (
         "Captured", "CompressedNetwork", "Exported", "capture", "compress", "cost", "export", "uniform",
     ),
-    "leanfront.run_face": ("Picked", "Run"),
+    "leanfront.runs": ("Picked", "Run"),
     "leanfront.search.task": ("ArrayData", "Task", "TaskError", "load_state"),
 }  # fmt: skip
 """Module -> the public names that it has."""

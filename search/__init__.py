@@ -15,8 +15,8 @@ if __name__ == "search":  # from the repository's folder, or a task written for 
 
 class _Search(ModuleType):
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """As ``leanfront.run_face.search``."""
-        from leanfront.run_face import search
+        """As ``leanfront.runs.search``."""
+        from leanfront.runs import search
 
         return search(*arguments, **named)
 

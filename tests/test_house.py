@@ -98,7 +98,8 @@ def allowed(module: str) -> tuple[str, ...] | None:
         floor = next(number for number, rooms in enumerate(FLOORS) if room in rooms)
         below = [f"search.{other}" for rooms in FLOORS[:floor] for other in rooms]
         beside = [f"search.{other}" for other in FLOORS[floor]] if floor == 0 else [f"search.{room}"]
-        return (*COSTS, "compression", *below, *beside)
+        face = ("runs", "networks") if room == "cli" else ()  # the commands are written on the Python face
+        return (*COSTS, "compression", *face, *below, *beside)
     return None
 
 

@@ -14,7 +14,7 @@ from leanfront.search.cli.output import Format, FormatOption, print_table, say, 
 from leanfront.search.config import load_config
 from leanfront.search.errors import exit_code
 from leanfront.search.objectives import names
-from leanfront.search.run.run_folder import TrialRow, open_run
+from leanfront.search.run.run_folder import TrialRow, default_run, open_run
 
 app = typer.Typer(
     name="leanfront",
@@ -108,22 +108,21 @@ def search(
     set_: SetOption = [],  # noqa: B006 (typer copies it)
 ) -> None:
     """Search overnight. The same line again goes on where it stopped."""
-    from leanfront.search.pick.finish import finish
+    from leanfront.runs import search as search_for
     from leanfront.search.run.front import front_of
-    from leanfront.search.study.run_search import run_search
 
     settings = _config(config, set_, hours=hours, trials=trials, workers=workers, storage=storage)
     try:
-        folder, ended = run_search(settings, config, run, finish)
+        found = search_for(settings, run=(run or default_run(config, settings)).absolute())
     except KeyboardInterrupt:  # the second Ctrl-C: the running trial is lost, and run again next time
         print(f"stopped at once; go on with the same command:\n  {_command_line()}")
         raise typer.Exit(130) from None
-    path = shown(folder.path)
-    if ended == "stopped":
+    path = shown(found.path)
+    if found.ended == "stopped":
         print(f"stopped; go on with the same command:\n  {_command_line()}")
     else:
-        print(f"done: {ended}")
-    print(f"{len(front_of(folder))} networks on the front; next:")
+        print(f"done: {found.ended}")
+    print(f"{len(front_of(found.folder))} networks on the front; next:")
     print(f"  leanfront front {path}\n  leanfront report {path}\n  leanfront pick {path} --max-drop 0.01")
 
 
@@ -213,9 +212,9 @@ def front(run: RunArgument, format_: FormatOption = Format.TABLE) -> None:
 @app.command()
 def report(run: RunArgument) -> None:
     """Write report.html, one self-contained file."""
-    from leanfront.search.report.page import write_report
+    from leanfront.runs import Run
 
-    print(shown(write_report(open_run(run).path)))
+    print(shown(Run(run).report()))
 
 
 @app.command()
@@ -243,12 +242,14 @@ def pick(
     """Choose from the front, fine-tune long, test once, export, verify in onnxruntime."""
     from dataclasses import asdict
 
+    from leanfront.runs import Run
     from leanfront.search.pick.card import verified
-    from leanfront.search.pick.choose import Wish
-    from leanfront.search.pick.pick import pick as pick_from
 
-    wish = Wish(max_drop, max_latency_ms, max_size_bytes, max_energy_mj, prefer)
-    folder, found = pick_from(open_run(run), wish, trial=trial, out=out, epochs=epochs, to=to, log=say)
+    picked = Run(run).pick(
+        max_drop, max_latency_ms=max_latency_ms, max_size_bytes=max_size_bytes, max_energy_mj=max_energy_mj,
+        prefer=prefer, trial=trial, epochs=epochs, out=out, to=to, log=say,
+    )  # fmt: skip
+    folder, found = picked.folder, picked.found
     rows = [row._asdict() for row in verified(asdict(found))]
 
     def people() -> None:

@@ -1,6 +1,6 @@
 """A search in Python, and what a run folder holds, as pandas frames."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from leanfront.search.config import SearchConfig, load_config, parse_config
 from leanfront.search.run.front import front_of
 from leanfront.search.run.run_folder import RunFolder, make_run, open_run
-from leanfront.search.task import Task, TaskError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from leanfront.search.pick.verify import Verification
+    from leanfront.search.task import Task
 
 _TASK_FILE = '''"""The task that leanfront.search was given in Python, as it was then."""
 
@@ -38,11 +38,15 @@ class Picked:
 
 
 class Run:
-    """A run folder that a search made, from Python or by the command."""
+    """A run folder that a search made, from Python or by the command.
+
+    ``ended``: why the search that was just called ended ("stopped": by Ctrl-C); "" of a run that was opened.
+    """
 
     def __init__(self, path: Path | str) -> None:
         """Raises RunError: there is no run folder."""
         self.folder: RunFolder = open_run(path)
+        self.ended = ""
 
     @property
     def path(self) -> Path:
@@ -70,13 +74,16 @@ class Run:
         trial: int | None = None,
         epochs: float | None = None,
         out: Path | str | None = None,
+        to: str | None = None,
+        log: Callable[[str], None] = print,
     ) -> Picked:
         """Choose from the front, fine-tune long, read the test split once, export, verify.
 
         Args:
             max_drop: most accuracy lost, 0.01 is a point. prefer: the column to want most of.
             trial: this one, instead of choosing. epochs: of the long fine-tune.
-            out: where the files go; exported/<trial> of the run by default.
+            out: where the files go; exported/<trial> of the run by default. to: the kind of file, "onnx".
+            log: hears what is being done.
 
         Raises:
             RunError: nothing on the front keeps the limits, or the folder cannot be written.
@@ -86,7 +93,7 @@ class Run:
 
         wish = Wish(max_drop, max_latency_ms, max_size_bytes, max_energy_mj, prefer)
         place = None if out is None else Path(out)
-        return Picked(*pick(self.folder, wish, trial=trial, out=place, epochs=epochs))
+        return Picked(*pick(self.folder, wish, trial=trial, out=place, epochs=epochs, to=to, log=log))
 
     def report(self) -> Path:
         """Write report.html, one self-contained file; where it is."""
@@ -96,7 +103,7 @@ class Run:
 
 
 def search(
-    task: Task | SearchConfig | Path | str,
+    task: "Task | SearchConfig | Path | str",
     *,
     profile: str | None = None,
     hours: float | None = None,
@@ -119,6 +126,7 @@ def search(
     """
     from leanfront.search.pick.finish import finish
     from leanfront.search.study.run_search import run_search
+    from leanfront.search.task import Task, TaskError
 
     given: dict[str, dict[str, Any]] = {
         "hardware": {"profile": profile},
@@ -139,7 +147,10 @@ def search(
         where = folder
     else:
         config, where = _configured(task, sections)
-    return Run(run_search(config, where, folder, finish)[0].path)
+    made, ended = run_search(config, where, folder, finish)
+    found = Run(made.path)
+    found.ended = ended
+    return found
 
 
 def _configured(task: SearchConfig | Path | str, sections: dict[str, Any]) -> tuple[SearchConfig, Path]:
@@ -155,11 +166,12 @@ def _configured(task: SearchConfig | Path | str, sections: dict[str, Any]) -> tu
     return parse_config(raw), where
 
 
-def _keep(task: Task, run: RunFolder, file: Path) -> None:
+def _keep(task: "Task", run: RunFolder, file: Path) -> None:
     """Write the task beside the run, for the workers and for a pick in another process."""
     import cloudpickle
 
     from leanfront.latency_models.files import replace_file
+    from leanfront.search.task import TaskError
 
     try:
         content = cloudpickle.dumps(task)
@@ -178,4 +190,6 @@ def _frame(rows: Any) -> "pd.DataFrame":
 
     from leanfront.search.run.run_folder import COLUMNS
 
-    return pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))
+    plain = [asdict(row) | row.more for row in rows]  # more: objectives that a task has registered
+    own = dict.fromkeys(name for row in rows for name in row.more)
+    return pd.DataFrame(plain, columns=[*COLUMNS, *own])
