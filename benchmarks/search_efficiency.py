@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from benchmarks.exhaustive.make_table import HERE, TABLE
 from benchmarks.real_searches import TRIALS, kept, run_of, tables
 from leanfront.latency_models.registry import model_of
-from leanfront.search.config import SearchSection, load_config
+from leanfront.search.config import load_config
 from leanfront.search.run.hypervolume import hypervolume
-from leanfront.search.samplers import sampler as stock_sampler
+from leanfront.search.samplers import sampler_named
 from leanfront.search.samplers.cascade.encoding import Codes, Encoding, keys
 from leanfront.search.samplers.cascade.gaussian import Array
 from leanfront.search.samplers.cascade.sampler import CascadeSampler
@@ -145,7 +145,7 @@ def searched(
         knowledge, order = table.knowledge(images=(0,))
         made: optuna.samplers.BaseSampler = CascadeSampler(knowledge, seed)
     else:
-        made = stock_sampler(SearchSection(sampler=name, objectives=table.objectives, seed=seed))  # type: ignore[arg-type]
+        made = sampler_named(name).proposer(seed)
     study = optuna.create_study(
         directions=["maximize" if n == "accuracy" else "minimize" for n in table.objectives], sampler=made
     )
