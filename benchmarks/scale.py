@@ -27,9 +27,10 @@ from optuna.storages.journal import BaseJournalBackend
 
 from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment
 from leanfront.compression.policy import Policy
+from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.compression.policy.space import Space
 from leanfront.hw_profiles import load_profile
-from leanfront.latency_models.cost import Cost
+from leanfront.latency_models.cost import Cost, CostArrays, CostModel, LayerCost
 from leanfront.search.config import SearchConfig, parse_config
 from leanfront.search.run.results_tables import Ledger
 from leanfront.search.run.run_folder import RunFolder, TrialRow, make_run, registered
@@ -230,12 +231,20 @@ def write_run(folder: Path, trials: int, layers: int, sampler: str = "random") -
     return run
 
 
-class FreeCost:
+class FreeCost(CostModel):
     """Costs that take no time to find."""
 
     def cost(self, network: Network, policy: Policy) -> Cost:
         """The same for every policy."""
         return Cost(0.5, 5.0, 500_000, 250_000)
+
+    def costs(self, batch: PolicyBatch) -> CostArrays:
+        """Nobody asks for many."""
+        raise NotImplementedError
+
+    def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:
+        """Nobody asks for each."""
+        raise NotImplementedError
 
 
 FREE_SCORE = Score(0.5, (0.49, 0.51), 0.1, np.array([0.0, 1.0], dtype=np.float32), 0.0, 0.0)

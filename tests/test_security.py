@@ -80,7 +80,7 @@ def test_a_search_writes_its_run_folder_and_the_cache_only(tmp_path: Path) -> No
         ["report", str(run)],
         ["pick", str(run), "--max-drop", "1", "--epochs", "0"],
     ]
-    code = "import json, sys\nfrom search.cli import app\n"
+    code = "import json, sys\nfrom leanfront.search.cli.app import app\n"
     code += "for line in json.loads(sys.argv[1]):\n    app(line, standalone_mode=False)"
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(commands)],

@@ -18,7 +18,7 @@ from leanfront.hw_profiles import (
 from leanfront.latency_models import registry
 from leanfront.latency_models.cost import TableError
 from leanfront.latency_models.registry import model_of
-from leanfront.search.cli import app
+from leanfront.search.cli.app import app
 from tests.bright import CONFIG, TASK
 
 NPU = '''
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from leanfront.compression.policy.batch import PolicyBatch
-from hw_profiles import HardwareProfile, Section, register_section
+from leanfront.hw_profiles import HardwareProfile, Section, register_section
 from leanfront.latency_models.cost import CostArrays, CostModel, LayerCost, costs_by_depth
 from leanfront.latency_models.memory import peak_bytes, tensor_bytes
 from leanfront.latency_models.registry import costs_of, section_of

@@ -213,7 +213,7 @@ def test_profile_check_names_what_is_wrong(user_folder: Path) -> None:
 def test_no_torch_and_no_optuna_at_import_or_cost(chain: Path) -> None:
     code = (
         "import sys, typer\n"
-        "from search import commands_hardware as c\n"
+        "from leanfront.search.cli import hardware as c\n"
         "app = typer.Typer(); app.add_typer(c.profile_app, name='profile'); app.command('cost')(c.cost)\n"
         f"app(['cost', {str(chain)!r}, '--profile', 'toy'], standalone_mode=False)\n"
         "heavy = {'torch', 'optuna', 'pandas', 'onnxruntime', 'plotly'} & set(sys.modules)\n"

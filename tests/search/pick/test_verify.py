@@ -214,7 +214,7 @@ def test_the_card_says_what_was_found() -> None:
 
 
 def test_the_peak_of_both_files_stands_beside_the_predicted_one() -> None:
-    from leanfront.latency_models.measured.network_model import network_model
+    from leanfront.compression.export.network_model import network_model
     from tests.latency_models.fpga.fpga_parts import chain, conv, uniform
 
     network = chain(conv(3, 16, 8, kernel=3), conv(16, 4, 8))

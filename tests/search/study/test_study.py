@@ -22,9 +22,10 @@ from optuna.trial import TrialState
 
 from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment
 from leanfront.compression.policy import Policy
+from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.compression.policy.space import Space
 from leanfront.hw_profiles import load_profile
-from leanfront.latency_models.cost import Cost, TableError
+from leanfront.latency_models.cost import Cost, CostArrays, CostModel, LayerCost, TableError
 from leanfront.search.config import ConfigError, SearchConfig, parse_config
 from leanfront.search.run.front import front_of, front_rows
 from leanfront.search.run.results_tables import Ledger
@@ -55,13 +56,19 @@ def chain(widths=(16, 32, 32)) -> Network:
     return Network(tuple(nodes), tuple(layers), ("fc",))
 
 
-class MacsCost:
+class MacsCost(CostModel):
     """A microsecond for a million bit-MACs, and bytes as bits say."""
 
     def cost(self, network: Network, policy: Policy) -> Cost:
         work = sum(layer.shape.macs * policy[layer.name].weight_bits for layer in network.layers)
         size = sum(layer.shape.weight_count * policy[layer.name].weight_bits // 8 for layer in network.layers)
         return Cost(work / 1e8, work / 1e7, size, 1000)
+
+    def costs(self, batch: PolicyBatch) -> CostArrays:
+        raise NotImplementedError
+
+    def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False)
