@@ -79,9 +79,7 @@ def test_what_is_left_of_a_network_without_branches_has_its_own_peak(name: str) 
     for _ in range(40):
         gone = {n for b in network.branches if rng.random() < 0.5 for n in b.layers}
         bits = int(rng.choice([8, 32]))
-        policies.append(
-            Policy.of({n: LayerPolicy(1.0 * (n in gone), bits, bits) for n in network.layer_names})
-        )
+        policies.append(Policy.of({n: LayerPolicy(0.0, bits, bits) for n in network.layer_names}, gone))
     assert any(policy.left_out(network) for policy in policies)
     alone = []
     for policy in policies:

@@ -106,7 +106,7 @@ def test_what_cannot_be_run_here_is_said_and_not_checked() -> None:
         "Not verified: onnxruntime does not run files of kind 'elsewhere': accuracy, answers and kernels"
         in text
     )
-    assert "| file against torch network: same answer |  | not run here |" in text
+    assert "| same answers as the torch network |  | not run here |" in text
 
 
 def test_less_agreement_may_be_promised() -> None:
@@ -116,5 +116,5 @@ def test_less_agreement_may_be_promised() -> None:
 
     test = Result(torch_accuracy=0.9, accuracy=0.9, baseline_accuracy=0.9, agreement=0.95,
                   largest_difference=1.0, **common)  # fmt: skip
-    assert verification(1, {"size_bytes": 1}, {}, test, {}, size, kernels, Half()).passed
-    assert not verification(1, {"size_bytes": 1}, {}, test, {}, size, kernels).passed
+    assert verification(1, {"size_bytes": 1}, {}, test, {}, size, kernels, {}, Half()).passed
+    assert not verification(1, {"size_bytes": 1}, {}, test, {}, size, kernels, {}).passed
