@@ -115,6 +115,19 @@ def costs_by_depth(batch: PolicyBatch, costs: Callable[[PolicyBatch], CostArrays
     return costs(parts[0]) if len(parts) == 1 else CostArrays.joined([*map(costs, parts)], columns)
 
 
+def check_bits(batch: PolicyBatch, profile: HardwareProfile) -> None:
+    """Raise TableError for the first layer whose bits the part has no units for."""
+    pairs = batch.weight_bits * 100 + batch.activation_bits
+    for pair in map(int, np.unique(pairs)):
+        weights, activations = divmod(pair, 100)
+        if not profile.supports(weights, activations):
+            row = int(np.argmax((pairs == pair).any(axis=1)))
+            raise TableError(
+                f"profile {profile.name!r} cannot run layer {batch.network.layers[row].name!r} with weights"
+                f" of {weights} and activations of {activations} bits; it can: {profile.supported_sentence}"
+            )
+
+
 @dataclass(frozen=True)
 class LayerCost:
     """Cost of one kernel: a layer with what is fused into it, or another operation."""

@@ -37,11 +37,6 @@ class Multiplier(_Section):
                 raise ValueError(f"macs is by bits from 1 to 32, not {bits!r}")
         return macs
 
-    def macs_at(self, bits: int) -> float | None:
-        """Multiply-accumulates per block and cycle in the narrowest mode wide enough, or None."""
-        wide_enough = [width for width in map(int, self.macs) if width >= bits]
-        return self.macs[str(min(wide_enough))] if wide_enough else None
-
 
 class MemoryBlock(_Section):
     """One kind of memory block. ``shapes``: [width in bits, depth in words] that a block can be set to.
@@ -115,16 +110,17 @@ class Space(_Section):
 
 def check_bits(model: str, supported: tuple[tuple[int, int], ...], resources: Resources | None) -> None:
     """Raise ValueError for bits that the part has no units for: these architectures compute in integers."""
+    widest = max(map(int, resources.multiplier.macs)) if resources is not None else 8
     for pair in supported:
         if max(pair) > 8:
             raise ValueError(
                 f"supported lists weights of {pair[0]} with activations of {pair[1]} bits, but model"
                 f' "{model}" computes in integers of up to 8 bits'
             )
-        if resources is not None and resources.multiplier.macs_at(max(pair)) is None:
+        if max(pair) > widest:
             raise ValueError(
                 f"supported lists weights of {pair[0]} with activations of {pair[1]} bits, but"
-                f" resources.multiplier.macs ends at {max(map(int, resources.multiplier.macs))} bits"
+                f" resources.multiplier.macs ends at {widest} bits"
             )
 
 

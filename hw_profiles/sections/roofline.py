@@ -118,15 +118,10 @@ class Roofline(Section):
         """Bits of the narrowest unit that is wide enough for ``bits``, or None."""
         return min((width for width in map(int, self.macs_per_ms) if width >= bits), default=None)
 
-    def rate(self, bits: int) -> float | None:
-        """Peak multiply-accumulates per ms in the narrowest unit wide enough for ``bits``, or None."""
-        unit = self.unit(bits)
-        return None if unit is None else self.macs_per_ms[str(unit)]
-
     def check(self, part: "HardwareProfile") -> None:
         """Raise ValueError for bits that the part has no unit for."""
         for weight_bits, activation_bits in part.supported:
-            if self.rate(max(weight_bits, activation_bits)) is None:
+            if self.unit(max(weight_bits, activation_bits)) is None:
                 raise ValueError(
                     f"supported lists weights of {weight_bits} with activations of {activation_bits} bits,"
                     f" but roofline.macs_per_ms ends at {max(map(int, self.macs_per_ms))} bits"

@@ -72,12 +72,6 @@ class DataflowModel(CostModel):
             rows.append(LayerCost(work.name, added, added * per_ms, "modelled"))
         return tuple(rows)
 
-    def interval_ms(self, network: Network, policy: Policy) -> float:
-        """Time between inferences of a stream: that of the slowest engine."""
-        _, design = self.design(PolicyBatch.one(network, policy))
-        cycles = slowed(self.profile, design.interval_cycles)
-        return float(cycles[0]) / (clock_mhz(self.profile) * 1e3)
-
     def design(self, batch: PolicyBatch) -> tuple[Plan, Design]:
         """The quickest design that fits, for each policy, among paces of 2 ** (step / 8) cycles.
 

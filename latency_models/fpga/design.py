@@ -23,8 +23,9 @@ ROUNDING = 1e-5
 class Design:
     """Pipelines for n policies; arrays are (n,).
 
-    cycles: (kernels, n) of each kernel. resources: kind of block -> blocks, hardened. held_bytes: of windows
-    and waiting tensors. fits: all within the part.
+    cycles: (kernels, n) of each kernel; those of the slowest lie between the inferences of a stream.
+    resources: kind of block -> blocks, hardened. held_bytes: of windows and waiting tensors. fits: all within
+    the part.
     """
 
     cycles: Array
@@ -37,11 +38,6 @@ class Design:
     def latency_cycles(self) -> Array:
         """From the first input to the last output, the pipeline empty before."""
         return np.asarray(self.times.last.max(axis=0))
-
-    @property
-    def interval_cycles(self) -> Array:
-        """Between inferences of a stream: the cycles of the slowest kernel."""
-        return np.asarray(self.cycles.max(axis=0))
 
 
 @dataclass(frozen=True, eq=False)

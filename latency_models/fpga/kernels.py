@@ -11,6 +11,7 @@ from leanfront.compression.graph import Kernel
 from leanfront.compression.graph.branches import ALIAS
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile
+from leanfront.latency_models.cost import check_bits
 from leanfront.latency_models.errors import TableError
 
 Array = NDArray[np.float64]
@@ -87,19 +88,6 @@ class Work:
     def busy(self) -> bool:
         """Whether anything is computed."""
         return self.op not in FREE_OPS
-
-
-def check_bits(batch: PolicyBatch, profile: HardwareProfile) -> None:
-    """Raise TableError for the first layer whose bits the part has no units for."""
-    pairs = np.unique(batch.weight_bits * 100 + batch.activation_bits)
-    for pair in map(int, pairs):
-        weights, activations = divmod(pair, 100)
-        if not profile.supports(weights, activations):
-            row = int(np.argmax((batch.weight_bits * 100 + batch.activation_bits == pair).any(axis=1)))
-            raise TableError(
-                f"profile {profile.name!r} cannot run layer {batch.network.layers[row].name!r} with weights"
-                f" of {weights} and activations of {activations} bits; it can: {profile.supported_sentence}"
-            )
 
 
 def works(batch: PolicyBatch, profile: HardwareProfile) -> Iterator[Work]:

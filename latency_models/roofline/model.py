@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import LayerPolicy, Policy
@@ -12,30 +11,10 @@ from leanfront.hw_profiles import HardwareProfile, Roofline
 from leanfront.latency_models.cost import Cost, CostArrays, CostModel, Kind, LayerCost, costs_by_depth
 from leanfront.latency_models.memory import peak_bytes
 from leanfront.latency_models.registry import costs_of, section_of
-from leanfront.latency_models.roofline.work import FREE_OPS as FREE_OPS
-from leanfront.latency_models.roofline.work import MEMORY_OPS as MEMORY_OPS
 from leanfront.latency_models.roofline.work import Array, Work, work_of
 
 NS = 1e-6
 """A nanosecond in ms."""
-
-
-def roofline_ms(
-    macs: ArrayLike,
-    moved_bytes: ArrayLike,
-    macs_per_ms: ArrayLike,
-    bandwidth_bytes_per_ms: ArrayLike,
-    overhead_ms: ArrayLike,
-) -> NDArray[np.float64]:
-    """overhead + max(macs / macs_per_ms, moved_bytes / bandwidth), in ms; numbers or arrays of them.
-
-    Source: S. Williams, A. Waterman, D. Patterson: Roofline: an insightful visual performance model for
-    multicore architectures, CACM 52(4), 2009: attainable performance is the smaller of peak performance
-    and bandwidth times operational intensity. The fixed overhead per kernel is added to it here.
-    """
-    compute_ms = np.divide(macs, macs_per_ms, dtype=np.float64)
-    memory_ms = np.divide(moved_bytes, bandwidth_bytes_per_ms, dtype=np.float64)
-    return np.asarray(np.add(overhead_ms, np.maximum(compute_ms, memory_ms)), dtype=np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +43,9 @@ def times(work: Work, roofline: Roofline, gains: Array | float = 1.0) -> Times:
     besides     conversion_overhead_ms and the traffic of each change of precision; image_value_ns for each
                 value of the network's input, joined_value_ns for each of a detection head's
 
-    With overlap 1 and all efficiencies 1 this is ``roofline_ms``.
+    With overlap 1 and all efficiencies 1 this is overhead + max(macs / macs_per_ms, moved / bandwidth): S.
+    Williams, A. Waterman, D. Patterson: Roofline: an insightful visual performance model for multicore
+    architectures, CACM 52(4), 2009, with a fixed overhead per kernel added to it.
     """
     dense, depthwise = _rates(roofline)
     rate = np.where(work.depthwise[:, None], depthwise[work.unit], dense[work.unit])

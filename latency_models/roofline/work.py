@@ -10,6 +10,7 @@ from leanfront.compression.graph import Kernel
 from leanfront.compression.graph.branches import ALIAS
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile, Roofline
+from leanfront.latency_models.cost import check_bits
 from leanfront.latency_models.errors import TableError
 
 Array = NDArray[np.float64]
@@ -72,7 +73,7 @@ def work_of(batch: PolicyBatch, profile: HardwareProfile, roofline: Roofline) ->
     Raises:
         TableError: an operation or a bit pair whose cost is not known; it is named.
     """
-    _check_bits(batch, profile)
+    check_bits(batch, profile)
     held = held_bits(batch)
     height, n = len(batch.kernels), batch.count
     fields = {name: np.zeros((height, n)) for name in (
@@ -293,17 +294,3 @@ def _float_width(batch: PolicyBatch, row: int, held: NDArray[np.int64]) -> NDArr
         inputs = held[[batch.kernel_index[name] for name in kernel.inputs]]
         return np.asarray(np.where((inputs == 16).all(axis=0), 16, 32))
     return np.where(batch.activation_bits[batch.layer_index[kernel.layer.name]] == 16, 16, 32)
-
-
-def _check_bits(batch: PolicyBatch, profile: HardwareProfile) -> None:
-    """Raise TableError for the first layer whose bits the part has no units for."""
-    pairs = batch.weight_bits * 100 + batch.activation_bits
-    for pair in map(int, np.unique(pairs)):
-        weight_bits, activation_bits = divmod(pair, 100)
-        if not profile.supports(weight_bits, activation_bits):
-            row = int(np.argmax((pairs == pair).any(axis=1)))
-            raise TableError(
-                f"profile {profile.name!r} cannot run layer {batch.network.layers[row].name!r} with weights"
-                f" of {weight_bits} and activations of {activation_bits} bits; it can:"
-                f" {profile.supported_sentence}"
-            )

@@ -103,8 +103,8 @@ def test_supports_is_membership(weight_bits: int, activation_bits: int) -> None:
 def test_rate_is_that_of_the_narrowest_unit_that_is_wide_enough() -> None:
     roofline = load_profile("toy").roofline
     assert roofline is not None
-    assert [roofline.rate(bits) for bits in (2, 4, 5, 8, 16, 32)] == [8e6, 8e6, 4e6, 4e6, 2e6, 1e6]
-    assert roofline.rate(64) is None
+    assert [roofline.unit(bits) for bits in (2, 4, 5, 8, 16, 32)] == [4, 4, 8, 8, 16, 32]
+    assert roofline.unit(64) is None
 
 
 def test_unknown_name_lists_the_near_ones(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """A Gaussian process with a linear mean: Rasmussen and Williams 2006, sections 2.2, 2.7 and 5.4."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +49,7 @@ class GaussianProcess:
                 key=lambda choice: self._fit(squared, target, choice),
             )
         self.hyperparameters = known
-        self.log_likelihood = self._fit(squared, target, known)
+        self._fit(squared, target, known)
         self._whitening = whitening(self._factor)
 
     def _standard(self, columns: Array) -> Array:
@@ -97,11 +96,6 @@ class GaussianProcess:
         """(k,): how the mean moves with each of the linear columns."""
         return np.asarray(self._scale * _WIDE * (self._basis[:, 1:].T @ self._weights) / self._spread)
 
-    @property
-    def noise_variance(self) -> float:
-        """Variance of a single observation around the function."""
-        return self._scale**2 * self._signal * self.hyperparameters.noise
-
 
 def whitening(factor: tuple[Array, bool]) -> Array:
     """(n, n): the inverse of a lower Cholesky factor. A product with it is twice as fast as solving anew for
@@ -119,8 +113,3 @@ def matern(squared: Array, length: float) -> Array:
     """Matern 5/2 of squared distances, variance 1."""
     scaled = np.sqrt(5.0 * squared) / length
     return np.asarray((1.0 + scaled + scaled**2 / 3.0) * np.exp(-scaled))
-
-
-def stacked(columns: Sequence[Array]) -> Array:
-    """Columns (n,) side by side: (n, k)."""
-    return np.stack(columns, axis=1)

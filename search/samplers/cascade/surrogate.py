@@ -23,7 +23,6 @@ from leanfront.search.samplers.cascade.gaussian import (
     Hyperparameters,
     matern,
     squared_distances,
-    stacked,
     whitening,
 )
 
@@ -158,7 +157,7 @@ class _Process:
     process: GaussianProcess
 
     def predict(self, features: Array, before: Array, variance: Array) -> tuple[Array, Array]:
-        mean, own = self.process.predict(features, stacked([before]))
+        mean, own = self.process.predict(features, before[:, None])
         doubt = self.process.hyperparameters.doubt
         return mean, doubt * own + self.process.slopes[0] ** 2 * variance
 
@@ -194,7 +193,7 @@ class Surrogate:
     def _fitted(
         self, features: Array, before: Array, scores: Array, known: Hyperparameters | None
     ) -> _Process:
-        process = GaussianProcess(features, stacked([before]), scores, known)
+        process = GaussianProcess(features, before[:, None], scores, known)
         if known is None:
             # among the better half the scores are rougher than elsewhere, and there it matters
             doubt = process.doubt_among(scores <= np.median(scores))

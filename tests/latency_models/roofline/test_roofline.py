@@ -2,16 +2,14 @@
 
 import math
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.hw_profiles import load_profile
 from leanfront.latency_models.cost import TableError
-from leanfront.latency_models.roofline.model import MEMORY_OPS, RooflineModel, roofline_ms
+from leanfront.latency_models.roofline.model import RooflineModel
+from leanfront.latency_models.roofline.work import MEMORY_OPS
 
 TOY = RooflineModel(load_profile("toy"))
 
@@ -146,21 +144,3 @@ def test_every_known_operation_has_a_cost(op: str) -> None:
         network = with_node(one_layer(4, 4, 4), op)
     rows = TOY.layers(network, uniform(network, 32, 32))
     assert rows[-1].latency_ms == pytest.approx(0.01 + 2 * 4 * 4 * 4 * 4 / 1e6)
-
-
-positive = st.floats(1e-3, 1e9)
-
-
-@given(positive, positive, positive, positive, st.floats(0, 10))
-def test_the_formula_is_bounded_by_both_roofs(
-    macs: float, moved: float, rate: float, bandwidth: float, overhead: float
-) -> None:
-    ms = float(roofline_ms(macs, moved, rate, bandwidth, overhead))
-    roofs = (macs / rate, moved / bandwidth)
-    assert ms == pytest.approx(overhead + max(roofs))
-    assert float(roofline_ms(2 * macs, moved, rate, bandwidth, overhead)) >= ms
-
-
-def test_the_formula_takes_arrays() -> None:
-    ms = roofline_ms(np.array([1e6, 1.0]), np.array([1.0, 2e6]), 1e6, 1e6, 0.01)
-    assert ms.tolist() == pytest.approx([1.01, 2.01])
