@@ -1,7 +1,7 @@
 """Layer tables: a CSV file with the shape of each layer, read as a Network."""
 
 import csv
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,13 +13,6 @@ COLUMNS = (
     "name", "op", "in_channels", "out_channels", "kernel_h", "kernel_w", "stride_h", "stride_w", "groups",
     "out_height", "out_width", "bias",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Row:
-    name: str
-    shape: LayerShape
-    bias: bool
 
 
 def read_layer_table(path: Path) -> Network:
@@ -37,7 +30,7 @@ def read_layer_table(path: Path) -> Network:
     return _chain(_rows(path))
 
 
-def _rows(path: Path) -> list[_Row]:
+def _rows(path: Path) -> list[Layer]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -63,7 +56,7 @@ def _rows(path: Path) -> list[_Row]:
     return rows
 
 
-def _row(fields: dict[str, str | None], where: str) -> _Row:
+def _row(fields: dict[str, str | None], where: str) -> Layer:
     def number(column: str, least: int = 1) -> int:
         text = (fields[column] or "").strip()
         if not (text.isascii() and text.isdigit()) or int(text) < least:
@@ -91,10 +84,10 @@ def _row(fields: dict[str, str | None], where: str) -> _Row:
     for column, channels in (("in_channels", shape.in_channels), ("out_channels", shape.out_channels)):
         if channels % shape.groups:
             raise TableError(f"{where}: {column} {channels} cannot be divided into {shape.groups} groups")
-    return _Row(name, shape, bool(bias))
+    return Layer(name, shape, bias=bool(bias))
 
 
-def _chain(rows: list[_Row]) -> Network:
+def _chain(rows: list[Layer]) -> Network:
     groups = _groups(rows)
     nodes: list[Node] = []
     layers: list[Layer] = []
@@ -118,7 +111,7 @@ def _chain(rows: list[_Row]) -> Network:
                 spatial=_input_size(row.shape),
             )
             nodes.append(source)
-        layers.append(Layer(row.name, row.shape, groups[index], row.bias))
+        layers.append(replace(row, group=groups[index]))
         nodes.append(
             Node(
                 name=row.name,
@@ -132,7 +125,7 @@ def _chain(rows: list[_Row]) -> Network:
     return Network(tuple(nodes), tuple(layers), (nodes[-1].name,))
 
 
-def _groups(rows: list[_Row]) -> list[str | None]:
+def _groups(rows: list[Layer]) -> list[str | None]:
     """The channel group of each layer's output: its own name, or for depthwise layers that of its input."""
     shapes = [row.shape for row in rows]
     if not all(_repeat(shape, before) for before, shape in pairwise(shapes)):

@@ -57,25 +57,7 @@ class PolicyBatch:
             PolicyError: a policy does not fit the network.
         """
         kept = [policy.channels(network, multiple) for policy in policies]
-        names = [layer.name for layer in network.layers]
-
-        def table(rows: list[list[int]], height: int) -> Counts:
-            return np.array(rows, dtype=np.int64).reshape(len(policies), height).T.copy()
-
-        return PolicyBatch(
-            network,
-            table(
-                [
-                    [counts.get(group, network.group_size(group)) for group in network.groups]
-                    for counts in kept
-                ],
-                len(network.groups),
-            ),
-            table([[policy[name].weight_bits for name in names] for policy in policies], len(names)),
-            table([[policy[name].activation_bits for name in names] for policy in policies], len(names)),
-            _left_out(network, policies),
-            _more(network, policies),
-        )
+        return PolicyBatch._of(network, policies, kept)
 
     @staticmethod
     def one(network: Network, policy: Policy) -> "PolicyBatch":
@@ -85,19 +67,26 @@ class PolicyBatch:
     @staticmethod
     def of_cut(whole: Network, cut: Network, policy: Policy) -> "PolicyBatch":
         """One policy of ``whole``, with the channels that ``cut``, already cut to it, has."""
-        layers = [policy[layer.name] for layer in whole.layers]
+        return PolicyBatch._of(whole, [policy], [cut.group_sizes])
 
-        def column(values: list[int]) -> Counts:
-            return np.array(values, dtype=np.int64).reshape(len(values), 1)
+    @staticmethod
+    def _of(
+        network: Network, policies: Sequence[Policy], kept: Sequence[Mapping[str, int]]
+    ) -> "PolicyBatch":
+        """``kept``: of each policy the channels of groups; of those that it does not name all stay."""
 
-        kept = cut.group_sizes
+        def table(rows: list[list[int]], height: int) -> Counts:
+            return np.array(rows, dtype=np.int64).reshape(len(policies), height).T.copy()
+
+        sizes = network.group_sizes.items()
+        layers = [[policy[layer.name] for layer in network.layers] for policy in policies]
         return PolicyBatch(
-            whole,
-            column([kept.get(group, size) for group, size in whole.group_sizes.items()]),
-            column([layer.weight_bits for layer in layers]),
-            column([layer.activation_bits for layer in layers]),
-            _left_out(whole, [policy]),
-            _more(whole, [policy]),
+            network,
+            table([[counts.get(group, size) for group, size in sizes] for counts in kept], len(sizes)),
+            table([[layer.weight_bits for layer in row] for row in layers], len(network.layers)),
+            table([[layer.activation_bits for layer in row] for row in layers], len(network.layers)),
+            _left_out(network, policies),
+            _more(network, policies),
         )
 
     @property

@@ -25,10 +25,9 @@ STALE = 1.05
 CALL = "call"
 """Key of the entry that holds what a call of a model costs by itself."""
 
-COLUMNS = (
-    "key", "median_ms", "spread", "runs", "quiet", "reference_ms", "resident_bytes", "date", "device",
-    "versions", "source",
-)  # fmt: skip
+CELLS = ("median_ms", "spread", "runs", "quiet", "reference_ms", "resident_bytes", "date")
+"""Columns of what was measured, in a table and in what a kit writes."""
+COLUMNS = ("key", *CELLS, "device", "versions", "source")
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,34 @@ class Entry:
     resident_bytes: int
     date: str
     source: str = "measured"
+
+    def cells(self) -> list[str]:
+        """As a CSV file holds it, in the order of ``CELLS``."""
+        return [
+            f"{self.median_ms:.7g}", f"{self.spread:.4f}", str(self.runs), f"{self.quiet:.3f}",
+            f"{self.reference_ms:.7g}", str(self.resident_bytes), self.date,
+        ]  # fmt: skip
+
+    @staticmethod
+    def read(cells: Mapping[str, str], where: str, remedy: str) -> "Entry":
+        """From the cells of a line, by their column; raises TableError for a bad one, which is named."""
+        try:
+            entry = Entry(
+                median_ms=float(cells["median_ms"]),
+                spread=float(cells["spread"]),
+                runs=int(cells["runs"]),
+                quiet=float(cells["quiet"]),
+                reference_ms=float(cells["reference_ms"]),
+                resident_bytes=int(cells["resident_bytes"]),
+                date=cells["date"],
+                source=cells.get("source", "measured"),
+            )
+        except ValueError as error:
+            raise TableError(f"{where}: {error}; {remedy}") from error
+        for column, value in (("median_ms", entry.median_ms), ("reference_ms", entry.reference_ms)):
+            if not (math.isfinite(value) and value > 0):
+                raise TableError(f"{where}: {column} must be above 0, not {cells[column]}; {remedy}")
+        return entry
 
 
 class LatencyTable(Mapping[str, Entry]):
@@ -177,19 +204,12 @@ class LatencyTable(Mapping[str, Entry]):
         writer = csv.writer(written)
         writer.writerow(COLUMNS)
         for key, entry in self._entries.items():
-            writer.writerow([key, *_fields(entry), str(self.device), self.device.versions, entry.source])
+            writer.writerow([key, *entry.cells(), str(self.device), self.device.versions, entry.source])
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_file(path, written.getvalue())
         except OSError as error:
             raise TableError(f"cannot write the latency table {path}: {error.strerror}") from error
-
-
-def _fields(entry: Entry) -> list[str]:
-    return [
-        f"{entry.median_ms:.7g}", f"{entry.spread:.4f}", str(entry.runs), f"{entry.quiet:.3f}",
-        f"{entry.reference_ms:.7g}", str(entry.resident_bytes), entry.date,
-    ]  # fmt: skip
 
 
 def load_table(path: Path, device: Device, profile: str = "this-machine") -> LatencyTable:
@@ -221,24 +241,8 @@ def load_table(path: Path, device: Device, profile: str = "this-machine") -> Lat
 def _entry(row: Mapping[str, str | None], where: str) -> Entry:
     if None in row.values() or None in row:
         raise TableError(f"{where}: the line is cut short or too long; delete the table and measure again")
-    values = {name: str(row[name]) for name in COLUMNS}
-    try:
-        entry = Entry(
-            median_ms=float(values["median_ms"]),
-            spread=float(values["spread"]),
-            runs=int(values["runs"]),
-            quiet=float(values["quiet"]),
-            reference_ms=float(values["reference_ms"]),
-            resident_bytes=int(values["resident_bytes"]),
-            date=values["date"],
-            source=values["source"],
-        )
-    except ValueError as error:
-        raise TableError(f"{where}: {error}; delete the table and measure again") from error
-    for column, value in (("median_ms", entry.median_ms), ("reference_ms", entry.reference_ms)):
-        if not (math.isfinite(value) and value > 0):
-            raise TableError(f"{where}: {column} must be above 0, not {values[column]}; measure again")
-    return entry
+    cells = {name: str(row[name]) for name in COLUMNS}
+    return Entry.read(cells, where, "delete the table and measure again")
 
 
 def check_columns(path: Path, header: Sequence[str], wanted: Sequence[str], remedy: str) -> None:

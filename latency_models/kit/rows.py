@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leanfront.latency_models.errors import TableError
-from leanfront.latency_models.kernel_table.table import Entry, check_columns
+from leanfront.latency_models.kernel_table.table import CELLS, Entry, check_columns
 
-COLUMNS = (
-    "row", "name", "median_ms", "spread", "runs", "quiet", "reference_ms", "resident_bytes", "date", "text",
-)  # fmt: skip
+COLUMNS = ("row", "name", *CELLS, "text")
 KINDS = ("about", "network", "kernel", "whole", "noise", "end")
 POSSIBLE_MS = (0.002, 20.0)
 """The reference convolution, 2.4 million multiply-accumulates, takes neither less nor more on anything that
@@ -36,18 +34,8 @@ class Row:
 
     def line(self) -> str:
         """As it stands in the file, with the end of the line."""
-        cells = {"row": self.kind, "name": self.name, "text": self.text}
-        if self.entry is not None:
-            cells |= {
-                "median_ms": f"{self.entry.median_ms:.7g}",
-                "spread": f"{self.entry.spread:.4f}",
-                "runs": str(self.entry.runs),
-                "quiet": f"{self.entry.quiet:.3f}",
-                "reference_ms": f"{self.entry.reference_ms:.7g}",
-                "resident_bytes": str(self.entry.resident_bytes),
-                "date": self.entry.date,
-            }
-        return csv_line([cells.get(column, "") for column in COLUMNS])
+        cells = [""] * len(CELLS) if self.entry is None else self.entry.cells()
+        return csv_line([self.kind, self.name, *cells, self.text])
 
 
 def csv_line(cells: Iterable[str]) -> str:
@@ -96,23 +84,7 @@ def _row(cells: Mapping[str, str | None], where: str) -> Row:
 
 
 def _entry(cells: Mapping[str, str], where: str) -> Entry:
-    try:
-        entry = Entry(
-            median_ms=float(cells["median_ms"]),
-            spread=float(cells["spread"]),
-            runs=int(cells["runs"]),
-            quiet=float(cells["quiet"]),
-            reference_ms=float(cells["reference_ms"]),
-            resident_bytes=int(cells["resident_bytes"]),
-            date=cells["date"],
-        )
-    except ValueError as error:
-        raise TableError(f"{where}: {error}; measure on the device again") from error
-    for column, value in (("median_ms", entry.median_ms), ("reference_ms", entry.reference_ms)):
-        if not (math.isfinite(value) and value > 0):
-            raise TableError(
-                f"{where}: {column} must be above 0, not {cells[column]}; measure on the device again"
-            )
+    entry = Entry.read(cells, where, "measure on the device again")
     low, high = POSSIBLE_MS
     if not low <= entry.reference_ms <= high:
         raise TableError(

@@ -92,6 +92,11 @@ class Encoding:
         """(decisions,): nothing cut, nothing left out, the widest bits."""
         return np.array([decision.plain_code for decision in self.space.decisions], dtype=np.int64)
 
+    @cached_property
+    def uniform(self) -> Codes:
+        """(decisions, n): the uniform policies of the space."""
+        return np.stack([self.of(policy) for policy in self.space.uniform_policies()], axis=1)
+
     def random(self, count: int, rng: np.random.Generator) -> Codes:
         """(decisions, count): every decision drawn uniformly."""
         return rng.integers(self.sizes[:, None], size=(len(self.sizes), count))

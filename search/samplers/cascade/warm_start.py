@@ -19,7 +19,7 @@ from leanfront.search.samplers.cascade.zero_cost_front import cheap_front
 
 if TYPE_CHECKING:
     from leanfront.compression.policy.space import Space
-    from leanfront.latency_models.cost import CostModel
+    from leanfront.latency_models.cost import CostArrays, CostModel
     from leanfront.search.trial.trial import Problem
 
 CHEAP_POLICIES = 1_000_000
@@ -88,38 +88,28 @@ class Knowledge:
         the part is too small."""
         if codes.shape[1] == 0:
             return np.zeros((0, len(self.costs)))
-        batch = self.encoding.batch(codes)
-        found = self.cost_model.costs(batch)
-        rows = [objective(name) for name in self.costs]
-        columns = [
-            row.sign * np.log(np.maximum(row.column(batch, found), 1e-12) / self.baseline[row.name])
-            for row in rows
-        ]
-        result = np.stack(columns, axis=1)
+        found, result = self._priced(codes)
         for name, most in self.limits.costs.items():
             result[getattr(found, name) > most] = np.inf
         result[~found.fits] = np.inf
         return result
 
-    @cached_property
-    def _uniform(self) -> Codes:
-        return np.stack([self.encoding.of(policy) for policy in self.space.uniform_policies()], axis=1)
+    def _priced(self, codes: Codes) -> "tuple[CostArrays, Array]":
+        """What policies cost, and the logarithms (n, k) as shares of the baseline's."""
+        batch = self.encoding.batch(codes)
+        found = self.cost_model.costs(batch)
+        columns = [
+            row.sign * np.log(np.maximum(row.column(batch, found), 1e-12) / self.baseline[row.name])
+            for row in map(objective, self.costs)
+        ]
+        return found, np.stack(columns, axis=1)
 
     @cached_property
     def low(self) -> Array:
         """(k,): the lowest log cost of a large sample."""
-        rng = np.random.default_rng(0)
-        encoding = self.encoding
-        sample = np.hstack([self._uniform, encoding.random(4096, rng)])
-        batch = encoding.batch(sample)
-        found = self.cost_model.costs(batch)
-        rows = [objective(name) for name in self.costs]
-        shares = [row.column(batch, found) / self.baseline[row.name] for row in rows]
-        lowest = [
-            float((row.sign * np.log(np.maximum(share, 1e-12))).min())
-            for row, share in zip(rows, shares, strict=True)
-        ]
-        return np.minimum(lowest, -1e-3)
+        drawn = self.encoding.random(4096, np.random.default_rng(0))
+        _, log_costs = self._priced(np.hstack([self.encoding.uniform, drawn]))
+        return np.asarray(np.minimum(log_costs.min(axis=0), -1e-3))
 
     def cheap_front(self, policies: int = CHEAP_POLICIES, seed: int = 0) -> Codes:
         """(decisions, m): the front of so many policies by costs and sensitivities alone."""

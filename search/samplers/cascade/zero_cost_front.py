@@ -3,10 +3,9 @@
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from leanfront.search.samplers.cascade.encoding import Codes, Encoding
-from leanfront.search.samplers.cascade.expected_hypervolume import latin_hypercube
+from leanfront.search.samplers.cascade.expected_hypervolume import latin_hypercube, within
 from leanfront.search.samplers.cascade.gaussian import Array
 
 GENERATION = 8192
@@ -47,12 +46,9 @@ class Archive:
 
     def add(self, codes: Codes, log_costs: Array, shortfalls: Array) -> None:
         """Take in policies: codes (decisions, n), log costs (n, k), predicted log shortfalls (n,)."""
-        allowed: NDArray[np.bool_] = np.ones((len(self.points), len(shortfalls)), dtype=np.bool_)
-        for column in range(self.points.shape[1]):
-            allowed &= log_costs[None, :, column] <= self.points[:, None, column]
-        values = np.where(allowed, shortfalls[None, :], np.inf)
-        best = values.argmin(axis=1)
-        found = values[np.arange(len(best)), best]
+        values = np.where(within(log_costs, self.points), shortfalls[:, None], np.inf)
+        best = values.argmin(axis=0)
+        found = values[best, np.arange(len(best))]
         better = found < self.shortfalls
         self.shortfalls[better] = found[better]
         self.codes[:, better] = codes[:, best[better]]
@@ -82,9 +78,8 @@ def cheap_front(
         points: places in the box of log costs, and so the most policies that come back.
     """
     archive = Archive(latin_hypercube(low, points), len(encoding.sizes))
-    uniform = [encoding.of(policy) for policy in encoding.space.uniform_policies()]
+    first = encoding.uniform
     # random mixtures of each uniform policy with the uncompressed one: all intensities of compression
-    first = np.stack(uniform, axis=1)
     mixed = first[:, rng.integers(first.shape[1], size=GENERATION)]
     keep = rng.random(mixed.shape) < rng.random(GENERATION)
     mixed = np.where(keep, mixed, encoding.uncompressed()[:, None])
