@@ -7,8 +7,6 @@ from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializationInfo,
     SerializerFunctionWrapHandler,
@@ -20,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import to_json
 
-from leanfront.hw_profiles.section import TAKEN, Count, Positive, Section, model_names, section_named
+from leanfront.hw_profiles.section import TAKEN, Count, Frozen, Positive, Section, model_names, section_named
 from leanfront.hw_profiles.sections import Measured
 from leanfront.hw_profiles.sections.fpga import INNER_TABLES, Power, Resources, Space
 from leanfront.hw_profiles.units import UNITS, unit_of
@@ -37,11 +35,7 @@ class ProfileError(ValueError):
     """A profile that is not there, cannot be read, or contradicts itself; or asked for what it has not."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Source(_Frozen):
+class Source(Frozen):
     """Where a number is from. ``assumed``: nobody measured or published it for this part."""
 
     status: Literal["measured", "published", "calibrated", "assumed"]
@@ -55,7 +49,7 @@ class Source(_Frozen):
         return text
 
 
-class HardwareProfile(_Frozen):
+class HardwareProfile(Frozen):
     """One part, as the TOML file of the same name describes it. hw_profiles/README.md lists the fields.
 
     ``of`` makes one: of the class that has, besides, the section of its ``model`` (hw_profiles.sections).

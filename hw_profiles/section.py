@@ -21,13 +21,17 @@ TAKEN: set[str] = set()
 _SECTIONS: "dict[str, type[Section]]" = {}
 
 
-class Section(BaseModel):
+class Frozen(BaseModel):
+    """A table of a profile: nothing in it changes, and it has no other fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Section(Frozen):
     """The numbers that one cost model reads. A section without fields has no table in a profile.
 
     Names of numbers end in their unit (hw_profiles.units); ``pure_numbers`` names those that have none.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model_name: ClassVar[str] = ""
     pure_numbers: ClassVar[frozenset[str]] = frozenset()
@@ -69,3 +73,8 @@ def model_names() -> tuple[str, ...]:
 def section_named(model: object) -> type[Section] | None:
     """The section of a model; None where there is no such model."""
     return _SECTIONS.get(model) if isinstance(model, str) else None
+
+
+@register_section("measured")
+class Measured(Section):
+    """A part whose kernels are timed: its numbers are in a latency table, not in the profile."""

@@ -126,50 +126,42 @@ def followed(
 
     Sizes in the arguments of reshapes that count channels are freed, so that the graph runs after a cut.
     """
-    found: Channels | None = None
-    if inputs:
-        found = _followed(graph, op, node, inputs, shape, groups)
-    if found is not None:
+
+    def by_rule() -> Channels | None:
+        if not inputs:
+            return None
+        first = inputs[0]
+        same_size = len(shape) == len(first.shape) and shape[first.axis] == first.shape[first.axis]
+        if op in KEEPS_CHANNELS:
+            return (first.channels, first.axis) if same_size and len(inputs) == 1 else None
+        if op in KEEPS_IMAGE_CHANNELS and op != "global_avgpool":
+            return (first.channels, 1) if same_size and first.axis == 1 else None
+        if op == "layernorm":
+            module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+            over_channels = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
+            return (first.channels, first.axis) if over_channels and first.from_end == -1 else None
+        if op in BINARY:
+            return _met(inputs, shape, groups)
+        if op == "concat":
+            return _concatenated(node, inputs, shape, groups)
+        if op in ("mean", "global_avgpool"):
+            return _reduced(node, first, shape)
+        if op in ("reshape", "flatten"):
+            return _reshaped(node, first, shape)
+        if op == "expand":
+            return _expanded(node, first, shape)
+        if op == "transpose":
+            return _transposed(node, first)
+        if op == "slice":
+            return _sliced(node, first)
+        return None
+
+    if (found := by_rule()) is not None:
         return found
     for source in inputs:
         groups.freeze(source.channels)
     axis = default_axis(shape)
     return (Segment(None, shape[axis] if shape else 1),), axis
-
-
-def _followed(
-    graph: fx.GraphModule,
-    op: str,
-    node: fx.Node,
-    inputs: tuple[Flow, ...],
-    shape: tuple[int, ...],
-    groups: ChannelGroups,
-) -> Channels | None:
-    first = inputs[0]
-    same_size = len(shape) == len(first.shape) and shape[first.axis] == first.shape[first.axis]
-    if op in KEEPS_CHANNELS:
-        return (first.channels, first.axis) if same_size and len(inputs) == 1 else None
-    if op in KEEPS_IMAGE_CHANNELS and op != "global_avgpool":
-        return (first.channels, 1) if same_size and first.axis == 1 else None
-    if op == "layernorm":
-        module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-        over_channels = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
-        return (first.channels, first.axis) if over_channels and first.from_end == -1 else None
-    if op in BINARY:
-        return _met(inputs, shape, groups)
-    if op == "concat":
-        return _concatenated(node, inputs, shape, groups)
-    if op in ("mean", "global_avgpool"):
-        return _reduced(node, first, shape)
-    if op in ("reshape", "flatten"):
-        return _reshaped(node, first, shape)
-    if op == "expand":
-        return _expanded(node, first, shape)
-    if op == "transpose":
-        return _transposed(node, first)
-    if op == "slice":
-        return _sliced(node, first)
-    return None
 
 
 def _met(inputs: tuple[Flow, ...], shape: tuple[int, ...], groups: ChannelGroups) -> Channels | None:

@@ -44,80 +44,26 @@ MODULE_OPS: Mapping[type[nn.Module], str] = {
     nn.ZeroPad2d: "pad",
 }
 
-FUNCTION_OPS: Mapping[Callable[..., Any], str] = {
-    F.relu: "relu",
-    torch.relu: "relu",
-    F.relu6: "relu6",
-    F.hardswish: "hardswish",
-    F.hardsigmoid: "hardsigmoid",
-    F.silu: "silu",
-    F.gelu: "gelu",
-    torch.sigmoid: "sigmoid",
-    F.sigmoid: "sigmoid",
-    torch.tanh: "tanh",
-    F.leaky_relu: "leaky_relu",
-    operator.add: "add",
-    operator.iadd: "add",
-    torch.add: "add",
-    operator.sub: "sub",
-    torch.sub: "sub",
-    operator.mul: "mul",
-    operator.imul: "mul",
-    torch.mul: "mul",
-    operator.truediv: "div",
-    torch.div: "div",
-    operator.neg: "elementwise",
-    torch.exp: "elementwise",
-    torch.sqrt: "elementwise",
-    operator.pow: "elementwise",
-    operator.matmul: "matmul",
-    torch.matmul: "matmul",
-    torch.bmm: "matmul",
-    torch.cat: "concat",
-    torch.concat: "concat",
-    F.max_pool2d: "maxpool",
-    F.avg_pool2d: "avgpool",
-    F.adaptive_avg_pool2d: "avgpool",
-    torch.mean: "mean",
-    torch.flatten: "reshape",
-    torch.reshape: "reshape",
-    torch.squeeze: "reshape",
-    torch.unsqueeze: "reshape",
-    torch.transpose: "transpose",
-    torch.permute: "transpose",
-    F.dropout: "identity",
-    F.softmax: "softmax",
-    torch.softmax: "softmax",
-    F.pad: "pad",
-    operator.getitem: "slice",
-    F.interpolate: "upsample",
-}
+NAMED_OPS: Mapping[str, str] = {
+    **{name: name for name in (
+        "relu", "relu6", "hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "tanh", "leaky_relu",
+        "softmax", "add", "sub", "mul", "div", "matmul", "mean", "expand", "transpose", "pad",
+    )},
+    **dict.fromkeys(("neg", "exp", "sqrt", "pow"), "elementwise"),
+    **dict.fromkeys(("flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze"), "reshape"),
+    **dict.fromkeys(("contiguous", "dropout"), "identity"),
+    **dict.fromkeys(("cat", "concat"), "concat"),
+    **dict.fromkeys(("avg_pool2d", "adaptive_avg_pool2d"), "avgpool"),
+    "iadd": "add", "imul": "mul", "truediv": "div", "bmm": "matmul", "max_pool2d": "maxpool",
+    "permute": "transpose", "getitem": "slice", "interpolate": "upsample",
+}  # fmt: skip
+"""What functions and methods of tensors are called -> the operation that they are."""
 
-METHOD_OPS: Mapping[str, str] = {
-    "relu": "relu",
-    "add": "add",
-    "sub": "sub",
-    "mul": "mul",
-    "div": "div",
-    "exp": "elementwise",
-    "sqrt": "elementwise",
-    "pow": "elementwise",
-    "matmul": "matmul",
-    "bmm": "matmul",
-    "mean": "mean",
-    "flatten": "reshape",
-    "view": "reshape",
-    "reshape": "reshape",
-    "unflatten": "reshape",
-    "squeeze": "reshape",
-    "unsqueeze": "reshape",
-    "expand": "expand",
-    "transpose": "transpose",
-    "permute": "transpose",
-    "contiguous": "identity",
-    "softmax": "softmax",
-    "sigmoid": "sigmoid",
-    "tanh": "tanh",
+FUNCTION_OPS: Mapping[Callable[..., Any], str] = {
+    getattr(module, name): op
+    for module in (torch, F, operator)
+    for name, op in NAMED_OPS.items()
+    if hasattr(module, name)
 }
 
 LAYER_FUNCTIONS: tuple[Callable[..., Any], ...] = (
@@ -157,7 +103,7 @@ def operation(graph: fx.GraphModule, node: fx.Node) -> tuple[str, str]:
         name = getattr(node.target, "__name__", str(node.target))
         op = FUNCTION_OPS.get(node.target, "other") if callable(node.target) else "other"
         return op, _variant(op, node) or name
-    op = METHOD_OPS.get(str(node.target), "other")
+    op = NAMED_OPS.get(str(node.target), "other")
     return op, _variant(op, node) or str(node.target)
 
 

@@ -70,9 +70,7 @@ class PolicyBatch:
         return PolicyBatch._of(whole, [policy], [cut.group_sizes])
 
     @staticmethod
-    def _of(
-        network: Network, policies: Sequence[Policy], kept: Sequence[Mapping[str, int]]
-    ) -> "PolicyBatch":
+    def _of(network: Network, policies: Sequence[Policy], kept: Sequence[Mapping[str, int]]) -> "PolicyBatch":
         """``kept``: of each policy the channels of groups; of those that it does not name all stay."""
 
         def table(rows: list[list[int]], height: int) -> Counts:

@@ -2,9 +2,7 @@
 applied."""
 
 from leanfront.compression.policy.technique import register
-from leanfront.compression.techniques.channel_pruning import ChannelPruning
-from leanfront.compression.techniques.depth import Depth
-from leanfront.compression.techniques.quantization import Quantization
+from leanfront.compression.techniques.built_in import ChannelPruning, Depth, Quantization
 
 for _technique in (ChannelPruning(), Depth(), Quantization()):
     register(_technique)

@@ -6,11 +6,14 @@ The network says which weights belong to a channel, torch-pruning's functions ta
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch_pruning.pruner import function as surgeon
+from torch_pruning.ops import module2type
+from torch_pruning.pruner.function import PrunerBox
 
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.graph import Layer, Network
@@ -130,12 +133,8 @@ def _parts(
         elif node.op in ("batchnorm", "layernorm") and own:
             norm = module.get_submodule(targets[node.name])
             assert isinstance(norm, _BatchNorm | nn.LayerNorm)
-            take = (
-                surgeon.prune_batchnorm_out_channels
-                if isinstance(norm, _BatchNorm)
-                else surgeon.prune_layernorm_out_channels
-            )
-            yield _Part(own, None if norm.weight is None else norm.weight.square(), _bound(take, norm))
+            magnitudes = None if norm.weight is None else norm.weight.square()
+            yield _Part(own, magnitudes, partial(_surgeon(norm).prune_out_channels, norm))
         elif node.layer is not None:
             layer = module.get_submodule(node.layer)
             assert isinstance(layer, nn.Linear | Convolution)
@@ -164,19 +163,13 @@ def _places(network: Network, name: str, group: str) -> list[list[int]]:
 def _written(layer: nn.Linear | Convolution, places: list[list[int]], depthwise: bool) -> _Part:
     """The weights that make a layer's output channels."""
     axis = 1 if isinstance(layer, nn.ConvTranspose2d) and not depthwise else 0
-    if isinstance(layer, nn.Linear):
-        take = surgeon.prune_linear_out_channels
-    else:
-        take = surgeon.prune_depthwise_conv_out_channels if depthwise else surgeon.prune_conv_out_channels
-    return _Part(places, _squares(layer.weight, axis), _bound(take, layer))
+    return _Part(places, _squares(layer.weight, axis), partial(_surgeon(layer).prune_out_channels, layer))
 
 
 def _read(layer: nn.Linear | Convolution, places: list[list[int]]) -> _Part:
     """The weights that read a layer's input channels."""
     axis = 0 if isinstance(layer, nn.ConvTranspose2d) else 1
-    linear = isinstance(layer, nn.Linear)
-    take = surgeon.prune_linear_in_channels if linear else surgeon.prune_conv_in_channels
-    return _Part(places, _squares(layer.weight, axis), _bound(take, layer))
+    return _Part(places, _squares(layer.weight, axis), partial(_surgeon(layer).prune_in_channels, layer))
 
 
 def _parameter(module: nn.Module, target: str, axis: int, places: list[list[int]]) -> _Part:
@@ -194,8 +187,9 @@ def _parameter(module: nn.Module, target: str, axis: int, places: list[list[int]
     return _Part(places, None, remove)
 
 
-def _bound(take: Callable[[nn.Module, list[int]], object], part: nn.Module) -> Callable[[list[int]], object]:
-    return lambda gone: take(part, gone)
+def _surgeon(part: nn.Module) -> Any:
+    """What takes channels out of such a module."""
+    return PrunerBox[module2type(part)]
 
 
 def _squares(weight: Tensor, axis: int) -> Tensor:

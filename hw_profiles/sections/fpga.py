@@ -3,18 +3,14 @@
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
-from leanfront.hw_profiles.section import Count, CountOrNone, Factor, NotNegative, Positive, Share
+from leanfront.hw_profiles.section import Count, CountOrNone, Factor, Frozen, NotNegative, Positive, Share
 
 BlockName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=24)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Logic(_Section):
+class Logic(Frozen):
     """Lookup tables. ``per_lut6``: how many of them do the work of one 6-input table (1 on AMD parts)."""
 
     name: BlockName
@@ -22,7 +18,7 @@ class Logic(_Section):
     per_lut6: Factor = 1.0
 
 
-class Multiplier(_Section):
+class Multiplier(Frozen):
     """DSP blocks. ``macs``: multiply-accumulates per block and cycle by the bits of the wider operand."""
 
     name: BlockName
@@ -38,7 +34,7 @@ class Multiplier(_Section):
         return macs
 
 
-class MemoryBlock(_Section):
+class MemoryBlock(Frozen):
     """One kind of memory block. ``shapes``: [width in bits, depth in words] that a block can be set to.
 
     ``halves``: 2 where a block can be used as two independent halves and the shapes are those of a half.
@@ -60,7 +56,7 @@ class MemoryBlock(_Section):
         return self
 
 
-class Resources(_Section):
+class Resources(Frozen):
     """Blocks of a part by kind, under the names that its maker gives them.
 
     ``memory``: buffers go into the first kind, weights into either where there are two. ``usable``: share of
@@ -80,7 +76,7 @@ class Resources(_Section):
         return {name: count * self.usable for name, count in counts.items()}
 
 
-class Power(_Section):
+class Power(Frozen):
     """Power in parts: energy = idle_w x latency + mac_pj x multiply-accumulates of 8 x 8 bits (fewer bits:
     in proportion to their sum) + outside_byte_pj x bytes from and to the memory outside."""
 
@@ -89,7 +85,7 @@ class Power(_Section):
     outside_byte_pj: NotNegative = 0.0
 
 
-class Space(_Section):
+class Space(Frozen):
     """What radiation costs.
 
     triplication: kind of block -> by how much its use is multiplied. memory_ecc: bits stored per bit of data.

@@ -1,5 +1,7 @@
 """Models without their weights: these are random where only latency matters, so they need not be carried."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from leanfront.latency_models.kernel_table import onnx_protobuf
@@ -13,21 +15,18 @@ _TILE = 4093
 
 def hollow(model: bytes) -> bytes:
     """The model with its large constants replaced by their range, which stands in their doc_string."""
-    graph = onnx_protobuf.graph_of(model)
-    constants = [
-        _emptied(Tensor.read(message))
-        for message in onnx_protobuf.messages(graph, onnx_protobuf.GRAPH_CONSTANTS)
-    ]
-    return onnx_protobuf.with_graph(
-        model, onnx_protobuf.replaced(graph, onnx_protobuf.GRAPH_CONSTANTS, constants)
-    )
+    return _with_constants(model, lambda message, _: _emptied(Tensor.read(message)))
 
 
 def filled(model: bytes) -> bytes:
     """A model that ``hollow`` made, with other random values of the same ranges: it takes as long."""
+    return _with_constants(model, _refilled)
+
+
+def _with_constants(model: bytes, changed: Callable[[bytes, int], bytes]) -> bytes:
     graph = onnx_protobuf.graph_of(model)
     messages = onnx_protobuf.messages(graph, onnx_protobuf.GRAPH_CONSTANTS)
-    constants = [_refilled(message, number) for number, message in enumerate(messages)]
+    constants = [changed(message, number) for number, message in enumerate(messages)]
     return onnx_protobuf.with_graph(
         model, onnx_protobuf.replaced(graph, onnx_protobuf.GRAPH_CONSTANTS, constants)
     )

@@ -15,8 +15,8 @@ from leanfront.compression.export.template import Template, template
 from leanfront.compression.export.walk import exported, random_model
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import size_bytes
+from leanfront.compression.techniques.built_in import left_out
 from leanfront.compression.techniques.compress import compress
-from leanfront.compression.techniques.depth import left_out
 from leanfront.compression.techniques.prune import victims
 from leanfront.compression.techniques.quantize import calibrate, quantizers
 from leanfront.compression.training.batch_norms import re_estimate
