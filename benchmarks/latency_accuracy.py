@@ -148,8 +148,9 @@ def _scoring_speed(model: TableModel, space: Space) -> Speed:
     """Of random policies, which leave every branch out in half of the cases, where some others were priced
     before: two batches, and FEW alone."""
     rng = np.random.default_rng(0)
-    model.costs(space.random_batch(MANY, rng))
-    batch = space.random_batch(MANY, rng)
+    sizes = np.array([[len(decision.values)] for decision in space.decisions])
+    model.costs(space.batch(rng.integers(sizes, size=(len(sizes), MANY))))
+    batch = space.batch(rng.integers(sizes, size=(len(sizes), MANY)))
     started = time.perf_counter()
     model.costs(batch)
     many = MANY / (time.perf_counter() - started)

@@ -18,13 +18,20 @@ from pydantic import (
 )
 from pydantic_core import to_json
 
-from leanfront.hw_profiles.section import TAKEN, Count, Frozen, Positive, Section, model_names, section_named
+from leanfront.hw_profiles.section import (
+    ACTIVATION_BITS,
+    TAKEN,
+    WEIGHT_BITS,
+    Count,
+    Frozen,
+    Positive,
+    Section,
+    model_names,
+    section_named,
+)
 from leanfront.hw_profiles.sections import Measured
 from leanfront.hw_profiles.sections.fpga import INNER_TABLES, Power, Resources, Space
 from leanfront.hw_profiles.units import UNITS, unit_of
-
-WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
-ACTIVATION_BITS = (4, 8, 16, 32)
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=64)]
 Bits = Annotated[int, Field(strict=True)]

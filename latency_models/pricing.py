@@ -37,17 +37,12 @@ def price(
             )
     cut = bool(policy.absent) or any(layer.cut for layer in policy.values())
     resized = policy.cut(network, profile.channel_multiple) if cut else network
-    model = _model(resized, policy, profile, log)
-    return Price(resized, model.cost(resized, policy), model.layers(resized, policy), model)
+    if profile.measured:
+        from leanfront.latency_models.measured.building import file_cost_model
 
-
-def _model(
-    network: Network, policy: Policy, profile: HardwareProfile, log: Callable[[str], None]
-) -> CostModel:
-    if not profile.measured:
+        model: CostModel = file_cost_model(resized, policy, profile, log)
+    else:
         from leanfront.latency_models.registry import model_of
 
-        return model_of(profile)
-    from leanfront.latency_models.measured.building import file_cost_model
-
-    return file_cost_model(network, policy, profile, log)
+        model = model_of(profile)
+    return Price(resized, model.cost(resized, policy), model.layers(resized, policy), model)

@@ -76,10 +76,7 @@ def _load_external(tensor: TensorProto, folder: Path, path: Path) -> None:
         )
     if not target.is_file():
         raise OnnxError(f"{path} keeps tensor {tensor.name!r} in {location!r}, which is not there")
-    elements = 1
-    for size in tensor.dims:
-        elements *= size
-    if elements * 8 <= SMALL_BYTES:
+    if math.prod(tensor.dims) * 8 <= SMALL_BYTES:
         try:
             external_data_helper.load_external_data_for_tensor(tensor, str(folder))
             tensor.data_location = TensorProto.DEFAULT

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from leanfront.compression.export.weights import LayerWeights, bias_codes, finer_steps
+from leanfront.compression.export.weights import LayerWeights, along, bias_codes, finer_steps
 from leanfront.compression.graph import kernels
 from leanfront.compression.policy.grids import ActivationGrid
 from leanfront.compression.policy.precision import computes_in_integers, source_of_range
@@ -114,13 +114,12 @@ def _folded(module: nn.Module, norms: list[_BatchNorm]) -> LayerWeights:
             gain, shift = gain * norm.weight.double(), shift * norm.weight.double() + norm.bias.double()
         factor, bias = factor * gain, bias * gain + shift
     bias_array = bias.numpy().astype(np.float32)
-    shape = [1] * weight.dim()
-    shape[axis] = -1
     if not isinstance(quantizer, WeightQuantizer):
-        folded = (weight.double() * factor.view(shape)).numpy().astype(np.float32)
+        folded = (weight.double() * along(factor, weight.dim(), axis)).numpy().astype(np.float32)
         return LayerWeights(bias_array, weight=folded)
     scales = channel_scales(weight, quantizer.bits, quantizer.clip, axis)
-    codes = weight_codes(weight, scales, quantizer.bits, axis) * factor.sign().float().view(shape)
+    signs = along(factor.sign().float(), weight.dim(), axis)
+    codes = weight_codes(weight, scales, quantizer.bits, axis) * signs
     return LayerWeights(
         bias_array,
         codes=codes.numpy().astype(np.int8),

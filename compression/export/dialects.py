@@ -13,7 +13,7 @@ import numpy as np
 from onnx import TensorProto
 
 from leanfront.compression.export.onnx_writer import Writer
-from leanfront.compression.export.weights import LayerWeights, bias_codes, finer_steps
+from leanfront.compression.export.weights import LayerWeights, along, bias_codes, finer_steps
 from leanfront.compression.graph import Kernel, Layer
 from leanfront.compression.policy import LayerPolicy
 from leanfront.compression.policy.file_size import storage_bits
@@ -186,9 +186,8 @@ class Qdq(Dialect):
             return super().weight(out, call)
         if not call.integer:  # a float kernel, and a small file
             decoded = out.add("Cast", [out.packed(held.codes, bits)], to=TensorProto.FLOAT)
-            shape = [1] * held.codes.ndim
-            shape[call.axis] = -1
-            return out.add("Mul", [decoded, out.constant(held.scales.reshape(shape))])
+            scales = along(held.scales, held.codes.ndim, call.axis)
+            return out.add("Mul", [decoded, out.constant(scales)])
         finer = finer_steps(bits)
         if storage_bits(bits) < 8:
             name = out.add("Cast", [out.packed(held.codes, bits)], to=TensorProto.FLOAT)

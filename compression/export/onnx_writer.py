@@ -16,15 +16,6 @@ IR_VERSION = 10
 LARGE = 4096
 """Bytes of a constant above which nobody looks for an equal one."""
 
-ELEMENT_TYPE = {
-    np.dtype(helper.tensor_dtype_to_np_dtype(kind)).char: kind
-    for kind in (
-        TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.INT64, TensorProto.INT32,
-        TensorProto.INT8, TensorProto.UINT8, TensorProto.BOOL,
-    )
-}  # fmt: skip
-"""NumPy's character of an element type -> ONNX's number of it."""
-
 
 @dataclass
 class Writer:
@@ -50,7 +41,7 @@ class Writer:
         if key in self.shared and len(content) <= LARGE:
             return self.shared[key]
         name = self.shared[key] = self.name()
-        kind = ELEMENT_TYPE[array.dtype.char]
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
         self.initializers.append(TensorProto(name=name, data_type=kind, dims=array.shape, raw_data=content))
         return name
 

@@ -3,12 +3,15 @@
 import math
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leanfront.compression.graph import LayerShape, Network
 from leanfront.compression.policy import LayerPolicy, Policy
+
+V = TypeVar("V", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,7 @@ class LayerWeights:
         if self.codes is None or self.scales is None:
             assert self.weight is not None
             return self.weight
-        shape = [1] * self.codes.ndim
-        shape[axis] = -1
-        return self.codes * self.scales.reshape(shape)
+        return self.codes * along(self.scales, self.codes.ndim, axis)
 
     def transposed(self) -> "LayerWeights":
         """A linear layer's weight as a matrix product wants it, (in, out)."""
@@ -39,6 +40,14 @@ class LayerWeights:
             return replace(self, codes=np.ascontiguousarray(self.codes.T))
         assert self.weight is not None
         return replace(self, weight=np.ascontiguousarray(self.weight.T))
+
+
+def along(values: V, dimensions: int, axis: int) -> V:
+    """One value per channel, an array or a tensor, so that it broadcasts along ``axis`` of a weight."""
+    shape = [1] * dimensions
+    shape[axis] = -1
+    reshaped: V = values.reshape(shape)
+    return reshaped
 
 
 def highest_code(bits: int) -> int:

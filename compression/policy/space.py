@@ -214,27 +214,15 @@ class Space:
             for layer in self.network.layers
         }
 
-    @cached_property
-    def _as_drawn(self) -> list[tuple[int, Decision]]:
-        """Place and decision, in the order in which random policies draw them: switches last."""
-        return sorted(enumerate(self.decisions), key=lambda item: item[1].scale == "switch")
-
     def random(self, rng: np.random.Generator, depth: bool = True) -> Policy:
-        """A policy, each decision drawn uniformly; without ``depth`` no branch is left out."""
+        """A policy, each decision drawn uniformly, switches last; without ``depth`` no branch is left out."""
         return self.policy(
             {
                 decision.name: decision.values[rng.integers(len(decision.values))]
-                for _, decision in self._as_drawn
+                for decision in sorted(self.decisions, key=lambda decision: decision.scale == "switch")
                 if depth or decision.kind != BRANCH
             }
         )
-
-    def random_batch(self, count: int, rng: np.random.Generator) -> "PolicyBatch":
-        """Policies as ``random`` draws them, many at once."""
-        codes = np.zeros((len(self.decisions), count), dtype=np.int64)
-        for place, decision in self._as_drawn:
-            codes[place] = rng.integers(len(decision.values), size=count)
-        return self.batch(codes)
 
     def batch(self, codes: "NDArray[np.int64]") -> "PolicyBatch":
         """Many policies at once, (decisions, n) codes: what ``policy`` makes of the values of each column."""

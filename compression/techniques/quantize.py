@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from leanfront.compression.export.weights import highest_code
+from leanfront.compression.export.weights import along, highest_code
 from leanfront.compression.graph import Network, kernels
 from leanfront.compression.policy import Policy, tensor_bits
 from leanfront.compression.policy.grids import ActivationGrid
@@ -25,13 +25,6 @@ from leanfront.compression.policy.precision import SAME_RANGE_OPS
 
 QUANTIZER = "quantizer_"
 """Prefix of the modules that quantize a tensor; the rest of the name is the tensor's."""
-
-
-def per_channel(values: Tensor, weight: Tensor, axis: int) -> Tensor:
-    """View a vector of one value per channel so that it broadcasts along ``axis`` of a weight."""
-    shape = [1] * weight.dim()
-    shape[axis] = -1
-    return values.view(shape)
 
 
 def channel_scales(weight: Tensor, bits: int, clip: Tensor, axis: int = 0) -> Tensor:
@@ -44,7 +37,7 @@ def channel_scales(weight: Tensor, bits: int, clip: Tensor, axis: int = 0) -> Te
 def weight_codes(weight: Tensor, scales: Tensor, bits: int, axis: int = 0) -> Tensor:
     """Integer codes of a weight, as floats, -highest .. highest."""
     top = highest_code(bits)
-    return torch.clamp(torch.round(weight / per_channel(scales, weight, axis)), -top, top)
+    return torch.clamp(torch.round(weight / along(scales, weight.dim(), axis)), -top, top)
 
 
 def best_clip(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
@@ -62,7 +55,7 @@ def best_clip(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
         clip = torch.full_like(best, share)
         scales = channel_scales(weight, bits, clip, axis)
         codes = weight_codes(weight, scales, bits, axis)
-        error = (codes * per_channel(scales, weight, axis) - weight).square().sum(dim=others)
+        error = (codes * along(scales, weight.dim(), axis) - weight).square().sum(dim=others)
         better = error < least
         least, best = torch.where(better, error, least), torch.where(better, clip, best)
     return best
@@ -84,7 +77,7 @@ class WeightQuantizer(nn.Module):
         with torch.no_grad():
             scales = channel_scales(weight, self.bits, self.clip, self.axis)
             codes = weight_codes(weight, scales, self.bits, self.axis)
-            step = codes * per_channel(scales, weight, self.axis) - weight
+            step = codes * along(scales, weight.dim(), self.axis) - weight
         return weight + step
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field, field_validator, model_validator
 
 from leanfront.hw_profiles.section import (
+    WEIGHT_BITS,
     Count,
     Factor,
     NotNegative,
@@ -18,8 +19,6 @@ from leanfront.hw_profiles.section import (
 
 if TYPE_CHECKING:
     from leanfront.hw_profiles.profile import HardwareProfile
-
-UNIT_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 
 ACTIVATIONS = ("hardswish", "silu", "gelu", "sigmoid", "tanh", "leaky_relu", "hardsigmoid")
 """What a part may fuse besides ReLU, ReLU6 and batch norm, which are never kernels behind a layer."""
@@ -84,8 +83,8 @@ class Roofline(Section):
     @classmethod
     def _known_bits(cls, by_bits: Mapping[str, object]) -> Mapping[str, object]:
         for bits in by_bits:
-            if bits not in map(str, UNIT_BITS):
-                raise ValueError(f"the bits must be among {UNIT_BITS}, not {bits!r}")
+            if bits not in map(str, WEIGHT_BITS):
+                raise ValueError(f"the bits must be among {WEIGHT_BITS}, not {bits!r}")
         return by_bits
 
     @field_validator("fused_activations")

@@ -7,12 +7,12 @@ there is no deadlock; the kernel lifts an flock when its process ends, however i
 """
 
 import fcntl
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from leanfront.latency_models.cost import TableError
 from leanfront.latency_models.kernel_table.table import cache_folder
@@ -34,24 +34,18 @@ def measuring(note: Note = lambda line: None) -> Iterator[None]:
         TableError: the cache folder cannot be written.
         RuntimeError: within ``training`` of the same process, which would wait for itself.
     """
-    with _once("measuring") as first:
-        if not first:
-            yield
-            return
-        folder = cache_folder()
-        try:
-            alone, running = _open("measuring"), _open("training")
-        except OSError as error:
-            raise TableError(
-                f"cannot write the cache folder {folder}: {error.strerror}; set LEANFRONT_CACHE to another"
-            ) from error
-        try:
+    with _once("measuring") as first, ExitStack() as held:
+        if first:
+            try:
+                alone, running = [held.enter_context(_open(what)) for what in ("measuring", "training")]
+            except OSError as error:
+                raise TableError(
+                    f"cannot write the cache folder {cache_folder()}: {error.strerror};"
+                    " set LEANFRONT_CACHE to another"
+                ) from error
             _lock(alone, fcntl.LOCK_EX, note, "waiting for another leanfront to finish measuring")
             _lock(running, fcntl.LOCK_EX, note, "waiting for another leanfront to finish training a trial")
-            yield
-        finally:
-            os.close(running)
-            os.close(alone)
+        yield
 
 
 @contextmanager
@@ -64,24 +58,13 @@ def training(note: Note = lambda line: None) -> Iterator[None]:
     Raises:
         RuntimeError: within ``measuring`` of the same process.
     """
-    with _once("training") as first:
-        if not first:
-            yield
-            return
-        try:
-            alone, running = _open("measuring"), _open("training")
-        except OSError:
-            yield
-            return
-        try:
-            try:
+    with _once("training") as first, ExitStack() as held:
+        if first:
+            with suppress(OSError), _open("measuring") as alone:
+                running = held.enter_context(_open("training"))
                 _lock(alone, fcntl.LOCK_SH, note, "waiting for another leanfront to finish measuring")
                 _lock(running, fcntl.LOCK_SH, note, "waiting for another leanfront to finish measuring")
-            finally:
-                os.close(alone)
-            yield
-        finally:
-            os.close(running)
+        yield
 
 
 @contextmanager
@@ -96,11 +79,11 @@ def _once(what: str) -> Iterator[bool]:
         _held.pop()
 
 
-def _open(what: str) -> int:
-    """A descriptor of a lock file. Its name has the machine's: cache folders may lie on a network drive."""
+def _open(what: str) -> BinaryIO:
+    """A lock file. Its name has the machine's: cache folders may lie on a network drive."""
     path = lock_path(what)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    return path.open("ab")
 
 
 def lock_path(what: str) -> Path:
@@ -108,14 +91,14 @@ def lock_path(what: str) -> Path:
     return cache_folder() / f"{what}-{platform.node() or 'here'}.lock"
 
 
-def _lock(descriptor: int, kind: int, note: Note, waiting: str) -> None:
+def _lock(file: BinaryIO, kind: int, note: Note, waiting: str) -> None:
     deadline = time.monotonic() + SILENT_S
     while time.monotonic() < deadline:
         try:
-            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(0.02)
         else:
             return
     note(waiting)
-    fcntl.flock(descriptor, kind)
+    fcntl.flock(file, kind)

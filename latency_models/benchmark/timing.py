@@ -57,7 +57,6 @@ class Timing:
     median_ms: float
     spread: float
     runs: int
-    blocks: int
     quiet: float
     reference_ms: float
 
@@ -301,7 +300,6 @@ def _timing(candidate: _Candidate, blocks: int, undisturbed_ms: float) -> Timing
         median_ms=float(median_ms),
         spread=float((high - low) / median_ms),
         runs=sum(block.size for block in used),
-        blocks=len(used),
         quiet=min(1.0, len(good) / blocks),
         reference_ms=undisturbed_ms,
     )

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from leanfront.hw_profiles.sections import Dataflow
 from leanfront.hw_profiles.sections.fpga import MemoryBlock, Multiplier
@@ -13,33 +12,33 @@ TABLE_BITS = 64
 """What a 6-input lookup table holds."""
 
 
-def multiplier_luts(weight_bits: ArrayLike, activation_bits: ArrayLike) -> Array:
+def multiplier_luts(weight_bits: Array, activation_bits: Array) -> Array:
     """6-input tables of a multiplier in logic, up to a factor: W x A.
 
     Source: FINN-R (Blott et al. 2018), cost of the matrix-vector unit: c0 + 1.1 P Q (W A).
     """
-    return np.asarray(_array(weight_bits) * _array(activation_bits))
+    return np.asarray(weight_bits * activation_bits)
 
 
-def sum_bits(weight_bits: ArrayLike, activation_bits: ArrayLike, products: ArrayLike) -> Array:
+def sum_bits(weight_bits: Array, activation_bits: Array, products: Array) -> Array:
     """Width of a sum of so many products: W + A + log2(products), rounded up (FINN, lut_estimation)."""
-    return np.asarray(_array(weight_bits) + _array(activation_bits) + np.ceil(np.log2(_array(products))))
+    return np.asarray(weight_bits + activation_bits + np.ceil(np.log2(products)))
 
 
-def threshold_bits(out_bits: ArrayLike, width: ArrayLike) -> Array:
+def threshold_bits(out_bits: Array, width: Array) -> Array:
     """Bits that a sum of ``width`` bits is compared with to bring it to ``out_bits``: 2^B - 1 thresholds."""
-    return np.asarray((2.0 ** _array(out_bits) - 1) * _array(width))
+    return np.asarray((2.0**out_bits - 1) * width)
 
 
-def threshold_luts(bits: ArrayLike, lanes: ArrayLike, channels: ArrayLike, ports: int = 1) -> Array:
+def threshold_luts(bits: Array, lanes: Array, channels: Array, ports: int = 1) -> Array:
     """6-input tables of thresholds, ``lanes`` values per cycle; ``bits``: as ``threshold_bits``.
 
     Each lane has comparators, a table for each bit; each channel has thresholds of its own, which are held in
     tables of 64 words (FINN, lut_estimation: comp and thr), ``ports`` of them: 2 if written at run time.
     """
-    compared = _array(lanes)
-    tables = np.maximum(compared, np.ceil(_array(channels) / TABLE_BITS))
-    return np.asarray(_array(bits) * (compared + ports * tables))
+    compared = lanes
+    tables = np.maximum(compared, np.ceil(channels / TABLE_BITS))
+    return np.asarray(bits * (compared + ports * tables))
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,13 +65,12 @@ def arithmetic(
         in_logic=np.asarray(weight_bits + activation_bits <= dataflow.lut_multiplier_bits, dtype=np.float32),
         luts=dataflow.lut_per_multiplier * multiplier_luts(weight_bits, activation_bits),
         adder_luts=np.asarray(dataflow.lut_per_adder_bit * (weight_bits + activation_bits)),
-        packed=_chosen([(widest <= mode, multiplier.macs[str(mode)]) for mode in modes]),
+        packed=np.select(
+            [widest <= mode for mode in modes],
+            [np.float32(multiplier.macs[str(mode)]) for mode in modes],
+            np.float32(1),
+        ),
     )
-
-
-def _chosen(cases: list[tuple[NDArray[np.bool_], float]]) -> Array:
-    """For each element the value of the first case that is true there; 1 where none is."""
-    return np.select([where for where, _ in cases], [np.float32(value) for _, value in cases], np.float32(1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,25 +90,20 @@ class Held:
     least: Array
 
     @staticmethod
-    def of(block: MemoryBlock, values: ArrayLike, bits: ArrayLike) -> "Held":
+    def of(block: MemoryBlock, values: Array, bits: Array) -> "Held":
         """So many values of so many bits (1 to 32)."""
         width, depth = max(block.shapes)
-        wide = _array(bits)
+        wide = bits
         group, per_word = np.ceil(wide / width) / block.halves, np.maximum(1.0, np.floor(width / wide))
-        return Held(group, per_word, np.ceil(_array(values) / (per_word * depth)))
+        return Held(group, per_word, np.ceil(values / (per_word * depth)))
 
-    def blocks(self, at_once: ArrayLike) -> Array:
+    def blocks(self, at_once: Array) -> Array:
         """Memory blocks when ``at_once`` values are read in a cycle: enough words beside each other, and
         room for all."""
-        wide = np.ceil(_array(at_once) / self.per_word)
+        wide = np.ceil(at_once / self.per_word)
         return np.asarray(np.maximum(wide, self.least) * self.group)
 
     @property
     def least_blocks(self) -> Array:
         """Memory blocks when they are read one after another."""
         return np.asarray(self.least * self.group)
-
-
-def _array(value: ArrayLike) -> Array:
-    found: Array = np.asarray(value)  # of single precision where the plan is
-    return found

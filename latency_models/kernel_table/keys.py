@@ -1,5 +1,6 @@
 """What the key of an optimised node says about it."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -45,16 +46,18 @@ def sizes_of(key: str) -> tuple[int, ...]:
 
 def numbers_of(key: str) -> tuple[int, ...]:
     """All that ``without_sizes`` takes out of a key, as numbers in order."""
-    places = sorted([*_SHAPE.finditer(key), *_COUNTS.finditer(key)], key=lambda match: match.start())
-    return tuple(int(number) for match in places for number in _NUMBER.findall(match[0]))
+    return tuple(int(number) for match in _places(key) for number in _NUMBER.findall(match[0]))
+
+
+def _places(key: str) -> list[re.Match[str]]:
+    return sorted([*_SHAPE.finditer(key), *_COUNTS.finditer(key)], key=lambda match: match.start())
 
 
 def with_numbers(key: str, numbers: Sequence[int]) -> str:
     """The key with other numbers in the places of ``numbers_of``; as many of them."""
     left = iter(numbers)
-    places = sorted([*_SHAPE.finditer(key), *_COUNTS.finditer(key)], key=lambda match: match.start())
     text, end = "", 0
-    for match in places:
+    for match in _places(key):
         text += key[end : match.start()] + _NUMBER.sub(lambda _: str(next(left)), match[0])
         end = match.end()
     return text + key[end:]
@@ -84,8 +87,6 @@ def constant_bytes_of(key: str) -> int:
     for operand in key.partition("(")[2].rpartition(")")[0].split(", "):
         if operand.startswith("=") and "[" in operand:
             kind, _, shape = operand[1:].partition("[")
-            count = 1
-            for size in shape.partition("]")[0].split("x"):
-                count *= int(size or 1)
-            total += count * _BYTES.get(kind, 1)
+            sizes = shape.partition("]")[0].split("x")
+            total += math.prod(int(size or 1) for size in sizes) * _BYTES.get(kind, 1)
     return total

@@ -148,6 +148,18 @@ def _text(value: int | bytes) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
+def _grouped(message: bytes) -> "dict[int, list[Any]]":
+    """Number of a field -> its values, in order."""
+    found: dict[int, list[Any]] = {}
+    for number, value, _ in fields(message):
+        found.setdefault(number, []).append(value)
+    return found
+
+
+def _last_text(held: "dict[int, list[Any]]", number: int) -> str:
+    return _text(held.get(number, [b""])[-1])
+
+
 @dataclass(frozen=True)
 class Attribute:
     """An attribute of a node. ``raw``: its message."""
@@ -159,21 +171,15 @@ class Attribute:
     @staticmethod
     def read(message: bytes) -> "Attribute":
         """From an AttributeProto: a float, an integer, bytes, a Tensor, a list of these; a graph as bytes."""
-        name, kind, found = "", 0, []
-        for number, value, _ in fields(message):
-            if number == 1:
-                name = _text(value)
-            elif number == 20:
-                kind = int(value)
-            elif number in (2, 3, 4, 5, 6, 7, 8, 9, 10, 11):
-                found.append((number, value))
-        values = [v for number, value in found for v in _attribute_values(number, value)]
+        held = _grouped(message)
+        name, kind = _last_text(held, 1), int(held.get(20, [0])[-1])
+        values = [v for number in range(2, 12) for one in held.get(number, ()) for v in _values(number, one)]
         if kind in (6, 7, 8, 9, 10):  # lists, also of one or of none
             return Attribute(name, values, message)
         return Attribute(name, values[-1] if values else None, message)
 
 
-def _attribute_values(number: int, value: int | bytes) -> list[Any]:
+def _values(number: int, value: int | bytes) -> list[Any]:
     if number in (2, 7) and isinstance(value, bytes):
         return _numbers(value, "<f")
     if number in (3, 8):
@@ -210,17 +216,11 @@ class Node:
     @staticmethod
     def read(message: bytes) -> "Node":
         """From a NodeProto."""
-        single = {3: "", 4: "", 7: ""}
-        lists: dict[int, list[str]] = {1: [], 2: []}
-        attributes = []
-        for number, value, _ in fields(message):
-            if number in single:
-                single[number] = _text(value)
-            elif number in lists:
-                lists[number].append(_text(value))
-            elif number == 5 and isinstance(value, bytes):
-                attributes.append(Attribute.read(value))
-        return Node(single[4], tuple(lists[1]), tuple(lists[2]), single[3], single[7], tuple(attributes))
+        held = _grouped(message)
+        inputs, outputs = (tuple(map(_text, held.get(number, ()))) for number in (1, 2))
+        attributes = tuple(Attribute.read(one) for one in held.get(5, ()) if isinstance(one, bytes))
+        op_type, name, domain = (_last_text(held, number) for number in (4, 3, 7))
+        return Node(op_type, inputs, outputs, name, domain, attributes)
 
     def written(self) -> bytes:
         """As a NodeProto."""
@@ -244,15 +244,9 @@ class Tensor:
     @staticmethod
     def read(message: bytes) -> "Tensor":
         """From a TensorProto."""
-        name, element_type, shape = "", 0, []
-        for number, value, _ in fields(message):
-            if number == 1:
-                shape += _numbers(value)
-            elif number == 2:
-                element_type = int(value)
-            elif number == TENSOR_NAME:
-                name = _text(value)
-        return Tensor(name, element_type, tuple(shape), message)
+        held = _grouped(message)
+        shape = tuple(size for one in held.get(1, ()) for size in _numbers(one))
+        return Tensor(_last_text(held, TENSOR_NAME), int(held.get(2, [0])[-1]), shape, message)
 
     @property
     def size(self) -> int:
@@ -267,12 +261,11 @@ class Tensor:
             WireError: another type, or not so many values as its shape says.
         """
         kind = numpy_type(self.element_type)
-        raw, listed = b"", []
-        for number, value, _ in fields(self.raw):
-            if number == TENSOR_RAW and isinstance(value, bytes):
-                raw = value
-            elif number in _LISTS:
-                listed += _numbers(value, _LISTS[number])
+        held = _grouped(self.raw)
+        raw = held.get(TENSOR_RAW, [b""])[-1]
+        listed = [
+            v for number, form in _LISTS.items() for one in held.get(number, ()) for v in _numbers(one, form)
+        ]
         found = np.frombuffer(raw, kind.newbyteorder("<")) if raw else np.array(listed)
         if found.size != self.size:
             raise WireError(f"constant {self.name!r} has {found.size} values, its shape says {self.size}")

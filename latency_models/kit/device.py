@@ -267,7 +267,7 @@ def _entry(timing: Timing) -> Entry:
 
 
 def _timing(entry: Entry) -> Timing:
-    return Timing(entry.median_ms, entry.spread, entry.runs, 0, entry.quiet, entry.reference_ms)
+    return Timing(entry.median_ms, entry.spread, entry.runs, entry.quiet, entry.reference_ms)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.search.samplers.cascade.encoding import Codes, fresh
+from leanfront.search.samplers.cascade.encoding import Codes
 from leanfront.search.samplers.cascade.expected_hypervolume import FrontSurface, latin_hypercube, within
 from leanfront.search.samplers.cascade.gaussian import Array, Hyperparameters
 from leanfront.search.samplers.cascade.surrogate import MOST_POINTS, Observation, Surrogate
@@ -71,10 +71,7 @@ def propose(
     looked_at = set(taken)
     for _ in range(ROUNDS):
         candidates = np.hstack([candidates, children(parents, encoding, CANDIDATES, rng)])
-        candidates = fresh(encoding.canonical(candidates), looked_at)
-        log_costs = knowledge.log_costs(candidates)
-        allowed = np.isfinite(log_costs).all(axis=1)
-        candidates, log_costs = candidates[:, allowed], log_costs[allowed]
+        candidates, log_costs = knowledge.fresh(encoding.canonical(candidates), looked_at)
         if candidates.shape[1] == 0:
             candidates = encoding.random(CANDIDATES, rng)
             continue
@@ -83,14 +80,8 @@ def propose(
         order = np.argsort(-gains, kind="stable")
         first = order[0]
         if found is None or gains[first] > found.gain:
-            found = Proposal(
-                candidates[:, first],
-                float(gains[first]),
-                float(mean[first]),
-                float(deviation[first]),
-                surrogate,
-                surface,
-            )
+            gain, expected, spread = (float(each[first]) for each in (gains, mean, deviation))
+            found = Proposal(candidates[:, first], gain, expected, spread, surrogate, surface)
         parents = candidates[:, order[:_PARENTS]]
         candidates = parents[:, :0]
     return found

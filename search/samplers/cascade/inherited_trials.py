@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from leanfront.search.samplers.cascade.encoding import Codes, fresh, keys
+from leanfront.search.samplers.cascade.encoding import Codes, keys
 from leanfront.search.samplers.cascade.expected_hypervolume import FrontSurface
 from leanfront.search.samplers.cascade.gaussian import Array
 from leanfront.search.samplers.cascade.surrogate import SOFT
@@ -94,10 +94,7 @@ def _candidates(
     for _ in range(_ROUNDS):
         codes = encoding.canonical(children(parents, encoding, _CANDIDATES, rng))
         codes = codes[:, encoding.keep_nothing_else(codes, trained)]  # what is gone does not come back
-        codes = fresh(codes, looked_at)
-        log_costs = knowledge.log_costs(codes)
-        allowed = np.isfinite(log_costs).all(axis=1)
-        codes, log_costs = codes[:, allowed], log_costs[allowed]
+        codes, log_costs = knowledge.fresh(codes, looked_at)
         found.append((codes, log_costs))
         gains = surface.expected_hypervolume(log_costs, *expected(codes))
         parents = np.hstack([trained[:, None], codes[:, np.argsort(-gains, kind="stable")[:_PARENTS]]])

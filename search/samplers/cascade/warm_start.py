@@ -12,7 +12,7 @@ import numpy as np
 from leanfront.search.config import LimitsSection
 from leanfront.search.objectives import costs_among, objective
 from leanfront.search.run.hypervolume import DROP
-from leanfront.search.samplers.cascade.encoding import Codes, Encoding
+from leanfront.search.samplers.cascade.encoding import Codes, Encoding, fresh
 from leanfront.search.samplers.cascade.gaussian import Array
 from leanfront.search.samplers.cascade.surrogate import LEAST_TO_FIT, Prior, Surrogate, shortfall
 from leanfront.search.samplers.cascade.zero_cost_front import cheap_front
@@ -103,6 +103,14 @@ class Knowledge:
             for row in map(objective, self.costs)
         ]
         return found, np.stack(columns, axis=1)
+
+    def fresh(self, codes: Codes, known: set[bytes]) -> tuple[Codes, Array]:
+        """Those of some policies that keep the limits and whose keys are not yet among ``known``, to which
+        they go, and their log costs (n, k)."""
+        codes = fresh(codes, known)
+        log_costs = self.log_costs(codes)
+        allowed = np.isfinite(log_costs).all(axis=1)
+        return codes[:, allowed], log_costs[allowed]
 
     @cached_property
     def low(self) -> Array:

@@ -275,9 +275,9 @@ def test_timings_tell_a_large_network_from_a_small_one(reference: Reference) -> 
 
 
 def test_a_noisy_machine_is_named() -> None:
-    calm = Timing(1.0, 0.01, 100, 5, 1.0, 0.05)
-    wild = Timing(1.0, 0.30, 100, 5, 1.0, 0.05)
-    disturbed = Timing(1.0, 0.01, 100, 5, 0.0, 0.05)
+    calm = Timing(1.0, 0.01, 100, 1.0, 0.05)
+    wild = Timing(1.0, 0.30, 100, 1.0, 0.05)
+    disturbed = Timing(1.0, 0.01, 100, 0.0, 0.05)
     assert noise({"a": calm, "b": calm}) is None
     assert "too noisy to tell 5%" in (noise({"a": wild, "b": wild}) or "")
     assert "1 of 2" in (noise({"a": calm, "b": disturbed}) or "")
