@@ -2,30 +2,12 @@
 
 from collections.abc import Collection
 
-UNITS = {
-    "ms": "milliseconds",
-    "us": "microseconds",
-    "ns": "nanoseconds",
-    "s": "seconds",
-    "hz": "hertz",
-    "mhz": "megahertz",
-    "ghz": "gigahertz",
-    "w": "watts",
-    "mw": "milliwatts",
-    "pj": "picojoules",
-    "nj": "nanojoules",
-    "mj": "millijoules",
-    "bytes": "bytes",
-    "kib": "kibibytes",
-    "mib": "mebibytes",
-    "gib": "gibibytes",
-    "cycle": "per cycle",
-    "day": "per day",
-    "v": "volts",
-    "nm": "nanometres",
-    "c": "degrees Celsius",
-}
-"""Last part of a name (after an underscore) -> what the number is in. ``x_per_ms`` is x per millisecond."""
+UNITS = (
+    "ms", "us", "ns", "s", "hz", "mhz", "ghz", "w", "mw", "pj", "nj", "mj", "bytes", "kib", "mib", "gib",
+    "cycle", "day", "v", "nm", "c",
+)  # fmt: skip
+"""Last part of a name (after an underscore): what the number is in. ``x_per_ms`` is x per millisecond; c:
+degrees Celsius, nm: nanometres, mj: millijoules, mw: milliwatts."""
 
 PURE_NUMBERS = frozenset(
     {
@@ -58,5 +40,5 @@ def unit_of(path: str, pure: Collection[str] = ()) -> str | None:
             return "1"
         _, separator, end = name.rpartition("_")
         if separator and end in UNITS:
-            return UNITS[end]
+            return end
     return None
