@@ -14,7 +14,7 @@ from leanfront.search.cli.output import Format, FormatOption, print_table, say, 
 from leanfront.search.config import load_config
 from leanfront.search.errors import exit_code
 from leanfront.search.objectives import names
-from leanfront.search.run.run_folder import TrialRow, default_run, open_run
+from leanfront.search.run.run_folder import default_run, open_run
 
 app = typer.Typer(
     name="leanfront",
@@ -40,6 +40,8 @@ SetOption = Annotated[
     list[str], typer.Option("--set", metavar="A.B=V", help="Override one key of the configuration.")
 ]
 HoursOption = Annotated[float | None, typer.Option("--hours", min=0.0, help="Hours from now.")]
+WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="Processes on this machine.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Default: exported/<trial> in the run.")]
 TrialsOption = Annotated[
     int | None, typer.Option("--trials", min=1, help="Trained trials in all, earlier ones included.")
 ]
@@ -82,7 +84,7 @@ def check(
     config: ConfigArgument,
     hours: HoursOption = None,
     trials: TrialsOption = None,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes.")] = None,
+    workers: WorkersOption = None,
     set_: SetOption = [],  # noqa: B006 (typer copies it)
     format_: FormatOption = Format.TABLE,
 ) -> None:
@@ -98,9 +100,7 @@ def search(
     config: ConfigArgument,
     hours: HoursOption = None,
     trials: TrialsOption = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Processes on this machine.")
-    ] = None,
+    workers: WorkersOption = None,
     storage: StorageOption = None,
     run: Annotated[
         Path | None, typer.Option("--run", help="The run folder; the default is under runs/.")
@@ -146,12 +146,9 @@ def status(
             raise typer.Exit(130) from None
         return
     answer = status_of(folder)
-    show(
-        format_,
-        lambda: answer,
-        lambda: status_text.rows(answer),
-        lambda: status_text.print_status(answer, shown(folder.path)),
-    )
+    path = shown(folder.path)
+    rows = status_text.rows(answer)
+    show(format_, lambda: answer, lambda: rows, lambda: status_text.print_status(answer, path))
 
 
 @app.command()
@@ -161,20 +158,27 @@ def worker(
     trials: TrialsOption = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Threads of this worker.")] = None,
     storage: StorageOption = None,
+    index: Annotated[int | None, typer.Option("--index", hidden=True)] = None,
+    parent: Annotated[int | None, typer.Option("--parent", hidden=True)] = None,
 ) -> None:
     """Add one worker to a search, here or on another machine."""
     import time
+    from contextlib import suppress
 
     from leanfront.search.run.run_folder import RunError
     from leanfront.search.study.loop import Budget
+    from leanfront.search.study.progress import trial_line
     from leanfront.search.study.run_search import threads_of_one_more, with_storage, work
 
     folder = open_run(run)
     budget = folder.environment().get("budget")
     if budget is None:
         raise RunError(f"{run} was not prepared yet; start leanfront search first")
-    config = _config(folder.config_file, [], storage=storage)
+    config = folder.config()
     config = with_storage(config, storage, config.search.storage)
+    if parent is not None:
+        with suppress(OSError):  # when the memory is used up, a worker is what the kernel should end
+            Path("/proc/self/oom_score_adj").write_text("500")
     deadline = time.time() + hours * 3600 if hours is not None else budget.get("deadline")
     wanted = trials if trials is not None else budget.get("trials")
     try:
@@ -182,13 +186,15 @@ def worker(
             folder,
             config,
             Budget(wanted, deadline),
-            index=os.getpid(),
+            index=os.getpid() if index is None else index,
             threads=threads or threads_of_one_more(folder),
-            on_trial=_say,
+            parent=parent,
+            on_trial=lambda row: None if parent else print(trial_line(row), flush=True),
         )
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
-    print(f"done: {ended}")
+    if parent is None:
+        print(f"done: {ended}")
 
 
 @app.command()
@@ -231,7 +237,7 @@ def pick(
         str | None,
         typer.Option("--prefer", metavar=f"[{'|'.join(names())}]", help="What to want most of."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Default: exported/<trial> in the run.")] = None,
+    out: OutOption = None,
     trial: Annotated[
         int | None, typer.Option("--trial", min=0, help="This one, instead of choosing.")
     ] = None,
@@ -268,19 +274,13 @@ def pick(
 def export(
     run: RunArgument,
     trial: Annotated[int, typer.Option("--trial", min=0, help="The trial's number.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Default: exported/<trial> in the run.")] = None,
+    out: OutOption = None,
     to: ToOption = None,
 ) -> None:
     """Export one trial with the weights of its short fine-tune; the test split is not touched."""
     from leanfront.search.pick.pick import export_trial
 
     print(shown(export_trial(open_run(run), trial=trial, out=out, to=to)))
-
-
-def _say(row: TrialRow) -> None:
-    from leanfront.search.study.progress import trial_line
-
-    print(trial_line(row), flush=True)
 
 
 def _command_line() -> str:

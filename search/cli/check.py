@@ -75,8 +75,7 @@ def check_table(answer: dict[str, Any]) -> None:
         for entry in answer["groups"]
     ]
     print_table(groups, title="groups of channels that are cut together")
-    branches = [{**entry, "layers": " ".join(entry["layers"])} for entry in answer["branches"]]
-    if branches:
+    if branches := [{**entry, "layers": " ".join(entry["layers"])} for entry in answer["branches"]]:
         print_table(branches, title="residual branches that may be left out")
     print(f"profile            {answer['profile']}")
     if answer["measured_on"] is not None:

@@ -33,32 +33,20 @@ def list_profiles(format_: FormatOption = Format.TABLE) -> None:
     """List the hardware profiles: built-in ones and those in your own folder."""
     rows = [_listed(name, path) for name, path in profile_paths().items()]
     numbers = {True: "some assumed", False: "all sourced", None: "-"}
-    people = [
-        {
-            "name": row["name"],
-            "kind": row["kind"],
-            "model": row["model"],
-            "numbers": numbers[row["estimated"]],
-            "description": row["description"],
-        }
-        for row in rows
-    ]
+    columns = ("name", "kind", "model", "numbers", "description")
+    told = [row | {"numbers": numbers[row["estimated"]]} for row in rows]
+    people = [{column: row[column] for column in columns} for row in told]
     show(format_, lambda: rows, lambda: rows, lambda: print_table(people))
 
 
 def _listed(name: str, path: Path) -> dict[str, Any]:
+    known: dict[str, Any] = dict.fromkeys(("kind", "model", "estimated", "description"))
     try:
         profile = read_profile(path)
-        known: list[Any] = [profile.kind, profile.model, profile.estimated, profile.description]
+        known = {field: getattr(profile, field) for field in known}
     except ProfileError as error:  # one broken file does not hide the others
-        known = [None, None, None, f"not valid: {error}"]
-    return dict(
-        zip(
-            ("name", "kind", "model", "estimated", "description", "file"),
-            [name, *known, str(path)],
-            strict=True,
-        )
-    )
+        known["description"] = f"not valid: {error}"
+    return {"name": name, **known, "file": str(path)}
 
 
 @profile_app.command("show")
@@ -180,8 +168,17 @@ def cost(
 
     priced = price(original, wanted, hardware, say)
     resized, total, rows, model = priced.network, priced.cost, priced.layers, priced.model
-    upsets = _upsets_per_day(hardware, total, upsets_per_bit_day)
-    misfit = None if total.fits else _misfit(hardware, original, wanted, total)
+    upsets = misfit = None
+    if upsets_per_bit_day is None and hardware.space is not None:
+        upsets_per_bit_day = hardware.space.upsets_per_bit_day
+    if upsets_per_bit_day is not None:
+        from leanfront.latency_models.fpga.radiation import upsets_per_day
+
+        upsets = upsets_per_day(hardware, total, upsets_per_bit_day)
+    if not total.fits:
+        from leanfront.latency_models.fpga.fit import misfit as misfit_of
+
+        misfit = misfit_of(hardware, original, wanted, total)
     device = model.measured_on
     more = {"upsets_per_day": upsets, "misfit": misfit, "measured_on": device}
     known = {key: value for key, value in more.items() if value is not None}
@@ -197,21 +194,6 @@ def cost(
 
     layers = [asdict(row) for row in rows]
     show(format_, lambda: {**asdict(total), "layers": layers, **known}, lambda: layers, people)
-
-
-def _misfit(profile: HardwareProfile, network: Network, policy: Policy, total: "Cost") -> str:
-    from leanfront.latency_models.fpga.fit import misfit
-
-    return misfit(profile, network, policy, total)
-
-
-def _upsets_per_day(profile: HardwareProfile, total: "Cost", rate: float | None) -> float | None:
-    own = profile.space.upsets_per_bit_day if profile.space else None
-    if rate is None and own is None:
-        return None
-    from leanfront.latency_models.fpga.radiation import upsets_per_day
-
-    return upsets_per_day(profile, total, rate if rate is not None else own or 0.0)
 
 
 def read_network(path: Path) -> tuple[Network, Policy]:

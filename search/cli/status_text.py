@@ -26,11 +26,8 @@ def sparkline(values: Sequence[float]) -> str:
 
 def rows(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What is one number each, as rows of a table for programs."""
-    return [
-        {"what": name.replace("_", " "), "value": value}
-        for name, value in answer.items()
-        if name not in _LISTS
-    ]
+    numbers = {name: value for name, value in answer.items() if name not in _LISTS}
+    return [{"what": name.replace("_", " "), "value": value} for name, value in numbers.items()]
 
 
 def print_status(answer: Mapping[str, Any], shown: str) -> None:
@@ -41,21 +38,10 @@ def print_status(answer: Mapping[str, Any], shown: str) -> None:
         "seconds_left": clock(answer["seconds_left"]),
     }
     names = {"seconds_left": "time left", "alive": "at work"}
-    print_table(
-        [
-            {"what": names.get(name, name.replace("_", " ")), "value": readable.get(name, value)}
-            for name, value in answer.items()
-            if name not in _LISTS
-        ],
-        title=shown,
-    )
-    if reasons := answer["why_failed"]:
-        print_table(
-            [
-                {"failed": line["trials"], "the last": line["last"], "why": line["reason"]}
-                for line in reasons[:_MOST_REASONS]
-            ]
-        )
+    print_table(rows({names.get(n, n): readable.get(n, value) for n, value in answer.items()}), title=shown)
+    if reasons := answer["why_failed"][:_MOST_REASONS]:
+        columns = {"trials": "failed", "last": "the last", "reason": "why"}
+        print_table([{column: line[name] for name, column in columns.items()} for line in reasons])
     print(f"next: {answer['next'].replace('RUN', shlex.quote(shown))}")
 
 
@@ -71,11 +57,7 @@ def line(answer: Mapping[str, Any]) -> str:
     return "  ".join(part for part in parts if part)
 
 
-def follow(
-    run: RunFolder,
-    shown: str,
-    wait: Callable[[float], None] = time.sleep,
-) -> None:
+def follow(run: RunFolder, shown: str, wait: Callable[[float], None] = time.sleep) -> None:
     """Print a line whenever something changed, until nobody works on the run; then the whole status."""
     before = None
     while True:
@@ -83,9 +65,7 @@ def follow(
         answer = status(run)
         if not answer["alive"]:
             break
-        now = {
-            name: value for name, value in answer.items() if name not in ("seconds_left", "trials_per_hour")
-        }
+        now = answer | dict.fromkeys(("seconds_left", "trials_per_hour"))
         if now != before:
             print(f"{time.strftime('%H:%M:%S')}  {line(answer)}", flush=True)
         before = now

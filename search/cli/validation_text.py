@@ -18,20 +18,12 @@ WORST = 3
 
 def as_json(found: "Validation") -> dict[str, Any]:
     """Fractions 0..1, times in ms; ``error`` is (predicted - measured) / measured."""
+    numbers = ("predicted_ms", "measured_ms", "error", "spread")
     return {
-        "n": found.accuracy.n,
-        "mape": found.accuracy.mape,
-        "within_10_percent": found.accuracy.within_10_percent,
-        "spearman": found.accuracy.spearman,
+        **{name: getattr(found.accuracy, name) for name in ("n", "mape", "within_10_percent", "spearman")},
         "noise": found.noise,
         "rows": [
-            {
-                "policy": row.policy.to_dict(),
-                "predicted_ms": row.predicted_ms,
-                "measured_ms": row.measured_ms,
-                "error": row.error,
-                "spread": row.spread,
-            }
+            {"policy": row.policy.to_dict(), **{name: getattr(row, name) for name in numbers}}
             for row in found.rows
         ],
     }
@@ -43,11 +35,9 @@ def print_validation(found: "Validation", model: "TableModel", space: Space) -> 
     print_table([_network(number, row) for number, row in enumerate(rows, 1)], title="networks")
     worst = sorted(rows, key=lambda row: -abs(row.error))[:WORST]
     for row in worst:
-        number = rows.index(row) + 1
-        print_table(
-            layer_rows(row.policy, [other.policy for other in rows], model, space),
-            title=f"network {number}, predicted {row.error:+.1%}: its layers (* unlike most of the others)",
-        )
+        title = f"network {rows.index(row) + 1}, predicted {row.error:+.1%}"
+        layers = layer_rows(row.policy, [other.policy for other in rows], model, space)
+        print_table(layers, title=f"{title}: its layers (* unlike most of the others)")
     score = found.accuracy
     print(
         f"{score.n} networks that the table had not seen, {quantity('latency_ms', rows[0].measured_ms)} to"

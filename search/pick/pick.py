@@ -94,9 +94,7 @@ def pick(
         compressed, score = scorer.refine(policy, checkpoint, 0, options.learning_rate)
     log(f"search split: {score.accuracy:.4f} (uncompressed {baseline_accuracy:.4f}); exporting")
     folder = out or run.exported / str(row.trial)
-    return folder, export_and_verify(
-        run, loaded, compressed, score, row, folder, run.environment().get("estimates") or "", log, dialect
-    )
+    return folder, export_and_verify(run, loaded, compressed, score, row, folder, log, dialect)
 
 
 def export_trial(run: RunFolder, *, trial: int, out: Path | None = None, to: str | None = None) -> Path:
@@ -152,12 +150,21 @@ def fastest_file(
     return bytes(shifted(model, layers).SerializeToString()) if layers else plain
 
 
-def _further(run: RunFolder, row: TrialRow) -> dict[str, Any]:
-    """What else was searched for, beside the uncompressed network's; nothing where all is said elsewhere."""
+def _search_said(run: RunFolder, row: TrialRow, score: Score) -> dict[str, Any]:
+    """What the search said of a network, and of the objectives that are said nowhere else, the uncompressed
+    network's beside."""
     baseline = run.environment()["baseline"]
     further = [name for name in costs_among(run.config().search.objectives) if name not in _SAID]
     pairs = {name: {"uncompressed": baseline.get(name), "picked": row.value(name)} for name in further}
-    return {"objectives": pairs} if pairs else {}
+    return {
+        "accuracy": score.accuracy,
+        "accuracy_ci": list(score.accuracy_ci),
+        "short_accuracy": row.accuracy,
+        "latency_ms": row.latency_ms,
+        "energy_mj": row.energy_mj,
+        "estimates": run.environment().get("estimates") or "",
+        **({"objectives": pairs} if pairs else {}),
+    }
 
 
 def _opened(run: RunFolder, to: str | None, log: Note = lambda line: None) -> tuple[Loaded, Scorer, Dialect]:
@@ -176,14 +183,10 @@ def export_and_verify(
     score: Score,
     row: TrialRow,
     folder: Path,
-    estimates: str,
     log: Note,
-    dialect: Dialect = QDQ,
+    dialect: Dialect,
 ) -> Verification:
-    """Export a trained network beside the uncompressed one and hold it against what its trial promised.
-
-    ``estimates``: the sentence that says which of the trial's costs are estimated, or nothing.
-    """
+    """Export a trained network beside the uncompressed one and hold it against what its trial promised."""
     task, threads = loaded.task, loaded.config.hardware.threads
     compressed.module.cpu()
     graph = template(loaded.traced)
@@ -223,15 +226,7 @@ def export_and_verify(
             "size_bytes": row.size_bytes,
             "baseline_latency_ms": run.environment()["baseline"]["latency_ms"],
         },
-        {
-            "accuracy": score.accuracy,
-            "accuracy_ci": list(score.accuracy_ci),
-            "short_accuracy": row.accuracy,
-            "latency_ms": row.latency_ms,
-            "energy_mj": row.energy_mj,
-            "estimates": estimates,
-            **_further(run, row),
-        },
+        _search_said(run, row, score),
         test,
         latency,
         {"bytes": len(model), "baseline_bytes": len(baseline)},

@@ -20,7 +20,7 @@ from leanfront.latency_models.kit.installed_tables import device_of
 from leanfront.latency_models.providers import PROVIDERS, provider_of
 from leanfront.search.run.significance import wilson_interval
 from leanfront.search.task import Data, Task
-from leanfront.search.trial.scorer import SCORING_BATCH
+from leanfront.search.trial.scorer import SCORING_BATCH, AsFile
 
 LATENCY_TOLERANCE = 0.15
 SLOW = 1.1
@@ -123,7 +123,7 @@ def test_once(
 ) -> TestResult:
     """Score file, torch network and uncompressed network in one pass over the test split. ``model``: None
     where the file cannot be run here."""
-    opened = session(model, threads) if model is not None else None
+    file = AsFile(model, threads) if model is not None else None
     module.eval()
     device = next(module.parameters()).device
     scores: dict[str, list[NDArray[np.float32]]] = {"torch": [], "file": [], "teacher": []}
@@ -132,7 +132,7 @@ def test_once(
         for start in range(0, len(data), SCORING_BATCH):
             inputs, targets = data.batch(torch.arange(start, min(start + SCORING_BATCH, len(data))), None)
             ours = module(inputs.to(device)).float().cpu()
-            ran = _ran(opened, inputs) if opened is not None else ours
+            ran = file(inputs) if file is not None else ours
             outputs = {"torch": ours, "file": ran, "teacher": teacher(inputs.to(device)).float().cpu()}
             for key, output in outputs.items():
                 scores[key].append(task.score(output, targets).float().numpy())
@@ -145,16 +145,8 @@ def test_once(
         accuracy=mean["file"],
         accuracy_ci=wilson_interval(mean["file"], len(data)),
         baseline_accuracy=mean["teacher"],
-        agreement=float(np.concatenate(same).mean()) if opened is not None else None,
-        largest_difference=largest if opened is not None else None,
-    )
-
-
-def _ran(opened: Any, inputs: torch.Tensor) -> torch.Tensor:
-    """What a session puts out for each of a batch of inputs, (N, ...), one by one."""
-    name = opened.get_inputs()[0].name
-    return torch.from_numpy(
-        np.concatenate([opened.run(None, {name: one[None].numpy()})[0] for one in inputs])
+        agreement=float(np.concatenate(same).mean()) if file is not None else None,
+        largest_difference=largest if file is not None else None,
     )
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from leanfront.search.objectives import COSTS, costs_among
@@ -15,7 +14,6 @@ from leanfront.search.run.hypervolume import growth
 from leanfront.search.run.noise import alike, within_noise
 from leanfront.search.run.run_folder import (
     COLUMNS,
-    PAUSE_SECONDS,
     TEXTS,
     RunError,
     RunFolder,
@@ -23,6 +21,7 @@ from leanfront.search.run.run_folder import (
     open_run,
 )
 from leanfront.search.run.significance import Scores, load_scores
+from leanfront.search.run.status import searched
 from leanfront.search.trial.sensitivity import COLUMNS as SENSITIVITY_COLUMNS
 
 DEFAULT_DROP = 0.01
@@ -143,22 +142,9 @@ def _frame(rows: Sequence[TrialRow], costs: Sequence[str]) -> pd.DataFrame:
     table = pd.DataFrame([row.values for row in rows], columns=list(dict.fromkeys((*COLUMNS, *costs))))
     numbers = [name for name in table.columns if name not in (*TEXTS, "trial")]
     table[numbers] = table[numbers].astype(float)
-    table["hours"] = _hours(table)
+    # until each trial finished; NaN for those without both times
+    table["hours"] = table.trial.map({row.trial: spent / 3600 for row, spent in searched(rows)})
     return table
-
-
-def _hours(table: pd.DataFrame) -> pd.Series:
-    """Hours of search until each trial finished, pauses left out; NaN for trials without both times."""
-    start = pd.to_datetime(table.started, utc=True, errors="coerce", format="ISO8601")
-    end = pd.to_datetime(table.finished, utc=True, errors="coerce", format="ISO8601")
-    times = pd.DataFrame({"start": start, "end": end}).dropna().sort_values("start")
-    if times.empty:
-        return pd.Series(np.nan, index=table.index)
-    begin = ((times.start - times.start.iloc[0]).dt.total_seconds() / 3600).to_numpy()
-    finish = ((times.end - times.start.iloc[0]).dt.total_seconds() / 3600).to_numpy()
-    idle = begin - np.concatenate([[0.0], np.maximum.accumulate(finish)[:-1]])
-    paused = np.cumsum(np.where(idle > PAUSE_SECONDS / 3600, idle, 0.0))
-    return pd.Series(finish - paused, index=times.index).reindex(table.index)
 
 
 def policies(rows: pd.DataFrame) -> list[dict[str, dict[str, Any]]]:

@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 from leanfront.compression.policy.policy import is_left_out
 from leanfront.search.objectives import quantity
 from leanfront.search.report.data import RunData, best_speed_up, hypervolume_so_far, policies
-from leanfront.search.report.front import small
+from leanfront.search.report.front import small, views
 from leanfront.search.report.text import TIMES, plain
 
 STRIP_ROWS = 30
@@ -31,6 +31,19 @@ STRIPS = (
 """Field of a layer's policy, title, and the red, green, blue of its strongest colour."""
 OTHER_RGB = "217,119,6"
 """The same of the numbers of other techniques."""
+
+
+def panels(titles: list[str], gap: float, **more: Any) -> go.Figure:
+    """An empty figure of panels one under the other, each with its title at the left; ``gap``: share of the
+    height between two."""
+    figure = make_subplots(rows=len(titles), cols=1, vertical_spacing=gap, subplot_titles=titles, **more)
+    figure.update_annotations(x=0, xanchor="left", font={"size": 13})
+    return figure
+
+
+def heat_map(**drawn: Any) -> go.Heatmap:
+    """Cells with their text in them, a line of background between two."""
+    return go.Heatmap(textfont={"size": 10}, showscale=False, xgap=1, ygap=1, **drawn)
 
 
 def strip_rows(data: RunData) -> pd.DataFrame:
@@ -59,13 +72,7 @@ def strips_figure(data: RunData) -> go.Figure | None:
     height = 22 if len(rows) <= 12 else 18 if len(rows) <= 20 else 14
     strips = _strips(chosen)
     inner = len(strips) * height * len(rows) + (len(strips) - 1) * STRIP_GAP
-    figure = make_subplots(
-        rows=len(strips),
-        cols=1,
-        shared_xaxes=True,
-        vertical_spacing=STRIP_GAP / inner,
-        subplot_titles=[title for _, title, _ in strips],
-    )
+    figure = panels([title for _, title, _ in strips], STRIP_GAP / inner, shared_xaxes=True)
     hover = [f"{plain(name)}<br>{plain(shapes.get(name, ''))}" for name in layers]
     for number, (field, title, rgb) in enumerate(strips, start=1):
         values = [[layer_value(policy, name, field) for name in layers] for policy in chosen]
@@ -87,7 +94,6 @@ def strips_figure(data: RunData) -> go.Figure | None:
     figure.update_xaxes(
         tickvals=list(range(0, len(layers), step)), ticktext=[_short(name) for name in layers[::step]]
     )
-    figure.update_annotations(x=0, xanchor="left", font={"size": 13})
     figure.update_layout(
         height=inner + 28 + 96,
         margin={"l": 10, "r": 10, "t": 28, "b": 96},
@@ -111,21 +117,16 @@ def _strip(
 ) -> go.Heatmap:
     """Stronger colour: more compressed. ``layers`` are the texts under the pointer."""
     levels = np.array([[_level(value, field) for value in line] for line in values])
-    text = [[_cell(value, field) for value in line] for line in values]
-    return go.Heatmap(
+    return heat_map(
         z=levels.astype("float32"),
         zmin=0,
         zmax=1,
-        text=text,
+        text=[[_cell(value, field) for value in line] for line in values],
         hovertext=[layers] * len(trials),
         texttemplate="%{text}" if len(layers) <= 26 else "",
-        textfont={"size": 10},
         customdata=[[trial] * len(layers) for trial in trials],
         hovertemplate=f"trial %{{customdata}}<br>%{{hovertext}}<br>{title.lower()} %{{text}}<extra></extra>",
         colorscale=[[0, UNTOUCHED], [0.001, f"rgba({rgb},0.2)"], [1, f"rgba({rgb},0.8)"]],
-        showscale=False,
-        xgap=1,
-        ygap=1,
     )
 
 
@@ -179,20 +180,15 @@ def progress_figure(data: RunData) -> go.Figure | None:
             best = best_speed_up(data, drop)
             name = f"drop ≤ {100 * drop:g} point{'' if drop == 0.01 else 's'}"
             lines.append((1, name if best.notna().any() else f"{name}: none yet", colour, best))
-    figure = make_subplots(
-        rows=2,
-        cols=1,
-        shared_xaxes=True,
-        vertical_spacing=0.12,
-        subplot_titles=[
-            f"Best speed-up so far, {TIMES}",
-            "Hypervolume: accuracy (10 points are 1) times halvings of each cost",
-        ],
-    )
-    views = [("trials", pd.Series(np.arange(1.0, len(order) + 1), index=order.index), "complete trials")]
+    titles = [
+        f"Best speed-up so far, {TIMES}",
+        "Hypervolume: accuracy (10 points are 1) times halvings of each cost",
+    ]
+    figure = panels(titles, 0.12, shared_xaxes=True)
+    across = [("trials", pd.Series(np.arange(1.0, len(order) + 1), index=order.index), "complete trials")]
     if order.hours.notna().any():
-        views.append(("hours", order.hours, "hours of search, pauses left out"))
-    for label, position, _ in views:
+        across.append(("hours", order.hours, "hours of search, pauses left out"))
+    for label, position, _ in across:
         for row, name, colour, values in lines:
             kept = values.notna() & values.ne(values.shift())  # a step line needs only where it changes
             kept.iloc[-1] = True
@@ -203,29 +199,18 @@ def progress_figure(data: RunData) -> go.Figure | None:
                 y=small(values[kept]),
                 line={"color": colour, "width": 2, "shape": "hv"},
                 showlegend=row == 1,
-                visible=label == views[0][0],
+                visible=label == "trials",
                 hovertemplate="%{y:.3~g}<extra>" + name + "</extra>",
             )
             figure.add_trace(trace, row=row, col=1)
-    owner = [label for label, _, _ in views for _ in lines]
-    figure.update_annotations(x=0, xanchor="left", font={"size": 13})
     figure.update_yaxes(rangemode="tozero")
-    figure.update_xaxes(title={"text": views[0][2]}, row=2, col=1)
+    figure.update_xaxes(title={"text": across[0][2]}, row=2, col=1)
     figure.update_layout(
         height=430,
         margin={"l": 48, "r": 14, "t": 28, "b": 84},
         hovermode="x",
         legend={"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0},
-        meta={
-            "views": [
-                {
-                    "label": label,
-                    "visible": [other == label for other in owner],
-                    "layout": {"xaxis2.title.text": title},
-                }
-                for label, _, title in views
-            ]
-        },
+        meta=views([(label, {"xaxis2.title.text": title}) for label, _, title in across], len(lines)),
     )
     return figure
 

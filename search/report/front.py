@@ -14,6 +14,7 @@ from leanfront.search.run.front import non_dominated
 
 GREY, PINK = "#7c8594", "#d6336c"
 SIZE_COLOURS = [[0.0, "#0ca678"], [0.5, "#4c6ef5"], [1.0, "#f76707"]]
+TRACES = 4  # of a view
 WEBGL_POINTS = 1000  # more points than this are drawn by WebGL; fewer also show where there is none
 
 
@@ -27,7 +28,6 @@ def front_figure(data: RunData) -> go.Figure | None:
         for trace in _front_traces(data, cost):
             trace.visible = cost == costs[0]
             figure.add_trace(trace)
-    owner = [cost for cost in costs for _ in range(len(figure.data) // len(costs))]
     baseline = data.baseline.get("accuracy")
     sizes = data.complete.size_bytes[data.complete.size_bytes > 0]
     figure.update_layout(
@@ -66,25 +66,30 @@ def front_figure(data: RunData) -> go.Figure | None:
             }
         ],
         xaxis={"type": "log", **_cost_axis(data, costs[0])},
-        meta={
-            "views": [
-                {
-                    "label": objective(cost).label,
-                    "visible": [other == cost for other in owner],
-                    "layout": {"annotations[0].text": _title(cost)}
-                    | {f"xaxis.{key}": value for key, value in _cost_axis(data, cost).items()},
-                }
-                for cost in costs
-            ]
-        },
+        meta=views([(objective(cost).label, _view(data, cost)) for cost in costs], TRACES),
     )
     if baseline is not None:
         figure.add_hline(y=100 * baseline, line={"color": PINK, "width": 1, "dash": "dot"}, layer="below")
     return figure
 
 
+def views(shown: list[tuple[str, dict[str, Any]]], traces: int) -> dict[str, Any]:
+    """What a figure keeps of its views, each with so many traces of its own: label, and what changes in the
+    layout."""
+    kept = []
+    for number, (label, layout) in enumerate(shown):
+        visible = [place // traces == number for place in range(traces * len(shown))]
+        kept.append({"label": label, "visible": visible, "layout": layout})
+    return {"views": kept}
+
+
+def _view(data: RunData, cost: str) -> dict[str, Any]:
+    axis = {f"xaxis.{key}": value for key, value in _cost_axis(data, cost).items()}
+    return {"annotations[0].text": _title(cost), **axis}
+
+
 def _front_traces(data: RunData, cost: str) -> list[Any]:
-    """All trials, the line of the best ones, the front's members, the baseline: always four traces."""
+    """All trials, the line of the best ones, the front's members, the baseline: always TRACES of them."""
     known = data.complete[data.complete[cost] > 0]
     pale = known[~known.index.isin(data.front.index)]
     front = data.front[data.front[cost] > 0]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 from leanfront.search.report.data import RunData
+from leanfront.search.report.figures import heat_map, panels
 from leanfront.search.report.text import DASH, duration, plain
 from leanfront.search.trial.promotion import UNTRAINED
 
@@ -44,8 +44,7 @@ def correlations(data: RunData) -> list[tuple[str, int, str, str]]:
     """
     table = rung_table(data)
     lines = []
-    numbers = sorted(table.rung.unique())
-    for rung, following in pairwise(numbers):
+    for rung, following in pairwise(sorted(table.rung.unique())):
         both = table[table.rung == rung].merge(table[table.rung == following], on="trial")
         if len(both) < LEAST:
             continue
@@ -104,10 +103,9 @@ def time_shares(data: RunData) -> list[tuple[str, str, float]]:
     heirs = data.trials.weights_of.notna()
     columns = ["seconds", "seconds_training", "seconds_scoring"]
     sums = data.trials.loc[~heirs, columns].fillna(0.0).sum()
-    before = {
-        "sensitivities": float((data.environment.get("sensitivities") or {}).get("seconds") or 0.0),
-        **{name: float(data.trials[f"seconds_{name}"].sum()) for name in ("proposing", "pricing")},
-    }
+    parts = {"sensitivities": float((data.environment.get("sensitivities") or {}).get("seconds") or 0.0)}
+    parts |= {name: float(data.trials[f"seconds_{name}"].sum()) for name in ("proposing", "pricing")}
+    parts = {name: part for name, part in parts.items() if part > 0}
     rungs = rung_table(data).groupby(["rung", "images"]).seconds.sum().reset_index()
     if len(rungs) > 1:
         within = {
@@ -116,7 +114,6 @@ def time_shares(data: RunData) -> list[tuple[str, str, float]]:
         }
     else:
         within = {"training": float(sums.seconds_training), "scoring": float(sums.seconds_scoring)}
-    parts = {name: part for name, part in before.items() if part > 0}
     parts |= within
     parts["other"] = max(0.0, float(sums.seconds) - sum(within.values()))
     if heirs.any():
@@ -134,29 +131,23 @@ def sensitivity_figure(data: RunData) -> go.Figure | None:
         return None
     kinds = table.decision.str.partition("/")[0]
     kinds = kinds.mask((kinds == "branch") & (table.code == 0))  # that a branch stays is no news
-    panels = [
+    parts = [
         (TITLES.get(kind, f"{kind} of layers"), table[kinds == kind])
         for kind in dict.fromkeys([*TITLES, *kinds.dropna()])
     ]
-    panels = [(title, part) for title, part in panels if part.divergence.gt(0).any()]
-    if not panels:
+    parts = [(title, part) for title, part in parts if part.divergence.gt(0).any()]
+    if not parts:
         return None
     low, high = np.log10([table.divergence[table.divergence > 1e-6].min(), table.divergence.max()])
-    rows = [part.decision.nunique() for _, part in panels]
+    rows = [part.decision.nunique() for _, part in parts]
     gap, edge = 52, 60
-    height = ROW_HEIGHT * sum(rows) + gap * (len(panels) - 1)
-    figure = make_subplots(
-        rows=len(panels),
-        cols=1,
-        row_heights=[count / sum(rows) for count in rows],
-        vertical_spacing=gap / height if len(panels) > 1 else 0,
-        subplot_titles=[title for title, _ in panels],
-    )
-    for number, (_, part) in enumerate(panels, start=1):
+    height = ROW_HEIGHT * sum(rows) + gap * (len(parts) - 1)
+    heights = [count / sum(rows) for count in rows]
+    figure = panels([title for title, _ in parts], gap / height if len(parts) > 1 else 0, row_heights=heights)
+    for number, (_, part) in enumerate(parts, start=1):
         figure.add_trace(_heat(part, float(low), float(high)), row=number, col=1)
     figure.update_yaxes(autorange="reversed", showgrid=False, tickfont={"size": 10}, automargin=True)
     figure.update_xaxes(showgrid=False, tickfont={"size": 11}, type="category")
-    figure.update_annotations(x=0, xanchor="left", font={"size": 13})
     figure.update_layout(height=height + 2 * edge, margin={"l": 10, "r": 10, "t": 28, "b": edge})
     return figure
 
@@ -166,7 +157,7 @@ def _heat(part: pd.DataFrame, low: float, high: float) -> go.Heatmap:
     names = list(dict.fromkeys(part.decision))
     levels = sorted(set(part.level), key=_level_order)
     values = part.pivot_table("divergence", "decision", "level").reindex(index=names, columns=levels)
-    return go.Heatmap(
+    return heat_map(
         z=np.log10(values.clip(lower=10**low).to_numpy()).astype("float32"),
         x=levels,
         y=[plain(name.partition("/")[2]) for name in names],
@@ -174,12 +165,8 @@ def _heat(part: pd.DataFrame, low: float, high: float) -> go.Heatmap:
         zmax=high if high > low else low + 1,
         text=[[_cell(value) for value in row] for row in values.to_numpy()],
         texttemplate="%{text}",
-        textfont={"size": 10},
         hovertemplate="%{y}, %{x}<br>divergence %{text}<extra></extra>",
         colorscale=[[0, "rgba(128,136,150,0.1)"], [1, "rgba(217,72,15,0.85)"]],
-        showscale=False,
-        xgap=1,
-        ygap=1,
     )
 
 

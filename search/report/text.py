@@ -123,15 +123,8 @@ def next_steps(data: RunData) -> list[tuple[str, str]]:
         enough = f"leanfront pick {run} --max-drop {math.ceil(round(nearest * 1000, 6)) / 1000:g}"
         return [more, ("Or take the nearest; the long fine-tune may win some of it back:", enough)]
     pick = f"leanfront pick {run} --max-drop {budget:g}"
-    steps = [
-        (
-            "Take the fastest: long fine-tune, one score on the test split, export, check in onnxruntime:",
-            pick,
-        ),
-        ("Or the smallest:", f"{pick} --prefer size_bytes"),
-        more,
-    ]
-    return steps
+    why = "Take the fastest: long fine-tune, one score on the test split, export, check in onnxruntime:"
+    return [(why, pick), ("Or the smallest:", f"{pick} --prefer size_bytes"), more]
 
 
 def without_credentials(text: str) -> str:

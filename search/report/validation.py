@@ -8,8 +8,9 @@ import plotly.graph_objects as go
 from leanfront.latency_models.measured.first_validation import MOST_ERROR
 from leanfront.search.objectives import quantity
 from leanfront.search.report.data import RunData
+from leanfront.search.report.front import GREY
 
-BLUE, GREY = "#4c6ef5", "#7c8594"
+BLUE = "#4c6ef5"
 
 
 def found(data: RunData) -> Mapping[str, Any]:
@@ -69,26 +70,17 @@ def figure(data: RunData) -> go.Figure | None:
     measured = [row["measured_ms"] for row in rows]
     predicted = [row["predicted_ms"] for row in rows]
     low, high = 0.9 * min(measured + predicted), 1.1 * max(measured + predicted)
-    band = [(0.9, {"dash": "dot"}), (1.0, {}), (1.1, {"dash": "dot"})]
+    dotted = {"dash": "dot"}
     drawn = go.Figure()
-    for factor, line in band:
-        drawn.add_trace(
-            go.Scatter(
-                x=[low, high],
-                y=[factor * low, factor * high],
-                mode="lines",
-                line={"color": GREY, "width": 1, **line},
-                hoverinfo="skip",
-            )
-        )
-    drawn.add_trace(
-        go.Scatter(
-            x=measured,
-            y=predicted,
-            mode="markers",
-            marker={"size": 9, "color": BLUE},
-            hovertemplate="measured %{x:.4g} ms<br>predicted %{y:.4g} ms<extra></extra>",
-        )
+    for factor, line in ((0.9, dotted), (1.0, {}), (1.1, dotted)):
+        ends, drawn_as = [factor * low, factor * high], {"color": GREY, "width": 1, **line}
+        drawn.add_scatter(x=[low, high], y=ends, mode="lines", line=drawn_as, hoverinfo="skip")
+    drawn.add_scatter(
+        x=measured,
+        y=predicted,
+        mode="markers",
+        marker={"size": 9, "color": BLUE},
+        hovertemplate="measured %{x:.4g} ms<br>predicted %{y:.4g} ms<extra></extra>",
     )
     ticks = {"type": "log", "nticks": 5, "tickformat": ".3~g"}
     drawn.update_layout(

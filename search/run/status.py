@@ -62,30 +62,38 @@ def hypervolume_curve(
     """The hypervolume after equal shares of the complete trials, in the order they finished; the last is
     today's. Empty without a baseline or before the first complete trial."""
     complete = sorted((row for row in rows if row.state == "complete"), key=lambda row: row.finished)
-    return [
-        volume for _, volume in growth(objective_values(complete, objectives), objectives, baseline, points)
-    ]
+    grown = growth(objective_values(complete, objectives), objectives, baseline, points)
+    return [volume for _, volume in grown]
 
 
 def trials_per_hour(rows: Sequence[TrialRow]) -> float | None:
     """Trials trained to the end in an hour, of all workers together: over the last fifty, pauses left out.
     None before the first."""
-    times = sorted(
-        (datetime.fromisoformat(row.started), datetime.fromisoformat(row.finished), _trained(row))
-        for row in rows
-        if row.started and row.finished
-    )
-    counted = [place for place, (_, _, trained) in enumerate(times) if trained][-_RATE_TRIALS:]
+    done = [row for row, _ in searched(rows)]
+    counted = [place for place, row in enumerate(done) if _trained(row)][-_RATE_TRIALS:]
     if not counted:
         return None
-    times = times[counted[0] : counted[-1] + 1]
-    seconds, last = 0.0, times[0][0]
-    for started, finished, _ in times:
-        idle = (started - last).total_seconds()
-        if finished > last:
-            seconds += (finished - last).total_seconds() - (idle if idle > PAUSE_SECONDS else 0.0)
-            last = finished
+    seconds = max(spent for _, spent in searched(done[counted[0] : counted[-1] + 1]))
     return 3600.0 * len(counted) / max(seconds, 1.0)
+
+
+def searched(rows: Iterable[TrialRow]) -> list[tuple[TrialRow, float]]:
+    """Trials in the order they began, with the seconds of search until each had finished, pauses left out;
+    without those that do not have both times."""
+    began = datetime.fromisoformat
+    ordered = sorted(
+        (row for row in rows if row.started and row.finished),
+        key=lambda row: (began(row.started), began(row.finished)),
+    )
+    found = []
+    first = last = began(ordered[0].started) if ordered else datetime.min
+    paused = 0.0
+    for row in ordered:
+        idle = (began(row.started) - last).total_seconds()
+        paused += idle if idle > PAUSE_SECONDS else 0.0
+        last = max(last, began(row.finished))
+        found.append((row, (began(row.finished) - first).total_seconds() - paused))
+    return found
 
 
 def why_failed(failed: Sequence[TrialRow]) -> list[dict[str, Any]]:

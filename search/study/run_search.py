@@ -1,19 +1,17 @@
 """A whole search from its configuration: prepare, then trials in this process or in several."""
 
-import argparse
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import optuna
 from optuna.trial import TrialState
 
 from leanfront.search.config import ConfigError, SearchConfig
-from leanfront.search.errors import exit_code
 from leanfront.search.run.disk import has_space
 from leanfront.search.run.results_tables import Ledger
 from leanfront.search.run.run_folder import (
@@ -35,7 +33,7 @@ from leanfront.search.study.storage import open_storage
 from leanfront.search.study.study import enqueue_seeds, open_study, recover
 
 Finish = Callable[[RunFolder, float, Callable[[], bool], Callable[[str], None]], object]
-_PROGRAM = ("-m", "leanfront.search.study.run_search")
+_PROGRAM = ("-m", "leanfront", "worker")
 _MOST_RESTARTS = 10
 """So many workers killed in a row, without a trial that was trained in between: it is not the policies."""
 _SECONDS_TO_STOP = 10
@@ -153,7 +151,7 @@ def _in_workers(
     watch = Watch()
     shown = {row.trial for row in ledger.rows() if row.state != "running"}
     started = len(threads)
-    processes = {_start(run, budget, count, index): count for index, count in enumerate(threads)}
+    processes = {_start(run, count, index): count for index, count in enumerate(threads)}
     restarts = 0  # since a trial was trained
     passed_on = False
     space = True
@@ -189,7 +187,7 @@ def _in_workers(
                     started += 1
                     note(f"a worker was killed (signal {-process.returncode}); starting another")
                     recover(study, run, watch)
-                    processes[_start(run, budget, count, started)] = count
+                    processes[_start(run, count, started)] = count
     finally:
         _stop(list(processes))  # this process ends early: a second Ctrl-C, or an error
         recover(study, run, watch)
@@ -218,22 +216,14 @@ def _stop(processes: "list[subprocess.Popen[bytes]]") -> None:
             process.wait()
 
 
-def _start(run: RunFolder, budget: Budget, threads: int, index: int) -> "subprocess.Popen[bytes]":
+def _start(run: RunFolder, threads: int, index: int) -> "subprocess.Popen[bytes]":
+    """A worker process, which takes its budget from the run's environment.json."""
     command = [sys.executable, *_PROGRAM, str(run.path), "--index", str(index)]
     command += ["--threads", str(threads), "--parent", str(os.getpid())]
-    if budget.trials is not None:
-        command += ["--trials", str(budget.trials)]
-    if budget.deadline is not None:
-        command += ["--deadline", repr(budget.deadline)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with run.log_file.open("ab") as log:
         return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            start_new_session=True,
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
         )
 
 
@@ -243,11 +233,11 @@ def work(
     budget: Budget,
     index: int,
     threads: int,
-    parent_lives: Callable[[], bool] | None = None,
+    parent: int | None = None,
     on_trial: Callable[[TrialRow], None] = lambda row: None,
 ) -> str:
-    """One more worker on a run that a search has prepared; why it ended. ``parent_lives``: of a search that
-    has started it, and that it ends with.
+    """One more worker on a run that a search has prepared; why it ended. ``index`` makes workers draw
+    different policies; ``parent``: the process of a search that has started it, and that it ends with.
 
     Raises:
         As ``run_search``.
@@ -256,53 +246,10 @@ def work(
     problem = prepare(load(config), run, run.log, write=False)
     with writable(run.path), registered(run) as worker, Interrupt() as asked:
         study = open_study(
-            run,
-            config.search,
-            worker_seed=index,
-            sampler=problem.sampler,
-            join=True,
-            wait=parent_lives is not None,
-        )
-        return search_loop(
-            problem,
-            study,
-            run,
-            budget,
-            worker,
-            lambda: asked.requested or not (parent_lives is None or parent_lives()),
-            on_trial,
+            run, config.search, worker_seed=index, sampler=problem.sampler, join=True, wait=parent is not None
         )
 
+        def stop() -> bool:
+            return asked.requested or parent not in (None, os.getppid())
 
-def worker() -> int:
-    """``python -m ...run_search RUN``: a worker process, as ``leanfront search --workers N`` starts it.
-
-    It runs trials until the budget is used up, a signal comes or the parent dies; the exit code.
-    """
-    parser = argparse.ArgumentParser(prog="python -m leanfront.search.study.run_search")
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--index", type=int, default=0, help="makes workers draw different policies")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--trials", type=int)
-    parser.add_argument("--deadline", type=float, help="seconds since 1970")
-    parser.add_argument("--parent", type=int, help="end with this process")
-    given = parser.parse_args()
-
-    def parent_lives() -> bool:
-        return given.parent is None or os.getppid() == given.parent
-
-    with suppress(OSError):  # when the memory is used up, a worker is what the kernel should end
-        Path("/proc/self/oom_score_adj").write_text("500")
-    try:
-        run = open_run(given.run)
-        budget = Budget(given.trials, given.deadline)
-        work(run, run.config(), budget, given.index, given.threads, parent_lives)
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        return exit_code(error)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(worker())
+        return search_loop(problem, study, run, budget, worker, stop, on_trial)

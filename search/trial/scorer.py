@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.export.template import template
+from leanfront.compression.export.walk import exported
 from leanfront.compression.policy import Policy
 from leanfront.compression.techniques.compress import Compressed, compress
 from leanfront.compression.techniques.quantize import calibrate
@@ -26,11 +28,11 @@ from leanfront.compression.training.finetune import Batch, Diverged, FineTune, d
 from leanfront.compression.training.weight_inheritance import inherit
 from leanfront.hw_profiles import load_profile
 from leanfront.latency_models.benchmark.measuring_lock import Note, training
+from leanfront.latency_models.benchmark.timing import session
 from leanfront.search.config import SearchConfig
 from leanfront.search.run.disk import when_there_is_space
 from leanfront.search.run.significance import Scores, wilson_interval
 from leanfront.search.task import Task, TaskError, as_data, check_labels, class_count
-from leanfront.search.trial.score_file import AsFile
 
 T = TypeVar("T")
 SCORING_BATCH = 250
@@ -57,6 +59,25 @@ class Score:
     scores: Scores
     seconds_training: float
     seconds_scoring: float
+
+
+class AsFile(nn.Module):
+    """The exported network as onnxruntime runs it, one example at a time.
+
+    For a CPU: there torch takes three to five times as long for the same in floats with fake quantization
+    (VGG-11), and the score is that of the file itself.
+    """
+
+    def __init__(self, model: bytes, threads: int | None = None) -> None:
+        """``threads``: as many as torch has."""
+        super().__init__()
+        self._session = session(model, threads or torch.get_num_threads())
+        self._input = self._session.get_inputs()[0].name
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(N, ...) -> the network's first output, (N, ...)."""
+        one_by_one = [{self._input: one[None].numpy()} for one in inputs.contiguous()]
+        return torch.from_numpy(np.concatenate([self._session.run(None, feed)[0] for feed in one_by_one]))
 
 
 class TrialFailed(RuntimeError):
@@ -152,29 +173,24 @@ class Scorer:
     ) -> tuple[Compressed, Score]:
         """The long fine-tune of a picked policy, from the weights of its trial where they were kept."""
         with training(self.note):
-            return self._refine(policy, checkpoint, epochs, learning_rate)
-
-    def _refine(
-        self, policy: Policy, checkpoint: Path | None, epochs: float, learning_rate: float
-    ) -> tuple[Compressed, Score]:
-        started = time.perf_counter()
-        compressed = self.prepared(policy)
-        if checkpoint is not None and checkpoint.exists():
-            load_weights(compressed.module, checkpoint)
-        batch = self.config.finetune.batch
-        steps = int(epochs * len(self.train) / batch)
-        if steps > 0:
-            batches = self._batches(steps * batch, seed=self.config.search.seed + 1)
-            fine_tune(compressed.module, batches, steps, self.task.loss, self.settings(learning_rate))
-            self.re_estimate(compressed)
-        trained = time.perf_counter()
-        return compressed, self.scored(self.as_run(compressed), trained - started, trained)
+            started = time.perf_counter()
+            compressed = self.prepared(policy)
+            if checkpoint is not None and checkpoint.exists():
+                load_weights(compressed.module, checkpoint)
+            batch = self.config.finetune.batch
+            steps = int(epochs * len(self.train) / batch)
+            if steps > 0:
+                batches = self._batches(steps * batch, seed=self.config.search.seed + 1)
+                fine_tune(compressed.module, batches, steps, self.task.loss, self.settings(learning_rate))
+                self.re_estimate(compressed)
+            trained = time.perf_counter()
+            return compressed, self.scored(self.as_run(compressed), trained - started, trained)
 
     def as_run(self, compressed: Compressed) -> nn.Module:
         """The network to score: on a CPU what is exported of it, which runs there several times as fast."""
         if self.device.type != "cpu":
             return fold(compressed).module
-        return AsFile(template(self.traced), compressed)
+        return AsFile(exported(template(self.traced), compressed).SerializeToString())
 
     def prepared(self, policy: Policy, rough: bool = False) -> Compressed:
         """Cut and quantized, batch norms and ranges estimated, not yet trained. ``rough``: in bfloat16."""

@@ -177,38 +177,33 @@ def scored(
         keep: gets the network that has reached the last rung, and images trained on -> its score.
         before: rungs that another trial of the same policy has reached: this one goes on from there.
     """
-    started = time.perf_counter()
     values = dict(price.values)
     reached = list(before)
-    scores: dict[int, Score] = {}
-    complete = ""
 
-    def result(state: str, reason: str = "", **over: float) -> Result:
-        spent = {"seconds": time.perf_counter() - started}
-        return Result(state, reason, {**values, **spent}, {**price.constraints, **over}, tuple(reached))
-
-    try:
+    def climbed() -> tuple[str, str]:
+        scores: dict[int, Score] = {}
+        complete = ""
         candidate = problem.scorer.start(policy)
         for rung, images in enumerate(problem.rungs[len(before) :], start=len(before)):
             score = candidate.score(rung)
             if not math.isfinite(score.accuracy):
-                return result("failed", f"accuracy is {score.accuracy}")
+                return "failed", f"accuracy is {score.accuracy}"
             scores[images] = score
             reached.append(_reached(rung, images, score))
-            values |= _values(reached, list(scores.values()))
+            values.update(_values(reached, list(scores.values())))
             if images == 0 and rung < len(problem.rungs) - 1 and _is_harmless(problem, score):
                 complete, rough = UNTRAINED, score
                 score = scores[images] = candidate.as_it_is()
                 seconds = reached[-1]["seconds"] + score.seconds_scoring
                 reached[-1] = {**_reached(rung, images, score), "seconds": seconds}
-                values |= _values(reached, [rough, score])
+                values.update(_values(reached, [rough, score]))
                 break
             if rung < len(problem.rungs) - 1 and (reason := stays(rung, score)):
-                return result("pruned", f"not promoted from rung {rung}: {reason}")
+                return "pruned", f"not promoted from rung {rung}: {reason}"
         keep(candidate, scores)
-    except Exception as error:
-        return result("failed", _failure(error))
-    return _judged(problem, score.accuracy, result, complete)
+        return "complete", complete
+
+    return _came_of(problem, price, climbed, values, reached)
 
 
 def _is_harmless(problem: Problem, score: "Score") -> bool:
@@ -237,42 +232,44 @@ def inherited(
         price: what ``priced`` said of it.
         keep: gets its network, and images trained on -> its score.
     """
-    started = time.perf_counter()
     values: dict[str, float] = {**price.values, WEIGHTS_OF: parent}
 
-    def result(state: str, reason: str = "", **over: float) -> Result:
-        spent = {"seconds": time.perf_counter() - started}
-        return Result(state, reason, {**values, **spent}, {**price.constraints, **over})
-
-    try:
+    def inherits() -> tuple[str, str]:
         candidate = trained.inherit(policy)
         score = candidate.as_it_is()
         if not math.isfinite(score.accuracy):
-            return result("failed", f"accuracy is {score.accuracy}")
-        values |= _worth([score])
+            return "failed", f"accuracy is {score.accuracy}"
+        values.update(_worth([score]))
         keep(candidate, {problem.rungs[-1]: score})
+        return "complete", ""
+
+    return _came_of(problem, price, inherits, values)
+
+
+def _came_of(
+    problem: Problem,
+    price: Result,
+    attempt: Callable[[], tuple[str, str]],
+    values: dict[str, float],
+    reached: Sequence[Mapping[str, float]] = (),
+) -> Result:
+    """The result of an attempt, which gives its state and the reason and fills ``values`` and ``reached``; a
+    complete one may be over max_drop. A full disk is not the trial's fault and is raised."""
+    started = time.perf_counter()
+    constraints = dict(price.constraints)
+    try:
+        state, reason = attempt()
     except Exception as error:
-        return result("failed", _failure(error))
-    return _judged(problem, score.accuracy, result)
-
-
-def _judged(problem: Problem, accuracy: float, result: Callable[..., Result], complete: str = "") -> Result:
-    """Complete (for the reason ``complete``), or infeasible: over max_drop."""
-    most = problem.limits.max_drop
-    if most is None:
-        return result("complete", complete)
-    drop = problem.baseline_accuracy - accuracy
-    if drop > most:
-        reason = f"accuracy drop {drop:.4f} is over max_drop {most:g}"
-        return result("infeasible", reason, max_drop=drop - most)
-    return result("complete", complete, max_drop=drop - most)
-
-
-def _failure(error: Exception) -> str:
-    """Why a trial failed; a full disk is not the trial's fault and is raised."""
-    if "no space left" in str(error).lower():
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-    return _why(error)
+        if "no space left" in str(error).lower():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        state, reason = "failed", _why(error)
+    if state == "complete" and (most := problem.limits.max_drop) is not None:
+        drop = problem.baseline_accuracy - values["accuracy"]
+        constraints["max_drop"] = drop - most
+        if drop > most:
+            state, reason = "infeasible", f"accuracy drop {drop:.4f} is over max_drop {most:g}"
+    spent = {"seconds": time.perf_counter() - started}
+    return Result(state, reason, {**values, **spent}, constraints, tuple(reached))
 
 
 def _reached(rung: int, images: int, score: "Score") -> dict[str, float]:

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import leanfront.search.cli.app
 import leanfront.search.run.run_lock
 import leanfront.search.study.loop
 import leanfront.search.study.run_search
@@ -62,8 +63,7 @@ def main() -> None:
     leanfront.search.study.loop._SECONDS_AFTER_A_FULL_DISK = 0.2
     leanfront.search.run.run_lock.BEAT_SECONDS = 0.2
     if sys.argv[1] == "worker":
-        del sys.argv[1]
-        sys.exit(leanfront.search.study.run_search.worker())
+        leanfront.search.cli.app.main()
     folder, trials, workers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     sections: dict[str, dict[str, object]] = {"task": {"file": "task.py"}, "search": {}}
     for pair in sys.argv[4:]:

@@ -18,8 +18,7 @@ from leanfront.search.config import parse_config
 from leanfront.search.run.significance import wilson_interval
 from leanfront.search.samplers import sampler_named
 from leanfront.search.task import ArrayData, Task, TaskError
-from leanfront.search.trial.score_file import AsFile
-from leanfront.search.trial.scorer import Scorer, TrialFailed, evaluate, load_weights, save_weights
+from leanfront.search.trial.scorer import AsFile, Scorer, TrialFailed, evaluate, load_weights, save_weights
 from tests.networks import built, example, inputs
 
 Loss = Callable[[Tensor, Tensor], Tensor]
