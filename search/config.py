@@ -237,11 +237,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> SearchConfig
     try:
         task_file = (path.parent / config.task.file.expanduser()).resolve()
         there = task_file.is_file()
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # no such user, too long, a zero
+    except (OSError, ValueError, RuntimeError) as error:  # no such user, too long, a zero
         raise ConfigError(f"{path}: task.file is {str(config.task.file)!r}, no path: {error}") from error
     if not there:
         raise ConfigError(f"{path}: task.file is {str(config.task.file)!r}, but there is no file {task_file}")
@@ -294,14 +290,10 @@ def _sentence(error: ValidationError) -> str:
     key = ".".join(location)
     if first["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
+        everywhere = (f"{name}.{key}" for name in SearchConfig.model_fields for key in _known_keys([name]))
         near = difflib.get_close_matches(location[-1], known, n=1)
-        everywhere = [name for name in _all_keys() if name.split(".")[-1] == location[-1]]
-        if near:
-            hint = f"did you mean {near[0]!r}? "
-        elif everywhere:
-            hint = f"did you mean {everywhere[0]!r}? "
-        else:
-            hint = ""
+        near += [name for name in everywhere if name.split(".")[-1] == location[-1]]
+        hint = f"did you mean {near[0]!r}? " if near else ""
         where = f"[{'.'.join(location[:-1])}]" if location[:-1] else "the file"
         return f"unknown key {location[-1]!r} in {where}; {hint}There are {', '.join(known)}"
     if first["type"] == "missing":
@@ -320,10 +312,6 @@ def _known_keys(section: Sequence[str]) -> list[str]:
         assert issubclass(annotation, BaseModel)
         model = annotation
     return list(model.model_fields)
-
-
-def _all_keys() -> list[str]:
-    return [f"{section}.{key}" for section in SearchConfig.model_fields for key in _known_keys([section])]
 
 
 def _table(name: str, values: Mapping[str, Any]) -> str:

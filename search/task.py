@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
-from leanfront.search.readers.error import TaskError as TaskError
+from leanfront.search.readers.images import TaskError as TaskError
 
 
 @runtime_checkable

@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 
 from leanfront.search.cli.app import app
 from leanfront.search.config import parse_config
-from leanfront.search.readers import cifar10_batches, idx, image_folder
+from leanfront.search.readers import cifar10, idx, image_folder
 from leanfront.search.readers.cache import cache_folder
-from leanfront.search.readers.error import TaskError
+from leanfront.search.readers.images import TaskError
 from leanfront.search.report.page import write_report
 from leanfront.search.run.run_folder import TrialRow, make_run
 
@@ -156,7 +156,7 @@ def test_names_in_a_zip_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_files_that_unpack_to_too_much_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LEANFRONT_CACHE", str(tmp_path / "cache"))
-    for module in (cifar10_batches, idx, image_folder):
+    for module in (cifar10, idx, image_folder):
         monkeypatch.setattr(module, "MOST_BYTES", 100_000)
     with zipfile.ZipFile(tmp_path / "images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("one/0.png", _picture())
@@ -169,7 +169,7 @@ def test_files_that_unpack_to_too_much_are_refused(tmp_path: Path, monkeypatch: 
             entry.size = 1_000_000
             tar.addfile(entry, io.BytesIO(bytes(1_000_000)))
     with pytest.raises(TaskError, match="data_batch_1 has 1000000 bytes, a batch at most 100000"):
-        cifar10_batches.read_cifar10_batches(tmp_path / "cifar.tar.gz", "train")
+        cifar10.read_cifar10_batches(tmp_path / "cifar.tar.gz", "train")
     header = bytes((0, 0, 8, 3)) + b"".join(size.to_bytes(4, "big") for size in (1000, 28, 28))
     (tmp_path / "images.gz").write_bytes(gzip.compress(header + bytes(784_000)))
     with pytest.raises(TaskError, match="promises 784000 bytes, 100000 are the most"):

@@ -20,11 +20,7 @@ class Wish:
     @property
     def limits(self) -> dict[str, float]:
         """Cost -> its most."""
-        named = {
-            "latency_ms": self.max_latency_ms,
-            "size_bytes": self.max_size_bytes,
-            "energy_mj": self.max_energy_mj,
-        }
+        named = {name: getattr(self, f"max_{name}") for name in ("latency_ms", "size_bytes", "energy_mj")}
         return {name: value for name, value in named.items() if value is not None}
 
 

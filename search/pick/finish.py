@@ -10,9 +10,9 @@ from leanfront.latency_models.benchmark.measuring_lock import Note
 from leanfront.search.pick.choose import Wish, choose
 from leanfront.search.run.front import front_of
 from leanfront.search.run.run_folder import RunError, RunFolder, TrialRow
+from leanfront.search.study.run_search import wait_or_kill
 
 _SECONDS_BETWEEN_LOOKS = 0.3
-_SECONDS_TO_STOP = 10.0
 
 
 def finish(run: RunFolder, ends: float, stop: Callable[[], bool], note: Note) -> None:
@@ -84,11 +84,7 @@ def _pick(run: RunFolder, trial: int, ends: float, stop: Callable[[], bool]) -> 
     finally:
         if process.poll() is None:
             process.terminate()
-            try:
-                process.wait(_SECONDS_TO_STOP)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            wait_or_kill(process)
 
 
 def report(run: RunFolder, note: Note) -> None:

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.search.readers.error import TaskError
-from leanfront.search.readers.images import Images, check_labels
+from leanfront.search.readers.images import Images, TaskError, check_labels
 
 MOST_BYTES = 1 << 32
 """The most that a header may promise: a gzipped file may unpack to a thousand times its size."""

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from leanfront.search.readers.cache import cached, content_key
-from leanfront.search.readers.error import TaskError
-from leanfront.search.readers.images import Images
+from leanfront.search.readers.images import Images, TaskError
 
 MOST_BYTES = 1 << 28
 """The largest file that is taken for an image: an entry of a .zip may unpack to a thousand times its size."""

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.search.readers.error import TaskError
+
+class TaskError(ValueError):
+    """The user's task, data or weights cannot be used; the message is one sentence that says what to do.
+
+    It is here so that the readers need no torch."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,9 +9,8 @@ from typing import Any
 import pandas as pd
 
 from leanfront.search.objectives import COSTS, costs_among
-from leanfront.search.run.front import front_rows
+from leanfront.search.run.front import alike, front_rows, within_noise
 from leanfront.search.run.hypervolume import growth
-from leanfront.search.run.noise import alike, within_noise
 from leanfront.search.run.run_folder import (
     COLUMNS,
     TEXTS,

@@ -250,19 +250,15 @@ class RunFolder:
         """
         return _place(self) in worker.split("-") and not self.is_live(worker)
 
-    def live_since(self) -> list[float]:
-        """When each worker that lives began, in seconds since 1970."""
-        begun = []
+    def live_workers(self) -> dict[str, float]:
+        """Names of the workers whose process lives, and when each began, in seconds since 1970."""
+        begun = {}
         for path in self.locks.glob("worker-*"):
             with suppress(FileNotFoundError):  # it ended just now
                 since = path.stat().st_mtime
                 if is_held(path):
-                    begun.append(since)
+                    begun[path.name] = since
         return begun
-
-    def live_workers(self) -> set[str]:
-        """Names of the workers whose process lives."""
-        return {path.name for path in self.locks.glob("worker-*") if is_held(path)}
 
 
 def trained_to_the_end(state: str, scored: bool, inherited: bool) -> bool:

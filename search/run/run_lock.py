@@ -17,10 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leanfront.search.run.disk import Note
+
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
-
-Note = Callable[[str], None]
 
 BEAT_SECONDS = 20.0
 LEASE_SECONDS = 120.0

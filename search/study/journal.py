@@ -3,8 +3,7 @@
 import json
 import mmap
 import os
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -33,14 +32,9 @@ class RepairingJournal(BaseJournalBackend):
         self._path = path
         self._note = note
         self._lock_path = path.with_name(path.name + ".lock")
-        with self._writing():
+        with locked(self._lock_path):
             cut_back(path)
         self._reached = (0, 0)  # logs read so far, and the bytes that they take
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        with locked(self._lock_path):
-            yield
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
         """The logs from a number on; a last line without its newline is still being written, and left.
@@ -70,7 +64,7 @@ class RepairingJournal(BaseJournalBackend):
 
     def _append(self, logs: list[dict[str, Any]]) -> None:
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with self._writing():
+        with locked(self._lock_path):
             cut_back(self._path)
             before = self._path.stat().st_size
             try:

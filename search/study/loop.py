@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache, partial
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,7 +45,7 @@ from leanfront.search.study.study import (
     tell,
 )
 from leanfront.search.trial.promotion import UNTRAINED, Standing, dominator, standings
-from leanfront.search.trial.trial import Problem, Result, foretold, inherited, priced, scored
+from leanfront.search.trial.trial import Problem, Result, foretold, inherited, priced, reached_at, scored
 
 if TYPE_CHECKING:
     from leanfront.search.trial.scorer import CandidateTraining, Score
@@ -125,9 +125,7 @@ class Interrupt:
             self._before[number] = signal.signal(number, self._received)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -277,14 +275,8 @@ class _Worker:
         self.tables.write()
 
         def stays(rung: int, score: Score) -> str:
-            standing = {
-                "rung": rung,
-                "images": problem.rungs[rung],
-                "accuracy": score.accuracy,
-                "divergence": score.divergence,
-            }
             reason = self._stays(trial.number, price, rung, score)
-            return reason or problem.sampler.given_up(policy, standing)
+            return reason or problem.sampler.given_up(policy, reached_at(rung, problem.rungs[rung], score))
 
         def done(candidate: CandidateTraining, scores: Mapping[int, Score]) -> None:
             self._keep(trial.number, candidate, scores)

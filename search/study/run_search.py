@@ -209,11 +209,16 @@ def _stop(processes: "list[subprocess.Popen[bytes]]") -> None:
             process.terminate()
         time.sleep(0.2)
     for process in processes:
-        try:
-            process.wait(timeout=_SECONDS_TO_STOP)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        wait_or_kill(process)
+
+
+def wait_or_kill(process: "subprocess.Popen[bytes]") -> None:
+    """Wait for a process that was told to end; kill it if it takes its time."""
+    try:
+        process.wait(timeout=_SECONDS_TO_STOP)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _start(run: RunFolder, threads: int, index: int) -> "subprocess.Popen[bytes]":

@@ -11,12 +11,11 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
 
+from leanfront.search.run.disk import Note as Note
 from leanfront.search.run.run_folder import RunError
 from leanfront.search.storage_url import StorageURL
 from leanfront.search.study.journal import open_journal
 from leanfront.search.study.optuna_adapter import cached
-
-Note = Callable[[str], None]
 
 PATIENCE_SECONDS = 900.0
 """A server may be away for so long, to be restarted, before a search gives up."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
@@ -67,7 +66,13 @@ def open_study(
     storage = open_storage(url, run.journal, note or run.log, wait=wait)
     name = NAME if url is None else run.study_name()
     if url is not None and (join or run.begun):
-        _check_there(storage, name, f"{url.text} has no study {name}, which {run.path} goes by")
+        try:
+            storage.get_study_id_from_name(name)
+        except KeyError:
+            raise RunError(
+                f"{url.text} has no study {name}, which {run.path} goes by;"
+                " give the storage that the search was started with"
+            ) from None
     study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
     # a resumed search must not draw what it drew before: its seed depends on how far it got
     offset = 7919 * worker_seed + 104_729 * len(study.get_trials(deepcopy=False))
@@ -78,13 +83,6 @@ def open_study(
             warnings.simplefilter("ignore", ExperimentalWarning)
             study.set_metric_names(list(settings.objectives))
     return study
-
-
-def _check_there(storage: BaseStorage, name: str, otherwise: str) -> None:
-    try:
-        storage.get_study_id_from_name(name)
-    except KeyError:
-        raise RunError(f"{otherwise}; give the storage that the search was started with") from None
 
 
 def enqueue(study: optuna.Study, space: Space, policy: Policy, origin: str) -> None:
@@ -194,7 +192,7 @@ def _abandoned(trial: FrozenTrial, run: RunFolder, watch: Watch) -> bool:
     # another machine, finds out when it says who it is, and has lost nothing.
     started = trial.datetime_start.timestamp() if trial.datetime_start is not None else 0.0
     long_ago = time.time() - started > _SECONDS_TO_SAY_WHO
-    return long_ago or all(since > started for since in run.live_since())
+    return long_ago or all(since > started for since in run.live_workers().values())
 
 
 def _take_back(study: optuna.Study, trial: FrozenTrial) -> None:

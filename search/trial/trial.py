@@ -189,13 +189,13 @@ def scored(
             if not math.isfinite(score.accuracy):
                 return "failed", f"accuracy is {score.accuracy}"
             scores[images] = score
-            reached.append(_reached(rung, images, score))
+            reached.append(reached_at(rung, images, score))
             values.update(_values(reached, list(scores.values())))
             if images == 0 and rung < len(problem.rungs) - 1 and _is_harmless(problem, score):
                 complete, rough = UNTRAINED, score
                 score = scores[images] = candidate.as_it_is()
                 seconds = reached[-1]["seconds"] + score.seconds_scoring
-                reached[-1] = {**_reached(rung, images, score), "seconds": seconds}
+                reached[-1] = {**reached_at(rung, images, score), "seconds": seconds}
                 values.update(_values(reached, [rough, score]))
                 break
             if rung < len(problem.rungs) - 1 and (reason := stays(rung, score)):
@@ -272,7 +272,8 @@ def _came_of(
     return Result(state, reason, {**values, **spent}, constraints, tuple(reached))
 
 
-def _reached(rung: int, images: int, score: "Score") -> dict[str, float]:
+def reached_at(rung: int, images: int, score: "Score") -> dict[str, float]:
+    """What a result, and a sampler, is told of a rung."""
     return {
         "rung": rung,
         "images": images,

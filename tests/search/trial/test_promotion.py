@@ -12,8 +12,7 @@ from hypothesis.extra.numpy import arrays
 from optuna.trial import TrialState
 
 from leanfront.search.config import ConfigError
-from leanfront.search.run.front import front_of
-from leanfront.search.run.noise import alike
+from leanfront.search.run.front import alike, front_of
 from leanfront.search.run.run_folder import ADDED, TrialRow, make_run, registered
 from leanfront.search.run.significance import (
     load_scores,
