@@ -249,7 +249,7 @@ def pick(
     from dataclasses import asdict
 
     from leanfront.runs import Run
-    from leanfront.search.pick.card import verified
+    from leanfront.search.run.verified import verified
 
     picked = Run(run).pick(
         max_drop, max_latency_ms=max_latency_ms, max_size_bytes=max_size_bytes, max_energy_mj=max_energy_mj,

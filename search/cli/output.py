@@ -59,14 +59,6 @@ def shown(path: Path) -> str:
         return str(path)
 
 
-def clock(seconds: float | None) -> str:
-    """Hours, minutes and seconds: 3725 is "1:02:05"."""
-    if seconds is None:
-        return "unknown"
-    left = round(seconds)
-    return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
-
-
 def print_json(value: Any) -> None:
     """JSON, indented."""
     print(json.dumps(value, indent=1, default=str))

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from leanfront.search.cli.output import clock, print_table
+from leanfront.search.cli.output import print_table
 from leanfront.search.run.run_folder import STATES, RunFolder
-from leanfront.search.run.status import status
+from leanfront.search.run.status import clock, status
 
 BARS = "▁▂▃▄▅▆▇█"
 _LISTS = ("run", "hypervolume_curve", "next", "why_failed", "failures")

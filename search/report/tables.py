@@ -5,11 +5,11 @@ from typing import Any
 
 import pandas as pd
 
-from leanfront.search.pick.card import Row, verified
 from leanfront.search.report.data import RunData
 from leanfront.search.report.text import DASH, cost_text, duration, percent, points, ratio
 from leanfront.search.run.run_folder import STATES, RunError
 from leanfront.search.run.status import NO_REASON, alike_but_for_numbers
+from leanfront.search.run.verified import Row, verified
 
 TABLE_ROWS = 200
 REASON_ROWS = 20

@@ -96,6 +96,14 @@ def searched(rows: Iterable[TrialRow]) -> list[tuple[TrialRow, float]]:
     return found
 
 
+def clock(seconds: float | None) -> str:
+    """Hours, minutes and seconds: 3725 is "1:02:05"."""
+    if seconds is None:
+        return "unknown"
+    left = round(seconds)
+    return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+
+
 def why_failed(failed: Sequence[TrialRow]) -> list[dict[str, Any]]:
     """Reasons of failed trials, the commonest first; those that differ only in their numbers are one.
 

@@ -5,9 +5,9 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from leanfront.search.cli.output import clock
 from leanfront.search.objectives import COSTS, quantity
 from leanfront.search.run.run_folder import TrialRow
+from leanfront.search.run.status import clock
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -13,12 +13,18 @@ import pytest
 from typer.testing import CliRunner
 
 from leanfront.search.cli.app import app
-from leanfront.search.cli.output import clock
 from leanfront.search.cli.status_text import follow, sparkline
 from leanfront.search.config import parse_config
 from leanfront.search.run.run_folder import RunFolder, TrialRow, make_run
 from leanfront.search.run.run_lock import try_lock
-from leanfront.search.run.status import hypervolume_curve, next_step, status, trials_per_hour, why_failed
+from leanfront.search.run.status import (
+    clock,
+    hypervolume_curve,
+    next_step,
+    status,
+    trials_per_hour,
+    why_failed,
+)
 from leanfront.search.study.progress import log_line
 
 BASELINE = {"accuracy": 1.0, "latency_ms": 1.0}

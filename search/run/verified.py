@@ -1,0 +1,74 @@
+"""What is said of a network that was picked and verified, for the command, its card and the report alike."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from leanfront.search.objectives import objective, quantity
+
+
+class Row(NamedTuple):
+    """A figure of a verified network, as text."""
+
+    what: str
+    uncompressed: str
+    picked: str
+    gain: str
+
+
+def verified(found: Mapping[str, Any]) -> list[Row]:
+    """What verification.json says, for whoever shows it: what, uncompressed beside picked, what was gained.
+
+    What it does not say has no row: the measured latency without the hardware, for one.
+    """
+    given = (found.get(name) for name in ("test", "latency", "size", "search", "memory"))
+    test, latency, size, search, memory = (part if isinstance(part, Mapping) else {} for part in given)
+    rows = []
+    if test:
+        uncompressed, picked = test["baseline_accuracy"], test["accuracy"]
+        gain = f"{100 * (picked - uncompressed):+.2f} points"
+        texts = (quantity("accuracy", uncompressed), quantity("accuracy", picked))
+        rows.append(Row("accuracy (test split, read once)", *texts, gain))
+        rows.append(Row("its 95 % interval", "", "{:.4f} .. {:.4f}".format(*test["accuracy_ci"]), ""))
+    if latency:
+        gain = f"{latency['measured_ms'] / latency['baseline_ms']:.3f}x"
+        rows.append(_costs("latency, measured", "latency_ms", latency, "baseline_ms", "measured_ms", gain))
+        gain = f"{100 * latency['error']:+.1f} %"
+        if "predicted_baseline_ms" in latency:
+            gain = f"{latency['predicted_ms'] / latency['predicted_baseline_ms']:.3f}x, {gain}"
+        names = ("predicted_baseline_ms", "predicted_ms")
+        rows.append(_costs("as the search predicted", "latency_ms", latency, *names, gain))
+    else:
+        estimated, _, _ = str(search.get("estimates") or "").lower().partition(":")
+        for name in ("latency_ms", "energy_mj"):
+            if search.get(name) is not None:
+                what = objective(name).label
+                text = f"{what}, predicted{', estimated' if what in estimated else ''}"
+                rows.append(Row(text, "", quantity(name, search[name]), ""))
+    for name, pair in (search.get("objectives") or {}).items():
+        rows.append(_costs(objective(name).label, name, pair, "uncompressed", "picked", _share(pair)))
+    if size:
+        gain = f"1/{size['baseline_bytes'] / size['bytes']:.1f}"
+        rows.append(_costs("model file", "size_bytes", size, "baseline_bytes", "bytes", gain))
+    if memory:
+        rows += _memory(memory)
+    if test:
+        share = test["agreement"]  # None: the file was not run here
+        text = "not run here" if share is None else f"{share:.2%}"
+        rows.append(Row("same answers as the torch network", "", text, ""))
+    return rows
+
+
+def _memory(memory: Mapping[str, Any]) -> list[Row]:
+    """Peak memory as it was counted, beside the live tensors that the search went by."""
+    names = ("baseline_peak_memory_bytes", "peak_memory_bytes", "predicted_peak_memory_bytes")
+    before, now, predicted = (quantity("size_bytes", memory[name]) if memory[name] else "" for name in names)
+    return [Row("peak memory, measured", before, now, ""), Row("peak memory, predicted", "", predicted, "")]
+
+
+def _costs(what: str, name: str, values: Mapping[str, Any], base: str, picked: str, gain: str) -> Row:
+    uncompressed = quantity(name, values[base]) if values.get(base) is not None else ""
+    return Row(what, uncompressed, quantity(name, values[picked]), gain)
+
+
+def _share(pair: Mapping[str, float]) -> str:
+    return f"{pair['picked'] / pair['uncompressed']:.3f}x" if pair.get("uncompressed") else ""
