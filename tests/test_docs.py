@@ -89,7 +89,7 @@ def options(command: Any) -> dict[str, Any]:
     return {
         option: parameter
         for parameter in command.params
-        if parameter.param_type_name == "option"
+        if parameter.param_type_name == "option" and not parameter.hidden  # what a search tells its workers
         for option in parameter.opts
         if option != "--help"
     }
