@@ -48,7 +48,8 @@ def verified(found: Mapping[str, Any]) -> list[Row]:
         rows.append(_costs(objective(name).label, name, pair, "uncompressed", "picked", _share(pair)))
     if size:
         gain = f"1/{size['baseline_bytes'] / size['bytes']:.1f}"
-        rows.append(_costs("model file", "size_bytes", size, "baseline_bytes", "bytes", gain))
+        what = f"model file, kind {size['kind']}" if "kind" in size else "model file"
+        rows.append(_costs(what, "size_bytes", size, "baseline_bytes", "bytes", gain))
     if memory:
         rows += _memory(memory)
     if test:

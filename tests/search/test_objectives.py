@@ -1,8 +1,5 @@
 """The table of objectives, and one that a task registers: searched for, shown, picked, read again."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +19,8 @@ from leanfront.search.objectives import (
     register_objective,
 )
 from leanfront.search.run.hypervolume import hypervolume
-from leanfront.search.run.run_folder import COLUMNS, TrialRow, make_run, open_run
+from leanfront.search.run.run_folder import COLUMNS, TrialRow, make_run
 from leanfront.search.run.status import status
-from tests.bright import CONFIG, TASK
 from tests.compression.policy.test_policy import network as branched_network
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your-own-task.md").read_text(encoding="utf-8")
@@ -118,46 +114,3 @@ def test_columns_of_a_tasks_own_are_read_back(tmp_path: Path) -> None:
     rows = [TrialRow(0, "complete", latency_ms=1.0, more={"parameters": 5.0}), TrialRow(1, "running")]
     run.write_trials(rows)
     assert run.trials() == rows
-
-
-@pytest.mark.parametrize("sampler", ["tpe", "cascade"])
-def test_a_search_for_few_parameters(tmp_path: Path, sampler: str) -> None:
-    """By one file of the user's: the front, the report and the pick show them, without the task at hand."""
-    (tmp_path / "task.py").write_text(TASK.replace("def task(", OWN + "\n\ndef task(", 1))
-    (tmp_path / "search.toml").write_text(CONFIG)
-    settings = ["--set", 'search.objectives=["accuracy", "parameters"]', "--set", f"search.sampler={sampler}"]
-    said = leanfront(tmp_path, "search", ".", "--run", "run", *settings)
-    assert "networks on the front" in said
-    said = leanfront(tmp_path, "pick", "run", "--prefer", "parameters", "--max-drop", "1", "--epochs", "0")
-    assert "parameters" in said
-    found = json.loads(next((tmp_path / "run").glob("exported/*/verification.json")).read_text())
-    pair = found["search"]["objectives"]["parameters"]
-    assert 0 < pair["picked"] <= pair["uncompressed"]
-    (tmp_path / "task.py").rename(tmp_path / "gone.py")
-    table = leanfront(tmp_path, "front", "run")
-    assert "parameters" in table
-    answer = json.loads(leanfront(tmp_path, "front", "run", "--format", "json"))
-    best = {point["parameters"] for point in answer["front"]}
-    trials = open_run(tmp_path / "run").trials()
-    assert min(best) == min(row.more["parameters"] for row in trials if row.state == "complete")
-    assert answer["baseline"]["parameters"] == 8 * 9 + 8 * 8 * 9 + 2 * 8
-    assert json.loads(leanfront(tmp_path, "status", "run", "--format", "json"))["hypervolume"] is not None
-    leanfront(tmp_path, "report", "run")
-    page = (tmp_path / "run" / "report.html").read_text().split("<script>", 1)[0]
-    assert "<th>parameters" in page
-    assert '"label":"parameters"' in page.replace(" ", "")
-
-
-def leanfront(folder: Path, *words: str) -> str:
-    command = [sys.executable, "-m", "leanfront", *words]
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False, env=_environment()
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
