@@ -336,7 +336,9 @@ def _user_code(path: Path) -> Iterator[None]:
     except FileNotFoundError as problem:
         raise TaskError(f"The task needs a file that is not there: {problem} (in {path})") from problem
     except ImportError as problem:
-        if problem.name not in _BEFORE:
+        if (
+            problem.name not in _BEFORE or problem.path
+        ):  # a module of the user's own that was found has a path
             raise _failed(problem, path) from problem
         raise TaskError(
             f"A task imports from leanfront, but {path} imports {problem.name}, as tasks of version 0.1 did;"
