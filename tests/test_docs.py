@@ -1,5 +1,6 @@
 """The documentation against the code: commands, options, keys, defaults and examples are as they are said."""
 
+import importlib
 import inspect
 import json
 import re
@@ -11,6 +12,7 @@ import typing
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import numpy as np
@@ -229,11 +231,66 @@ def test_links_lead_somewhere(page: str, target: str) -> None:
     assert ((ROOT / page).parent / target).exists()
 
 
-def test_files_named_in_the_pages_exist() -> None:
-    pattern = r"`((?:search|compression|hw_profiles|latency_models|examples|tests)/[\w/.-]*)`"
+ROOMS = ("search", "compression", "hw_profiles", "latency_models")
+
+
+def missing_files(content: str) -> list[str]:
+    folders = "|".join((*ROOMS, "leanfront", "examples", "tests", "benchmarks", "docs"))
+    named = re.findall(rf"`((?:{folders})/[\w/.-]*)`", content)
+    return [target for target in named if not (ROOT / target).exists()]
+
+
+def missing_names(content: str) -> list[str]:
+    named = re.findall(r"`(leanfront(?:\.\w+)+)[`(]", content)
+    return [name for name in named if locate(name) is None]
+
+
+def old_imports(content: str) -> list[str]:
+    return re.findall(rf"^ *(?:from|import) (?:{'|'.join(ROOMS)})\b.*$", content, re.M)
+
+
+def test_files_modules_and_names_on_the_pages_exist() -> None:
     for page in PAGES:
-        for target in re.findall(pattern, page.read_text(encoding="utf-8")):
-            assert (ROOT / target).exists(), f"{page.name} names {target}"
+        content = page.read_text(encoding="utf-8")
+        for wrong in (missing_files, missing_names, old_imports):
+            assert wrong(content) == [], page.name
+
+
+def test_what_is_missing_would_be_found() -> None:
+    assert missing_files("`search/task.py` and `search/tusk.py`") == ["search/tusk.py"]
+    assert missing_names("`leanfront.search.task.Task`, `leanfront.search.tusk`, `leanfront.Tusk(...)`") == [
+        "leanfront.search.tusk",
+        "leanfront.Tusk",
+    ]
+    assert old_imports("from leanfront import Task\n    from search.task import Task\n") == [
+        "    from search.task import Task"
+    ]
+
+
+def test_the_table_of_what_can_be_added() -> None:
+    section = sections("docs/architecture.md", "(To add something)")["To add something"]
+    table = [line.split("|")[1:-1] for line in section.splitlines() if line.startswith("| a")]
+    added = ["objective", "cost model", "technique", "sampler", "dialect", "profile", "reader", "command"]
+    assert [re.sub("^an? ", "", cells[0].strip()) for cells in table] == added
+    for _, _, _, registered, example in table:
+        calls = re.findall(r"`(leanfront[\w.]+)`", registered)
+        assert calls
+        assert all(callable(locate(name)) for name in calls), registered
+        assert (ROOT / example.strip().strip("`")).is_file(), example
+
+
+@pytest.mark.parametrize(
+    ("page", "heading", "example"),
+    [
+        ("docs/your-own-task.md", "An objective of your own", "objective"),
+        ("docs/search.md", "A sampler of your own", "sampler"),
+        ("docs/commands.md", "`leanfront export`", "dialect"),
+    ],
+)
+def test_what_the_pages_show_is_what_the_examples_walk(page: str, heading: str, example: str) -> None:
+    shown = re.findall(r"```python\n(.*?)```", sections(page, f"({re.escape(heading)})")[heading], re.S)
+    added = importlib.import_module(f"tests.extending.test_{example}").ADDED
+    assert [code.strip() for code in shown] == [added.strip()]
 
 
 def test_readers_columns_and_states() -> None:
