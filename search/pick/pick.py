@@ -208,7 +208,6 @@ def export_and_verify(
         )
     latency: dict[str, Any] = {}
     memory: dict[str, Any] = {}
-    kind = {} if dialect is QDQ else {"kind": dialect.name}
     if not dialect.priced:
         log(f"no latency is measured: what was predicted is that of files of kind {QDQ.name!r}")
     elif at_hand(loaded.profile, threads, loaded.config.hardware.provider, log):
@@ -230,7 +229,7 @@ def export_and_verify(
         _search_said(run, row, score),
         test,
         latency,
-        {"bytes": len(model), "baseline_bytes": len(baseline), **kind},
+        {"bytes": len(model), "baseline_bytes": len(baseline)},
         kernels,
         memory,
         dialect,

@@ -250,5 +250,6 @@ def verification(
         failures.append(f"layers not run as integer kernels: {', '.join(kernels['not_fused'])}")
     if kernels["not_wanted"]:
         failures.append(f"float layers run as integer kernels: {', '.join(kernels['not_wanted'])}")
-    size = {**size, "predicted_bytes": promised["size_bytes"]}
+    kind = {} if dialect is QDQ else {"kind": dialect.name}
+    size = {**size, "predicted_bytes": promised["size_bytes"], **kind}
     return Verification(trial, search, asdict(test), latency, size, kernels, failures, memory)

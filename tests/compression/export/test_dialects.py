@@ -97,7 +97,7 @@ def test_what_cannot_be_run_here_is_said_and_not_checked() -> None:
     policy = Policy.uniform(network, LayerPolicy())
     kernels = kernel_report(b"", network, policy, 1, Elsewhere())
     held = verification(
-        3, {"size_bytes": 10.0}, {}, found, {}, {"bytes": 10, "baseline_bytes": 20}, kernels, Elsewhere()
+        3, {"size_bytes": 10.0}, {}, found, {}, {"bytes": 10, "baseline_bytes": 20}, kernels, {}, Elsewhere()
     )
     assert held.passed
     assert asdict(held)["test"]["agreement"] is None
