@@ -15,8 +15,8 @@ import numpy as np
 
 from benchmarks.fpga_engines import PORTS, Engine, buffer_blocks, weight_blocks, weight_luts
 from leanfront.hw_profiles import load_profile
+from leanfront.hw_profiles.fpga import MemoryBlock
 from leanfront.hw_profiles.sections import Dataflow
-from leanfront.hw_profiles.sections.fpga import MemoryBlock
 from leanfront.latency_models.fpga.pipeline import Stage, first_window, stream
 from leanfront.latency_models.fpga.resources import multiplier_luts, sum_bits, threshold_bits, threshold_luts
 

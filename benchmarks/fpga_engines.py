@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from leanfront.hw_profiles.sections.fpga import MemoryBlock
+from leanfront.hw_profiles.fpga import MemoryBlock
 from leanfront.latency_models.fpga.kernels import Array
 from leanfront.latency_models.fpga.resources import TABLE_BITS
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -24,7 +25,7 @@ from torch import nn
 
 from leanfront.compression.capture.trace import Traced, trace
 from leanfront.compression.export.template import template
-from leanfront.compression.export.walk import random_model
+from leanfront.compression.export.walk import random_builder, random_model
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.space import Space
@@ -79,7 +80,7 @@ def main() -> None:
         traced = traced_network(name)
         space = Space(traced.network, profile, SPARSITY, [8, 32], [8, 32])
         started = time.perf_counter()
-        model = cost_model(traced, space, profile, options.threads, _note)
+        model = cost_model(space, partial(random_builder, traced), profile, options.threads, _note)
         table_s = time.perf_counter() - started
         assert isinstance(model, TableModel)
         found = validate(model, space, options.policies, log=_note)

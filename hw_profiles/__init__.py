@@ -9,12 +9,14 @@ from leanfront.hw_profiles.loading import (
     to_toml,
     user_folder,
 )
-from leanfront.hw_profiles.profile import HardwareProfile, ProfileError, Source
+from leanfront.hw_profiles.part import Part, Source
+from leanfront.hw_profiles.profile import HardwareProfile, ProfileError
 from leanfront.hw_profiles.section import Section, register_section
 from leanfront.hw_profiles.sections import Roofline
 
 __all__ = [
     "HardwareProfile",
+    "Part",
     "ProfileError",
     "Roofline",
     "Section",

@@ -1,34 +1,12 @@
 """The base of all sections, and the one list of them: value of ``model`` in a profile -> its schema."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from leanfront.hw_profiles.part import Part
+from leanfront.hw_profiles.units import Frozen
 
-if TYPE_CHECKING:
-    from leanfront.hw_profiles.profile import HardwareProfile
-
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
-ShareOrNone = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
-Factor = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(strict=True, ge=1)]
-CountOrNone = Annotated[int, Field(strict=True, ge=0)]
-
-WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
-"""Bits that weights may have, and that units compute in."""
-ACTIVATION_BITS = (4, 8, 16, 32)
-
-TAKEN: set[str] = set()
-"""Names of the fields that all profiles have, which no section can bear."""
 _SECTIONS: "dict[str, type[Section]]" = {}
-
-
-class Frozen(BaseModel):
-    """A table of a profile: nothing in it changes, and it has no other fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Section(Frozen):
@@ -40,7 +18,7 @@ class Section(Frozen):
     model_name: ClassVar[str] = ""
     pure_numbers: ClassVar[frozenset[str]] = frozenset()
 
-    def check(self, part: "HardwareProfile") -> None:
+    def check(self, part: Part) -> None:
         """Raise ValueError where the section contradicts the part that it stands for."""
 
 
@@ -55,7 +33,7 @@ def register_section(model: str) -> Callable[[type[S]], type[S]]:
     """
 
     def register(section: type[S]) -> type[S]:
-        if model in TAKEN:
+        if model in Part.model_fields:
             raise ValueError(f"{model!r} is a field of every profile; give the section another name")
         known = _SECTIONS.get(model)
         if known is not None and known.__qualname__ != section.__qualname__:

@@ -1,6 +1,28 @@
-"""The unit of every number of a profile: the end of its name, or it is known to be a pure number."""
+"""The numbers of a profile: what they may be, and their units, which the end of a name says."""
 
 from collections.abc import Collection
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)]
+ShareOrNone = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+Factor = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+CountOrNone = Annotated[int, Field(strict=True, ge=0)]
+
+WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
+"""Bits that weights may have, and that units compute in."""
+ACTIVATION_BITS = (4, 8, 16, 32)
+
+
+class Frozen(BaseModel):
+    """A table of a profile: nothing in it changes, and it has no other fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
 
 UNITS = (
     "ms", "us", "ns", "s", "hz", "mhz", "ghz", "w", "mw", "pj", "nj", "mj", "bytes", "kib", "mib", "gib",

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,8 +15,8 @@ from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile
 from leanfront.latency_models.errors import TableError as TableError
 
-if TYPE_CHECKING:
-    from leanfront.latency_models.measured.model import TableModel
+Build = Callable[[Network, Policy], bytes]
+"""(network already resized, policy) -> the serialized ONNX model that an export of them has, to be timed."""
 
 Kind = Literal["measured", "calibrated", "modelled"]
 """Where a cost is from, the surest first."""
@@ -170,9 +170,4 @@ class CostModel(Protocol):
     @property
     def measured_on(self) -> str | None:
         """The device, with its software, that times are from; None where they are computed."""
-        return None
-
-    @property
-    def table_model(self) -> "TableModel | None":
-        """Itself, where its times are from a latency table: what can be kept beside a run, and validated."""
         return None

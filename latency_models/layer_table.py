@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment
-from leanfront.compression.graph.network import LAYER_OPS
+from leanfront.compression.graph.nodes import LAYER_OPS
 from leanfront.latency_models.cost import TableError
 
 COLUMNS = (

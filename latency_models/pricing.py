@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import Policy
 from leanfront.hw_profiles import HardwareProfile, ProfileError
-from leanfront.latency_models.cost import Cost, CostModel, LayerCost
+from leanfront.latency_models.cost import Build, Cost, CostModel, LayerCost
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,14 @@ class Price:
 
 
 def price(
-    network: Network, policy: Policy, profile: HardwareProfile, log: Callable[[str], None] = lambda line: None
+    network: Network,
+    policy: Policy,
+    profile: HardwareProfile,
+    build: Build,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Price:
-    """Price a network that is not cut yet under a policy. A measured profile of this machine times it.
+    """Price a network that is not cut yet under a policy. A measured profile of this machine times what
+    ``build`` makes of it.
 
     Raises:
         ProfileError: the part cannot run those bits. PolicyError: the policy does not fit the network.
@@ -40,7 +45,7 @@ def price(
     if profile.measured:
         from leanfront.latency_models.measured.building import file_cost_model
 
-        model: CostModel = file_cost_model(resized, policy, profile, log)
+        model: CostModel = file_cost_model(resized, policy, profile, build, log)
     else:
         from leanfront.latency_models.registry import model_of
 

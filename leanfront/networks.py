@@ -195,9 +195,10 @@ def cost(
         ProfileError: no such profile, or the part cannot run those bits. PolicyError, TableError: the policy
             does not fit the network, or a cost is not known.
     """
+    from leanfront.compression.export.network_model import network_model
     from leanfront.latency_models.pricing import price
 
     network = network.network if isinstance(network, Captured) else network
     policy = policy or Policy.uniform(network, LayerPolicy())
     hardware = profile if isinstance(profile, HardwareProfile) else load_profile(profile)
-    return price(network, policy, hardware).cost
+    return price(network, policy, hardware, network_model).cost

@@ -26,7 +26,7 @@ from leanfront.compression.capture.channels import (
 )
 from leanfront.compression.capture.operations import kept_notes, operation
 from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment
-from leanfront.compression.graph.network import LAYER_OPS
+from leanfront.compression.graph.nodes import LAYER_OPS
 
 
 class TraceError(ValueError):

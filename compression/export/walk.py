@@ -1,16 +1,17 @@
 """Write a policy's network as ONNX: the template's graph, with batch norms folded, as a dialect spells it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.deployed_form import activation_grids, layer_weights
 from leanfront.compression.export.dialects import QDQ, Dialect, layer_call
 from leanfront.compression.export.onnx_writer import IR_VERSION, OPSET, Writer, nodes_read
-from leanfront.compression.export.template import TENSOR, Template
+from leanfront.compression.export.template import TENSOR, Template, template
 from leanfront.compression.export.weights import LayerWeights, random_weights
 from leanfront.compression.graph import Kernel, Network, kernels
 from leanfront.compression.graph.branches import ALIAS
@@ -38,6 +39,16 @@ def random_model(template: Template, network: Network, policy: Policy, seed: int
     walk.weights = random_weights(network, policy, seed)
     walk.grids = walk.held(stand_in_grids(walk.kernels, policy))
     return walk.model()
+
+
+def random_builder(traced: Traced) -> Callable[[Network, Policy], bytes]:
+    """``random_model`` of one model, serialized. The template (seconds) is made now, not within a trial."""
+    graph = template(traced)
+
+    def build(network: Network, policy: Policy) -> bytes:
+        return bytes(random_model(graph, network, policy).SerializeToString())
+
+    return build
 
 
 class _Walk:

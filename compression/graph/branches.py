@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from leanfront.compression.graph.kernels import Kernel, kernels
-from leanfront.compression.graph.network import Layer, Network, Node, Segment
+from leanfront.compression.graph.nodes import Graph, Layer, Node, Segment
 
 ALIAS = "alias"
 """Operation of what is left of an addition when its branch is left out: another name of the tensor that it
@@ -36,7 +36,7 @@ class Branch:
     merged: tuple[str, ...]
 
 
-def find_branches(network: Network) -> tuple[Branch, ...]:
+def find_branches(network: Graph) -> tuple[Branch, ...]:
     """The branches of a network, in order of their joins; ``Network.branches`` remembers them.
 
     A branch ends in an addition whose two operands have the same channels and sizes; nothing else reads what
@@ -65,7 +65,7 @@ def find_branches(network: Network) -> tuple[Branch, ...]:
     return tuple(found)
 
 
-def _branch(network: Network, join: Kernel, goes: str, stays: str, order: dict[str, int]) -> Branch | None:
+def _branch(network: Graph, join: Kernel, goes: str, stays: str, order: dict[str, int]) -> Branch | None:
     head = join.nodes[0]
     other = network.node[stays]
     same_shape = other.spatial == head.spatial == network.node[goes].spatial
@@ -99,7 +99,7 @@ def _segments(node: Node) -> list[Segment]:
     return found
 
 
-def _unchanged(network: Network, node: Node, activation: str) -> bool:
+def _unchanged(network: Graph, node: Node, activation: str) -> bool:
     """Whether an activation hands on a tensor as it is."""
     if activation not in ("relu", "relu6"):
         return False

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from leanfront.compression.graph.network import Layer, LayerShape, Network, Node
+from leanfront.compression.graph.nodes import Graph, Layer, LayerShape, Node
 
 ACTIVATIONS = ("relu", "relu6", "hardswish", "silu", "gelu", "sigmoid", "tanh", "leaky_relu", "hardsigmoid")
 
@@ -33,7 +33,7 @@ class Kernel:
         return self.layer.shape if self.layer else None
 
 
-def kernels(network: Network) -> tuple[Kernel, ...]:
+def kernels(network: Graph) -> tuple[Kernel, ...]:
     """Fuse batch norms and activations into the operation before them, where it alone feeds them.
 
     Identities (dropout in eval mode) vanish. Network inputs are kernels of op "input". Every tensor

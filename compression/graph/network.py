@@ -1,148 +1,25 @@
-"""A network as the cost models and the search see it: shapes and connections, no weights."""
+"""A network as the cost models and the search see it: what it has, and what is left of it when it is cut."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from leanfront.compression.graph.branches import Branch
-
-LAYER_OPS = ("conv2d", "conv_transpose2d", "linear")
-"""Operations that carry weights which a policy may cut and quantize."""
+from leanfront.compression.graph.branches import Branch, find_branches, rest
+from leanfront.compression.graph.nodes import Graph, Layer, Node
 
 _REMEMBERED_GROUPS = 3  # tensors of more groups come in too many sizes to remember them
 _REMEMBERED_CUTS = 4096
 
 
 @dataclass(frozen=True)
-class LayerShape:
-    """What a layer computes, for a batch of one: the key of a latency table. No name in it.
-
-    Kernel and stride are (height, width); a linear layer has kernel and stride (1, 1) and as output
-    height and width the number of positions it is applied to (1 x 1 for a plain classifier).
-    """
-
-    op: str
-    in_channels: int
-    out_channels: int
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    groups: int = 1
-    out_height: int = 1
-    out_width: int = 1
-
-    @property
-    def weight_count(self) -> int:
-        """Weights without the bias."""
-        return self.in_channels // self.groups * self.out_channels * math.prod(self.kernel)
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of one inference (batch 1)."""
-        positions = self.out_height * self.out_width
-        if self.op == "conv_transpose2d":  # every input position meets every weight once
-            positions //= math.prod(self.stride)
-        return self.weight_count * positions
-
-    @property
-    def depthwise(self) -> bool:
-        """Whether each channel is filtered on its own."""
-        return self.groups > 1 and self.groups == self.in_channels == self.out_channels
-
-    def __str__(self) -> str:
-        kind = "depthwise" if self.depthwise else self.op
-        window = f" {self.kernel[0]}x{self.kernel[1]}" if self.op != "linear" else ""
-        stride = f"/{self.stride[0]}" if self.stride != (1, 1) else ""
-        groups = f" groups {self.groups}" if self.groups > 1 and not self.depthwise else ""
-        return (
-            f"{kind}{window}{stride}{groups} {self.in_channels}->{self.out_channels}"
-            f" @{self.out_height}x{self.out_width}"
-        )
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer with weights. ``group`` names the channels that must be cut together with its outputs;
-    None: its outputs cannot be cut (network outputs, grouped convolutions, shapes that are not followed)."""
-
-    name: str
-    shape: LayerShape
-    group: str | None = None
-    bias: bool = True
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A run of channels of one tensor. ``repeat``: features per channel, above 1 after a flatten."""
-
-    group: str | None
-    size: int
-    repeat: int = 1
-
-
-@dataclass(frozen=True)
-class Node:
-    """One operation and the tensor that it puts out.
-
-    ``name`` names both. ``channels`` are the segments of the output's channel dimension, ``spatial`` its
-    sizes after that. ``layer`` is set where the operation is a layer. ``detail`` says which operation an
-    op "other" really is.
-    """
-
-    name: str
-    op: str
-    inputs: tuple[str, ...]
-    channels: tuple[Segment, ...]
-    spatial: tuple[int, ...] = ()
-    layer: str | None = None
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    detail: str = ""
-
-    @cached_property
-    def width(self) -> int:
-        """Channels (features) of the output tensor."""
-        return sum(segment.size * segment.repeat for segment in self.channels)
-
-    @property
-    def elements(self) -> int:
-        """Elements of the output tensor, batch 1."""
-        return self.width * math.prod(self.spatial)
-
-
-@dataclass(frozen=True)
-class Network:
-    """Layers and connections in the order of execution. ``outputs`` are node names."""
-
-    nodes: tuple[Node, ...]
-    layers: tuple[Layer, ...]
-    outputs: tuple[str, ...]
-
-    @cached_property
-    def node(self) -> Mapping[str, Node]:
-        """Nodes by name."""
-        return {node.name: node for node in self.nodes}
-
-    @cached_property
-    def layer(self) -> Mapping[str, Layer]:
-        """Layers by name."""
-        return {layer.name: layer for layer in self.layers}
+class Network(Graph):
+    """A graph whose groups of channels can be cut, and whose branches can be left out."""
 
     @cached_property
     def layer_names(self) -> tuple[str, ...]:
         """Names of the layers, in order of execution."""
         return tuple(self.layer)
-
-    @cached_property
-    def consumers(self) -> Mapping[str, tuple[str, ...]]:
-        """Node name -> names of the nodes that read its output."""
-        readers: dict[str, list[str]] = {node.name: [] for node in self.nodes}
-        for node in self.nodes:
-            for source in dict.fromkeys(node.inputs):
-                readers[source].append(node.name)
-        return {name: tuple(names) for name, names in readers.items()}
 
     @cached_property
     def groups(self) -> Mapping[str, tuple[Layer, ...]]:
@@ -173,13 +50,11 @@ class Network:
         return tuple(tuple(names) for names in readers.values() if len(names) > 1)
 
     @cached_property
-    def branches(self) -> "tuple[Branch, ...]":
+    def branches(self) -> tuple[Branch, ...]:
         """Residual branches that can be left out whole, in order of execution."""
-        from leanfront.compression.graph.branches import find_branches
-
         return find_branches(self)
 
-    def without(self, branches: "Iterable[Branch]") -> "Network":
+    def without(self, branches: Iterable[Branch]) -> "Network":
         """The network with some of its ``branches`` left out; itself where there are none."""
         left_out = tuple(branches)
         if not left_out:
@@ -209,7 +84,7 @@ class Network:
         """Channels of a group."""
         return self.groups[group][0].shape.out_channels
 
-    def resized(self, channels: Mapping[str, int], left_out: "tuple[Branch, ...]" = ()) -> "Network":
+    def resized(self, channels: Mapping[str, int], left_out: tuple[Branch, ...] = ()) -> "Network":
         """The network with the groups named in ``channels`` cut to so many channels; the rest as it is, but
         for the branches that are left out.
 
@@ -228,7 +103,7 @@ class Network:
         return Network(nodes, layers, self.outputs)
 
     def _parts(
-        self, counts: Mapping[str, int], left_out: "tuple[Branch, ...]"
+        self, counts: Mapping[str, int], left_out: tuple[Branch, ...]
     ) -> tuple[tuple[Node, ...], tuple[Layer, ...]]:
         """Nodes and layers with so many channels in groups, without branches."""
         nodes, made = list(self.nodes), self._made
@@ -241,8 +116,6 @@ class Network:
             key = (row, nodes[source].width, counts[own] if own is not None else 0)
             layers.append(made.get(key) or self._resized(*key))
         if left_out:
-            from leanfront.compression.graph.branches import rest
-
             return rest(nodes, layers, left_out)
         return tuple(nodes), tuple(layers)
 

@@ -1,9 +1,10 @@
 """Many policies of one network at once, as arrays: what a search that prices a million of them works with."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,8 @@ from leanfront.compression.graph.branches import Branch
 from leanfront.compression.graph.kernels import Kernel, kernels
 from leanfront.compression.graph.network import Network
 from leanfront.compression.policy.file_size import FileSize
-from leanfront.compression.policy.policy import LayerPolicy, Policy
+from leanfront.compression.policy.policy import LayerPolicy, Policy, unregistered
 from leanfront.compression.policy.precision import Precision
-from leanfront.compression.policy.technique import technique
 
 Counts = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -271,7 +271,9 @@ class PolicyBatch:
             self.widths, self.bits, self.weight_bits[self._plan.layer_rows], self.integer
         )
         for name, values in self.more.items():
-            found = found + np.asarray(technique(name).size_change(self, values), dtype=np.int64)
+            if name not in SIZE_CHANGES:
+                raise unregistered(name, SIZE_CHANGES)
+            found = found + np.asarray(SIZE_CHANGES[name](self, values), dtype=np.int64)
         return found
 
     def policy(self, column: int) -> Policy:
@@ -327,6 +329,10 @@ class PolicyBatch:
             bits = own.weight_bits[layers], own.activation_bits[layers]
             more = {name: values[layers] for name, values in own.more.items()}
             yield columns, PolicyBatch(network, own.channels[groups], *bits, more=more)
+
+
+SIZE_CHANGES: dict[str, Callable[[PolicyBatch, NDArray[Any]], NDArray[Any] | int]] = {}
+"""Name of a technique -> its ``size_change``; ``technique.register`` adds them."""
 
 
 def size_bytes(network: Network, policy: Policy) -> int:

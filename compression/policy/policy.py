@@ -20,6 +20,14 @@ class PolicyError(ValueError):
     """A policy that contradicts itself, or that does not fit the network."""
 
 
+def unregistered(name: str, known: Iterable[str]) -> PolicyError:
+    """What to raise for numbers of a technique that is not among those which are ``known``."""
+    return PolicyError(
+        f"a policy has numbers of the technique {name!r}, which is not registered here: call"
+        f" register(...) in the file of the task; there are {', '.join(known)}"
+    )
+
+
 @dataclass(frozen=True)
 class LayerPolicy:
     """How one layer is compressed.

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from leanfront.compression.graph.branches import ALIAS
 from leanfront.compression.graph.kernels import Kernel
-from leanfront.compression.graph.network import Layer
+from leanfront.compression.graph.nodes import Layer
 from leanfront.compression.policy.policy import LayerPolicy
 
 SHIFTED_ZERO_POINT = -1
-"""Of int8 weights that are not stored around 0 (export/zero_points.py): codes reach from -127 to 127,
-so one below still fits."""
+"""Of int8 weights that are not stored around 0 (latency_models/benchmark/shifted_weights.py): codes reach
+from -127 to 127, so one below still fits."""
 
 SAME_RANGE_OPS = ("maxpool", "flatten", "reshape", "transpose", "slice", "pad", "identity", ALIAS)
 """Operations that move values and compute none: their output keeps the quantizer of their input."""

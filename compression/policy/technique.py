@@ -2,16 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from leanfront.compression.graph.network import Network
-from leanfront.compression.policy.policy import Policy, PolicyError
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from leanfront.compression.policy.batch import PolicyBatch
-    from leanfront.hw_profiles import HardwareProfile
+from leanfront.compression.graph import Network
+from leanfront.compression.policy.batch import SIZE_CHANGES, PolicyBatch
+from leanfront.compression.policy.policy import Policy, unregistered
+from leanfront.hw_profiles import HardwareProfile
 
 Value = Any
 """What a decision decides: a share (float), whether a branch is left out (bool), bits ((weights,
@@ -107,9 +105,7 @@ class Technique:
     name: str
     stage: int = 2
 
-    def decisions(
-        self, network: Network, profile: "HardwareProfile", options: Options
-    ) -> tuple[Decision, ...]:
+    def decisions(self, network: Network, profile: HardwareProfile, options: Options) -> tuple[Decision, ...]:
         """What may be decided for a network on a part, in order.
 
         Raises:
@@ -117,7 +113,7 @@ class Technique:
         """
         raise NotImplementedError
 
-    def remark(self, profile: "HardwareProfile", options: Options) -> str:
+    def remark(self, profile: HardwareProfile, options: Options) -> str:
         """Which of the options the part cannot have, in a few words; "" where it can have all."""
         return ""
 
@@ -133,7 +129,7 @@ class Technique:
         """
         return traced
 
-    def size_change(self, batch: "PolicyBatch", values: "NDArray[Any]") -> "NDArray[Any] | int":
+    def size_change(self, batch: PolicyBatch, values: NDArray[Any]) -> NDArray[Any] | int:
         """(n,): bytes by which the file is larger than that of the same layers without this technique.
 
         Args:
@@ -150,6 +146,7 @@ def register(technique: Technique) -> None:
     """Offer a technique in every space that is made from now on, in this process; one of the same name is
     replaced. A user's own is registered in the file of the task."""
     _REGISTERED[technique.name] = technique
+    SIZE_CHANGES[technique.name] = technique.size_change
 
 
 def techniques() -> Mapping[str, Technique]:
@@ -161,8 +158,5 @@ def techniques() -> Mapping[str, Technique]:
 def technique(name: str) -> Technique:
     """The technique of this name; raises PolicyError where nobody registered it."""
     if name not in _REGISTERED:
-        raise PolicyError(
-            f"a policy has numbers of the technique {name!r}, which is not registered here: call"
-            f" register(...) in the file of the task; there are {', '.join(_REGISTERED)}"
-        )
+        raise unregistered(name, _REGISTERED)
     return _REGISTERED[name]

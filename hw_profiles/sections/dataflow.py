@@ -1,12 +1,9 @@
 """The numbers of a streaming dataflow: a pipeline with an engine for each layer."""
 
-from typing import TYPE_CHECKING
-
-from leanfront.hw_profiles.section import NotNegative, Positive, Section, register_section
-from leanfront.hw_profiles.sections.fpga import check_bits
-
-if TYPE_CHECKING:
-    from leanfront.hw_profiles.profile import HardwareProfile
+from leanfront.hw_profiles.fpga import check_bits
+from leanfront.hw_profiles.part import Part
+from leanfront.hw_profiles.section import Section, register_section
+from leanfront.hw_profiles.units import NotNegative, Positive
 
 
 @register_section("dataflow")
@@ -32,7 +29,7 @@ class Dataflow(Section):
     dsp_per_scale: NotNegative
     dsp_base: NotNegative
 
-    def check(self, part: "HardwareProfile") -> None:
+    def check(self, part: Part) -> None:
         """Raise ValueError for bits that the part has not, or where its blocks are not listed."""
         check_bits(self.model_name, part.supported, part.resources)
         if part.resources is None:

@@ -1,15 +1,14 @@
 """The numbers of an overlay accelerator: one fixed array runs the layers one after another."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from leanfront.hw_profiles.section import Count, NotNegative, Positive, Section, Share, register_section
-from leanfront.hw_profiles.sections.fpga import BlockName, check_bits
-
-if TYPE_CHECKING:
-    from leanfront.hw_profiles.profile import HardwareProfile
+from leanfront.hw_profiles.fpga import BlockName, check_bits
+from leanfront.hw_profiles.part import Part
+from leanfront.hw_profiles.section import Section, register_section
+from leanfront.hw_profiles.units import Count, NotNegative, Positive, Share
 
 
 @register_section("overlay")
@@ -56,7 +55,7 @@ class Overlay(Section):
     pooled_bytes_per_ms: Positive | None = None
     footprint: Mapping[BlockName, NotNegative] = Field(default_factory=dict)
 
-    def check(self, part: "HardwareProfile") -> None:
+    def check(self, part: Part) -> None:
         """Raise ValueError for bits and blocks that the part has not."""
         check_bits(self.model_name, part.supported, part.resources)
         part.check_blocks("overlay.footprint", self.footprint)

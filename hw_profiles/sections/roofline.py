@@ -1,24 +1,13 @@
 """The numbers of the roofline model: a part's peaks, and what share of them networks reach."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from leanfront.hw_profiles.section import (
-    WEIGHT_BITS,
-    Count,
-    Factor,
-    NotNegative,
-    Positive,
-    Section,
-    Share,
-    ShareOrNone,
-    register_section,
-)
-
-if TYPE_CHECKING:
-    from leanfront.hw_profiles.profile import HardwareProfile
+from leanfront.hw_profiles.part import Part
+from leanfront.hw_profiles.section import Section, register_section
+from leanfront.hw_profiles.units import WEIGHT_BITS, Count, Factor, NotNegative, Positive, Share, ShareOrNone
 
 ACTIVATIONS = ("hardswish", "silu", "gelu", "sigmoid", "tanh", "leaky_relu", "hardsigmoid")
 """What a part may fuse besides ReLU, ReLU6 and batch norm, which are never kernels behind a layer."""
@@ -117,7 +106,7 @@ class Roofline(Section):
         """Bits of the narrowest unit that is wide enough for ``bits``, or None."""
         return min((width for width in map(int, self.macs_per_ms) if width >= bits), default=None)
 
-    def check(self, part: "HardwareProfile") -> None:
+    def check(self, part: Part) -> None:
         """Raise ValueError for bits that the part has no unit for."""
         for weight_bits, activation_bits in part.supported:
             if self.unit(max(weight_bits, activation_bits)) is None:

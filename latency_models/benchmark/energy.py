@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from leanfront.hw_profiles import HardwareProfile
-from leanfront.hw_profiles.profile import Source
+from leanfront.hw_profiles import HardwareProfile, Source
 from leanfront.latency_models.cost import TableError
 
 POWERCAP = Path("/sys/class/powercap")

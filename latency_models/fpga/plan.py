@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile
+from leanfront.hw_profiles.fpga import Resources
 from leanfront.hw_profiles.sections import Dataflow
-from leanfront.hw_profiles.sections.fpga import Resources
 from leanfront.latency_models.errors import TableError
 from leanfront.latency_models.fpga.kernels import MEAN_OPS, PLACED_OPS, Array, Work, works
 from leanfront.latency_models.fpga.pipeline import first_window

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from leanfront.hw_profiles.fpga import MemoryBlock, Multiplier
 from leanfront.hw_profiles.sections import Dataflow
-from leanfront.hw_profiles.sections.fpga import MemoryBlock, Multiplier
 from leanfront.latency_models.fpga.kernels import Array
 
 TABLE_BITS = 64

@@ -19,13 +19,12 @@ from leanfront.latency_models.measured.kit_networks import exporter_digest
 from leanfront.latency_models.measured.space_table import calibrated, cover
 
 if TYPE_CHECKING:
-    from leanfront.compression.capture.trace import Traced
     from leanfront.compression.policy.space import Space
-    from leanfront.latency_models.cost import CostModel
+    from leanfront.latency_models.cost import Build, CostModel
     from leanfront.latency_models.kernel_table.table import Device, LatencyTable
     from leanfront.latency_models.measured.correction import Correction
     from leanfront.latency_models.measured.model import TableModel
-    from leanfront.latency_models.measured.optimised_kernels import Build, Structure
+    from leanfront.latency_models.measured.optimised_kernels import Structure
 
 Log = Callable[[str], None]
 
@@ -36,8 +35,8 @@ ENERGY_SAMPLES = 8
 
 
 def cost_model(
-    traced: "Traced",
     space: "Space",
+    builder: "Callable[[], Build]",
     profile: HardwareProfile,
     threads: int,
     log: Log = lambda line: None,
@@ -51,6 +50,7 @@ def cost_model(
     the kernels that the space can reach are timed unless the cache has them, then some whole networks, on
     which a correction is fitted. The result has an attribute ``validation``
     (correction.Accuracy): how well networks were predicted that the correction had not seen.
+    ``builder`` makes what exports networks with random weights; it is called only where something is timed.
     ``again`` measures all of that anew, whatever the cache has; without ``noisy_too`` what the machine was
     too noisy for the last time.
 
@@ -64,7 +64,7 @@ def cost_model(
         return model_of(profile)
     from leanfront.latency_models.measured.imported import imported_cost_model
 
-    imported = imported_cost_model(traced.network, lambda: builder(traced), profile, threads, provider, log)
+    imported = imported_cost_model(space.network, builder, profile, threads, provider, log)
     if imported is not None:
         return imported
     from leanfront.latency_models.benchmark.measuring_lock import measuring
@@ -73,8 +73,8 @@ def cost_model(
     from leanfront.latency_models.providers import provider_of
 
     device = this_device(threads, provider_of(provider))
-    structure = Structure(traced.network, builder(traced), threads, device.provider)
-    kept = _Kept.of(traced.network, space, device)
+    structure = Structure(space.network, builder(), threads, device.provider)
+    kept = _Kept.of(space, device)
 
     def from_cache() -> "TableModel | None":
         return None if again else _ready(structure, kept, device, profile, noisy_too)
@@ -135,11 +135,11 @@ class _Kept:
         self.noise = folder / f"noise-{space_digest}.txt"  # only where the machine was too noisy
 
     @staticmethod
-    def of(network: Network, space: "Space", device: "Device") -> "_Kept":
+    def of(space: "Space", device: "Device") -> "_Kept":
         from leanfront.latency_models.kernel_table.table import cache_folder
         from leanfront.latency_models.measured.correction import PRIOR
 
-        which = hashlib.sha256(f"{network!r} {exporter_digest()}".encode()).hexdigest()[:12]
+        which = hashlib.sha256(f"{space.network!r} {exporter_digest()}".encode()).hexdigest()[:12]
         integer_pairs = sorted({max(pair) <= 8 for pair in space.pairs})
         offered = json.dumps(
             [
@@ -157,28 +157,15 @@ class _Kept:
         return _Kept(cache_folder() / "networks" / f"{which}-{device.digest}", digest)
 
 
-def builder(traced: "Traced") -> "Build":
-    """Exports with random weights. The template (seconds) is made now, not within a trial."""
-    from leanfront.compression.export.template import template
-    from leanfront.compression.export.walk import random_model
-
-    graph = template(traced)
-
-    def build(network: Network, policy: Policy) -> bytes:
-        return bytes(random_model(graph, network, policy).SerializeToString())
-
-    return build
-
-
-def validation_path(network: Network, space: "Space", device: "Device") -> Path:
+def validation_path(space: "Space", device: "Device") -> Path:
     """Where the cache keeps how well a space was predicted; gone when its networks are measured anew."""
-    return _Kept.of(network, space, device).validation
+    return _Kept.of(space, device).validation
 
 
-def remembered_noise(network: Network, space: "Space", device: "Device") -> str | None:
+def remembered_noise(space: "Space", device: "Device") -> str | None:
     """What was said when the machine was too noisy to measure a space's networks well; None if it was not."""
     try:
-        return _Kept.of(network, space, device).noise.read_text(encoding="utf-8") or None
+        return _Kept.of(space, device).noise.read_text(encoding="utf-8") or None
     except OSError:
         return None
 
@@ -270,7 +257,11 @@ def _doubts(table: "LatencyTable", structure: "Structure") -> bool:
 
 
 def file_cost_model(
-    network: Network, policy: Policy, profile: HardwareProfile, log: Log = lambda line: None
+    network: Network,
+    policy: Policy,
+    profile: HardwareProfile,
+    build: "Build",
+    log: Log = lambda line: None,
 ) -> "CostModel":
     """What prices one network of a file under one policy on this machine.
 
@@ -281,16 +272,16 @@ def file_cost_model(
         network: already resized to the policy.
         policy: bits of each layer.
         profile: of model "measured".
+        build: from shapes alone.
 
     Raises:
         TableError: an operation that cannot be built from its shape, or the machine cannot measure.
     """
     from onnx import load_from_string
 
-    from leanfront.compression.export.network_model import network_model
-    from leanfront.compression.export.zero_points import shifted
     from leanfront.latency_models.benchmark.fill import fill
     from leanfront.latency_models.benchmark.measuring_lock import measuring
+    from leanfront.latency_models.benchmark.shifted_weights import shifted
     from leanfront.latency_models.benchmark.timing import Reference, noise, time_models
     from leanfront.latency_models.benchmark.zero_points import with_shifted
     from leanfront.latency_models.kernel_table.table import load_table, table_path, this_device
@@ -301,9 +292,9 @@ def file_cost_model(
 
     placed = device_of(profile)
     if not placed.is_this_machine:
-        return imported_file_model(network, policy, profile, placed)
+        return imported_file_model(network, policy, profile, placed, build)
     device = this_device()
-    structure = Structure(network, network_model)
+    structure = Structure(network, build)
     structure.observe(network, policy)
     with measuring(log):
         table = load_table(table_path(device), device, profile.name)
@@ -311,7 +302,7 @@ def file_cost_model(
         table = fill(table, with_shifted(structure.nodes), table_path(device), reference, log)
         model = TableModel(structure, table, profile)
         layers = model.shifted(network, policy)
-        stored = shifted(load_from_string(network_model(network, canonical(policy))), layers)
+        stored = shifted(load_from_string(build(network, canonical(policy))), layers)
         whole = time_models({"network": stored.SerializeToString()}, device.threads, reference=reference)
     if warning := noise(whole):
         log(f"warning: {warning}")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from leanfront.compression.policy.space import Space
 
 if TYPE_CHECKING:
-    from leanfront.compression.graph import Network
     from leanfront.latency_models.measured.model import TableModel
     from leanfront.latency_models.measured.validation import Validation
 
@@ -19,9 +18,7 @@ MOST_ERROR = 0.10
 """With a larger mean error the search and its report say that latencies are not to be trusted."""
 
 
-def first_validation(
-    model: "TableModel", network: "Network", space: Space, log: Callable[[str], None]
-) -> dict[str, Any] | None:
+def first_validation(model: "TableModel", space: Space, log: Callable[[str], None]) -> dict[str, Any] | None:
     """What environment.json and the report say; once for a table and a space, the cache has it after that.
     None where another device was measured, which timed too few whole networks.
 
@@ -36,7 +33,7 @@ def first_validation(
     from leanfront.latency_models.measured.building import validation_path
     from leanfront.latency_models.measured.validation import LEAST_HELD_OUT, validate
 
-    path = validation_path(network, space, model.table.device)
+    path = validation_path(space, model.table.device)
     if model.imported and elsewhere(model.profile.name):  # measured there, not here
         if len(model.held_out) < LEAST_HELD_OUT:
             log(f"warning: {model.table.device} timed too few whole networks to say how good predictions are")

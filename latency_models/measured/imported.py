@@ -2,19 +2,18 @@
 
 from collections.abc import Callable, Mapping
 
-from leanfront.compression.export.network_model import network_model
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import Policy
 from leanfront.hw_profiles import HardwareProfile
 from leanfront.latency_models.benchmark.optimised_graph import fused_nodes
-from leanfront.latency_models.cost import Cost
+from leanfront.latency_models.cost import Build, Cost
 from leanfront.latency_models.errors import TableError
 from leanfront.latency_models.kernel_table.table import LatencyTable
 from leanfront.latency_models.kit.installed_tables import Placed, device_of
 from leanfront.latency_models.measured.correction import LEAST_SAMPLES, Correction, Sample, accuracy, fit
 from leanfront.latency_models.measured.kit_networks import exporter_digest, network_digest
 from leanfront.latency_models.measured.model import TableModel, Timed
-from leanfront.latency_models.measured.optimised_kernels import Build, Structure, canonical
+from leanfront.latency_models.measured.optimised_kernels import Structure, canonical
 from leanfront.latency_models.providers import PROVIDERS
 
 Log = Callable[[str], None]
@@ -110,7 +109,7 @@ def _note(structure: Structure, cut: Network, policy: Policy, parts: Mapping[str
 
 
 def imported_file_model(
-    network: Network, policy: Policy, profile: HardwareProfile, placed: Placed
+    network: Network, policy: Policy, profile: HardwareProfile, placed: Placed, build: Build
 ) -> TableModel:
     """What prices a network of a file on a device that is not this machine: its nodes as this machine's
     onnxruntime makes them, with the layouts that the device has, priced by what was measured there.
@@ -119,15 +118,15 @@ def imported_file_model(
         TableError: nothing of the kind of one of its kernels was measured there; it is named.
     """
     table = placed.table(profile.name)
-    structure = Structure(network, network_model, placed.device.threads)
+    structure = Structure(network, build, placed.device.threads)
     blocks = any("nchwc." in key for key in table)  # layouts in blocks of channels, which few processors have
-    model_here = network_model(network, canonical(policy))
+    model_here = build(network, canonical(policy))
     found = fused_nodes(model_here, structure.owners, disabled=() if blocks else ("NchwcTransformer",))
     parts: dict[str, tuple[str, ...]] = {}
     for node in found:
         parts[node.owner] = (*parts.get(node.owner, ()), node.key)
     _note(structure, network, policy, parts)
-    model = TableModel(structure, table, profile, correction_at_large(profile, placed, table))
+    model = TableModel(structure, table, profile, correction_at_large(profile, placed, table, build))
     try:
         model.cost(network, policy)
     except TableError as error:
@@ -138,13 +137,15 @@ def imported_file_model(
     return model
 
 
-def correction_at_large(profile: HardwareProfile, placed: Placed, table: LatencyTable) -> Correction | None:
+def correction_at_large(
+    profile: HardwareProfile, placed: Placed, table: LatencyTable, build: Build
+) -> Correction | None:
     """A correction from the reference networks that were timed on the device; None without them."""
     from leanfront.latency_models.measured.reference_networks import reference_networks
 
     samples = []
     for network in {network_digest(n): n for _, n, _ in reference_networks()}.values():
-        structure = Structure(network, network_model)
+        structure = Structure(network, build)
         timed = _noted(structure, network, profile, placed)
         if timed:
             model = TableModel(structure, table, profile)

@@ -14,8 +14,8 @@ from leanfront.latency_models.measured.policy_draws import Cover, draw
 
 if TYPE_CHECKING:
     from leanfront.compression.policy.space import Space
+    from leanfront.latency_models.cost import Build
     from leanfront.latency_models.kit.folder import KitNetwork, KitSet
-    from leanfront.latency_models.measured.optimised_kernels import Build
 
 Log = Callable[[str], None]
 
@@ -82,28 +82,26 @@ def networks_of_search(
         add(draw(space, rng) if index % 2 else space.random(rng), whole=False)
     if not cover.complete:
         log(f"{cover.left} combinations of widths and bits are left to be estimated from their neighbours")
-    return _set(title, space.network), list(found.values())
+    return _set(title, space.network, build), list(found.values())
 
 
-def networks_at_large() -> "tuple[list[KitSet], list[KitNetwork]]":
-    """The reference networks, for a table without a search."""
-    from leanfront.compression.export.network_model import network_model
+def networks_at_large(build: "Build") -> "tuple[list[KitSet], list[KitNetwork]]":
+    """The reference networks, for a table without a search; ``build`` makes them of shapes alone."""
     from leanfront.latency_models.kit.folder import KitNetwork
     from leanfront.latency_models.measured.reference_networks import reference_networks
 
     sets: dict[str, KitSet] = {}
     networks = []
     for title, network, policy in reference_networks():
-        one = _set(title.rpartition(" ")[0], network)
+        one = _set(title.rpartition(" ")[0], network, build)
         sets.setdefault(one.digest, one)
         index = list(sets).index(one.digest)
-        networks.append(KitNetwork(policy.to_json(), network_model(network, policy), True, index))
+        networks.append(KitNetwork(policy.to_json(), build(network, policy), True, index))
     return list(sets.values()), networks
 
 
-def _set(title: str, network: Network) -> "KitSet":
-    from leanfront.compression.export.network_model import network_model
+def _set(title: str, network: Network, build: "Build") -> "KitSet":
     from leanfront.latency_models.kit.folder import KitSet
     from leanfront.latency_models.measured.optimised_kernels import Structure
 
-    return KitSet(title, network_digest(network), Structure(network, network_model).owners)
+    return KitSet(title, network_digest(network), Structure(network, build).owners)

@@ -115,11 +115,6 @@ class TableModel(CostModel):
         return f"{self.table.device} ({self.table.device.versions})"
 
     @property
-    def table_model(self) -> "TableModel":
-        """Itself."""
-        return self
-
-    @property
     def validation(self) -> Accuracy | None:
         """How well latencies of networks that the correction had not seen were predicted."""
         return self.correction.accuracy
@@ -375,3 +370,8 @@ class _UnseenForm(Exception):
     def __init__(self, kernel: str) -> None:
         super().__init__(kernel)
         self.kernel = kernel
+
+
+def table_model(costs: CostModel) -> TableModel | None:
+    """``costs``, where its times are from a latency table: what can be kept beside a run, and validated."""
+    return costs if isinstance(costs, TableModel) else None

@@ -6,7 +6,7 @@ milliseconds). From what was seen follows, for policies that were not: the form 
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.latency_models.benchmark.optimised_graph import FusedNode, fused_nodes
 from leanfront.latency_models.benchmark.timing import CPU
-from leanfront.latency_models.cost import TableError
+from leanfront.latency_models.cost import Build, TableError
 from leanfront.latency_models.files import replace_file
 from leanfront.latency_models.kernel_table.keys import numbers_of, with_numbers, without_sizes
 from leanfront.latency_models.measured.fusion_rules import LEFT_OUT, Rule, alignment, learn, tabulate
@@ -27,9 +27,6 @@ RADIUS = 4
 
 BLOCK = 16
 """Blocked layouts pad their channels to a multiple of this (or of 8, which divides it)."""
-
-Build = Callable[[Network, Policy], bytes]
-"""(network already resized, policy) -> the serialized ONNX model that an export of them has."""
 
 State = tuple[int, ...]
 """For all kernels in order their widths, then whether they compute in integers, then the bits of their

@@ -10,10 +10,11 @@ import numpy as np
 from leanfront.hw_profiles import HardwareProfile, ProfileError
 
 if TYPE_CHECKING:
-    from leanfront.compression.capture.trace import Traced
     from leanfront.compression.policy.space import Space
     from leanfront.latency_models.benchmark.optimised_graph import FusedNode
+    from leanfront.latency_models.cost import Build
     from leanfront.latency_models.kernel_table.table import Device, LatencyTable
+    from leanfront.latency_models.measured.model import TableModel
 
 Log = Callable[[str], None]
 
@@ -100,15 +101,16 @@ def check_is_this_machine(profile: HardwareProfile, threads: int, provider: str)
 
 
 def measure_for(
-    traced: "Traced",
     space: "Space",
+    builder: "Callable[[], Build]",
     profile: HardwareProfile,
     threads: int,
     provider: str,
     again: bool = False,
     log: Log = lambda line: None,
 ) -> Measured:
-    """Measure what the search of a configuration needs, and what was disturbed the last time.
+    """Measure what the search of a configuration needs, and what was disturbed the last time; ``builder`` as
+    ``cost_model`` has it.
 
     Raises:
         ProfileError: the profile is not measured on this machine.
@@ -117,14 +119,15 @@ def measure_for(
     from leanfront.latency_models.benchmark.zero_points import with_shifted_keys
     from leanfront.latency_models.kernel_table.table import load_table, table_path, this_device
     from leanfront.latency_models.measured.building import cost_model, remembered_noise
+    from leanfront.latency_models.measured.model import table_model
     from leanfront.latency_models.providers import provider_of
 
     check_measured_here(profile)
     device = this_device(threads, provider_of(provider))
     before = load_table(table_path(device), device, profile.name)
-    model = cost_model(traced, space, profile, threads, log, provider, again, noisy_too=False).table_model
+    model = table_model(cost_model(space, builder, profile, threads, log, provider, again, noisy_too=False))
     assert model is not None
-    noise = remembered_noise(traced.network, space, device)
+    noise = remembered_noise(space, device)
     wanted = with_shifted_keys(model.structure.keys())
     return _summary(model.table, before, wanted, provider, noise, model)
 
@@ -133,11 +136,13 @@ def measure_general(
     profile: HardwareProfile,
     threads: int,
     provider: str,
+    build: "Build",
     again: bool = False,
     log: Log = lambda line: None,
     nodes: "Mapping[str, FusedNode] | None" = None,
 ) -> Measured:
-    """Measure the kernels of the reference networks (reference_networks.py), or ``nodes``.
+    """Measure the kernels of the reference networks (reference_networks.py), which ``build`` makes of shapes
+    alone, or ``nodes``.
 
     Raises:
         ProfileError: the profile is not measured on this machine.
@@ -151,7 +156,7 @@ def measure_general(
 
     check_measured_here(profile)
     device = this_device(threads, provider_of(provider))
-    wanted = nodes if nodes is not None else _reference_nodes(device)
+    wanted = nodes if nodes is not None else _reference_nodes(device, build)
     path = table_path(device)
     with measuring(log):
         before = load_table(path, device, profile.name)
@@ -178,14 +183,13 @@ def drop_disturbed(threads: int, provider: str) -> int:
     return len(bad)
 
 
-def _reference_nodes(device: "Device") -> "Mapping[str, FusedNode]":
-    from leanfront.compression.export.network_model import network_model
+def _reference_nodes(device: "Device", build: "Build") -> "Mapping[str, FusedNode]":
     from leanfront.latency_models.measured.optimised_kernels import Structure
     from leanfront.latency_models.measured.reference_networks import reference_networks
 
     nodes: dict[str, FusedNode] = {}
     for _, network, policy in reference_networks():
-        structure = Structure(network, network_model, device.threads, device.provider)
+        structure = Structure(network, build, device.threads, device.provider)
         structure.observe(network, policy)
         nodes |= structure.nodes
     return nodes
@@ -197,7 +201,7 @@ def _summary(
     wanted: Iterable[str],
     provider: str,
     noise: str | None = None,
-    model: Any = None,
+    model: "TableModel | None" = None,
 ) -> Measured:
     from leanfront.latency_models.benchmark.fill import doubtful
     from leanfront.latency_models.kernel_table.table import table_path

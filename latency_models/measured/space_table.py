@@ -133,7 +133,7 @@ def built(model: "TableModel", network: "Network", policy: Policy) -> bytes:
     """A policy's network with random weights, stored as runs fastest by the model's table."""
     from onnx import load_from_string
 
-    from leanfront.compression.export.zero_points import shifted
+    from leanfront.latency_models.benchmark.shifted_weights import shifted
     from leanfront.latency_models.measured.optimised_kernels import canonical
 
     plain = model.structure.build(network, canonical(policy))

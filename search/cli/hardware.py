@@ -164,9 +164,10 @@ def cost(
         wanted = _read_policy(policy)
     else:
         wanted = _uniform(original, own, weight_bits, activation_bits, sparsity)
+    from leanfront.compression.export.network_model import network_model
     from leanfront.latency_models.pricing import price
 
-    priced = price(original, wanted, hardware, say)
+    priced = price(original, wanted, hardware, network_model, say)
     resized, total, rows, model = priced.network, priced.cost, priced.layers, priced.model
     upsets = misfit = None
     if upsets_per_bit_day is None and hardware.space is not None:

@@ -39,10 +39,12 @@ def kit(
     check_measured(hardware)
     count, name = threads or 1, provider.value if provider is not None else "cpu"
     if config is None:
-        sets, networks = networks_at_large()
+        from leanfront.compression.export.network_model import network_model
+
+        sets, networks = networks_at_large(network_model)
         wholes = len(networks)
     else:
-        from leanfront.latency_models.measured.building import builder
+        from leanfront.compression.export.walk import random_builder
         from leanfront.search.config import load_config
         from leanfront.search.study.prepare import load
 
@@ -51,7 +53,7 @@ def kit(
         name = provider.value if provider is not None else settings.hardware.provider
         loaded = load(settings)
         title = settings.task.file.parent.name
-        one, networks = networks_of_search(title, loaded.space, builder(loaded.traced), say)
+        one, networks = networks_of_search(title, loaded.space, random_builder(loaded.traced), say)
         sets, wholes = [one], WHOLES
     write_kit(out, hardware.name, sets, networks, wholes, count, PROVIDERS[name], exporter_digest())
     size = sum(path.stat().st_size for path in out.iterdir())

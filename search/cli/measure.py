@@ -1,5 +1,6 @@
 """``leanfront profile measure`` and ``profile validate``: latency tables of this machine, and their proof."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,12 +55,15 @@ def measure(
         check_is_this_machine(hardware, count, name)
     done: list[Measured] = []
     if settings is None:
-        done = [measure_general(hardware, count, name, again, say) for count in counts]
+        from leanfront.compression.export.network_model import network_model
+
+        done = [measure_general(hardware, count, name, network_model, again, say) for count in counts]
     else:
+        from leanfront.compression.export.walk import random_builder
         from leanfront.search.study.prepare import load
 
         loaded = load(settings)
-        what = loaded.traced, loaded.space, loaded.profile
+        what = loaded.space, partial(random_builder, loaded.traced), loaded.profile
         done = [measure_for(*what, count, name, again, say) for count in counts]
     noisy = [found for found in done if found.noise is not None]
     for found in noisy:
@@ -91,7 +95,9 @@ def validate(
     format_: FormatOption = Format.TABLE,
 ) -> None:
     """Measure networks that the table has not seen, and say how well it predicted them."""
+    from leanfront.compression.export.walk import random_builder
     from leanfront.latency_models.measured.building import cost_model
+    from leanfront.latency_models.measured.model import table_model
     from leanfront.latency_models.measured.profile_table import check_measured
     from leanfront.latency_models.measured.validation import validate as compare
     from leanfront.search.cli.validation_text import as_json, print_validation
@@ -103,7 +109,8 @@ def validate(
     name = provider.value if provider is not None else settings.hardware.provider
     provider_of(name)  # before anything slow is loaded
     loaded = load(settings)
-    model = cost_model(loaded.traced, loaded.space, loaded.profile, count, say, name).table_model
+    builder = partial(random_builder, loaded.traced)
+    model = table_model(cost_model(loaded.space, builder, loaded.profile, count, say, name))
     assert model is not None
     found = compare(model, loaded.space, policies, log=say)
     answer = as_json(found)

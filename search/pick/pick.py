@@ -11,11 +11,11 @@ from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.export.dialects import QDQ, Dialect, dialect_of
 from leanfront.compression.export.template import template
 from leanfront.compression.export.walk import exported
-from leanfront.compression.export.zero_points import shifted
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import Compressed, compress
 from leanfront.latency_models.benchmark.measuring_lock import Note, measuring, training
 from leanfront.latency_models.benchmark.optimised_graph import fused_nodes
+from leanfront.latency_models.benchmark.shifted_weights import shifted
 from leanfront.latency_models.benchmark.zero_points import layers_to_shift
 from leanfront.latency_models.errors import TableError
 from leanfront.latency_models.files import replace_file
@@ -176,6 +176,24 @@ def _opened(run: RunFolder, to: str | None, log: Note = lambda line: None) -> tu
     return loaded, Scorer(loaded.traced, loaded.task, loaded.config, log), dialect
 
 
+def _measured(
+    model: bytes, baseline: bytes, loaded: Loaded, row: TrialRow, log: Note, dialect: Dialect
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Latency and memory of both files, where this machine is the part; nothing where it is not."""
+    hardware = loaded.config.hardware
+    if not dialect.priced:
+        log(f"no latency is measured: what was predicted is that of files of kind {QDQ.name!r}")
+        return {}, {}
+    if not at_hand(loaded.profile, hardware.threads, hardware.provider, log):
+        return {}, {}
+    log("measuring the latency of both files")
+    with measuring(log):
+        latency = measured_latency(model, baseline, hardware.threads, hardware.provider)
+    if latency["noise"] is not None:
+        log(f"warning: {latency['noise']}")
+    return latency, measured_memory(model, baseline, row.peak_memory_bytes)
+
+
 def export_and_verify(
     run: RunFolder,
     loaded: Loaded,
@@ -206,17 +224,7 @@ def export_and_verify(
             as_data(task.test),
             threads,
         )
-    latency: dict[str, Any] = {}
-    memory: dict[str, Any] = {}
-    if not dialect.priced:
-        log(f"no latency is measured: what was predicted is that of files of kind {QDQ.name!r}")
-    elif at_hand(loaded.profile, threads, loaded.config.hardware.provider, log):
-        log("measuring the latency of both files")
-        with measuring(log):
-            latency = measured_latency(model, baseline, threads, loaded.config.hardware.provider)
-        if latency["noise"] is not None:
-            log(f"warning: {latency['noise']}")
-        memory = measured_memory(model, baseline, row.peak_memory_bytes)
+    latency, memory = _measured(model, baseline, loaded, row, log, dialect)
     assert row.latency_ms is not None
     assert row.size_bytes is not None
     found = verification(

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,7 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         ConfigError: no policy meets the limits; the nearest is named.
         TableError: a cost is not known.
     """
+    from leanfront.compression.export.walk import random_builder
     from leanfront.latency_models.measured.building import cost_model
     from leanfront.search.trial.scorer import Scorer
 
@@ -99,7 +101,8 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
     environment = run.environment() if run is not None else {}
     known = environment.get("baseline") if environment.get("hashes") == hashes else None
     baseline: dict[str, Any] = known or _scored_baseline(scorer, written, log)
-    costs = cost_model(loaded.traced, loaded.space, loaded.profile, hardware.threads, log, hardware.provider)
+    builder = partial(random_builder, loaded.traced)
+    costs = cost_model(loaded.space, builder, loaded.profile, hardware.threads, log, hardware.provider)
     if written is not None:
         _write_table(costs, written)
     reference = _uncompressed(loaded)
@@ -157,8 +160,9 @@ def _scored_baseline(scorer: "Scorer", run: RunFolder | None, log: Log) -> dict[
 def _write_table(costs: "CostModel", run: RunFolder) -> None:
     """What priced this search, beside it: the cache may be measured anew later."""
     from leanfront.latency_models.benchmark.zero_points import with_shifted_keys
+    from leanfront.latency_models.measured.model import table_model
 
-    if (measured := costs.table_model) is not None:
+    if (measured := table_model(costs)) is not None:
         measured.table.only(with_shifted_keys(measured.structure.keys())).save(run.path / "latency_table.csv")
 
 
@@ -181,15 +185,15 @@ def _described(loaded: Loaded, costs: "CostModel", cost: "Cost", log: Log) -> di
     """What environment.json says of the network, the part, its costs (a first validation of measured ones)
     and what this runs on."""
     from leanfront.latency_models.measured.first_validation import first_validation
+    from leanfront.latency_models.measured.model import table_model
 
     config, network = loaded.config, loaded.traced.network
     # a measured part's power may have been measured, too
     priced_with = costs.profile
     if priced_with.estimate_sentence:
         log(priced_with.estimate_sentence)
-    validation = None
-    if costs.table_model is not None:
-        validation = first_validation(costs.table_model, network, loaded.space, log)
+    measured = table_model(costs)
+    validation = None if measured is None else first_validation(measured, loaded.space, log)
     layers = [
         {"name": layer.name, "shape": str(layer.shape), "group": layer.group} for layer in network.layers
     ]

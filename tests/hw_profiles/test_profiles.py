@@ -15,9 +15,8 @@ from leanfront.hw_profiles import (
     read_profile,
     to_toml,
 )
-from leanfront.hw_profiles.profile import ACTIVATION_BITS, WEIGHT_BITS
 from leanfront.hw_profiles.sections import Roofline
-from leanfront.hw_profiles.units import unit_of
+from leanfront.hw_profiles.units import ACTIVATION_BITS, WEIGHT_BITS, unit_of
 
 
 @pytest.fixture

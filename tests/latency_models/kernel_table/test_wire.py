@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from leanfront.compression.capture.trace import trace
+from leanfront.compression.export.walk import random_builder
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.latency_models.benchmark.micro_benchmark import micrograph
 from leanfront.latency_models.benchmark.optimised_graph import FusedNode, Operand, fused_nodes
 from leanfront.latency_models.benchmark.timing import _reference_model, session
 from leanfront.latency_models.kernel_table import onnx_protobuf
-from leanfront.latency_models.measured.building import builder
 from tests import networks
 
 KEYS_OF_CACHES = {
@@ -52,7 +52,7 @@ def test_keys_of_kept_tables_stay(name: str) -> None:
         pytest.skip("the layouts of another CPU have other keys")
     traced = trace(getattr(networks, name)().eval(), torch.zeros(1, 3, 8, 8))
     policy = Policy.uniform(traced.network, LayerPolicy(0.0, bits, bits))
-    found = {node.key for node in fused_nodes(builder(traced)(traced.network, policy), {})}
+    found = {node.key for node in fused_nodes(random_builder(traced)(traced.network, policy), {})}
     assert expected <= found, expected - found
 
 

@@ -1,5 +1,6 @@
 """The cost model of a search on a tiny network, end to end: measured, calibrated, kept, used again."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 import leanfront.latency_models.measured.space_table
 from leanfront.compression.capture.trace import Traced, trace
+from leanfront.compression.export.network_model import network_model
+from leanfront.compression.export.walk import random_builder
 from leanfront.compression.policy.space import Space
 from leanfront.hw_profiles import load_profile
 from leanfront.latency_models.benchmark.energy import Meter
@@ -60,7 +63,7 @@ def small_and_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_search_space_is_measured_once_and_predicted(traced: Traced, space: Space) -> None:
     profile = load_profile("this-machine")
     lines: list[str] = []
-    model = cost_model(traced, space, profile, 1, lines.append)
+    model = cost_model(space, partial(random_builder, traced), profile, 1, lines.append)
     assert any("kernels measured" in line for line in lines)
     samples = model.validation.n  # type: ignore[attr-defined]
     assert 16 <= samples <= 17  # the uncompressed network is always among them
@@ -72,7 +75,7 @@ def test_a_search_space_is_measured_once_and_predicted(traced: Traced, space: Sp
     assert model.cost(traced.network, integers).size_bytes < model.cost(traced.network, floats).size_bytes
 
     lines.clear()
-    again = cost_model(traced, space, profile, 1, lines.append)
+    again = cost_model(space, partial(random_builder, traced), profile, 1, lines.append)
     assert lines == []  # nothing is measured a second time
     for policy, cost in zip(policies, costs, strict=True):
         assert again.cost(space.resized(policy), policy) == cost
@@ -86,20 +89,21 @@ def test_a_damaged_cache_is_measured_anew(traced: Traced, monkeypatch: pytest.Mo
     """A space of two networks, too few for a correction; then the file of contexts as another version, or a
     full disk, left it; then a table without the entry that every network needs."""
     profile = load_profile("this-machine")
+    builder = partial(random_builder, traced)
     small = Space(traced.network, profile, [0.0], [8, 32], [8, 32])
     monkeypatch.setattr(leanfront.latency_models.measured.space_table, "DRAWS", 1)
     monkeypatch.setattr(leanfront.latency_models.measured.space_table, "SURPRISE_SECONDS", 0.0)
     policy = small.uniform(0.0, (8, 8))
-    first = cost_model(traced, small, profile, 1).cost(traced.network, policy)
+    first = cost_model(small, builder, profile, 1).cost(traced.network, policy)
     assert first.kind == "measured"
     (contexts,) = cache_folder().glob("networks/*/contexts-*")
     for damage in ("{}", "", contexts.read_text().replace('"columns":[[', '"columns":[[99999,')):
         contexts.write_text(damage)
-        assert cost_model(traced, small, profile, 1).cost(traced.network, policy).latency_ms > 0
+        assert cost_model(small, builder, profile, 1).cost(traced.network, policy).latency_ms > 0
     path = table_path(this_device())
     table = load_table(path, this_device())
     table.only(set(table) - {CALL}).save(path)
-    assert cost_model(traced, small, profile, 1).cost(traced.network, policy).latency_ms > 0
+    assert cost_model(small, builder, profile, 1).cost(traced.network, policy).latency_ms > 0
 
 
 def test_energy_counters_that_stand_still_are_not_believed(
@@ -113,8 +117,8 @@ def test_energy_counters_that_stand_still_are_not_believed(
     monkeypatch.setattr(Meter, "find", lambda: meter)
     monkeypatch.setattr(Meter, "measure", lambda self, run: (self.between_mj((7,), self.read_uj()), 1.0))
     profile, lines = load_profile("this-machine"), list[str]()
-    structure = Structure(traced.network, building.builder(traced))
-    kept = building._Kept.of(traced.network, space, this_device())
+    structure = Structure(traced.network, random_builder(traced))
+    kept = building._Kept.of(space, this_device())
     found = building._with_power(structure, space, profile, space.seeds()[:1], kept, lines.append)
     assert found == profile
     assert "the counter did not move" in lines[0]
@@ -122,7 +126,7 @@ def test_energy_counters_that_stand_still_are_not_believed(
 
 def test_a_file_is_timed_as_a_whole(traced: Traced, space: Space) -> None:
     policy = space.uniform(0.0, (8, 8))
-    model = file_cost_model(traced.network, policy, load_profile("this-machine"))
+    model = file_cost_model(traced.network, policy, load_profile("this-machine"), network_model)
     cost = model.cost(traced.network, policy)
     assert cost.kind == "measured"
     rows = model.layers(traced.network, policy)
@@ -132,7 +136,7 @@ def test_a_file_is_timed_as_a_whole(traced: Traced, space: Space) -> None:
 
 def test_a_roofline_profile_measures_nothing(traced: Traced, space: Space) -> None:
     lines: list[str] = []
-    model = cost_model(traced, space, load_profile("toy"), 1, lines.append)
+    model = cost_model(space, partial(random_builder, traced), load_profile("toy"), 1, lines.append)
     assert model.cost(traced.network, space.uniform(0.0, (8, 8))).kind == "modelled"
     assert lines == []
 

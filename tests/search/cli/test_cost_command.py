@@ -158,7 +158,7 @@ def test_a_measured_profile_asks_the_measured_table(chain: Path, monkeypatch: py
     asked = []
 
     def file_cost_model(
-        network: object, policy: object, profile: object, log: object = None
+        network: object, policy: object, profile: object, build: object, log: object = None
     ) -> RooflineModel:
         asked.append((network, policy, profile))
         return RooflineModel(load_profile("toy"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from typer.testing import CliRunner, Result
 
 import leanfront.latency_models.measured.building
 import leanfront.latency_models.measured.space_table
+from leanfront.compression.export.network_model import network_model
+from leanfront.compression.export.walk import random_builder
 from leanfront.hw_profiles import ProfileError, load_profile
 from leanfront.latency_models import TableError
 from leanfront.latency_models.benchmark.fill import doubtful
@@ -108,32 +111,36 @@ def test_measure_and_validate_for_a_configuration(config: Path) -> None:
 
 
 def test_the_small_validation_is_measured_once(loaded: Loaded) -> None:
+    builder = partial(random_builder, loaded.traced)
+
     def model() -> Any:
-        return cost_model(loaded.traced, loaded.space, loaded.profile, 1)
+        return cost_model(loaded.space, builder, loaded.profile, 1)
 
     lines: list[str] = []
-    network = loaded.traced.network
-    first = first_validation(model(), network, loaded.space, lines.append)
+    first = first_validation(model(), loaded.space, lines.append)
     assert any("measuring 8 networks" in line for line in lines)
     assert first["n"] == len(first["rows"]) == 8
     assert 10 <= first["held_out"]["n"] <= 12
     lines.clear()
-    assert first_validation(model(), network, loaded.space, lines.append) == first
+    assert first_validation(model(), loaded.space, lines.append) == first
     assert lines == [] or first["mape"] > 0.1
-    path = leanfront.latency_models.measured.building.validation_path(network, loaded.space, this_device(1))
+    path = leanfront.latency_models.measured.building.validation_path(loaded.space, this_device(1))
     path.write_text(json.dumps(first | {"mape": 0.2}))
-    first_validation(model(), network, loaded.space, lines.append)
+    first_validation(model(), loaded.space, lines.append)
     assert "20% off on average" in lines[-1]
     path.write_text("{")  # damaged: measured anew
-    assert first_validation(model(), network, loaded.space, lines.append)["n"] == 8
+    assert first_validation(model(), loaded.space, lines.append)["n"] == 8
     lines.clear()
-    cost_model(loaded.traced, loaded.space, loaded.profile, 1, lines.append, again=True)
+    cost_model(
+        loaded.space, partial(random_builder, loaded.traced), loaded.profile, 1, lines.append, again=True
+    )
     assert any("kernels measured" in line for line in lines)
     assert not path.exists()  # other predictions: to be validated anew
 
 
 def test_disturbed_entries_are_measured_at_the_next_occasion(loaded: Loaded) -> None:
-    cost_model(loaded.traced, loaded.space, loaded.profile, 1)
+    builder = partial(random_builder, loaded.traced)
+    cost_model(loaded.space, builder, loaded.profile, 1)
     device = this_device(1)
     table = load_table(table_path(device), device)
     key = next(key for key in table if "Conv" in key)
@@ -142,7 +149,9 @@ def test_disturbed_entries_are_measured_at_the_next_occasion(loaded: Loaded) -> 
     table.with_entries({key: wrong}).save(table_path(device))
     assert doubtful(load_table(table_path(device), device), [key]) == [key]
     for noisy_too, healed in ((True, False), (False, True)):  # a search goes on with it, measuring does not
-        cost_model(loaded.traced, loaded.space, loaded.profile, 1, noisy_too=noisy_too)
+        cost_model(
+            loaded.space, partial(random_builder, loaded.traced), loaded.profile, 1, noisy_too=noisy_too
+        )
         now = load_table(table_path(device), device)[key].median_ms
         assert (now < 1.0) == healed
 
@@ -203,9 +212,7 @@ def test_a_machine_that_is_too_noisy_fails_and_keeps_the_good(monkeypatch: pytes
     monkeypatch.setattr(filling, "_measured", disturbed)
     monkeypatch.setattr(filling, "ROUNDS", 1)
     few = dict(list(_nodes().items())[:10])
-    monkeypatch.setattr(
-        "leanfront.latency_models.measured.profile_table._reference_nodes", lambda device: few
-    )
+    monkeypatch.setattr("leanfront.latency_models.measured.profile_table._reference_nodes", lambda *of: few)
     answer = run("profile", "measure", "this-machine")
     assert answer.exit_code == 1
     assert "too noisy to tell 5%" in answer.stderr
@@ -218,15 +225,15 @@ def test_a_machine_that_is_too_noisy_fails_and_keeps_the_good(monkeypatch: pytes
 def _nodes() -> Any:
     from leanfront.latency_models.measured.profile_table import _reference_nodes
 
-    return _reference_nodes(this_device(1))
+    return _reference_nodes(this_device(1), network_model)
 
 
 def test_general_kernels_are_found_again() -> None:
     few = dict(list(_nodes().items())[:6])
     profile = load_profile("this-machine")
-    first = measure_general(profile, 1, "cpu", nodes=few)
+    first = measure_general(profile, 1, "cpu", network_model, nodes=few)
     assert (first.measured, first.reused) == (6, 0)
-    second = measure_general(profile, 1, "cpu", nodes=few)
+    second = measure_general(profile, 1, "cpu", network_model, nodes=few)
     assert second.reused >= 6 - first.disturbed
     table = load_table(Path(second.table), this_device(1))
     assert isinstance(table, LatencyTable)

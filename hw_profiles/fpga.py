@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from leanfront.hw_profiles.section import Count, CountOrNone, Factor, Frozen, NotNegative, Positive, Share
+from leanfront.hw_profiles.units import Count, CountOrNone, Factor, Frozen, NotNegative, Positive, Share
 
 BlockName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=24)]
 

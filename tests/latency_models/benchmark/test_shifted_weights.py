@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from leanfront.compression.capture.trace import trace
 from leanfront.compression.export.template import template
 from leanfront.compression.export.walk import exported, random_model
-from leanfront.compression.export.zero_points import shifted
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.precision import SHIFTED_ZERO_POINT
@@ -24,6 +23,7 @@ from leanfront.compression.techniques.quantize import calibrate
 from leanfront.hw_profiles import load_profile
 from leanfront.latency_models.benchmark.micro_benchmark import micrograph
 from leanfront.latency_models.benchmark.optimised_graph import fused_nodes
+from leanfront.latency_models.benchmark.shifted_weights import shifted
 from leanfront.latency_models.benchmark.timing import Reference, random_feed, session
 from leanfront.latency_models.benchmark.zero_points import (
     faster,

@@ -1,0 +1,133 @@
+"""The parts of a network, and how they are connected: shapes and names, no weights."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+LAYER_OPS = ("conv2d", "conv_transpose2d", "linear")
+"""Operations that carry weights which a policy may cut and quantize."""
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What a layer computes, for a batch of one: the key of a latency table. No name in it.
+
+    Kernel and stride are (height, width); a linear layer has kernel and stride (1, 1) and as output
+    height and width the number of positions it is applied to (1 x 1 for a plain classifier).
+    """
+
+    op: str
+    in_channels: int
+    out_channels: int
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    groups: int = 1
+    out_height: int = 1
+    out_width: int = 1
+
+    @property
+    def weight_count(self) -> int:
+        """Weights without the bias."""
+        return self.in_channels // self.groups * self.out_channels * math.prod(self.kernel)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one inference (batch 1)."""
+        positions = self.out_height * self.out_width
+        if self.op == "conv_transpose2d":  # every input position meets every weight once
+            positions //= math.prod(self.stride)
+        return self.weight_count * positions
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each channel is filtered on its own."""
+        return self.groups > 1 and self.groups == self.in_channels == self.out_channels
+
+    def __str__(self) -> str:
+        kind = "depthwise" if self.depthwise else self.op
+        window = f" {self.kernel[0]}x{self.kernel[1]}" if self.op != "linear" else ""
+        stride = f"/{self.stride[0]}" if self.stride != (1, 1) else ""
+        groups = f" groups {self.groups}" if self.groups > 1 and not self.depthwise else ""
+        return (
+            f"{kind}{window}{stride}{groups} {self.in_channels}->{self.out_channels}"
+            f" @{self.out_height}x{self.out_width}"
+        )
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer with weights. ``group`` names the channels that must be cut together with its outputs;
+    None: its outputs cannot be cut (network outputs, grouped convolutions, shapes that are not followed)."""
+
+    name: str
+    shape: LayerShape
+    group: str | None = None
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of channels of one tensor. ``repeat``: features per channel, above 1 after a flatten."""
+
+    group: str | None
+    size: int
+    repeat: int = 1
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation and the tensor that it puts out.
+
+    ``name`` names both. ``channels`` are the segments of the output's channel dimension, ``spatial`` its
+    sizes after that. ``layer`` is set where the operation is a layer. ``detail`` says which operation an
+    op "other" really is.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    channels: tuple[Segment, ...]
+    spatial: tuple[int, ...] = ()
+    layer: str | None = None
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    detail: str = ""
+
+    @cached_property
+    def width(self) -> int:
+        """Channels (features) of the output tensor."""
+        return sum(segment.size * segment.repeat for segment in self.channels)
+
+    @property
+    def elements(self) -> int:
+        """Elements of the output tensor, batch 1."""
+        return self.width * math.prod(self.spatial)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Layers and connections in the order of execution. ``outputs`` are node names."""
+
+    nodes: tuple[Node, ...]
+    layers: tuple[Layer, ...]
+    outputs: tuple[str, ...]
+
+    @cached_property
+    def node(self) -> Mapping[str, Node]:
+        """Nodes by name."""
+        return {node.name: node for node in self.nodes}
+
+    @cached_property
+    def layer(self) -> Mapping[str, Layer]:
+        """Layers by name."""
+        return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def consumers(self) -> Mapping[str, tuple[str, ...]]:
+        """Node name -> names of the nodes that read its output."""
+        readers: dict[str, list[str]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for source in dict.fromkeys(node.inputs):
+                readers[source].append(node.name)
+        return {name: tuple(names) for name, names in readers.items()}
