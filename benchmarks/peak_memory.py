@@ -11,8 +11,8 @@ working buffers of operations, not the weights. No latency is measured.
 import argparse
 
 import numpy as np
-from latency_accuracy import NETWORKS, traced_network
 
+from benchmarks.latency_accuracy import NETWORKS, traced_network
 from leanfront.compression.export.template import template
 from leanfront.compression.export.walk import random_model
 from leanfront.compression.policy import LayerPolicy, Policy

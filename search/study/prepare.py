@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import leanfront.search.samplers.cascade.sampler  # noqa: F401 (registers itself)
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.space import Space
 from leanfront.compression.policy.technique import SpaceError

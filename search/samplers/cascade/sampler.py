@@ -18,7 +18,6 @@ from leanfront.compression.policy import Policy
 from leanfront.compression.policy.space import Space
 from leanfront.search.objectives import objective
 from leanfront.search.run.run_folder import RunFolder
-from leanfront.search.samplers import Sampler, register
 from leanfront.search.samplers.cascade.acquisition import Proposal, front_surface, propose
 from leanfront.search.samplers.cascade.encoding import Codes, keys
 from leanfront.search.samplers.cascade.gaussian import Hyperparameters
@@ -31,6 +30,7 @@ from leanfront.search.samplers.cascade.surrogate import (
     shortfall,
 )
 from leanfront.search.samplers.cascade.warm_start import Knowledge, knowledge_of, start_of, too_few
+from leanfront.search.samplers.registry import Sampler, register
 from leanfront.search.trial import sensitivity
 from leanfront.search.trial.promotion import HOPELESS, IDLE, UNKNOWN, UNTRAINED
 from leanfront.search.trial.trial import WEIGHTS_OF, Log, Problem
