@@ -32,7 +32,7 @@ from leanfront.compression.policy.space import Space
 from leanfront.hw_profiles import load_profile
 from leanfront.latency_models.cost import Cost, CostArrays, CostModel, LayerCost
 from leanfront.search.config import SearchConfig, parse_config
-from leanfront.search.run.results_tables import Ledger
+from leanfront.search.run.results_tables import ResultsTables
 from leanfront.search.run.run_folder import RunFolder, TrialRow, make_run, registered
 from leanfront.search.study.loop import Budget, search_loop
 from leanfront.search.study.study import NAME, enqueue_seeds, open_study, recover, tell
@@ -300,7 +300,7 @@ def resume(run: RunFolder, space: Space) -> optuna.Study:
     """What ``leanfront search`` does with a study before the next trial, the task's own start not counted."""
     study = open_study(run, run.config().search)
     enqueue_seeds(study, space)
-    Ledger(run, study).write(force=True)
+    ResultsTables(run, study).write(force=True)
     recover(study, run)
     return study
 
@@ -319,7 +319,7 @@ def measure(folder: Path, trials: int, layers: int, more: int) -> Iterator[tuple
     yield "resume", f"{seconds(lambda: opened.append(resume(run, space))):.2f} s"
     yield "memory of the study", f"{resident_mb() - before:.0f} MB"
     (study,) = opened
-    yield "writing the tables", f"{seconds(lambda: Ledger(run, study).write(force=True)):.2f} s"
+    yield "writing the tables", f"{seconds(lambda: ResultsTables(run, study).write(force=True)):.2f} s"
     problem = Problem(space, FreeCost(), FreeScorer(), config.search.objectives, config.limits, 0.9)
     begun: list[float] = []
     with registered(run) as worker:

@@ -105,11 +105,11 @@ def scored(
         if policy.digest in there:
             continue
         started = time.perf_counter()
-        climb = short.start(policy)
-        climb.score(0)
-        untrained = _parts(short, fold(climb.compressed).module)
-        climb.score(1)
-        trained = _parts(short, fold(climb.compressed).module)
+        candidate = short.start(policy)
+        candidate.score(0)
+        untrained = _parts(short, fold(candidate.compressed).module)
+        candidate.score(1)
+        trained = _parts(short, fold(candidate.compressed).module)
         last = long.start(policy)
         own = last.score(0)
         scores, _ = evaluate(fold(last.compressed).module, test, long.task)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from leanfront.latency_models.benchmark.micro_benchmark import copies, micrograph
+from leanfront.latency_models.benchmark.micro_benchmark import benchmark_model, copies
 from leanfront.latency_models.benchmark.optimised_graph import FusedNode, Operand
 from leanfront.latency_models.benchmark.timing import DISTURBED, Reference, Timing, noise, time_models
 from leanfront.latency_models.kernel_table.keys import constant_bytes_of
@@ -82,7 +82,7 @@ def measure_call(table: LatencyTable, reference: Reference) -> LatencyTable:
         Operand(FLOAT, (1, 8), constant=False),
     ))  # fmt: skip
     timing = time_models(
-        {CALL: micrograph(tick, 0)}, table.device.threads, 9, table.device.provider, reference=reference
+        {CALL: benchmark_model(tick, 0)}, table.device.threads, 9, table.device.provider, reference=reference
     )[CALL]
     return table.with_entries({CALL: _entry(timing.median_ms, timing, 0)})
 
@@ -92,11 +92,11 @@ def _measured(
 ) -> dict[str, Entry]:
     device = table.device
     number = {key: copies(node) for key, node in batch.items()}
-    models = {key: micrograph(node, number[key]) for key, node in batch.items()}
-    bare: dict[int, str] = {}  # number of inputs -> a micrograph of nothing with so many
+    models = {key: benchmark_model(node, number[key]) for key, node in batch.items()}
+    bare: dict[int, str] = {}  # number of inputs -> a micro-benchmark of nothing with so many
     for key, node in batch.items():
         bare.setdefault(_tensors(node), key)
-    models |= {f"bare {count}": micrograph(batch[key], 0) for count, key in bare.items()}
+    models |= {f"bare {count}": benchmark_model(batch[key], 0) for count, key in bare.items()}
     taken = time_models(
         models,
         device.threads,

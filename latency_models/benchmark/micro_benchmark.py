@@ -21,7 +21,7 @@ _MOST_BYTES = 8_000_000  # of constants
 
 
 def copies(node: FusedNode, target_us: float = 60.0) -> int:
-    """How many copies of a node to put into a micrograph: enough that the call's overhead does not matter."""
+    """How many copies of a node to put into a micro-benchmark: enough that a call's overhead is little."""
     moved = sum(4 * math.prod(operand.shape) for operand in node.operands)
     weights = [o.shape for o in node.operands if o.constant and len(o.shape) >= 2]
     positions = max((math.prod(o.shape[1:]) for o in node.operands if not o.constant), default=1)
@@ -32,7 +32,7 @@ def copies(node: FusedNode, target_us: float = 60.0) -> int:
     return max(1, min(most, round(target_us / expected_us)))
 
 
-def micrograph(node: FusedNode, number: int) -> bytes:
+def benchmark_model(node: FusedNode, number: int) -> bytes:
     """A model with ``number`` copies of the node, all reading the same inputs, each with its own constants.
 
     To be opened without optimisation. With ``number`` 0 it shows what calling it costs by itself.
@@ -60,7 +60,7 @@ def micrograph(node: FusedNode, number: int) -> bytes:
         [onnx_protobuf.value_info("tock", onnx_protobuf.FLOAT, (1,))],
         constants,
         DOMAINS,
-        "micrograph",
+        "micro_benchmark",
         ir_version=10,
     )
 

@@ -13,13 +13,13 @@ _NOTE = "between"
 _TILE = 4093
 
 
-def hollow(model: bytes) -> bytes:
+def stripped(model: bytes) -> bytes:
     """The model with its large constants replaced by their range, which stands in their doc_string."""
     return _with_constants(model, lambda message, _: _emptied(Tensor.read(message)))
 
 
 def filled(model: bytes) -> bytes:
-    """A model that ``hollow`` made, with other random values of the same ranges: it takes as long."""
+    """A model that ``stripped`` made, with other random values of the same ranges: it takes as long."""
     return _with_constants(model, _refilled)
 
 

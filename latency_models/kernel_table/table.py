@@ -87,8 +87,9 @@ def _cpu_model() -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """What one kernel takes. ``resident_bytes``: constants that its micrograph cycled through, which decides
-    whether its weights came from a near cache. The others as in latency_models.benchmark.timing.Timing."""
+    """What one kernel takes. ``resident_bytes``: constants that its micro-benchmark cycled through, which
+    decides whether its weights came from a near cache. The others as in latency_models.benchmark.timing.
+    Timing."""
 
     median_ms: float
     spread: float

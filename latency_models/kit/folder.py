@@ -14,7 +14,7 @@ from typing import Any
 
 from leanfront.latency_models.errors import TableError
 from leanfront.latency_models.files import replace_file
-from leanfront.latency_models.kernel_table.strip_weights import hollow
+from leanfront.latency_models.kernel_table.strip_weights import stripped
 
 FORMAT = 1
 START = "leanfront.latency_models.kit.device"
@@ -157,7 +157,7 @@ def _zipped(networks: Sequence[KitNetwork]) -> bytes:
         for number, network in enumerate(networks):
             entry = zipfile.ZipInfo(f"{_name(number)}.onnx")  # without the time: equal kits are equal files
             entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, hollow(network.model))
+            archive.writestr(entry, stripped(network.model))
     return written.getvalue()
 
 

@@ -17,7 +17,7 @@ CPU = "CPUExecutionProvider"
 
 
 @dataclass(frozen=True)
-class Placed:
+class InstalledDevice:
     """The device of a profile. ``results``: what was imported, the earliest first; none: this machine's cache
     has the table. ``is_this_machine``: whether the device is at hand, to be measured."""
 
@@ -41,7 +41,7 @@ def slot(profile: str, device: Device) -> Path:
     return measured_folder(profile) / f"{device.threads}-{device.provider}"
 
 
-def device_of(profile: HardwareProfile, threads: int = 1, provider: str = CPU) -> Placed:
+def device_of(profile: HardwareProfile, threads: int = 1, provider: str = CPU) -> InstalledDevice:
     """The device whose latencies a profile of model "measured" has.
 
     ``provider``: as onnxruntime calls it.
@@ -54,9 +54,9 @@ def device_of(profile: HardwareProfile, threads: int = 1, provider: str = CPU) -
     files = sorted(folder.glob("*.csv"), key=lambda path: path.stat().st_mtime)
     if not files:
         _check_no_other(profile.name, here)
-        return Placed(here, (), is_this_machine=True)
+        return InstalledDevice(here, (), is_this_machine=True)
     results = tuple(read_result(path) for path in files)
-    return Placed(results[-1].device, results, results[-1].device == here)
+    return InstalledDevice(results[-1].device, results, results[-1].device == here)
 
 
 def elsewhere(profile: str) -> Device | None:

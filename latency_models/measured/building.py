@@ -74,7 +74,7 @@ def cost_model(
 
     device = this_device(threads, provider_of(provider))
     structure = Structure(space.network, builder(), threads, device.provider)
-    kept = _Kept.of(space, device)
+    kept = _CachePaths.of(space, device)
 
     def from_cache() -> "TableModel | None":
         return None if again else _ready(structure, kept, device, profile, noisy_too)
@@ -124,7 +124,7 @@ def _model(
     return TableModel(structure, table, profile, correction)
 
 
-class _Kept:
+class _CachePaths:
     """Where the cache keeps what belongs to one network, space and device."""
 
     def __init__(self, folder: Path, space_digest: str) -> None:
@@ -135,7 +135,7 @@ class _Kept:
         self.noise = folder / f"noise-{space_digest}.txt"  # only where the machine was too noisy
 
     @staticmethod
-    def of(space: "Space", device: "Device") -> "_Kept":
+    def of(space: "Space", device: "Device") -> "_CachePaths":
         from leanfront.latency_models.kernel_table.table import cache_folder
         from leanfront.latency_models.measured.correction import PRIOR
 
@@ -154,18 +154,18 @@ class _Kept:
             sort_keys=True,
         )
         digest = hashlib.sha256(offered.encode()).hexdigest()[:12]
-        return _Kept(cache_folder() / "networks" / f"{which}-{device.digest}", digest)
+        return _CachePaths(cache_folder() / "networks" / f"{which}-{device.digest}", digest)
 
 
 def validation_path(space: "Space", device: "Device") -> Path:
     """Where the cache keeps how well a space was predicted; gone when its networks are measured anew."""
-    return _Kept.of(space, device).validation
+    return _CachePaths.of(space, device).validation
 
 
 def remembered_noise(space: "Space", device: "Device") -> str | None:
     """What was said when the machine was too noisy to measure a space's networks well; None if it was not."""
     try:
-        return _Kept.of(space, device).noise.read_text(encoding="utf-8") or None
+        return _CachePaths.of(space, device).noise.read_text(encoding="utf-8") or None
     except OSError:
         return None
 
@@ -183,7 +183,11 @@ def _overheard(log: Log) -> tuple[Log, list[str]]:
 
 
 def _ready(
-    structure: "Structure", kept: _Kept, device: "Device", profile: HardwareProfile, noisy_too: bool = True
+    structure: "Structure",
+    kept: _CachePaths,
+    device: "Device",
+    profile: HardwareProfile,
+    noisy_too: bool = True,
 ) -> "TableModel | None":
     """The model from what the cache has, or None."""
     from leanfront.latency_models.cost import TableError
@@ -210,7 +214,7 @@ def _with_power(
     space: "Space",
     profile: HardwareProfile,
     policies: Sequence[Policy],
-    kept: _Kept,
+    kept: _CachePaths,
     log: Log,
 ) -> HardwareProfile:
     """The profile with the power that the machine's counters show while some of the networks run."""
@@ -239,7 +243,7 @@ def _with_power(
     return energy.of(profile)
 
 
-def _remembered_power(profile: HardwareProfile, kept: _Kept) -> HardwareProfile:
+def _remembered_power(profile: HardwareProfile, kept: _CachePaths) -> HardwareProfile:
     from leanfront.latency_models.benchmark.energy import Energy
     from leanfront.latency_models.cost import TableError
 
@@ -290,9 +294,9 @@ def file_cost_model(
     from leanfront.latency_models.measured.model import TableModel
     from leanfront.latency_models.measured.optimised_kernels import Structure, canonical
 
-    placed = device_of(profile)
-    if not placed.is_this_machine:
-        return imported_file_model(network, policy, profile, placed, build)
+    installed = device_of(profile)
+    if not installed.is_this_machine:
+        return imported_file_model(network, policy, profile, installed, build)
     device = this_device()
     structure = Structure(network, build)
     structure.observe(network, policy)

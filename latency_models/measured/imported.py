@@ -9,7 +9,7 @@ from leanfront.latency_models.benchmark.optimised_graph import fused_nodes
 from leanfront.latency_models.cost import Build, Cost
 from leanfront.latency_models.errors import TableError
 from leanfront.latency_models.kernel_table.table import LatencyTable
-from leanfront.latency_models.kit.installed_tables import Placed, device_of
+from leanfront.latency_models.kit.installed_tables import InstalledDevice, device_of
 from leanfront.latency_models.measured.correction import LEAST_SAMPLES, Correction, Sample, accuracy, fit
 from leanfront.latency_models.measured.kit_networks import exporter_digest, network_digest
 from leanfront.latency_models.measured.model import TableModel, Timed
@@ -43,29 +43,34 @@ def imported_cost_model(
     Raises:
         TableError: the device is another machine, and no kit had this network in it.
     """
-    placed = device_of(profile, threads, PROVIDERS[provider])
-    if not placed.results:
+    installed = device_of(profile, threads, PROVIDERS[provider])
+    if not installed.results:
         return None
-    model = imported_model(network, builder(), profile, placed, log)
-    if model is None and not placed.is_this_machine:
+    model = imported_model(network, builder(), profile, installed, log)
+    if model is None and not installed.is_this_machine:
         raise TableError(
-            f"profile {profile.name!r} was measured on {placed.device}, but without this network; `leanfront"
-            f" profile kit {profile.name} --config CONFIG --out DIR` makes a kit that measures it there"
+            f"profile {profile.name!r} was measured on {installed.device}, but without this network;"
+            f" `leanfront profile kit {profile.name} --config CONFIG --out DIR` makes a kit that measures it"
+            " there"
         )
     return model
 
 
 def imported_model(
-    network: Network, build: Build, profile: HardwareProfile, placed: Placed, log: Log = lambda line: None
+    network: Network,
+    build: Build,
+    profile: HardwareProfile,
+    installed: InstalledDevice,
+    log: Log = lambda line: None,
 ) -> ImportedModel | None:
     """The cost model of a search from what was imported; None when no kit had this network in it."""
-    structure = Structure(network, build, placed.device.threads, placed.device.provider)
-    table = placed.table(profile.name)
-    timed = _noted(structure, network, profile, placed)
+    structure = Structure(network, build, installed.device.threads, installed.device.provider)
+    table = installed.table(profile.name)
+    timed = _noted(structure, network, profile, installed)
     if not structure.keys():
         return None
     digest = network_digest(network)
-    if any(result.exporter != exporter_digest() for result in placed.results if digest in result.titles):
+    if any(result.exporter != exporter_digest() for result in installed.results if digest in result.titles):
         log(
             f"warning: the kit of {profile.name} is of a leanfront that wrote networks in another way; where"
             " predictions matter, make a new kit"
@@ -79,20 +84,22 @@ def imported_model(
     predicted = [model.latency_ms(one.cut, one.policy) for one in held_out]
     proven = accuracy(predicted, [one.measured_ms for one in held_out])
     log(
-        f"{profile.name} was measured on {placed.device}: {proven.n} networks there that the fit had not seen"
-        f" are predicted within {proven.mape:.1%} on average"
+        f"{profile.name} was measured on {installed.device}: {proven.n} networks there that the fit had not"
+        f" seen are predicted within {proven.mape:.1%} on average"
     )
     model.correction = Correction(fitted.weights, fitted.samples, proven)
     model.held_out = tuple(held_out)
-    model.noise = next((result.noise for result in reversed(placed.results) if result.noise), None)
+    model.noise = next((result.noise for result in reversed(installed.results) if result.noise), None)
     return model
 
 
-def _noted(structure: Structure, network: Network, profile: HardwareProfile, placed: Placed) -> list[Timed]:
+def _noted(
+    structure: Structure, network: Network, profile: HardwareProfile, installed: InstalledDevice
+) -> list[Timed]:
     """Note in a structure what its networks became on the device; those that were timed as a whole."""
     digest = network_digest(network)
     timed = []
-    for seen in (one for result in placed.results for one in result.networks if one.set_digest == digest):
+    for seen in (one for result in installed.results for one in result.networks if one.set_digest == digest):
         policy = Policy.from_json(seen.policy)
         cut = policy.cut(network, profile.channel_multiple)
         _note(structure, cut, policy, seen.parts)
@@ -109,7 +116,7 @@ def _note(structure: Structure, cut: Network, policy: Policy, parts: Mapping[str
 
 
 def imported_file_model(
-    network: Network, policy: Policy, profile: HardwareProfile, placed: Placed, build: Build
+    network: Network, policy: Policy, profile: HardwareProfile, installed: InstalledDevice, build: Build
 ) -> TableModel:
     """What prices a network of a file on a device that is not this machine: its nodes as this machine's
     onnxruntime makes them, with the layouts that the device has, priced by what was measured there.
@@ -117,8 +124,8 @@ def imported_file_model(
     Raises:
         TableError: nothing of the kind of one of its kernels was measured there; it is named.
     """
-    table = placed.table(profile.name)
-    structure = Structure(network, build, placed.device.threads)
+    table = installed.table(profile.name)
+    structure = Structure(network, build, installed.device.threads)
     blocks = any("nchwc." in key for key in table)  # layouts in blocks of channels, which few processors have
     model_here = build(network, canonical(policy))
     found = fused_nodes(model_here, structure.owners, disabled=() if blocks else ("NchwcTransformer",))
@@ -126,7 +133,7 @@ def imported_file_model(
     for node in found:
         parts[node.owner] = (*parts.get(node.owner, ()), node.key)
     _note(structure, network, policy, parts)
-    model = TableModel(structure, table, profile, correction_at_large(profile, placed, table, build))
+    model = TableModel(structure, table, profile, correction_at_large(profile, installed, table, build))
     try:
         model.cost(network, policy)
     except TableError as error:
@@ -138,7 +145,7 @@ def imported_file_model(
 
 
 def correction_at_large(
-    profile: HardwareProfile, placed: Placed, table: LatencyTable, build: Build
+    profile: HardwareProfile, installed: InstalledDevice, table: LatencyTable, build: Build
 ) -> Correction | None:
     """A correction from the reference networks that were timed on the device; None without them."""
     from leanfront.latency_models.measured.reference_networks import reference_networks
@@ -146,7 +153,7 @@ def correction_at_large(
     samples = []
     for network in {network_digest(n): n for _, n, _ in reference_networks()}.values():
         structure = Structure(network, build)
-        timed = _noted(structure, network, profile, placed)
+        timed = _noted(structure, network, profile, installed)
         if timed:
             model = TableModel(structure, table, profile)
             samples += [Sample(model.features(one.cut, one.policy), one.measured_ms) for one in timed]

@@ -92,10 +92,10 @@ def check_is_this_machine(profile: HardwareProfile, threads: int, provider: str)
     from leanfront.latency_models.kit.installed_tables import device_of
     from leanfront.latency_models.providers import provider_of
 
-    placed = device_of(profile, threads, provider_of(provider))
-    if not placed.is_this_machine:
+    installed = device_of(profile, threads, provider_of(provider))
+    if not installed.is_this_machine:
         raise ProfileError(
-            f"profile {profile.name!r} was measured on {placed.device}, which is not this machine;"
+            f"profile {profile.name!r} was measured on {installed.device}, which is not this machine;"
             f" `leanfront profile kit {profile.name} --out DIR` makes a folder that measures more of it there"
         )
 

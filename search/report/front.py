@@ -158,8 +158,8 @@ def _front_traces(data: RunData, cost: str) -> list[Any]:
 def _member_texts(data: RunData, front: pd.DataFrame) -> list[str]:
     lines = []
     for row in front.to_dict("records"):
-        heir = row["weights_of"] == row["weights_of"]
-        of = f", from the weights of {row['weights_of']:.0f}" if heir else ""
+        inherited = row["weights_of"] == row["weights_of"]
+        of = f", from the weights of {row['weights_of']:.0f}" if inherited else ""
         parts = [f"<b>trial {int(row['trial'])}</b>{of}", f"{100 * row['accuracy']:.2f} %"]
         for cost in data.costs:
             if row[cost] == row[cost]:

@@ -100,9 +100,9 @@ def _shown(value: float) -> str:
 def time_shares(data: RunData) -> list[tuple[str, str, float]]:
     """(what, time, share in %), over all trials and workers: the sensitivity pass, proposing, pricing, and
     each rung, or training and scoring where there is one rung alone."""
-    heirs = data.trials.weights_of.notna()
+    inherited = data.trials.weights_of.notna()
     columns = ["seconds", "seconds_training", "seconds_scoring"]
-    sums = data.trials.loc[~heirs, columns].fillna(0.0).sum()
+    sums = data.trials.loc[~inherited, columns].fillna(0.0).sum()
     parts = {"sensitivities": float((data.environment.get("sensitivities") or {}).get("seconds") or 0.0)}
     parts |= {name: float(data.trials[f"seconds_{name}"].sum()) for name in ("proposing", "pricing")}
     parts = {name: part for name, part in parts.items() if part > 0}
@@ -116,8 +116,8 @@ def time_shares(data: RunData) -> list[tuple[str, str, float]]:
         within = {"training": float(sums.seconds_training), "scoring": float(sums.seconds_scoring)}
     parts |= within
     parts["other"] = max(0.0, float(sums.seconds) - sum(within.values()))
-    if heirs.any():
-        parts["heirs"] = float(data.trials.seconds[heirs].sum())
+    if inherited.any():
+        parts["heirs"] = float(data.trials.seconds[inherited].sum())
     total = sum(parts.values())
     if total <= 0:
         return []

@@ -15,7 +15,7 @@ _SHARE_OF_TIME = 0.02
 """Writing the tables takes at most about this share of a search's time, however long they get."""
 
 
-class Ledger:
+class ResultsTables:
     """Keeps the tables of one run up to date. Rows of finished trials never change and are kept."""
 
     def __init__(self, run: RunFolder, study: optuna.Study) -> None:

@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from leanfront.compression.policy import Policy
 from leanfront.search.objectives import costs_among, oriented
 from leanfront.search.run.disk import has_space, is_full, when_there_is_space
-from leanfront.search.run.results_tables import Ledger, row_of
+from leanfront.search.run.results_tables import ResultsTables, row_of
 from leanfront.search.run.run_folder import RunFolder, TrialRow
 from leanfront.search.run.run_lock import BEAT, Watch, leased
 from leanfront.search.run.significance import load_scores, save_scores
@@ -176,7 +176,7 @@ class _Worker:
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(zlib.crc32(self.name.encode()))
         self.minutes = self.run.config().search.trial_minutes
-        self.tables = Ledger(self.run, self.study)
+        self.tables = ResultsTables(self.run, self.study)
 
     def works(self) -> str:
         """Until it ends; why."""

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 
 from leanfront.search.config import ConfigError, SearchConfig
 from leanfront.search.run.disk import has_space
-from leanfront.search.run.results_tables import Ledger
+from leanfront.search.run.results_tables import ResultsTables
 from leanfront.search.run.run_folder import (
     RunFolder,
     TrialRow,
@@ -90,7 +90,7 @@ def run_search(
             note(few)
         enqueue_seeds(study, problem.space, problem.sampler.seeds(problem.space))
         del problem, loaded  # the workers load their own
-        rows = Ledger(run, study).rows()
+        rows = ResultsTables(run, study).rows()
         progress.earlier([row for row in rows if row.state != "running"])
         with (
             writable(run.path),
@@ -147,9 +147,9 @@ def _in_workers(
     They are in sessions of their own: a Ctrl-C of the terminal reaches this process alone, which passes it
     on once.
     """
-    ledger = Ledger(run, study)
+    tables = ResultsTables(run, study)
     watch = Watch()
-    shown = {row.trial for row in ledger.rows() if row.state != "running"}
+    shown = {row.trial for row in tables.rows() if row.state != "running"}
     started = len(threads)
     processes = {_start(run, count, index): count for index, count in enumerate(threads)}
     restarts = 0  # since a trial was trained
@@ -172,7 +172,7 @@ def _in_workers(
                 passed_on = True
                 for process in processes:
                     process.terminate()
-            for row in ledger.rows():
+            for row in tables.rows():
                 if row.state != "running" and row.trial not in shown:
                     shown.add(row.trial)
                     progress.trial(row)
@@ -191,7 +191,7 @@ def _in_workers(
     finally:
         _stop(list(processes))  # this process ends early: a second Ctrl-C, or an error
         recover(study, run, watch)
-        ledger.write(force=True)
+        tables.write(force=True)
     if codes and all(codes):
         raise RuntimeError(f"all workers ended with an error; the last lines of {run.log_file} say which")
     if asked.requested:

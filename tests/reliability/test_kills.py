@@ -15,7 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from leanfront.search.run.front import front_of
-from leanfront.search.run.results_tables import Ledger
+from leanfront.search.run.results_tables import ResultsTables
 from leanfront.search.run.run_folder import RunFolder, open_run
 from leanfront.search.study.journal import open_journal
 from leanfront.search.study.study import NAME
@@ -67,7 +67,7 @@ def check_whole(run: RunFolder, finished: set[int]) -> None:
     assert [row for row in rows.values() if row.state == "running"] == []
     study = replayed(run)
     assert study.get_trials(states=(TrialState.RUNNING,)) == []
-    assert list(rows.values()) == Ledger(run, study).rows()
+    assert list(rows.values()) == ResultsTables(run, study).rows()
     front = front_of(run)
     assert {trial.number for trial in study.best_trials} == {row.trial for row in front}
     assert {path.stem for path in run.checkpoints.iterdir()} == {str(row.trial) for row in front}

@@ -12,7 +12,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from leanfront.search.run.results_tables import Ledger
+from leanfront.search.run.results_tables import ResultsTables
 from leanfront.search.run.run_folder import open_run
 from leanfront.search.study.study import open_study
 from tests.bright import CONFIG, TASK
@@ -78,7 +78,7 @@ def test_4_workers_while_the_server_is_restarted_twice(
     assert {row.state for row in rows} <= {"complete", "pruned"}
     assert len({row.worker for row in complete}) >= 4
     study = open_study(run, run.config().search)
-    assert Ledger(run, study).rows() == rows
+    assert ResultsTables(run, study).rows() == rows
     assert study.get_trials(states=(TrialState.RUNNING,)) == []
     assert "does not answer" in run.log_file.read_text()
     assert "answers again" in run.log_file.read_text()

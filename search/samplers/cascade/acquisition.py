@@ -106,9 +106,9 @@ def _picture(
 ) -> "tuple[Surrogate, _Start, FrontSurface]":
     # heirs are on the front, and say nothing of what training does
     scored = nearest_the_front([s for s in seen if s.scores], target, knowledge.low)
-    heirs = nearest_the_front([s for s in seen if not s.scores], target, knowledge.low)
+    inherited = nearest_the_front([s for s in seen if not s.scores], target, knowledge.low)
     surrogate = Surrogate(knowledge.prior, scored, knowledge.rungs, known)
-    start = _Start.of(knowledge, surrogate, [*scored, *heirs], pending, target)
+    start = _Start.of(knowledge, surrogate, [*scored, *inherited], pending, target)
     return surrogate, start, start.surface(knowledge)
 
 

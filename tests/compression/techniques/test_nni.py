@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.fx.immutable_collections import immutable_list
 from torch.utils import _pytree
 
-import tests.nni_speedup
+import tests.compression.techniques.nni_speedup
 from leanfront.compression.capture.trace import Traced, trace
 from leanfront.compression.techniques.prune import CutError, cut, victims
-from tests.nni_speedup import MissingNniError, cut_with_nni
+from tests.compression.techniques.nni_speedup import MissingNniError, cut_with_nni
 
 needs_nni = pytest.mark.skipif(
     importlib.util.find_spec("nni") is None and os.environ.get("CI") != "true",
@@ -133,15 +133,15 @@ def test_both_cutters_give_the_same_network(model, groups, capfd):
 def test_what_nni_cannot_cut_is_said(monkeypatch, tmp_path):
     program = tmp_path / "fails.py"
     program.write_text("raise RuntimeError('shapes do not fit')")
-    monkeypatch.setattr(tests.nni_speedup, "PROGRAM", program)
-    monkeypatch.setattr(tests.nni_speedup, "version", lambda name: "3.0")
+    monkeypatch.setattr(tests.compression.techniques.nni_speedup, "PROGRAM", program)
+    monkeypatch.setattr(tests.compression.techniques.nni_speedup, "version", lambda name: "3.0")
     with pytest.raises(CutError, match="nni cannot cut this network: RuntimeError: shapes do not fit"):
         cut_with_nni(traced(sequential()), {"0": 4})
 
 
 def test_a_cut_of_nothing_asks_nobody(monkeypatch, tmp_path):
-    monkeypatch.setattr(tests.nni_speedup, "PROGRAM", tmp_path / "none.py")
-    monkeypatch.setattr(tests.nni_speedup, "version", lambda name: "3.0")
+    monkeypatch.setattr(tests.compression.techniques.nni_speedup, "PROGRAM", tmp_path / "none.py")
+    monkeypatch.setattr(tests.compression.techniques.nni_speedup, "version", lambda name: "3.0")
     before = traced(sequential())
     assert shapes(cut_with_nni(before, {"0": 8})) == shapes(before.module)
 
@@ -165,6 +165,6 @@ def test_a_missing_nni_is_one_sentence_that_says_what_to_install(monkeypatch):
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(tests.nni_speedup, "version", missing)
+    monkeypatch.setattr(tests.compression.techniques.nni_speedup, "version", missing)
     with pytest.raises(MissingNniError, match=r"pip install leanfront\[nni\]"):
         cut_with_nni(traced(sequential()), {"0": 4})

@@ -74,10 +74,10 @@ def test_the_same_policy_gives_the_same_network(name: str) -> None:
     before = copy.deepcopy(parent.module.state_dict())
     with torch.no_grad():
         expected = parent.module(images)
-    heir = inherit(model, parent, policy)
-    calibrate(heir.module, [images])
+    inherited = inherit(model, parent, policy)
+    calibrate(inherited.module, [images])
     with torch.no_grad():
-        assert torch.allclose(heir.module.eval()(images), expected, atol=1e-5)
+        assert torch.allclose(inherited.module.eval()(images), expected, atol=1e-5)
         assert torch.equal(parent.module(images), expected)
     assert all(torch.equal(value, before[key]) for key, value in parent.module.state_dict().items())
 
@@ -101,17 +101,17 @@ def test_what_stays_are_the_trained_weights(name: str) -> None:
     model, images = traced(name), data(name)
     parent = taught(model, uniform(model, 0.25), images)
     for policy in (uniform(model, 0.5), uniform(model, 0.25, 32, 32), uniform(model, 0.75, 4)):
-        heir = inherit(model, parent, policy)
-        assert heir.policy == policy
-        assert heir.network == policy.cut(model.network)
-        theirs, own = weights(parent.module), weights(heir.module)
+        inherited = inherit(model, parent, policy)
+        assert inherited.policy == policy
+        assert inherited.network == policy.cut(model.network)
+        theirs, own = weights(parent.module), weights(inherited.module)
         first = f"{model.network.layers[0].name}.weight"
         assert own[first].numel() <= theirs[first].numel()
         assert set(own[first].flatten().tolist()) <= set(theirs[first].flatten().tolist())
-        re_estimate(heir.module, [images])
-        calibrate(heir.module, [images])
+        re_estimate(inherited.module, [images])
+        calibrate(inherited.module, [images])
         with torch.no_grad():
-            assert torch.isfinite(heir.module.eval()(images)).all()
+            assert torch.isfinite(inherited.module.eval()(images)).all()
 
 
 def test_an_heir_can_be_without_a_branch_and_none_comes_back() -> None:
@@ -120,13 +120,13 @@ def test_an_heir_can_be_without_a_branch_and_none_comes_back() -> None:
     whole = uniform(model, 0.25)
     branch = model.network.branches[0]
     without = Policy.of(whole, branch.layers)
-    heir = inherit(model, taught(model, whole, images), without)
-    assert heir.network == without.cut(model.network)
-    assert not {str(node.target) for node in heir.module.graph.nodes} & set(branch.layers)
+    inherited = inherit(model, taught(model, whole, images), without)
+    assert inherited.network == without.cut(model.network)
+    assert not {str(node.target) for node in inherited.module.graph.nodes} & set(branch.layers)
     with pytest.raises(PolicyError, match="does not come back"):
         inherit(model, taught(model, without, images), whole)
     again = inherit(model, taught(model, without, images), without)
-    assert again.network == heir.network
+    assert again.network == inherited.network
 
 
 def test_cut_channels_do_not_come_back() -> None:

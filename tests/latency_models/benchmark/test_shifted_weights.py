@@ -21,7 +21,7 @@ from leanfront.compression.policy.precision import SHIFTED_ZERO_POINT
 from leanfront.compression.techniques.compress import compress
 from leanfront.compression.techniques.quantize import calibrate
 from leanfront.hw_profiles import load_profile
-from leanfront.latency_models.benchmark.micro_benchmark import micrograph
+from leanfront.latency_models.benchmark.micro_benchmark import benchmark_model
 from leanfront.latency_models.benchmark.optimised_graph import fused_nodes
 from leanfront.latency_models.benchmark.shifted_weights import shifted
 from leanfront.latency_models.benchmark.timing import Reference, random_feed, session
@@ -129,7 +129,7 @@ def test_a_shifted_kernel_can_be_timed_alone() -> None:
     more = with_shifted(nodes)
     assert set(more) == with_shifted_keys(nodes) > set(nodes)
     for key in set(more) - set(nodes):
-        opened = session(micrograph(more[key], 2), optimise=False)
+        opened = session(benchmark_model(more[key], 2), optimise=False)
         opened.run(None, random_feed(opened))
 
 

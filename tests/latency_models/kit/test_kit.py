@@ -20,7 +20,7 @@ from leanfront.compression.export.network_model import network_model
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.hw_profiles import load_profile, to_toml
 from leanfront.latency_models import TableError
-from leanfront.latency_models.kernel_table.strip_weights import filled, hollow
+from leanfront.latency_models.kernel_table.strip_weights import filled, stripped
 from leanfront.latency_models.kernel_table.table import CALL, Entry, this_device
 from leanfront.latency_models.kit import device
 from leanfront.latency_models.kit.folder import KitNetwork, KitSet, modules, script, write_kit
@@ -31,7 +31,7 @@ from leanfront.latency_models.measured.imported import imported_model
 from leanfront.latency_models.measured.kit_networks import network_digest
 from leanfront.latency_models.measured.optimised_kernels import Structure
 from leanfront.search.cli.app import app
-from tests.latency_models.measured.test_latency_model import residual_network
+from tests.latency_models.measured.test_model import residual_network
 
 NETWORK = residual_network(8, 6)
 FLOAT, INTEGER = LayerPolicy(), LayerPolicy(0.0, 8, 8)
@@ -306,7 +306,7 @@ def test_a_kit_is_not_written_over_the_result_of_another(measured: Path, tmp_pat
 
 def test_models_without_weights_come_back_alike() -> None:
     model = network_model(NETWORK, Policy.uniform(NETWORK, INTEGER))
-    empty = hollow(model)
+    empty = stripped(model)
     assert len(empty) < 0.7 * len(model)
     before, after = onnx.load_model_from_string(model), onnx.load_model_from_string(filled(empty))
     assert [n.op_type for n in before.graph.node] == [n.op_type for n in after.graph.node]

@@ -23,7 +23,7 @@ from leanfront.latency_models.measured.validation import validate
 from leanfront.search.cli.app import app
 from leanfront.search.pick.verify import at_hand
 from tests.latency_models.kit.test_kit import on_another_device, run_on_device
-from tests.latency_models.measured.test_latency_model import residual_network
+from tests.latency_models.measured.test_model import residual_network
 
 NETWORK = residual_network(16, 6)
 POLICIES = [

@@ -28,7 +28,7 @@ from leanfront.hw_profiles import load_profile
 from leanfront.latency_models.cost import Cost, CostArrays, CostModel, LayerCost, TableError
 from leanfront.search.config import ConfigError, SearchConfig, parse_config
 from leanfront.search.run.front import front_of, front_rows
-from leanfront.search.run.results_tables import Ledger
+from leanfront.search.run.results_tables import ResultsTables
 from leanfront.search.run.run_folder import RunFolder, make_run, open_run, registered
 from leanfront.search.samplers import sampler_named
 from leanfront.search.study.loop import Budget, Interrupt, search_loop, seconds_per_trial, time_limit
@@ -497,7 +497,7 @@ def test_a_trial_whose_worker_died_after_its_result_is_not_lost(tmp_path):
     study = open_study(done.run, configuration().search)
     assert recover(study, done.run) == [number]
     assert study.trials[number].values == [0.5, 1.0]
-    assert Ledger(done.run, study).rows()[number].state == "complete"
+    assert ResultsTables(done.run, study).rows()[number].state == "complete"
 
 
 def test_the_trial_of_a_living_worker_is_left_alone(tmp_path):

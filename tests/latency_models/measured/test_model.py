@@ -14,7 +14,7 @@ from leanfront.compression.policy.batch import PolicyBatch, size_bytes
 from leanfront.hw_profiles import load_profile
 from leanfront.latency_models import TableError
 from leanfront.latency_models.benchmark.fill import fill
-from leanfront.latency_models.benchmark.micro_benchmark import micrograph
+from leanfront.latency_models.benchmark.micro_benchmark import benchmark_model
 from leanfront.latency_models.benchmark.optimised_graph import fused_nodes
 from leanfront.latency_models.benchmark.timing import Reference, Timing, noise, session, time_models
 from leanfront.latency_models.kernel_table.keys import constant_bytes_of, kind_of
@@ -161,7 +161,7 @@ def test_every_node_of_a_network_can_be_timed_alone() -> None:
     mixed = Policy.of(dict(ALL_INTEGER) | {"block.b": FLOAT})
     for policy in (ALL_INTEGER, ALL_FLOAT, mixed):
         for node in fused_nodes(network_model(NETWORK, policy), {}):
-            session(micrograph(node, 3), optimise=False)
+            session(benchmark_model(node, 3), optimise=False)
 
 
 def test_owners_are_the_kernels_of_the_network() -> None:

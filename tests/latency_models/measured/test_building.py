@@ -118,7 +118,7 @@ def test_energy_counters_that_stand_still_are_not_believed(
     monkeypatch.setattr(Meter, "measure", lambda self, run: (self.between_mj((7,), self.read_uj()), 1.0))
     profile, lines = load_profile("this-machine"), list[str]()
     structure = Structure(traced.network, random_builder(traced))
-    kept = building._Kept.of(space, this_device())
+    kept = building._CachePaths.of(space, this_device())
     found = building._with_power(structure, space, profile, space.seeds()[:1], kept, lines.append)
     assert found == profile
     assert "the counter did not move" in lines[0]

@@ -14,7 +14,7 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 from leanfront.compression.capture.trace import trace
 from leanfront.compression.export.walk import random_builder
 from leanfront.compression.policy import LayerPolicy, Policy
-from leanfront.latency_models.benchmark.micro_benchmark import micrograph
+from leanfront.latency_models.benchmark.micro_benchmark import benchmark_model
 from leanfront.latency_models.benchmark.optimised_graph import FusedNode, Operand, fused_nodes
 from leanfront.latency_models.benchmark.timing import _reference_model, session
 from leanfront.latency_models.kernel_table import onnx_protobuf
@@ -147,7 +147,7 @@ def test_the_reference_model_is_the_convolution_that_it_always_was() -> None:
     onnx.checker.check_model(made)
 
 
-def test_a_micrograph_is_a_valid_model() -> None:
+def test_a_micro_benchmark_is_a_valid_model() -> None:
     pads = onnx_protobuf.Attribute.read(helper.make_attribute("pads", [1, 1, 1, 1]).SerializeToString())
     conv = FusedNode(
         "key",
@@ -159,7 +159,7 @@ def test_a_micrograph_is_a_valid_model() -> None:
             Operand(onnx_protobuf.FLOAT, (4,), constant=True),
         ),
     )
-    made = onnx.load_model_from_string(micrograph(conv, 3))
+    made = onnx.load_model_from_string(benchmark_model(conv, 3))
     onnx.checker.check_model(made, full_check=True)
     assert [node.op_type for node in made.graph.node] == ["Conv"] * 3 + ["Identity"]
     assert len({name for node in made.graph.node[:3] for name in node.input[1:]}) == 6  # constants of its own
@@ -173,7 +173,7 @@ def test_constants_that_numpy_has_no_type_for() -> None:
         onnx_protobuf.Node("DequantizeLinear", ("w", "s"), ("y",)),
         (Operand(22, (3, 3), constant=True), Operand(onnx_protobuf.FLOAT, (), constant=True)),
     )
-    model = micrograph(packed, 1)
+    model = benchmark_model(packed, 1)
     constant = onnx.load_model_from_string(model).graph.initializer[0]
     assert (constant.data_type, len(constant.raw_data)) == (TensorProto.INT4, 5)
     session(model, optimise=False)
