@@ -7,7 +7,6 @@ import pandas as pd
 
 from leanfront.search.report.data import RunData
 from leanfront.search.report.text import DASH, cost_text, duration, percent, points, ratio
-from leanfront.search.run.verified import Row, verified
 from leanfront.search.run.run_folder import STATES, RunError
 from leanfront.search.run.status import NO_REASON, alike_but_for_numbers
 from leanfront.search.run.verified import Row, verified

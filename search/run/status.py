@@ -157,11 +157,3 @@ def _seconds_left(rows: Sequence[TrialRow], budget: Mapping[str, Any], rate: flo
     if budget.get("trials") is not None and rate is not None:
         ends.append(max(0, int(budget["trials"]) - _trained_count(rows)) * 3600.0 / rate)
     return min(ends) if ends else None
-
-
-def clock(seconds: float | None) -> str:
-    """Hours, minutes and seconds: 3725 is "1:02:05"."""
-    if seconds is None:
-        return "unknown"
-    left = round(seconds)
-    return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
