@@ -33,8 +33,8 @@ registry.model_of(load_profile("toy"))  # ours register when the first is asked 
 _DELIVERED: list[tuple[dict[Any, Any], dict[Any, Any]]] = [
     (found, dict(found))
     for found in (
-        objectives._TABLE, section._SECTIONS, registry._MODELS, technique._REGISTERED, samplers._SAMPLERS,
-        dialects._REGISTERED,
+        objectives._TABLE, section._SECTIONS, registry._MODELS, technique._REGISTERED,
+        samplers.registry._SAMPLERS, dialects._REGISTERED,
     )
 ]  # fmt: skip
 
