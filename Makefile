@@ -21,8 +21,9 @@ demo: $(VENV)/ready
 	$(BIN)/leanfront report $(DEMO_RUN)
 	$(BIN)/leanfront pick $(DEMO_RUN)
 
+# Two at a time, each file's tests together: they share what they make.
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .

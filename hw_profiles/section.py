@@ -49,7 +49,7 @@ def register_section(model: str) -> Callable[[type[S]], type[S]]:
 
 def model_names() -> tuple[str, ...]:
     """The values that ``model`` may have in a profile."""
-    return tuple(_SECTIONS)
+    return tuple(sorted(_SECTIONS))
 
 
 def section_named(model: object) -> type[Section] | None:

@@ -139,7 +139,7 @@ def test_mistakes_are_one_sentence(tmp_path):
     captured = lf.capture(convolutions(), torch.zeros(1, 3, 10, 10))
     with pytest.raises(PolicyError, match="give calibration"):
         lf.compress(captured, lf.uniform(captured, weight_bits=8, activation_bits=8))
-    with pytest.raises(ValueError, match=r"'onnx'.*'tflite-9'"):
+    with pytest.raises(ValueError, match="'tflite-9'; there are onnx"):
         lf.export(lf.compress(captured, lf.uniform(captured)), tmp_path / "x", to="tflite-9")
 
 
