@@ -77,7 +77,7 @@ def check_whole(run: RunFolder, finished: set[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kills", "seed"), [(20, 6), *(pytest.param(200, seed, marks=pytest.mark.slow) for seed in range(3))]
+    ("kills", "seed"), [(10, 6), *(pytest.param(200, seed, marks=pytest.mark.slow) for seed in range(3))]
 )
 def test_kills_at_random_moments(tmp_path, kills, seed):
     folder, rng = tmp_path / "run", random.Random(seed)

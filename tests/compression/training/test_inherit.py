@@ -86,7 +86,8 @@ def test_the_same_policy_gives_the_same_network(name: str) -> None:
 def test_cut_in_two_steps_as_in_one(name: str) -> None:
     """What stays of one group does not depend on the way, as long as no other group is cut."""
     model = traced(name)
-    for group in model.network.groups:
+    groups = list(model.network.groups)
+    for group in groups[:: max(1, len(groups) // 6)]:  # of a large network six, from all over it
         once = compress(model, with_group(model, group, 0.5))
         twice = inherit(model, compress(model, with_group(model, group, 0.25)), once.policy)
         found, wanted = weights(twice.module), weights(once.module)

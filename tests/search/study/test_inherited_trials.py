@@ -244,6 +244,8 @@ def test_an_heir_that_another_worker_is_at_meanwhile_is_no_second_trial(
         return result
 
     monkeypatch.setattr("leanfront.search.study.loop.inherited", slow)
+    # the other worker never comes: its trial would be waited for
+    monkeypatch.setattr("leanfront.search.study.study._SECONDS_TO_SAY_WHO", 1.0)
     run, _, _ = searched(tmp_path / "run", 2)
     assert scored
     assert not any(row.weights_of is not None for row in run.trials())
