@@ -23,7 +23,7 @@ demo: $(VENV)/ready
 
 # Two at a time, each file's tests together: they share what they make.
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .
