@@ -14,6 +14,7 @@ from leanfront.compression.export.template import Template, template
 from leanfront.compression.export.walk import exported
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import LayerPolicy, Policy, PolicyError
+from leanfront.compression.techniques.built_in import left_out
 from leanfront.compression.techniques.compress import Compressed
 from leanfront.compression.techniques.compress import compress as compressed_by
 from leanfront.compression.techniques.prune import kept_channels
@@ -81,7 +82,9 @@ class CompressedNetwork:
     def kept(self) -> Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]:
         """Layer -> (inputs, outputs): indices of the uncut layer's channels that stay, ascending. Layers of
         branches that were left out are not in it."""
-        return kept_channels(self.captured.traced, self.policy, self.multiple)
+        whole = self.captured.traced
+        shallower = left_out(whole, self.policy.left_out(whole.network))
+        return kept_channels(shallower, self.policy.channels(whole.network, self.multiple))
 
 
 @dataclass(frozen=True)

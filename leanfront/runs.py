@@ -1,5 +1,6 @@
 """A search in Python, and what a run folder holds, as pandas frames."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from leanfront.search.pick.verify import Verification
     from leanfront.search.task import Task
 
-_TASK_FILE = '''"""The task that leanfront.search was given in Python, as it was then."""
+_TASK_FILE = '''"""The task that leanfront.search was given in Python, as it was then.
+
+task.pickle is {digest}: with another task this is another file, and what was scored is scored again.
+"""
 
 import pickle
 from pathlib import Path
@@ -182,7 +186,7 @@ def _keep(task: "Task", run: RunFolder, file: Path) -> None:
         ) from error
     file.parent.mkdir(exist_ok=True)
     replace_file(file.with_name("task.pickle"), content)
-    replace_file(file, _TASK_FILE)
+    replace_file(file, _TASK_FILE.format(digest=hashlib.sha256(content).hexdigest()))
 
 
 def _frame(rows: Any) -> "pd.DataFrame":

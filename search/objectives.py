@@ -111,10 +111,10 @@ def objective(name: str) -> Objective:
     """The row of that name; raises ObjectiveError where there is none, with the nearest."""
     if name not in _TABLE:
         near = difflib.get_close_matches(name, _TABLE, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else ""
         known = ", ".join(_TABLE)
         raise ObjectiveError(
-            f"no objective is called {name!r}; {hint}There are {known}, and what the task registers"
+            f"no objective is called {name!r}{hint}; there are {known}, and what the task registers"
         )
     return _TABLE[name]
 
@@ -150,9 +150,11 @@ def registered(objectives: Iterable[str]) -> list[dict[str, str]]:
 
 
 def remember(kept: Iterable[Mapping[str, Any]]) -> None:
-    """Make known what a run folder has kept: enough to show its results without its task."""
-    for fields in kept:
-        _TABLE.setdefault(str(fields["name"]), Objective(**fields))
+    """Make known what a run folder has kept: enough to show its results without its task. What a task has
+    registered here stays; what another run folder has kept under the same name does not."""
+    for row in (Objective(**fields) for fields in kept):
+        if row.name not in _OURS and (row.name not in _TABLE or _TABLE[row.name].value is None):
+            _TABLE[row.name] = row
 
 
 def costs_of(

@@ -17,7 +17,6 @@ from torch_pruning.pruner.function import PrunerBox
 
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.graph import Layer, Network
-from leanfront.compression.policy import Policy
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 
@@ -62,13 +61,12 @@ def victims(traced: Traced, channels: Mapping[str, int]) -> dict[str, tuple[int,
 
 
 def kept_channels(
-    traced: Traced, policy: Policy, multiple: int = 1
+    traced: Traced, channels: Mapping[str, int]
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Layer -> (inputs, outputs): which of the uncut layer's channels a policy keeps, ascending. Layers of
-    branches that are left out are not in it."""
+    """Layer -> (inputs, outputs): which of the uncut layer's channels ``cut`` keeps, ascending. ``traced``:
+    already without the branches that are left out, for they have a say in what is cut."""
     network = traced.network
-    gone = victims(traced, policy.channels(network, multiple))
-    absent = {layer for branch in policy.left_out(network) for layer in branch.layers}
+    gone = victims(traced, channels)
 
     def kept(name: str) -> tuple[int, ...]:
         lost = {
@@ -80,7 +78,7 @@ def kept_channels(
         }
         return tuple(index for index in range(network.node[name].width) if index not in lost)
 
-    nodes = [node for node in network.nodes if node.layer is not None and node.layer not in absent]
+    nodes = [node for node in network.nodes if node.layer is not None]
     return {str(node.layer): (kept(node.inputs[0]), kept(node.name)) for node in nodes}
 
 

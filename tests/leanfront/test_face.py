@@ -83,13 +83,32 @@ def test_what_is_kept_is_what_the_weights_show():
     assert compressed.kept["7"][1] == tuple(range(5))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_what_is_kept_fits_every_layer(name):
-    captured = lf.capture(built(name), example(name))
-    compressed = lf.compress(captured, lf.uniform(captured, sparsity=0.5))
+def shows_what_is_kept(captured: lf.Captured, compressed: lf.CompressedNetwork) -> None:
+    """Every weight of the cut network is that of the uncut one at the indices that are said to stay."""
+    assert set(compressed.kept) == {layer.name for layer in compressed.network.layers}
     for layer in compressed.network.layers:
         inputs, outputs = compressed.kept[layer.name]
         assert (len(inputs), len(outputs)) == (layer.shape.in_channels, layer.shape.out_channels)
+        whole = captured.module.get_submodule(layer.name)
+        first, second = (inputs, outputs) if isinstance(whole, nn.ConvTranspose2d) else (outputs, inputs)
+        expected = whole.weight[list(first)]
+        if layer.shape.groups == 1:
+            expected = expected[:, list(second)]
+        assert torch.equal(expected, compressed.module.get_submodule(layer.name).weight), layer.name
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_kept_of_every_kind(name):
+    captured = lf.capture(built(name), example(name))
+    shows_what_is_kept(captured, lf.compress(captured, lf.uniform(captured, sparsity=0.5)))
+
+
+@pytest.mark.parametrize("name", RESIDUAL)
+def test_what_is_kept_beside_branches_that_are_left_out(name):
+    """What is left out has no say any more in which channels are worth least."""
+    captured = lf.capture(residual(name), example(name))
+    for branch in captured.branches:
+        shows_what_is_kept(captured, lf.compress(captured, lf.uniform(captured, 0.5, left_out=[branch])))
 
 
 def test_a_file_gives_what_the_module_gives(tmp_path):
@@ -167,6 +186,18 @@ def test_a_task_is_searched_picked_and_found_again(tmp_path):
     assert run.report().stat().st_size > 10_000
     kept = pickle.loads((tmp_path / "night" / "task" / "task.pickle").read_bytes())
     assert type(kept).__name__ == "Task"
+
+
+def test_another_task_is_another_file(tmp_path):
+    """A baseline that was scored on other data must not be taken over: the hash of the task's file tells."""
+    folder = tmp_path / "night"
+    texts = set()
+    for shift in (0.0, 0.25):
+        task = bright()
+        task.search.images[0] += shift
+        lf.search(task, profile="toy", trials=1, run=folder, settings=SETTINGS)
+        texts.add((folder / "task" / "task.py").read_text())
+    assert len(texts) == 2
 
 
 def test_a_task_needs_a_folder_and_must_be_pickled(tmp_path):

@@ -58,7 +58,7 @@ def test_what_cannot_be_registered(row: Objective, said: str) -> None:
 
 def test_a_name_that_is_not_known_names_the_nearest() -> None:
     config = parse_config({"task": {"file": "t.py"}, "search": {"objectives": ["accuracy", "parameter"]}})
-    with pytest.raises(ConfigError, match=r"search.objectives.1: no objective is called 'parameter'; There"):
+    with pytest.raises(ConfigError, match=r"search.objectives.1: no objective is called 'parameter'; there"):
         check_names(config)
     register_objective(PARAMETERS)
     with pytest.raises(ConfigError, match="did you mean 'parameters'"):
@@ -114,3 +114,16 @@ def test_columns_of_a_tasks_own_are_read_back(tmp_path: Path) -> None:
     rows = [TrialRow(0, "complete", latency_ms=1.0, more={"parameters": 5.0}), TrialRow(1, "running")]
     run.write_trials(rows)
     assert run.trials() == rows
+
+
+def test_what_one_run_folder_has_kept_is_not_taken_for_what_another_has(monkeypatch) -> None:
+    monkeypatch.setattr(objectives, "_TABLE", dict(objectives._TABLE))
+    row = {"name": "speed", "title": "", "unit": "", "better": "higher"}
+    objectives.remember([row])
+    objectives.remember([row | {"better": "lower"}, row | {"name": "latency_ms"}])
+    assert objective("speed").better == "lower"
+    assert objective("latency_ms").source == "cost"
+    own = Objective("speed", better="higher", value=lambda network, policy, cost: 1.0)
+    register_objective(own)
+    objectives.remember([row | {"better": "lower"}])
+    assert objective("speed") is own
