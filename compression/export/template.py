@@ -8,10 +8,11 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import onnx
 import torch
@@ -76,9 +77,46 @@ def template(traced: Traced) -> Template:
     program.optimize()
     del graph.inputs[len(inputs) :]
     model = program.model_proto
+    name_apart(model, [TENSOR + name for name in names])
     del model.graph.output[:]
     del model.graph.value_info[:]
     return Template(model.SerializeToString(), traced.network, tuple(traced.example_input.shape), traced.axes)
+
+
+def name_apart(model: onnx.ModelProto, names: Sequence[str]) -> None:
+    """Give each output the name that was asked for, in place. ``names``: of the outputs, in the order in which
+    they are computed.
+
+    torch from 2.14 on takes no-ops away (dropout outside training): of two tensors that are equal only one
+    keeps its name, and the other is put out as a copy. Here they are a chain of Identity nodes again.
+    """
+    graph = model.graph
+    copied = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Identity"}
+    put_out = {name: value.name for name, value in zip(names, graph.output, strict=True)}
+    equal: dict[str, list[str]] = {}
+    for name, found in put_out.items():
+        if found != name:
+            equal.setdefault(copied.get(found, found), []).append(name)
+    gone = {found for name, found in put_out.items() if found != name and found in copied}
+    made_by = {output for node in graph.node for output in node.output}
+    given = [source for source in equal if source not in made_by]  # inputs and weights
+    nodes = [node for source in given for node in _chain([source, *equal.pop(source)])]
+    for node in graph.node:
+        if node.output[0] in gone:
+            continue
+        nodes.append(node)
+        for place, output in enumerate(node.output):
+            if output in equal:
+                chain = [name for name in names if name == output or name in equal[output]]
+                node.output[place] = chain[0]
+                nodes += _chain(chain)
+    kept = [copy.deepcopy(node) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _chain(names: Sequence[str]) -> list[onnx.NodeProto]:
+    return [onnx.helper.make_node("Identity", [one], [other]) for one, other in pairwise(names)]
 
 
 def _show_every_tensor(module: fx.GraphModule, network: Network) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from leanfront.compression.capture.trace import Traced, trace
 from leanfront.compression.export.deployed_form import fold, layer_weights
-from leanfront.compression.export.template import Template, template
+from leanfront.compression.export.template import Template, name_apart, template
 from leanfront.compression.export.walk import exported, random_model
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import LayerPolicy, Policy
@@ -236,3 +236,29 @@ def test_folding_leaves_the_trained_network_as_it_is() -> None:
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     compressed.module.train()(data)  # still trains: quantizers and batch norms are there
+
+
+def test_tensors_that_an_exporter_took_for_one_have_their_names_again():
+    """As torch 2.14 writes relu -> dropout -> identity -> neg, outside training, and a no-op on the input."""
+    from onnx import TensorProto, helper
+
+    names = ["tensor:same", "tensor:relu", "tensor:dropout", "tensor:identity", "tensor:neg"]
+    node = helper.make_node
+    nodes = [
+        node("Relu", ["input"], ["tensor:identity"]),
+        node("Neg", ["tensor:identity"], ["tensor:neg"]),
+        node("Identity", ["tensor:identity"], ["one"]),
+        node("Identity", ["tensor:identity"], ["other"]),
+    ]
+    put_out = ["input", "one", "other", "tensor:identity", "tensor:neg"]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in put_out]
+    model = helper.make_model(helper.make_graph(nodes, "graph", values[:1], values))
+    name_apart(model, names)
+    found = [(one.op_type, one.input[0], one.output[0]) for one in model.graph.node]
+    assert found == [
+        ("Identity", "input", "tensor:same"),
+        ("Relu", "input", "tensor:relu"),
+        ("Identity", "tensor:relu", "tensor:dropout"),
+        ("Identity", "tensor:dropout", "tensor:identity"),
+        ("Neg", "tensor:identity", "tensor:neg"),
+    ]
