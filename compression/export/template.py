@@ -84,8 +84,8 @@ def template(traced: Traced) -> Template:
 
 
 def name_apart(model: onnx.ModelProto, names: Sequence[str]) -> None:
-    """Give each output the name that was asked for, in place. ``names``: of the outputs, in the order in which
-    they are computed.
+    """Give each output the name that was asked for, in place. ``names``: of the outputs, in the order in
+    which they are computed.
 
     torch from 2.14 on takes no-ops away (dropout outside training): of two tensors that are equal only one
     keeps its name, and the other is put out as a copy. Here they are a chain of Identity nodes again.
