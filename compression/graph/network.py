@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from leanfront.compression.graph.branches import Branch, find_branches, rest
-from leanfront.compression.graph.nodes import Graph, Layer, Node
+from leanfront.compression.graph.nodes import Graph, Layer, Node, Segment
 
 _REMEMBERED_GROUPS = 3  # tensors of more groups come in too many sizes to remember them
 _REMEMBERED_CUTS = 4096
@@ -81,8 +81,13 @@ class Network(Graph):
         return sum(layer.shape.weight_count for layer in self.layers)
 
     def group_size(self, group: str) -> int:
-        """Channels of a group."""
-        return self.groups[group][0].shape.out_channels
+        """Channels of a group, all its blocks together."""
+        return self.group_sizes[group]
+
+    @cached_property
+    def blocks(self) -> Mapping[tuple[str, int], int]:
+        """(group, block) -> its channels."""
+        return {(s.group, s.block): s.size for node in self.nodes for s in node.channels if s.group is not None}
 
     def resized(self, channels: Mapping[str, int], left_out: tuple[Branch, ...] = ()) -> "Network":
         """The network with the groups named in ``channels`` cut to so many channels; the rest as it is, but
@@ -113,7 +118,7 @@ class Network(Graph):
                 nodes[index] = node
         layers = []
         for row, (own, source) in enumerate(self._layer_sources):
-            key = (row, nodes[source].width, counts[own] if own is not None else 0)
+            key = (row, nodes[source].width, nodes[own].width)
             layers.append(made.get(key) or self._resized(*key))
         if left_out:
             return rest(nodes, layers, left_out)
@@ -121,8 +126,11 @@ class Network(Graph):
 
     @cached_property
     def group_sizes(self) -> Mapping[str, int]:
-        """Group name -> channels."""
-        return {group: self.group_size(group) for group in self.groups}
+        """Group name -> channels, all its blocks together."""
+        found = dict.fromkeys(self.groups, 0)
+        for (group, _), size in self.blocks.items():
+            found[group] += size
+        return found
 
     @cached_property
     def _nodes_of_groups(self) -> Mapping[tuple[str, ...], tuple[int, ...]]:
@@ -134,11 +142,11 @@ class Network(Graph):
         return {groups: tuple(indices) for groups, indices in found.items()}
 
     @cached_property
-    def _layer_sources(self) -> tuple[tuple[str | None, int], ...]:
-        """For each layer its group, and the index of the node that it reads."""
+    def _layer_sources(self) -> tuple[tuple[int, int], ...]:
+        """For each layer the index of its node, and of the node that it reads."""
         index = {node.name: row for row, node in enumerate(self.nodes)}
-        source = {node.layer: index[node.inputs[0]] for node in self.nodes if node.layer is not None}
-        return tuple((layer.group, source[layer.name]) for layer in self.layers)
+        own = {node.layer: (index[node.name], index[node.inputs[0]]) for node in self.nodes if node.layer}
+        return tuple(own[layer.name] for layer in self.layers)
 
     @cached_property
     def _made(self) -> dict[object, Any]:
@@ -147,23 +155,31 @@ class Network(Graph):
 
     def _cut(self, groups: tuple[str, ...], kept: tuple[int, ...]) -> tuple[Node, ...]:
         """The nodes whose tensors have the channels of these groups, with so many of each kept; 0: all."""
-        counts = dict(zip(groups, kept, strict=True))
+        counts, sizes = dict(zip(groups, kept, strict=True)), self.group_sizes
+
+        def smaller(segment: Segment) -> Segment:
+            group = segment.group or ""
+            if not counts.get(group):
+                return segment
+            return replace(segment, size=block_kept(segment.size, counts[group], sizes[group]))
+
         made = tuple(
-            replace(
-                node,
-                channels=tuple(replace(s, size=counts.get(s.group or "") or s.size) for s in node.channels),
-            )
+            replace(node, channels=tuple(smaller(segment) for segment in node.channels))
             for node in [self.nodes[index] for index in self._nodes_of_groups[groups]]
         )
         if len(kept) <= _REMEMBERED_GROUPS:
             self._made[groups, kept] = made
         return made
 
-    def _resized(self, row: int, in_channels: int, kept: int) -> Layer:
-        """A layer with so many channels; 0 kept: as many as it has."""
-        layer = self.layers[row]
-        out_channels = kept or layer.shape.out_channels
-        groups = out_channels if layer.shape.depthwise else layer.shape.groups
-        shape = replace(layer.shape, in_channels=in_channels, out_channels=out_channels, groups=groups)
-        made = self._made[row, in_channels, kept] = replace(layer, shape=shape)
+    def _resized(self, row: int, in_channels: int, out_channels: int) -> Layer:
+        """A layer with so many channels."""
+        made = self.layers[row].with_channels(in_channels, out_channels)
+        self._made[row, in_channels, out_channels] = made
         return made
+
+
+def block_kept(size: Any, kept: Any, of: Any) -> Any:
+    """Channels that a block keeps where its group keeps ``kept`` of ``of``: its share, at least one. Numbers
+    or arrays."""
+    share = (2 * size * kept + of) // (2 * of)
+    return share + (share == 0)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 LAYER_OPS = ("conv2d", "conv_transpose2d", "linear")
@@ -58,21 +58,37 @@ class LayerShape:
 @dataclass(frozen=True)
 class Layer:
     """One layer with weights. ``group`` names the channels that must be cut together with its outputs;
-    None: its outputs cannot be cut (network outputs, grouped convolutions, shapes that are not followed)."""
+    None: its outputs cannot be cut (network outputs, shapes that are not followed). ``whole_groups``: a
+    grouped convolution that loses whole groups of channels; another one loses as many in each group."""
 
     name: str
     shape: LayerShape
     group: str | None = None
     bias: bool = True
+    whole_groups: bool = False
+
+    def with_channels(self, in_channels: int, out_channels: int) -> "Layer":
+        """The same layer with so many channels."""
+        shape = self.shape
+        groups = in_channels * shape.groups // shape.in_channels if self.whole_groups else shape.groups
+        if shape.depthwise:
+            groups = out_channels
+        changed = replace(shape, in_channels=in_channels, out_channels=out_channels, groups=groups)
+        return replace(self, shape=changed)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of channels of one tensor. ``repeat``: features per channel, above 1 after a flatten."""
+    """Channels of one tensor that are cut alike. ``repeat``: features per channel, above 1 after a flatten.
+
+    ``block``: a group may have several blocks of channels, of which other tensors have only some (the halves
+    of a split, say); each keeps its share of what the group keeps.
+    """
 
     group: str | None
     size: int
     repeat: int = 1
+    block: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,7 +97,9 @@ class Node:
 
     ``name`` names both. ``channels`` are the segments of the output's channel dimension, ``spatial`` its
     sizes after that. ``layer`` is set where the operation is a layer. ``detail`` says which operation an
-    op "other" really is.
+    op "other" really is. ``held_bytes``, ``channel_bytes``: what it stores in a file, beside the weights of
+    layers, in all and for each channel of its output. ``macs``: multiply-accumulates of what has weights and
+    is no layer (a recurrent one, say), batch 1.
     """
 
     name: str
@@ -93,6 +111,9 @@ class Node:
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
     detail: str = ""
+    held_bytes: int = 0
+    channel_bytes: int = 0
+    macs: int = 0
 
     @cached_property
     def width(self) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from leanfront.compression.graph.branches import Branch
 from leanfront.compression.graph.kernels import Kernel, kernels
-from leanfront.compression.graph.network import Network
+from leanfront.compression.graph.network import Network, block_kept
 from leanfront.compression.policy.file_size import FileSize
 from leanfront.compression.policy.policy import LayerPolicy, Policy, unregistered
 from leanfront.compression.policy.precision import Precision
@@ -187,11 +187,15 @@ class PolicyBatch:
         """(kernels, n): channels (features) of each kernel's output tensor after the cut; 0 where it is
         absent."""
         row = {group: index for index, group in enumerate(self.network.groups)}
+        sizes = self.network.group_sizes
         found = np.zeros((len(self.kernels), self.count), dtype=np.int64)
         for index, kernel in enumerate(self.kernels):
             for segment in kernel.output.channels:
                 if segment.group in row:
-                    found[index] += self.channels[row[segment.group]] * segment.repeat
+                    kept = self.channels[row[segment.group]]
+                    size = sizes[segment.group]
+                    kept = kept if segment.size == size else block_kept(segment.size, kept, size)
+                    found[index] += kept * segment.repeat
                 else:
                     found[index] += segment.size * segment.repeat
         for index, absent in self.absent.items():
@@ -213,8 +217,11 @@ class PolicyBatch:
                 continue
             shape = kernel.layer.shape
             out = self.out_channels[self.layer_index[kernel.layer.name]]
-            groups = np.maximum(out, 1) if shape.depthwise else shape.groups
-            read = self.widths[self.kernel_index[kernel.inputs[0]]] // groups
+            read = self.widths[self.kernel_index[kernel.inputs[0]]]
+            if kernel.layer.whole_groups:
+                read = np.minimum(read, shape.in_channels // shape.groups)
+            else:
+                read = read // (np.maximum(out, 1) if shape.depthwise else shape.groups)
             found[self.layer_index[kernel.layer.name]] = read * out * math.prod(shape.kernel)
         return found
 
@@ -231,13 +238,10 @@ class PolicyBatch:
     @cached_property
     def out_channels(self) -> Counts:
         """(layers, n): output channels of each layer after the cut."""
-        row = {group: index for index, group in enumerate(self.network.groups)}
         found = np.empty_like(self.weight_bits)
-        for index, layer in enumerate(self.network.layers):
-            cut = layer.group in row
-            found[index] = self.channels[row[layer.group or ""]] if cut else layer.shape.out_channels
-        for index, absent in self.absent_layers.items():
-            found[index] *= ~absent
+        for row, kernel in enumerate(self.kernels):
+            if kernel.layer is not None:
+                found[self.layer_index[kernel.layer.name]] = self.widths[row]
         return found
 
     @cached_property
