@@ -5,10 +5,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.compression.graph.branches import ALIAS
+from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy.batch import PolicyBatch
-
-_SAME_TENSOR = ("flatten", "reshape", "identity", ALIAS)
 
 Array = NDArray[np.float64]
 
@@ -31,7 +29,7 @@ def working_bytes(batch: PolicyBatch) -> Array:
     copies = 4.0 * elements * coded
     found = np.zeros(elements.shape)
     for row, kernel in enumerate(batch.kernels):
-        if kernel.op == "input":
+        if operation(kernel.op).given:
             found += copies[row]
             continue
         window = math.prod(kernel.layer.shape.kernel) if kernel.layer is not None else 1
@@ -63,7 +61,7 @@ def peak_bytes(batch: PolicyBatch, sizes: Array, working: Array | None = None) -
     changes = np.zeros((end + 2, batch.count))  # what comes to life with each kernel, less what has died
     for row in reversed(range(end)):  # whatever reads a tensor was looked at before it
         kernel = kernels[row]
-        hands_on = kernel.op in _SAME_TENSOR and len(kernel.inputs) == 1
+        hands_on = operation(kernel.op).same_tensor and len(kernel.inputs) == 1
         stays, alias = batch.aliases.get(row, (-1, None))
         for source in [rows[name] for name in kernel.inputs]:
             read = last[row] if hands_on else row

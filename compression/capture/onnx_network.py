@@ -9,25 +9,13 @@ from onnx import ModelProto, NodeProto
 from leanfront.compression.capture.onnx_graph import Graph, OnnxError, graph_of, read_model
 from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment
 from leanfront.compression.graph.branches import FILLED
+from leanfront.compression.graph.operations import by_onnx, operation
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.policy import ACTIVATION_BITS, WEIGHT_BITS
 
 __all__ = ["OnnxError", "OnnxNetwork", "network_of", "read_onnx"]
 
-SIMPLE_OPS = {
-    "BatchNormalization": "batchnorm", "Relu": "relu", "HardSwish": "hardswish", "HardSigmoid": "hardsigmoid",
-    "Gelu": "gelu", "Swish": "silu", "Sigmoid": "sigmoid", "Tanh": "tanh", "LeakyRelu": "leaky_relu",
-    "Softmax": "softmax", "LogSoftmax": "softmax", "LayerNormalization": "layernorm",
-    "GroupNormalization": "groupnorm", "InstanceNormalization": "groupnorm", "Concat": "concat",
-    "MaxPool": "maxpool", "AveragePool": "avgpool", "GlobalAveragePool": "global_avgpool",
-    "Flatten": "flatten", "Reshape": "reshape", "Squeeze": "reshape", "Unsqueeze": "reshape",
-    "Transpose": "transpose", "Slice": "slice", "Split": "slice", "Gather": "slice", "Pad": "pad",
-    "Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Dropout": "identity", "Identity": "identity",
-    "Cast": "identity", "Clip": "elementwise", "Neg": "elementwise", "Abs": "elementwise",
-    "Exp": "elementwise", "Log": "elementwise", "Sqrt": "elementwise", "Pow": "elementwise",
-    "Erf": "elementwise", "Reciprocal": "elementwise", "Min": "elementwise", "Max": "elementwise",
-    "PRelu": "elementwise", "Elu": "elementwise", "Softplus": "elementwise", "Where": "elementwise",
-}  # fmt: skip
+SIMPLE_OPS = {kind: row.name for kind, row in by_onnx.items()}
 """ONNX operations that are the same thing in every setting. Others are decided in ``_operation``."""
 
 LOWEST = -1e38
@@ -119,11 +107,12 @@ class _Reader:
 
     def _other(self, name: str, op: str, detail: str, node: NodeProto, inputs: tuple[str, ...]) -> Node:
         kernel = stride = (1, 1)
-        if op in ("maxpool", "avgpool"):
+        form = operation(op).form
+        if form == "window":
             window = _pair(self.graph.attributes(node).get("kernel_shape"), (1, 1))
             kernel, stride = window, _pair(self.graph.attributes(node).get("strides"), (1, 1))
-        elif op == "global_avgpool":
-            height, width = self.graph.shape(inputs[0])[2:]
+        elif form == "global":
+            height, width = (1, *self.graph.shape(inputs[0])[2:])[-2:]
             kernel = stride = (height, width)
         plain = self._node(name, op, inputs)
         return replace(plain, kernel=kernel, stride=stride, detail=detail)

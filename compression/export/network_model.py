@@ -17,16 +17,12 @@ from leanfront.compression.export.onnx_writer import IR_VERSION, OPSET, Writer
 from leanfront.compression.export.weights import random_weights
 from leanfront.compression.graph import Kernel, Network, Node, kernels
 from leanfront.compression.graph.branches import ALIAS
+from leanfront.compression.graph.operations import Operation, operation
 from leanfront.compression.policy import Policy, tensor_bits
 from leanfront.compression.policy.grids import stand_in_grids, with_moved
 
-_UNARY = {
-    "relu": "Relu", "hardswish": "HardSwish", "hardsigmoid": "HardSigmoid", "sigmoid": "Sigmoid",
-    "tanh": "Tanh", "leaky_relu": "LeakyRelu", "gelu": "Gelu", "softmax": "Softmax", "identity": "Identity",
-}  # fmt: skip
-_BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "identity_arithmetic": "Mul"}
-_ELEMENTWISE = ("Neg", "Abs", "Exp", "Log", "Sqrt", "Erf", "Reciprocal", "Elu", "Softplus")
-_MOVES = ("reshape", "flatten", "transpose", "slice", "pad")
+_PLAIN_UNARY = ("Neg", "Abs", "Exp", "Log", "Sqrt", "Erf", "Reciprocal", "Elu", "Softplus")
+"""What is written as it was called: one input, no attributes that must be known."""
 
 
 class ShapesError(ValueError):
@@ -83,7 +79,7 @@ class _Builder:
         head, shape = kernel.nodes[0], tensor_shape(kernel.output)
         if kernel.op == ALIAS:
             return self.value[kernel.inputs[0]]
-        if kernel.op in ("input", "constant"):
+        if operation(kernel.op).form == "given":
             return self._input(shape), shape
         if kernel.layer is not None:
             name, shape = self._layer(kernel)
@@ -130,13 +126,14 @@ class _Builder:
         return (height * stride[0], width * stride[1])
 
     def _operation(self, kernel: Kernel, node: Node, shape: tuple[int, ...]) -> str:
-        op = kernel.op
-        if op in _BINARY:
+        row = operation(kernel.op)
+        form = row.form
+        if form == "binary":
             reads = [self._read(kernel, i, shape) for i in range(len(kernel.inputs))]
             if len(reads) == 1:
                 reads.append(self.out.constant(np.full(shape[1:], 0.5, np.float32)))
-            return self._node(_BINARY[op], reads)
-        if op == "concat":
+            return self._node(_spelled(row, "Mul"), reads)
+        if form == "concat":
             reads = [self._read(kernel, i, self._own(kernel, i)) for i in range(len(kernel.inputs))]
             shapes = [self._own(kernel, i) for i in range(len(kernel.inputs))]
             axis = next((a for a in range(1, len(shape)) if len({s[a] for s in shapes}) > 1), 0)
@@ -145,33 +142,30 @@ class _Builder:
             return self._node("Concat", reads, axis=axis)
         read = self._read(kernel, 0, self._own(kernel, 0))
         before = self._own(kernel, 0)
-        if op in ("maxpool", "avgpool") and len(shape) == 4 and len(before) == 4:
+        if form == "window" and len(shape) == 4 and len(before) == 4:
             window = {"kernel_shape": list(node.kernel), "strides": list(node.stride),
                       "pads": _pads(before[2:], shape[2:], node.kernel, node.stride)}  # fmt: skip
-            return self._node("MaxPool" if op == "maxpool" else "AveragePool", [read], **window)
-        if op in ("global_avgpool", "mean") and len(before) > 2:
+            return self._node(_spelled(row), [read], **window)
+        if form in ("global", "mean") and len(before) > 2:
             if len(before) == 4:
                 read = self._node("GlobalAveragePool", [read])
                 return read if shape == (*before[:2], 1, 1) else self._reshaped(read, shape)
             axes = self.out.constant(np.arange(1, len(before) - 1))
             return self._reshaped(self._node("ReduceMean", [read, axes], keepdims=0), shape)
-        if op in ("upsample", "upsample_nearest") and len(shape) == len(before):
+        if form in ("linear", "nearest") and len(shape) == len(before):
             scales = self.out.constant(
                 np.array([a / b for a, b in zip(shape, before, strict=True)], np.float32)
             )
-            mode = "nearest" if op == "upsample_nearest" else "linear"
-            return self._node("Resize", [read, "", scales], mode=mode)
-        if op in _MOVES:
-            return self._moved(op, read, before, shape)
-        if op in ("layernorm", "groupnorm", "batchnorm"):
-            return self._normalised(op, read, before)
-        if op == "elementwise" and node.detail in _ELEMENTWISE:
+            return self._node("Resize", [read, "", scales], mode=form)
+        if form == "moved":
+            return self._moved(_spelled(row, "Slice"), read, before, shape)
+        if form == "norm":
+            return self._normalised(_spelled(row), read, before)
+        if form == "unary" and node.detail in _PLAIN_UNARY:
             return self._node(node.detail, [read])
-        if op == "elementwise":
-            return self._node("Abs", [read])
-        if op in _UNARY or op in ("relu6", "silu"):
-            return self._activation(op, read)
-        what = node.detail or op
+        if form == "unary":
+            return self._activation(kernel.op, read)
+        what = node.detail or kernel.op
         raise ShapesError(
             f"operation {what!r} ({node.name}) cannot be timed from its shape alone; cost the .onnx"
             " file as it is, without other bits or sparsity"
@@ -179,14 +173,14 @@ class _Builder:
 
     def _moved(self, op: str, read: str, before: tuple[int, ...], shape: tuple[int, ...]) -> str:
         if (
-            op == "transpose"
+            op == "Transpose"
             and len(before) == len(shape)
             and sorted(before) == sorted(shape)
             and len(shape) > 2
         ):
             return self._reshaped(self._node("Transpose", [read], perm=[0, *range(2, len(shape)), 1]), shape)
         if (
-            op == "slice"
+            op == "Slice"
             and len(before) == len(shape)
             and all(a <= b for a, b in zip(shape, before, strict=True))
         ):
@@ -196,7 +190,7 @@ class _Builder:
             lists = [[0] * len(shape), ends, axes, steps]
             return self._node("Slice", [read, *[self.out.constant(np.array(values)) for values in lists]])
         if (
-            op == "pad"
+            op == "Pad"
             and len(before) == len(shape)
             and all(a >= b for a, b in zip(shape, before, strict=True))
         ):
@@ -206,14 +200,15 @@ class _Builder:
         return self._reshaped(read, shape) if math.prod(before) == math.prod(shape) else self._input(shape)
 
     def _normalised(self, op: str, read: str, before: tuple[int, ...]) -> str:
-        width = before[-1] if len(before) == 3 and op == "layernorm" else before[1] if len(before) > 1 else 1
+        last = op == "LayerNormalization" and len(before) == 3
+        width = before[-1] if last else before[1] if len(before) > 1 else 1
         # no two norms have equal parameters, as after training: equal ones would be stored once, and what
         # onnxruntime makes of them could not be told apart
         ones = self.out.constant(np.full(width, 1.0 + 1e-3 * len(self.value), np.float32))
-        if op == "layernorm" and len(before) == 3:
-            return self._node("LayerNormalization", [read, ones, ones], axis=-1)
-        if op == "batchnorm":
-            return self._node("BatchNormalization", [read, ones, ones, ones, ones])
+        if last:
+            return self._node(op, [read, ones, ones], axis=-1)
+        if op == "BatchNormalization":
+            return self._node(op, [read, ones, ones, ones, ones])
         return self._node("InstanceNormalization", [read, ones, ones])
 
     def _activation(self, op: str, read: str) -> str:
@@ -222,7 +217,7 @@ class _Builder:
             return self._node("Clip", [read, low, high])
         if op == "silu":
             return self._node("Mul", [read, self._node("Sigmoid", [read])])
-        return self._node(_UNARY[op], [read])
+        return self._node(_spelled(operation(op)), [read])
 
     def _own(self, kernel: Kernel, index: int) -> tuple[int, ...]:
         return self.value[kernel.inputs[index]][1]
@@ -246,6 +241,11 @@ class _Builder:
         named = "" if op == "Reshape" else self.current
         self.current = self.current if op == "Reshape" else ""
         return self.out.add(op, inputs, name=named, **attributes)
+
+
+def _spelled(row: Operation, otherwise: str = "Abs") -> str:
+    """The type of ONNX that an operation is written as."""
+    return row.onnx[0] if row.onnx else otherwise
 
 
 def _pads(

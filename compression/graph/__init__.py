@@ -4,5 +4,9 @@ from leanfront.compression.graph.branches import Branch
 from leanfront.compression.graph.kernels import Kernel, kernels
 from leanfront.compression.graph.network import Network
 from leanfront.compression.graph.nodes import Layer, LayerShape, Node, Segment
+from leanfront.compression.graph.operations import Operation, operation
 
-__all__ = ["Branch", "Kernel", "Layer", "LayerShape", "Network", "Node", "Segment", "kernels"]
+__all__ = [
+    "Branch", "Kernel", "Layer", "LayerShape", "Network", "Node", "Operation", "Segment", "kernels",
+    "operation",
+]  # fmt: skip

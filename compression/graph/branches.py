@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from leanfront.compression.graph.kernels import Kernel, kernels
 from leanfront.compression.graph.nodes import Graph, Layer, Node, Segment
+from leanfront.compression.graph.operations import operation
 
 ALIAS = "alias"
 """Operation of what is left of an addition when its branch is left out: another name of the tensor that it
@@ -12,11 +13,6 @@ reads. Nothing is computed, stored or exported for it."""
 
 SCALED, FILLED = "scaled", "filled"
 """Details of nodes: an addition that multiplies an operand first, a padding with other values than 0."""
-
-_BOUNDED = ("sigmoid", "hardsigmoid", "softmax", "relu6")
-_POSITIVE = ("relu", *_BOUNDED)
-_MOVES = ("maxpool", "avgpool", "global_avgpool", "concat", "slice", "pad", "flatten", "reshape", "transpose",
-          "identity", ALIAS)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ def find_branches(network: Graph) -> tuple[Branch, ...]:
     found: list[Branch] = []
     for kernel in kernels(network):
         join = kernel.nodes[0]
-        if kernel.op != "add" or join.detail == SCALED or len(set(join.inputs)) != 2:
+        if not operation(kernel.op).adds or join.detail == SCALED or len(set(join.inputs)) != 2:
             continue
         if any(node.name in network.outputs for node in kernel.nodes):
             continue
@@ -82,7 +78,7 @@ def _branch(network: Graph, join: Kernel, goes: str, stays: str, order: dict[str
             nodes.add(node.name)
     inside = [node for node in network.nodes if node.name in nodes]
     layers = tuple(node.layer for node in inside if node.layer is not None)
-    if not layers or any(node.op == "input" for node in inside):
+    if not layers or any(operation(node.op).given for node in inside):
         return None
     merged = tuple(node.name for node in join.nodes[:-1])
     return Branch(layers[0], join.name, stays, layers, frozenset(nodes), merged)
@@ -101,13 +97,13 @@ def _segments(node: Node) -> list[Segment]:
 
 def _unchanged(network: Graph, node: Node, activation: str) -> bool:
     """Whether an activation hands on a tensor as it is."""
-    if activation not in ("relu", "relu6"):
+    clamp, made = operation(activation), operation(node.op)
+    if clamp.fuses != "arithmetic":
         return False
-    makers = _POSITIVE if activation == "relu" else _BOUNDED
-    if node.op in makers:
+    if made.bounded or (made.never_negative and not clamp.bounded):
         return True
-    moved = node.op in _MOVES and not (node.op == "pad" and node.detail == FILLED)
-    summed = node.op == "add" and node.detail != SCALED and activation == "relu"
+    moved = made.within_inputs and node.detail != FILLED
+    summed = made.adds and node.detail != SCALED and not clamp.bounded
     sources = [network.node[name] for name in node.inputs]
     return (moved or summed) and bool(sources) and all(_unchanged(network, s, activation) for s in sources)
 

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from leanfront.compression.graph.nodes import Graph, Layer, LayerShape, Node
-
-ACTIVATIONS = ("relu", "relu6", "hardswish", "silu", "gelu", "sigmoid", "tanh", "leaky_relu", "hardsigmoid")
+from leanfront.compression.graph.operations import operation
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def kernels(network: Graph) -> tuple[Kernel, ...]:
     done: dict[str, str] = {}  # node -> the kernel that holds it, by the kernel's first node
     members: dict[str, list[Node]] = {}
     for node in network.nodes:
-        if node.op in ("batchnorm", "relu", "relu6", "identity"):
+        if operation(node.op).fuses:
             (source,) = node.inputs[:1]
             head = done[source]
             last = members[head][-1]
@@ -62,16 +61,16 @@ def kernels(network: Graph) -> tuple[Kernel, ...]:
             inputs=tuple(output_of[done[source]] for source in nodes[0].inputs),
             nodes=tuple(nodes),
             layer=network.layer[nodes[0].layer] if nodes[0].layer else None,
-            activation=next((n.op for n in nodes[1:] if n.op in ACTIVATIONS), ""),
+            activation=next((n.op for n in nodes[1:] if operation(n.op).activation), ""),
         )
         for nodes in members.values()
     )
 
 
 def _fuses(kernel: list[Node], node: Node) -> bool:
-    activated = any(member.op in ACTIVATIONS for member in kernel)
-    if node.op == "identity":
-        return kernel[0].op != "input"
-    if node.op == "batchnorm":
-        return kernel[0].layer is not None and not activated
-    return not activated and (kernel[0].layer is not None or kernel[0].op in ("add", "batchnorm"))
+    head, wanted = operation(kernel[0].op), operation(node.op).fuses
+    if wanted == "anything":
+        return not head.given
+    if any(operation(member.op).activation for member in kernel):
+        return False
+    return kernel[0].layer is not None or (wanted == "arithmetic" and head.takes_activation)

@@ -87,7 +87,9 @@ class Network(Graph):
     @cached_property
     def blocks(self) -> Mapping[tuple[str, int], int]:
         """(group, block) -> its channels."""
-        return {(s.group, s.block): s.size for node in self.nodes for s in node.channels if s.group is not None}
+        return {
+            (s.group, s.block): s.size for node in self.nodes for s in node.channels if s.group is not None
+        }
 
     def resized(self, channels: Mapping[str, int], left_out: tuple[Branch, ...] = ()) -> "Network":
         """The network with the groups named in ``channels`` cut to so many channels; the rest as it is, but
@@ -129,7 +131,8 @@ class Network(Graph):
         """Group name -> channels, all its blocks together."""
         found = dict.fromkeys(self.groups, 0)
         for (group, _), size in self.blocks.items():
-            found[group] += size
+            if group in found:
+                found[group] += size
         return found
 
     @cached_property

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-LAYER_OPS = ("conv2d", "conv_transpose2d", "linear")
+from leanfront.compression.graph.operations import named
+
+LAYER_OPS = named(lambda row: row.layer)
 """Operations that carry weights which a policy may cut and quantize."""
 
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.compression.graph.branches import ALIAS
 from leanfront.compression.graph.kernels import Kernel
-from leanfront.compression.policy.precision import SAME_RANGE_OPS
+from leanfront.compression.graph.operations import operation
 
 # Fitted to exported files of a dozen kinds of network: bytes besides the values of weights and biases.
 FILE_BYTES = 180
@@ -20,9 +19,9 @@ CODED_WEIGHT_BYTES = 57  # the node that decodes it, and the stored scales
 INTEGER_BIAS_BYTES = 52
 ZERO_POINTS_BYTES = 46  # those of an integer linear layer
 UNPACKING_BYTES = 89
-BATCHNORM_BYTES = 228
 ACTIVATION_BYTES = 22
 OTHER_BYTES = 40
+STORED_TENSOR_BYTES = 47  # its name where it is read, its shape, its type
 QUANTIZER_BYTES = 90
 MOVED_QUANTIZER_BYTES = 78  # behind an operation that keeps the range, whose grid is stored already
 CLIP_BYTES = 33
@@ -53,15 +52,16 @@ class FileSize:
         self._windows = column([math.prod(shape.kernel) for shape in shapes])
         linear = column([shape.op == "linear" for shape in shapes])
         self._linear = linear * len(_FIXED_BYTES[0])
-        self._norms = [row for row, k in enumerate(kernels) if k.op == "batchnorm"]
+        self._norms = [row for row, k in enumerate(kernels) if operation(k.op).parameters]
+        self._norm_bytes = 4 * column([operation(kernels[row].op).parameters for row in self._norms])
         self._own = np.array([_own_bytes(k) for k in kernels], dtype=np.int64)
         self._constant = FILE_BYTES + int(self._own.sum())
-        kinds = [2 if k.op == ALIAS else int(k.op in SAME_RANGE_OPS) for k in kernels]
+        kinds = [_moved_kind(k) for k in kernels]
         self._moved = column(kinds) * len(_QUANTIZER_BYTES[0])
         self._joins = [
             (row, [index[name] for name in kernel.inputs])
             for row, kernel in enumerate(kernels)
-            if kernel.op == "add"
+            if operation(kernel.op).adds
         ]
 
     def of(
@@ -92,7 +92,7 @@ class FileSize:
         total = self._constant + weights.sum(axis=0)
         total += _QUANTIZER_BYTES.take(bits + self._moved).sum(axis=0)
         if self._norms:
-            total += 16 * widths[self._norms].sum(axis=0)
+            total += (self._norm_bytes * widths[self._norms]).sum(axis=0)
         gone = widths == 0
         if gone.any():
             total -= self._own @ gone
@@ -108,9 +108,14 @@ def _own_bytes(kernel: Kernel) -> int:
     if kernel.layer is not None:
         linear = kernel.layer.shape.op == "linear"
         return own + (LINEAR_BYTES if linear else CONVOLUTION_BYTES) + NAME_COPIES * len(kernel.layer.name)
-    if kernel.op in ("input", ALIAS):
-        return own
-    return own + (BATCHNORM_BYTES if kernel.op == "batchnorm" else OTHER_BYTES)
+    row = operation(kernel.op)
+    return own + (OTHER_BYTES + STORED_TENSOR_BYTES * row.parameters if row.written else 0)
+
+
+def _moved_kind(kernel: Kernel) -> int:
+    """Row of ``_QUANTIZER_BYTES``."""
+    row = operation(kernel.op)
+    return 0 if not row.same_range else 1 if row.written else 2
 
 
 def quantizer_bytes(moved: bool, bits: int) -> int:

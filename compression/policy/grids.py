@@ -4,14 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from leanfront.compression.graph.kernels import Kernel
+from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy.policy import LayerPolicy
-from leanfront.compression.policy.precision import SAME_RANGE_OPS, tensor_bits
-
-POSITIVE = ("relu", "relu6", "sigmoid", "hardsigmoid", "softmax")
-"""Operations that put out no negative values."""
-
-POSITIVE_FROM_POSITIVE = ("add", "mul", "concat", "avgpool", "global_avgpool", "upsample", *SAME_RANGE_OPS)
-"""Operations that put out no negative values where none goes in."""
+from leanfront.compression.policy.precision import tensor_bits
 
 
 @dataclass(frozen=True)
@@ -27,9 +22,10 @@ def never_negative(kernels: tuple[Kernel, ...]) -> frozenset[str]:
     """Names of the kernels whose output has no negative values: its zero point is 0."""
     found: set[str] = set()
     for kernel in kernels:
-        last = kernel.output.op
-        moved = last in POSITIVE_FROM_POSITIVE and bool(kernel.inputs) and found.issuperset(kernel.inputs)
-        if kernel.activation in POSITIVE or last in POSITIVE or (kernel.layer is None and moved):
+        last = operation(kernel.output.op)
+        moved = last.keeps_sign and bool(kernel.inputs) and found.issuperset(kernel.inputs)
+        clamped = last.never_negative or operation(kernel.activation).never_negative
+        if clamped or (kernel.layer is None and moved):
             found.add(kernel.name)
     return frozenset(found)
 
@@ -61,6 +57,6 @@ def with_moved(
     """
     found = dict(grids)
     for kernel in kernels:
-        if kernel.op in SAME_RANGE_OPS and bits[kernel.name] <= 8:
+        if operation(kernel.op).same_range and bits[kernel.name] <= 8:
             found[kernel.name] = found[kernel.inputs[0]]
     return found

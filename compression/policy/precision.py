@@ -7,36 +7,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.compression.graph.branches import ALIAS
 from leanfront.compression.graph.kernels import Kernel
 from leanfront.compression.graph.nodes import Layer
+from leanfront.compression.graph.operations import named, operation
 from leanfront.compression.policy.policy import LayerPolicy
 
 SHIFTED_ZERO_POINT = -1
 """Of int8 weights that are not stored around 0 (latency_models/benchmark/shifted_weights.py): codes reach
 from -127 to 127, so one below still fits."""
 
-SAME_RANGE_OPS = ("maxpool", "flatten", "reshape", "transpose", "slice", "pad", "identity", ALIAS)
+SAME_RANGE_OPS = named(lambda row: row.same_range)
 """Operations that move values and compute none: their output keeps the quantizer of their input."""
-
-INTEGER_OPS = ("add", "concat", "avgpool", "global_avgpool", *SAME_RANGE_OPS)
-"""Operations besides layers that an engine runs on integers, when all that goes in is held in integers."""
-
-FLOAT_LAYERS = ("conv_transpose2d",)
-"""Layers without an integer kernel: they compute in floats whatever their policy, which says how the weights
-are stored, and whether an integer sum or concat may have the output in integers."""
 
 Counts = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 _NONE: Mapping[int, Any] = {}
 
-JOINING_OPS = ("add", "concat")
-"""Operations that compute in integers when all that they join is held in integers."""
-
 
 def computes_in_integers(layer: Layer, layer_policy: LayerPolicy) -> bool:
     """Whether a layer computes in integers: its policy says so, and engines have a kernel for it."""
-    return layer_policy.integer and layer.shape.op not in FLOAT_LAYERS
+    return layer_policy.integer and operation(layer.shape.op).integer
 
 
 def integer_kernels(kernels: tuple[Kernel, ...], policy: Mapping[str, LayerPolicy]) -> frozenset[str]:
@@ -70,8 +60,10 @@ class Precision:
     integer kernel makes it: engines fuse an integer kernel only when its output is quantized, too. The one
     exception is a linear layer without activation and integer reader, whose kernel puts out floats.
 
-    A layer computes in integers when its policy says so and there is a kernel for it. Another operation of
-    INTEGER_OPS does when every tensor that it reads is held in integers: it costs a conversion otherwise.
+    A layer computes in integers when its policy says so and there is a kernel for it; where there is none, it
+    computes in floats whatever its policy, which says how the weights are stored, and whether an integer sum
+    or concat may have the output in integers. Another operation that has one does when every tensor that it
+    reads is held in integers: it costs a conversion otherwise.
     """
 
     def __init__(self, kernels: tuple[Kernel, ...]) -> None:
@@ -85,29 +77,29 @@ class Precision:
         self.sums = [
             (row, source)
             for row, kernel in enumerate(kernels)
-            if kernel.op in JOINING_OPS
+            if operation(kernel.op).joining
             for source in inputs[row]
-            if kernels[source].op in FLOAT_LAYERS
+            if _float_layer(kernels[source])
         ]
         """Row and an input that it wants as itself is wanted, where that one's policy is an integer one."""
         self.others = [
-            (row, inputs[row], kernel.op in SAME_RANGE_OPS)
+            (row, inputs[row], operation(kernel.op).same_range)
             for row, kernel in enumerate(kernels)
-            if kernel.layer is None and kernel.op in INTEGER_OPS and kernel.inputs
+            if kernel.layer is None and operation(kernel.op).integer and kernel.inputs
         ]
         """Row, inputs, and whether it only moves values: what computes in integers if all its inputs are."""
         for row, kernel in enumerate(kernels):
             if kernel.layer is not None:
                 wanted = tuple(source for read in inputs[row] for source in self.moved[read])
                 fuses = kernel.op != "linear" or bool(kernel.activation)
-                able = kernel.op not in FLOAT_LAYERS
+                able = not _float_layer(kernel)
                 self.layers.append(_Layer(row, kernel.layer.name, able, fuses, wanted))
 
     @staticmethod
     def _moved(row: int, inputs: list[tuple[int, ...]], kernels: tuple[Kernel, ...]) -> tuple[int, ...]:
         found = [row]
         for other in found:
-            if kernels[other].layer is None and kernels[other].op in SAME_RANGE_OPS:
+            if kernels[other].layer is None and operation(kernels[other].op).same_range:
                 found += inputs[other]
         return tuple(found)
 
@@ -170,9 +162,13 @@ class Precision:
         return bits, integer
 
 
+def _float_layer(kernel: Kernel) -> bool:
+    return kernel.layer is not None and not operation(kernel.op).integer
+
+
 def source_of_range(name: str, kernels: tuple[Kernel, ...]) -> str:
     """The kernel whose quantizer a tensor has: its own, or that of the tensor which was only moved."""
     by_name = {kernel.name: kernel for kernel in kernels}
-    while by_name[name].op in SAME_RANGE_OPS:
+    while operation(by_name[name].op).same_range:
         name = by_name[name].inputs[0]
     return name

@@ -8,30 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanfront.compression.graph import Kernel
-from leanfront.compression.graph.branches import ALIAS
+from leanfront.compression.graph.operations import Stream, named, operation
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile
 from leanfront.latency_models.cost import check_bits
 from leanfront.latency_models.errors import TableError
 
 Array = NDArray[np.float64]
-
-FREE_OPS = ("input", "constant", "flatten", "reshape", "identity", ALIAS)
-"""No value is computed or moved."""
-
-PLACED_OPS = ("concat", "slice", "pad", "transpose")
-"""Values are written where they are wanted: no computation of their own."""
-
-WINDOW_OPS = ("maxpool", "avgpool")
-MEAN_OPS = ("global_avgpool", "mean")
-
-ELEMENTWISE_OPS = (
-    "add", "sub", "mul", "relu", "relu6", "leaky_relu", "hardswish", "hardsigmoid", "silu", "sigmoid", "tanh",
-    "batchnorm", "identity_arithmetic", "elementwise", "upsample", "upsample_nearest", "softmax",
-)  # fmt: skip
-"""One result per element. Sigmoids and the like are tables of 256 entries on integers."""
-
-KNOWN_OPS = (*PLACED_OPS, *WINDOW_OPS, *MEAN_OPS, *ELEMENTWISE_OPS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +68,14 @@ class Work:
         return self.reduced * self.out * float(self.taps) if self.layer else np.zeros_like(self.out)
 
     @property
+    def stream(self) -> Stream:
+        """What an engine has to do."""
+        return operation(self.op).stream
+
+    @property
     def busy(self) -> bool:
         """Whether anything is computed."""
-        return self.op not in FREE_OPS
+        return self.stream != "free"
 
 
 def works(batch: PolicyBatch, profile: HardwareProfile) -> Iterator[Work]:
@@ -103,10 +91,11 @@ def works(batch: PolicyBatch, profile: HardwareProfile) -> Iterator[Work]:
     widths = batch.widths.astype(np.float64)
     wide_later, squeezed = _wide_later(batch.kernels), _squeezed(batch.kernels)
     for row, kernel in enumerate(batch.kernels):
-        if kernel.layer is None and kernel.op not in (*FREE_OPS, *KNOWN_OPS):
+        if kernel.layer is None and operation(kernel.op).stream == "opaque":
+            known = named(lambda row: row.stream not in ("opaque", "free", "layer"))
             raise TableError(
                 f"the cost of operation {kernel.output.detail or kernel.op!r} (node {kernel.name!r}) on"
-                f" profile {profile.name!r} is not known; known are layers and {', '.join(KNOWN_OPS)}"
+                f" profile {profile.name!r} is not known; known are layers and {', '.join(known)}"
             )
         yield _work(row, kernel, batch, held, widths, wide_later[row], squeezed[row])
 
@@ -117,7 +106,7 @@ def _wide_later(kernels: tuple[Kernel, ...]) -> list[bool]:
     later = False
     for kernel in reversed(kernels):
         found.append(later)
-        later = later or (kernel.op not in FREE_OPS and _positions(kernel) > 1)
+        later = later or (operation(kernel.op).stream != "free" and _positions(kernel) > 1)
     return found[::-1]
 
 
@@ -128,7 +117,7 @@ def _squeezed(kernels: tuple[Kernel, ...]) -> list[int]:
         positions = _positions(kernel)
         single = kernel.layer is not None and positions == 1
         found.append(last if single else 0)
-        if kernel.op not in FREE_OPS and kernel.op not in MEAN_OPS:
+        if operation(kernel.op).stream not in ("free", "mean"):
             last = positions if positions > 1 else 0 if single else last
     return found
 
@@ -167,7 +156,7 @@ def _work(
     positions = _positions(kernel)
     shape = kernel.shape
     taps = kernel.output.kernel if shape is None else shape.kernel
-    if kernel.op in MEAN_OPS:
+    if operation(kernel.op).stream == "mean":
         taps = (1, 1)
     index = batch.layer_index[kernel.layer.name] if kernel.layer is not None else -1
     reduced = ones if shape is None or shape.depthwise else read / shape.groups

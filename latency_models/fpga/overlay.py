@@ -12,7 +12,7 @@ from leanfront.hw_profiles import HardwareProfile
 from leanfront.hw_profiles.sections import Overlay
 from leanfront.latency_models.cost import Cost, CostArrays, CostModel, LayerCost, costs_by_depth
 from leanfront.latency_models.errors import TableError
-from leanfront.latency_models.fpga.kernels import MEAN_OPS, PLACED_OPS, WINDOW_OPS, Array, Work, works
+from leanfront.latency_models.fpga.kernels import Array, Work, works
 from leanfront.latency_models.fpga.radiation import clock_mhz, energy_mj, occupied, slowed
 from leanfront.latency_models.memory import peak_bytes
 from leanfront.latency_models.registry import costs_of, section_of
@@ -91,11 +91,11 @@ def _steps(work: Work, overlay: Overlay) -> Array:
 def other_ms(work: Work, overlay: Overlay, clock: float) -> Array:
     """Kernels without weights: pools read every value of every window, the rest writes every value."""
     per_ms = clock * 1e3
-    if work.op in MEAN_OPS:
+    if work.stream == "mean":
         return work.read * work.read_positions / (overlay.mean_bytes_per_cycle * per_ms)
-    if work.op in WINDOW_OPS:
+    if work.stream == "window":
         return work.out * (work.positions * work.taps / (overlay.window_bytes_per_cycle * per_ms))
-    if work.op in PLACED_OPS:
+    if work.stream == "placed":
         return np.zeros_like(work.out)
     return work.out * (work.positions / (overlay.elementwise_bytes_per_cycle * per_ms))
 

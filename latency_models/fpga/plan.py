@@ -11,7 +11,7 @@ from leanfront.hw_profiles import HardwareProfile
 from leanfront.hw_profiles.fpga import Resources
 from leanfront.hw_profiles.sections import Dataflow
 from leanfront.latency_models.errors import TableError
-from leanfront.latency_models.fpga.kernels import MEAN_OPS, PLACED_OPS, Array, Work, works
+from leanfront.latency_models.fpga.kernels import Array, Work, works
 from leanfront.latency_models.fpga.pipeline import first_window
 from leanfront.latency_models.fpga.resources import Held, arithmetic, sum_bits, threshold_bits
 from leanfront.latency_models.registry import section_of
@@ -226,8 +226,8 @@ def _sources(batch: PolicyBatch, found: tuple[Work, ...]) -> tuple[tuple[int, ..
 
 def _needed(work: Work) -> float:
     """Share of its input that a kernel waits for: a linear layer and a mean over everything for all of it."""
-    if work.op in MEAN_OPS or (work.op == "linear" and work.positions == 1):
+    if work.stream == "mean" or (work.op == "linear" and work.positions == 1):
         return 1.0
-    if work.op in PLACED_OPS:
+    if work.stream == "placed":
         return 0.0
     return first_window(work.kernel, work.padding, work.read_width, work.read_positions)

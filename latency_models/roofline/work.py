@@ -7,27 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanfront.compression.graph import Kernel
-from leanfront.compression.graph.branches import ALIAS
+from leanfront.compression.graph.operations import named, operation
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile, Roofline
 from leanfront.latency_models.cost import check_bits
 from leanfront.latency_models.errors import TableError
 
 Array = NDArray[np.float64]
-
-FREE_OPS = ("constant", "flatten", "reshape", "identity", ALIAS)
-"""No value is computed or moved: another view of a tensor that is there."""
-
-MEMORY_OPS = (
-    "batchnorm", "relu", "relu6", "hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "tanh", "leaky_relu",
-    "softmax", "layernorm", "groupnorm", "add", "sub", "mul", "div", "identity_arithmetic", "elementwise",
-    "concat", "slice", "pad", "transpose", "expand", "maxpool", "avgpool", "global_avgpool", "mean",
-    "upsample", "upsample_nearest",
-)  # fmt: skip
-"""A handful of operations for each value: bound by memory traffic on any part."""
-
-PRODUCT_OP = "matmul"
-"""A product of two tensors, neither of them weights (attention)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +72,8 @@ def work_of(batch: PolicyBatch, profile: HardwareProfile, roofline: Roofline) ->
     elements = batch.elements.astype(np.float64)
     for row, kernel in enumerate(batch.kernels):
         inputs = [batch.kernel_index[name] for name in kernel.inputs]
-        if kernel.op == "input":
+        row_of = operation(kernel.op)
+        if row_of.given:
             if not busy.any() and not image.any():
                 image[row] = float(elements[row].max())
             elif roofline.gathered_passes:
@@ -96,7 +83,7 @@ def work_of(batch: PolicyBatch, profile: HardwareProfile, roofline: Roofline) ->
                 if _joins_maps(row, batch):
                     fields["joined_values"][row] = elements[row]
             continue
-        if kernel.op in FREE_OPS or _fused(kernel, batch, roofline):
+        if row_of.work == "free" or _fused(kernel, batch, roofline):
             continue
         busy[row] = True
         fields["launches"][row] = 1.0
@@ -107,16 +94,16 @@ def work_of(batch: PolicyBatch, profile: HardwareProfile, roofline: Roofline) ->
             depthwise[row] = kernel.layer.shape.depthwise
             fields["layer_bytes"][row] = fields["moved_bytes"][row]
             _add_layer(row, inputs[0], kernel, batch, held, roofline, fields, unit)
-        elif kernel.op == PRODUCT_OP:
+        elif row_of.work == "product":
             first = batch.kernels[inputs[0]].output
             depth = first.spatial[-1] if first.spatial else batch.widths[inputs[0]]
             fields["macs"][row] = elements[row] * depth
             unit[row] = _units(roofline)[np.where(held[row] == 16, 16, 32)]
-        elif kernel.op not in MEMORY_OPS:
+        elif row_of.work != "values":
             raise TableError(
                 f"the cost of operation {kernel.output.detail or kernel.op!r} (node {kernel.name!r}) on"
-                f" profile {profile.name!r} is not known; known are layers, {PRODUCT_OP} and"
-                f" {', '.join(MEMORY_OPS)}"
+                f" profile {profile.name!r} is not known; known are layers, products of tensors and"
+                f" {', '.join(named(lambda known: known.work == 'values'))}"
             )
     conversions, converted = _conversions(batch, held, elements, roofline)
     return Work(
@@ -271,10 +258,10 @@ def _conversions(
     wanted: list[list[int]] = [[] for _ in batch.kernels]
     for row, kernel in enumerate(batch.kernels):
         for name in kernel.inputs:
-            if kernel.op not in FREE_OPS:
+            if operation(kernel.op).work != "free":
                 wanted[batch.kernel_index[name]].append(row)
     for row, kernel in enumerate(batch.kernels):
-        if kernel.op != "input" and kernel.op not in FREE_OPS:
+        if operation(kernel.op).work != "free":
             quantized = (held[row] <= 8) & ~batch.integer[row]
             count[row] += quantized
             moved[row] += quantized * elements[row] * (width[row] + 32) / 8
