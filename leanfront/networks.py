@@ -4,9 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils import _pytree as pytree
 
 from leanfront.compression.capture.trace import Traced, TraceError, trace
 from leanfront.compression.export.dialects import dialect_of
@@ -84,7 +87,7 @@ class CompressedNetwork:
         branches that were left out are not in it."""
         whole = self.captured.traced
         shallower = left_out(whole, self.policy.left_out(whole.network))
-        return kept_channels(shallower, self.policy.channels(whole.network, self.multiple))
+        return kept_channels(shallower, self.policy.cut(whole.network, self.multiple))
 
 
 @dataclass(frozen=True)
@@ -96,20 +99,18 @@ class Exported:
     notes: tuple[str, ...] = ()
 
 
-def capture(model: nn.Module, example_inputs: Tensor | tuple[Tensor, ...]) -> Captured:
+def capture(model: nn.Module, example_inputs: Any) -> Captured:
     """Follow a network from its inputs to its outputs.
 
     Args:
-        model: any module that can be followed; it is copied, and used in evaluation mode.
-        example_inputs: as the module takes them, with a batch of one: a tensor, (1, C, H, W) or (1, C).
+        model: any module that torch.export captures; it is copied, and used in evaluation mode.
+        example_inputs: as the module takes them, with a batch of one: a tensor, a tuple of arguments, or a
+            dictionary of keywords; tensors may lie in lists and dictionaries of their own.
 
     Raises:
         TraceError: it cannot be followed; the sentence names the operation.
     """
-    inputs = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    if len(inputs) != 1 or not isinstance(inputs[0], Tensor):
-        raise TraceError(f"a network is captured with one tensor as its input, not {len(inputs)} values")
-    return Captured(trace(model, inputs[0]))
+    return Captured(trace(model, example_inputs))
 
 
 def uniform(
@@ -147,7 +148,7 @@ def uniform(
 
 
 def compress(
-    captured: Captured, policy: Policy, calibration: Iterable[Tensor] | None = None, multiple: int = 1
+    captured: Captured, policy: Policy, calibration: Iterable[Any] | None = None, multiple: int = 1
 ) -> CompressedNetwork:
     """Apply a policy to a copy: leave branches out, cut channels, put quantizers in, estimate what they need.
 
@@ -159,7 +160,7 @@ def compress(
     Raises:
         PolicyError: the policy does not fit the network, or has integer activations and nothing to calibrate.
     """
-    batches = [torch.as_tensor(batch) for batch in calibration or ()]
+    batches = [_tensors(batch) for batch in calibration or ()]
     made = compressed_by(captured.traced, policy, multiple)
     if any(layer.activation_bits < 16 for layer in policy.there().values()) and not batches:
         raise PolicyError("integer activations need their ranges; give calibration, an iterable of inputs")
@@ -168,6 +169,13 @@ def compress(
             re_estimate(made.module, batches)
         calibrate(made.module, batches)
     return CompressedNetwork(made.module.eval(), made.network, made.policy, captured, multiple)
+
+
+def _tensors(batch: Any) -> Any:
+    """A batch as the module takes it, with tensors where there are arrays."""
+    if isinstance(batch, np.ndarray | list):
+        return torch.as_tensor(batch)
+    return pytree.tree_map_only(np.ndarray, torch.as_tensor, batch)
 
 
 def export(compressed: CompressedNetwork, path: Path | str, to: str = "onnx") -> Exported:

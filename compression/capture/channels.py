@@ -1,292 +1,555 @@
-"""Which channels must be cut together: channels are followed through every operation, and joined where
-tensors meet. Whatever cannot be followed freezes the channels that it reads."""
+"""Which channels must be cut together.
+
+Every channel of every layer has a number. Numbers are moved through the network as its values are: an
+operation that moves values moves the numbers with the same operator, one that joins tensors value by value
+makes their numbers one class, one that spans channels says that they stay. In the end a class is a channel
+that can be cut, wherever its values lie.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
-from torch import fx, nn
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from leanfront.compression.graph import Node, Segment
+from leanfront.compression.capture.sizes import CREATED, arguments, called, resized
+from leanfront.compression.graph.operations import Operation
+from leanfront.compression.layers import LayerKind
 
-KEEPS_CHANNELS = (
-    "relu", "relu6", "hardswish", "hardsigmoid", "silu", "gelu", "sigmoid", "tanh", "leaky_relu",
-    "elementwise", "identity", "identity_arithmetic",
-)  # fmt: skip
-"""Operations on each value alone."""
+Shape = tuple[int, ...]
+STAYS = 0
+"""The number of everything that cannot be cut."""
 
-KEEPS_IMAGE_CHANNELS = ("batchnorm", "maxpool", "avgpool", "global_avgpool", "upsample")
-"""Operations that treat each channel alone, when channels are the second dimension."""
-
-BINARY = ("add", "sub", "mul", "div")
+LARGEST_PARAMETER = 2**22
+"""Values of a parameter of the model's own above which its channels stay."""
 
 
-class ChannelGroups:
-    """Groups of coupled channels while a network is walked. A frozen group cannot be cut."""
+class Numbers:
+    """The numbers of channels, and which of them are one."""
 
     def __init__(self) -> None:
-        self._parent: dict[str, str] = {}
-        self._layers: dict[str, None] = {}
-        self._frozen: set[str] = set()
+        self.count = 1
+        self._pairs: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
 
-    def new(self, name: str, layer: bool = True) -> str:
-        """A group of its own for a layer's outputs, or a parameter's channels; returns its key."""
-        key = name if layer else f"parameter {name}"
-        self._parent[key] = key
-        if layer:
-            self._layers[key] = None
-        return key
+    def new(self, shape: Shape | int) -> Tensor:
+        """Numbers that nothing has yet."""
+        size = (shape,) if isinstance(shape, int) else shape
+        made = torch.arange(self.count, self.count + math.prod(size)).reshape(size)
+        self.count += math.prod(size)
+        return made
 
-    def join(self, one: tuple[Segment, ...], other: tuple[Segment, ...]) -> None:
-        """Couple two tensors channel by channel; tensors whose segments differ are frozen instead."""
-        if [(s.size, s.repeat) for s in one] != [(s.size, s.repeat) for s in other]:
-            self.freeze((*one, *other))
-            return
-        for a, b in zip(one, other, strict=True):
-            if a.group is None or b.group is None:
-                self.freeze((a, b))
-                continue
-            first, second = self._root(a.group), self._root(b.group)
-            if first != second:
-                self._parent[second] = first
-                if second in self._frozen:
-                    self._frozen.add(first)
+    def join(self, one: Tensor, other: Tensor) -> None:
+        """Make numbers one, place by place; the smaller tensor is repeated."""
+        one, other = torch.broadcast_tensors(one, other)
+        pairs = torch.stack([one.reshape(-1), other.reshape(-1)], 1)
+        pairs = pairs[pairs[:, 0] != pairs[:, 1]].unique(dim=0)
+        self._pairs.append((pairs[:, 0].numpy(), pairs[:, 1].numpy()))
 
-    def freeze(self, segments: tuple[Segment, ...]) -> None:
-        """Say that these channels must stay."""
-        self._frozen.update(self._root(s.group) for s in segments if s.group is not None)
+    def stay(self, numbers: Tensor) -> None:
+        """Say that these channels cannot be cut."""
+        self.join(numbers, torch.tensor(STAYS))
 
-    def names(self) -> dict[str, str]:
-        """Key of each layer and parameter -> name of its group, which is its first layer.
+    def classes(self) -> NDArray[np.int64]:
+        """Of each number the smallest that is one with it; ``STAYS`` where it cannot be cut."""
+        nothing = np.zeros(0, dtype=np.int64)
+        one = np.concatenate([nothing, *(a for a, _ in self._pairs)])
+        other = np.concatenate([nothing, *(b for _, b in self._pairs)])
+        return one_of_each(self.count, one, other)
 
-        Left out: frozen groups, and parameters that no layer is coupled with.
-        """
-        roots = {key: self._root(key) for key in self._parent}
-        first: dict[str, str] = {}
-        for layer in self._layers:
-            first.setdefault(roots[layer], layer)
-        return {key: first[root] for key, root in roots.items() if root in first and root not in self._frozen}
 
-    def _root(self, key: str) -> str:
-        while self._parent[key] != key:
-            key = self._parent[key]
-        return key
+def one_of_each(count: int, one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of ``count`` numbers, pairs of which are the same, the smallest that each is the same as."""
+    root = np.arange(count)
+    while True:
+        before = root.copy()
+        low = np.minimum(root[one], root[other])
+        np.minimum.at(root, root[one], low)
+        np.minimum.at(root, root[other], low)
+        root = root[root]
+        if (root == before).all():
+            return root
 
 
 @dataclass(frozen=True)
 class Flow:
-    """A tensor on its way: its node, its whole shape at batch 1, and the dimension of its channels."""
+    """A tensor on its way, with a batch of one: its shape, the dimension of its channels, and their numbers.
 
-    node: Node
-    shape: tuple[int, ...]
+    A parameter of the model's own may have its channels along any dimension, so each of its values has a
+    number: ``numbers`` then has its whole shape (``wild``). ``fixed``: there is nothing to cut in it, whatever
+    its dimension of channels.
+    """
+
+    shape: Shape
     axis: int
-
-    @property
-    def channels(self) -> tuple[Segment, ...]:
-        """The segments of the channel dimension."""
-        return self.node.channels
+    numbers: Tensor
+    wild: bool = False
+    fixed: bool = False
 
     @property
     def from_end(self) -> int:
-        """The channel dimension counted from the end, negative: shapes are aligned so where tensors meet."""
+        """The dimension of channels counted from the end, negative: tensors are aligned so where they meet."""
         return self.axis - len(self.shape)
 
+    @property
+    def aligned(self) -> Tensor:
+        """The numbers with as many dimensions as the tensor."""
+        if self.wild or not self.shape:
+            return self.numbers
+        return self.numbers.reshape([-1 if d == self.axis else 1 for d in range(len(self.shape))])
 
-Channels = tuple[tuple[Segment, ...], int]
-"""Segments of a tensor's channel dimension, and which dimension that is."""
+    @property
+    def whole(self) -> Tensor:
+        """The number of each value."""
+        return self.aligned.expand(self.shape)
 
 
-def default_axis(shape: tuple[int, ...]) -> int:
+def default_axis(shape: Shape) -> int:
     """Images (N, C, H, W) and vectors (N, C) have channels second, sequences (N, T, C) last."""
-    return 1 if len(shape) in (2, 4) else max(len(shape) - 1, 0)
+    return 1 if len(shape) in (2, 4, 5) else max(len(shape) - 1, 0)
 
 
-def parameter_axis(shape: tuple[int, ...]) -> int:
+def parameter_axis(shape: Shape) -> int:
     """Which dimension of a parameter is likely that of channels: the only one above size 1, or as above."""
     large = [axis for axis, size in enumerate(shape) if size > 1]
     return large[0] if len(large) == 1 else default_axis(shape)
 
 
-def spatial(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+def spatial(shape: Shape, axis: int) -> Shape:
     """Sizes beside the channels; the batch is left out where it is the first."""
     sizes = tuple(size for index, size in enumerate(shape) if index != axis)
     return sizes[1:] if len(shape) > 1 and axis != 0 and shape[0] == 1 else sizes
 
 
-def followed(
-    graph: fx.GraphModule,
-    op: str,
-    node: fx.Node,
-    inputs: tuple[Flow, ...],
-    shape: tuple[int, ...],
-    groups: ChannelGroups,
-) -> Channels:
-    """Channels of what an operation without weights (or a norm) puts out; joins or freezes what it couples.
+class Follower:
+    """Follows the numbers of channels through one operation after the other."""
 
-    Sizes in the arguments of reshapes that count channels are freed, so that the graph runs after a cut.
-    """
+    def __init__(self) -> None:
+        self.numbers = Numbers()
 
-    def by_rule() -> Channels | None:
-        if not inputs:
-            return None
-        first = inputs[0]
-        same_size = len(shape) == len(first.shape) and shape[first.axis] == first.shape[first.axis]
-        if op in KEEPS_CHANNELS:
-            return (first.channels, first.axis) if same_size and len(inputs) == 1 else None
-        if op in KEEPS_IMAGE_CHANNELS and op != "global_avgpool":
-            return (first.channels, 1) if same_size and first.axis == 1 else None
-        if op == "layernorm":
-            module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-            over_channels = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
-            return (first.channels, first.axis) if over_channels and first.from_end == -1 else None
-        if op in BINARY:
-            return _met(inputs, shape, groups)
-        if op == "concat":
-            return _concatenated(node, inputs, shape, groups)
-        if op in ("mean", "global_avgpool"):
-            return _reduced(node, first, shape)
-        if op in ("reshape", "flatten"):
-            return _reshaped(node, first, shape)
-        if op == "expand":
-            return _expanded(node, first, shape)
-        if op == "transpose":
-            return _transposed(node, first)
-        if op == "slice":
-            return _sliced(node, first)
+    # --- where numbers come from
+
+    def stayed(self, shape: Shape, axis: int | None = None) -> Flow:
+        """A tensor whose channels cannot be cut."""
+        axis = default_axis(shape) if axis is None else axis
+        numbers = self.numbers.new(shape[axis] if shape else 1)
+        self.numbers.stay(numbers)
+        return Flow(shape, axis, numbers, fixed=True)
+
+    def parameter(self, shape: Shape) -> Flow:
+        """A parameter or buffer of the model's own."""
+        if not shape or math.prod(shape) > LARGEST_PARAMETER:
+            return self.stayed(shape, parameter_axis(shape))
+        return Flow(shape, parameter_axis(shape), self.numbers.new(shape), wild=True)
+
+    def opaque(self, inputs: Sequence[Flow], shape: Shape) -> Flow:
+        """What nothing is known of: all that it reads stays."""
+        for flow in inputs:
+            self.numbers.stay(flow.numbers)
+        return self.stayed(shape)
+
+    def along(self, flow: Flow, axis: int) -> Flow:
+        """A tensor as something sees it that has channels along ``axis``; other channels stay."""
+        if flow.wild:
+            return self.settled(flow.whole, axis)
+        if flow.axis == axis:
+            return flow
+        if not flow.fixed:
+            self.numbers.stay(flow.numbers)
+        return self.stayed(flow.shape, axis)
+
+    def settled(self, whole: Tensor, axis: int) -> Flow:
+        """A tensor with a number for each value as one with channels along ``axis``: the values of a channel
+        are cut together."""
+        shape = tuple(whole.shape)
+        first = whole
+        for d in range(len(shape)):
+            if d != axis:
+                first = first.narrow(d, 0, 1)
+        if not bool((whole == first).all()):
+            self.numbers.join(whole, first)
+        return Flow(shape, axis, first.reshape(-1).clone())
+
+    # --- layers and norms
+
+    def layer(self, kind: LayerKind, module: nn.Module, read: Flow, shape: Shape) -> tuple[Flow, Flow, bool]:
+        """What a layer reads, as it sees it; what it puts out; and whether it loses whole groups."""
+        read = self.along(read, kind.channel_axis(len(read.shape)))
+        inputs, outputs = kind.channels(module)
+        made = Flow(shape, kind.channel_axis(len(shape)), self.numbers.new(outputs))
+        groups = int(getattr(module, "groups", 1))
+        if groups == 1:
+            return read, made, False
+        inside, outside = inputs // groups, outputs // groups
+        whole = groups >= min(inside, outside)
+        ins, outs = read.numbers.reshape(groups, inside), made.numbers.reshape(groups, outside)
+        if whole:  # all channels of a group go, or none
+            self.numbers.join(ins, ins[:, :1])
+            self.numbers.join(outs, ins[:, :1])
+        else:  # as many in each group, at the same places
+            self.numbers.join(ins, ins[:1])
+            self.numbers.join(outs, outs[:1])
+        return read, made, whole
+
+    def norm(self, module: nn.Module, read: Flow) -> tuple[Flow, bool]:
+        """What a norm puts out, and whether it has its parameters along the channels."""
+        rank = len(read.shape)
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            over = len(module.normalized_shape)
+            read = self.along(read, rank - 1) if read.wild else read
+            if read.axis < rank - over:
+                return read, False
+            if over == 1:
+                return read, True
+            self.numbers.stay(read.numbers)
+            return read, False
+        read = self.along(read, 1)
+        if isinstance(module, nn.GroupNorm):
+            channels, groups = read.shape[1], module.num_groups
+            if 1 < groups < channels:
+                numbers = read.numbers.reshape(groups, -1)
+                self.numbers.join(numbers, numbers[:1])
+        elif not isinstance(module, _BatchNorm):
+            self.numbers.stay(read.numbers)
+        return read, True
+
+    # --- operators
+
+    def operation(
+        self, row: Operation, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any],
+        flows: Mapping[fx.Node, Flow], shape: Shape,
+    ) -> Flow:  # fmt: skip
+        """What an operator puts out, a tensor of ``shape``. ``args``: as it was called, with a batch of one;
+        ``flows``: the tensors on their way."""
+        inputs = [flows[source] for source in node.all_input_nodes if source in flows]
+        rule = _BY_TARGET.get(str(node.target)) or _RULES.get(row.name)
+        made = rule(self, node, arguments(node, args, kwargs), flows, shape) if rule and inputs else None
+        if made is None:
+            return self.opaque(inputs, shape) if inputs else self.created(node, shape)
+        return replace(made, fixed=True) if all(flow.fixed for flow in inputs) else made
+
+    def created(self, node: fx.Node, shape: Shape) -> Flow:
+        """A tensor that is made of sizes: with channels that can be cut, where they are written."""
+        if node.target in CREATED and shape:
+            axis = default_axis(shape)
+            return Flow(shape, axis, self.numbers.new(shape[axis]))
+        return self.stayed(shape)
+
+
+Bound = Mapping[str, Any]
+Flows = Mapping[fx.Node, Flow]
+Rule = Callable[[Follower, fx.Node, Bound, Flows, Shape], Flow | None]
+
+
+def _inputs(node: fx.Node, flows: Flows) -> list[Flow]:
+    return [flows[source] for source in node.all_input_nodes if source in flows]
+
+
+def _met(self: Follower, node: fx.Node, bound: Bound, flows: Flows, shape: Shape) -> Flow | None:
+    """Tensors value by value, the smaller ones repeated."""
+    inputs = _inputs(node, flows)
+    if torch.broadcast_shapes(*(flow.shape for flow in inputs)) != shape:
         return None
-
-    if (found := by_rule()) is not None:
-        return found
-    for source in inputs:
-        groups.freeze(source.channels)
-    axis = default_axis(shape)
-    return (Segment(None, shape[axis] if shape else 1),), axis
+    return _joined(self, inputs, shape)
 
 
-def _met(inputs: tuple[Flow, ...], shape: tuple[int, ...], groups: ChannelGroups) -> Channels | None:
-    """Two tensors, value by value, the smaller one repeated where it has size 1."""
-    first, *others = sorted(inputs, key=lambda flow: -math.prod(flow.shape))
-    if len(shape) != len(first.shape) or shape[first.axis] != first.shape[first.axis]:
+def _joined(self: Follower, inputs: Sequence[Flow], shape: Shape) -> Flow | None:
+    settled = [flow for flow in inputs if not flow.wild and flow.shape]
+    rank = len(shape)
+    if not settled:
+        return _wild_joined(self, inputs, shape)
+    free = [flow for flow in settled if not flow.fixed] or settled
+    axes = {flow.from_end for flow in free if flow.shape[flow.axis] > 1}
+    if len(axes) > 1 and free is not settled:
+        return None
+    if len(axes) > 1:
+        return self.stayed(shape)
+    first = max(free, key=lambda flow: (flow.shape[flow.axis], math.prod(flow.shape)))
+    axis = rank + first.from_end
+    if shape[axis] != first.shape[first.axis]:
+        return None  # channels that are repeated along others
+    for flow in inputs:
+        place = axis - rank + len(flow.shape)
+        size = flow.shape[place] if place >= 0 else 1
+        if flow is first or (size == 1 and (flow.wild or flow.fixed)):
+            continue
+        if size == 1:  # repeated along the channels: its own lie elsewhere
+            self.numbers.stay(flow.numbers)
+        elif flow.fixed:
+            self.numbers.stay(first.numbers)
+        else:
+            self.numbers.join(_over(flow.aligned, rank), _over(first.aligned, rank))
+    return Flow(shape, axis, first.numbers)
+
+
+def _wild_joined(self: Follower, inputs: Sequence[Flow], shape: Shape) -> Flow | None:
+    """Parameters with parameters, and numbers."""
+    largest = max(inputs, key=lambda flow: math.prod(flow.shape))
+    if not largest.wild:
+        return self.stayed(shape)
+    for flow in inputs:
+        if flow is not largest and flow.wild:
+            self.numbers.join(_over(flow.whole, len(shape)), _over(largest.whole, len(shape)))
+    return Flow(shape, parameter_axis(shape), torch.broadcast_to(largest.whole, shape), wild=True)
+
+
+def _over(numbers: Tensor, rank: int) -> Tensor:
+    return numbers.reshape((1,) * (rank - numbers.dim()) + tuple(numbers.shape))
+
+
+def _kept(self: Follower, node: fx.Node, bound: Bound, flows: Flows, shape: Shape) -> Flow | None:
+    """Operations that go along one dimension: softmax, sums so far."""
+    (flow,) = _inputs(node, flows)
+    dims = _dims(bound, len(flow.shape))
+    if dims is None or shape != flow.shape:
+        return None
+    if flow.wild:
+        return flow if not dims else None
+    return None if flow.axis in dims else flow
+
+
+def _dims(bound: Bound, rank: int) -> set[int] | None:
+    dims = next((bound[name] for name in ("dim", "dims", "axis") if name in bound), None)
+    if dims is None:
+        return None
+    listed = [dims] if isinstance(dims, int) else list(dims)
+    return {int(d) % rank for d in listed} if rank else set()
+
+
+def _reduced(self: Follower, node: fx.Node, bound: Bound, flows: Flows, shape: Shape) -> Flow | None:
+    inputs = _inputs(node, flows)
+    if len(inputs) != 1:
+        return None
+    flow, dims = inputs[0], _dims(bound, len(inputs[0].shape))
+    if flow.wild or dims is None or flow.axis in dims:
+        return None
+    if len(shape) == len(flow.shape):
+        return Flow(shape, flow.axis, flow.numbers)
+    return Flow(shape, flow.axis - sum(d < flow.axis for d in dims), flow.numbers)
+
+
+def _each_channel(self: Follower, node: fx.Node, bound: Bound, flows: Flows, shape: Shape) -> Flow | None:
+    """Operations on each channel of an image alone; further tensors have a value for each channel."""
+    first, *others = _inputs(node, flows)
+    if first.wild or len(shape) != len(first.shape) or len(shape) < 2:
+        return None
+    read = self.along(first, 1)
+    if shape[1] != first.shape[1]:
         return None
     for other in others:
-        size = other.shape[first.from_end] if len(other.shape) >= -first.from_end else 1
-        if size == 1:
-            groups.freeze(other.channels)  # repeated along our channels: its own lie elsewhere
-        elif other.from_end == first.from_end:
-            groups.join(first.channels, other.channels)
-        else:
+        if other.shape == (shape[1],):
+            self.numbers.join(other.numbers, read.numbers)
+        elif math.prod(other.shape) != 1:
             return None
-    return first.channels, first.axis
+    return Flow(shape, 1, read.numbers)
 
 
-def _concatenated(
-    node: fx.Node, inputs: tuple[Flow, ...], shape: tuple[int, ...], groups: ChannelGroups
-) -> Channels | None:
-    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-    axes = {flow.axis for flow in inputs}
-    if not isinstance(dim, int) or len(axes) > 1:
+def _contracted(self: Follower, node: fx.Node, bound: Bound, flows: Flows, shape: Shape) -> Flow | None:
+    """Products: letters of the dimensions of both tensors, and of the result, as einsum has them."""
+    letters = _letters(node, bound, flows)
+    if letters is None:
         return None
-    axis = axes.pop()
-    if dim % len(shape) == axis:
-        return tuple(segment for flow in inputs for segment in flow.channels), axis
+    inputs, result = letters
+    numbers: dict[str, Tensor] = {}
+    for flow, own in inputs:
+        if flow.wild:
+            return None
+        letter = own[flow.axis]
+        if flow.fixed:
+            continue
+        if flow.shape[flow.axis] == 1:
+            self.numbers.stay(flow.numbers)
+            continue
+        for other, theirs in inputs:
+            place = theirs.find(letter)
+            if other is flow or place < 0:
+                continue
+            if other.fixed:
+                self.numbers.stay(flow.numbers)
+            elif other.axis != place:
+                return None
+        if letter in numbers:
+            self.numbers.join(numbers[letter], flow.numbers)
+        numbers[letter] = flow.numbers
+    there = [letter for letter in numbers if letter in result]
+    for letter in there[1:]:
+        self.numbers.stay(numbers[letter])
+    if not there:
+        return self.stayed(shape)
+    axis = result.index(there[0])
+    return Flow(shape, axis, numbers[there[0]]) if shape[axis] == len(numbers[there[0]]) else None
+
+
+def _letters(node: fx.Node, bound: Bound, flows: Flows) -> tuple[list[tuple[Flow, str]], str] | None:
+    name = str(node.target)
+    if name == "aten.einsum.default":
+        left, arrow, result = bound["equation"].replace(" ", "").partition("->")
+        operands = [flows[n] for n in bound["tensors"] if n in flows]
+        owns = left.split(",")
+        if not arrow or "." in left or len(owns) != len(operands) or len(node.all_input_nodes) != len(owns):
+            return None
+        if any(len(set(own)) != len(own) for own in owns):
+            return None
+        return list(zip(operands, owns, strict=True)), result
+    inputs = _inputs(node, flows)
+    if name not in ("aten.matmul.default", "aten.bmm.default", "aten.mm.default") or len(inputs) != 2:
+        return None
+    one, other = inputs
+    if min(len(one.shape), len(other.shape)) < 2:
+        return None
+    batch = "abcdefgh"[: max(len(one.shape), len(other.shape)) - 2]
+    owns = [batch[len(batch) - len(flow.shape) + 2 :] for flow in inputs]
+    return [(one, owns[0] + "mk"), (other, owns[1] + "kn")], batch + "mn"
+
+
+def _moved(self: Follower, node: fx.Node, bound: Bound, flows: Flows, shape: Shape) -> Flow | None:
+    """The numbers are moved by the operator itself."""
+    read, *others = node.all_input_nodes
+    if read not in flows or any(other in flows and other.op != "get_attr" for other in others):
+        return None
+    flow = flows[read]
+    moved = _called(node, bound, flow.whole)
+    if moved is None or tuple(moved.shape) != shape:
+        return None
+    if flow.wild:
+        return Flow(shape, parameter_axis(shape), moved, wild=True)
+    made = self.settled(moved, _moved_axis(flow, moved))
+    return made if _runs_cut(node, bound, flow, moved, made) else None
+
+
+def _called(node: fx.Node, bound: Bound, numbers: Tensor) -> Tensor | None:
+    """An operator on numbers in place of values."""
+    first = next(iter(bound))
+    try:
+        moved = called(node, {**bound, first: numbers})
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+        return None
+    return moved if isinstance(moved, Tensor) else None
+
+
+def _concatenated(self: Follower, node: fx.Node, bound: Bound, flows: Flows, shape: Shape) -> Flow | None:
+    given = [source for source in node.args[0] if isinstance(source, fx.Node)]  # type: ignore[union-attr]
+    if len(given) != len(node.args[0]) or any(source not in flows for source in given):  # type: ignore[arg-type]
+        return None
+    inputs = [flows[source] for source in given]
+    dim = bound.get("dim", 0) % len(shape)
+    axes = {flow.axis for flow in inputs if not flow.wild}
+    if len(axes) > 1:
+        return None
+    axis = axes.pop() if axes else dim
+    settled = [self.along(flow, axis) for flow in inputs]
+    if axis == dim:
+        return Flow(shape, axis, torch.cat([flow.numbers for flow in settled]))
+    for other in settled[1:]:
+        self.numbers.join(settled[0].numbers, other.numbers)
+    return Flow(shape, axis, settled[0].numbers)
+
+
+def _stacked(self: Follower, node: fx.Node, bound: Bound, flows: Flows, shape: Shape) -> Flow | None:
+    inputs = [flows[source] for source in node.args[0] if source in flows]  # type: ignore[union-attr]
+    if (
+        len(inputs) != len(node.args[0])
+        or len({flow.axis for flow in inputs}) > 1
+        or any(f.wild for f in inputs)
+    ):  # type: ignore[arg-type]
+        return None
+    dim = bound.get("dim", 0) % len(shape)
     for other in inputs[1:]:
-        groups.join(inputs[0].channels, other.channels)
-    return inputs[0].channels, axis
+        self.numbers.join(inputs[0].numbers, other.numbers)
+    return Flow(shape, inputs[0].axis + (dim <= inputs[0].axis), inputs[0].numbers)
 
 
-def reduced_dimensions(node: fx.Node, rank: int) -> set[int] | None:
-    """The dimensions that a mean is over, or None if they are not written down."""
-    dims = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    if isinstance(dims, int):
-        dims = (dims,)
-    if not isinstance(dims, list | tuple) or not all(isinstance(d, int) for d in dims):
+def _padded(self: Follower, node: fx.Node, bound: Bound, flows: Flows, shape: Shape) -> Flow | None:
+    """Beside the channels nothing changes; channels of zeros are channels, too."""
+    flow = _inputs(node, flows)[0]
+    rank = len(shape)
+    if flow.wild or "pad" not in bound:
         return None
-    return {int(d) % rank for d in dims}
-
-
-def _reduced(node: fx.Node, first: Flow, shape: tuple[int, ...]) -> Channels | None:
-    if len(shape) == len(first.shape):
-        return (first.channels, first.axis) if shape[first.axis] == first.shape[first.axis] else None
-    dims = reduced_dimensions(node, len(first.shape))
-    if dims is None or first.axis in dims:
+    pads = list(bound["pad"])
+    place = 2 * (rank - 1 - flow.axis)
+    before, after = pads[place : place + 2] if place < len(pads) else (0, 0)
+    if (before, after) == (0, 0):
+        return Flow(shape, flow.axis, flow.numbers)
+    if min(before, after) < 0 or bound.get("mode", "constant") != "constant":
         return None
-    return first.channels, first.axis - sum(d < first.axis for d in dims)
+    more = self.numbers.new(before), self.numbers.new(after)
+    return Flow(shape, flow.axis, torch.cat([more[0], flow.numbers, more[1]]))
 
 
-def _reshaped(node: fx.Node, first: Flow, shape: tuple[int, ...]) -> Channels | None:
-    """Kept where the channel dimension stays whole, or where all values of a channel stay together."""
-    if node.op == "call_method" and node.target == "unflatten":
-        return None
-    width, before = first.shape[first.axis], math.prod(first.shape[: first.axis])
-    sized = node.target in ("reshape", "view", torch.reshape)
-    for axis, size in enumerate(shape):
-        if size == width and width > 1 and math.prod(shape[:axis]) == before:
-            return (first.channels, axis) if not sized or _free_size(node, axis, shape) else None
-    if first.axis == 1 and len(shape) == 2 and first.shape[0] == shape[0]:
-        if sized:  # with the number of features written down, it would not run after a cut
-            node.op, node.target, node.args, node.kwargs = (
-                "call_function",
-                torch.flatten,
-                (node.args[0], 1),
-                {},
-            )
-        repeat = math.prod(first.shape[2:])
-        return tuple(replace(segment, repeat=segment.repeat * repeat) for segment in first.channels), 1
-    return None
+ALTERNATIVES = 4
+"""Parts of channels (heads of an attention) above which whole ones are cut rather than a share of each."""
 
 
-def _free_size(node: fx.Node, axis: int, shape: tuple[int, ...]) -> bool:
-    """Let torch find out the channels of a reshape (-1); whether that can be done."""
-    given = node.args[1:] if len(node.args) > 1 else tuple(node.kwargs.values())
-    listed = len(given) == 1 and isinstance(given[0], list | tuple)
-    sizes = list(given[0] if listed else given)  # type: ignore[arg-type]
-    if len(sizes) != len(shape) or node.kwargs:
-        return False
-    if sizes[axis] == -1:
+def _moved_axis(flow: Flow, moved: Tensor) -> int:
+    """The dimension along which channels can be cut after a move: where several remain, the first of at least
+    ``ALTERNATIVES`` (whole heads), else the longest (as many in each head)."""
+    varying = [d for d in range(moved.dim()) if not bool((moved == moved.narrow(d, 0, 1)).all())]
+    if not varying:  # a single channel: where it may be
+        same = flow.axis < moved.dim() and moved.shape[flow.axis] == flow.shape[flow.axis]
+        return flow.axis if same and moved.dim() == len(flow.shape) else default_axis(tuple(moved.shape))
+    if len(varying) == 1:
+        return varying[0]
+    whole = [d for d in varying if moved.shape[d] >= ALTERNATIVES]
+    return whole[0] if whole else max(varying, key=lambda d: moved.shape[d])
+
+
+def _runs_cut(node: fx.Node, bound: Bound, read: Flow, moved: Tensor, made: Flow) -> bool:
+    """Whether the operator, with its sizes changed, moves what is left of the channels after any cut to where
+    it has to be: tried on cuts drawn at random."""
+    if node.target in TURNS or bool((read.numbers == read.numbers[:1]).all()):
         return True
-    if -1 in sizes:
-        other = sizes.index(-1)
-        if other == 0:
-            return False  # the batch
-        sizes[other] = shape[other]
-    sizes[axis] = -1
-    node.args = (node.args[0], tuple(sizes)) if listed else (node.args[0], *sizes)
+    unique, places = torch.cat([read.numbers, moved.reshape(-1)]).unique(return_inverse=True)
+    of_read, of_moved = places[: len(read.numbers)], places[len(read.numbers) :].reshape(moved.shape)
+    line = of_moved
+    for d in range(moved.dim()):
+        if d != made.axis:
+            line = line.narrow(d, 0, 1)
+    pairs = torch.stack([of_moved.reshape(-1), line.expand(moved.shape).reshape(-1)], 1).unique(dim=0)
+    classes = torch.from_numpy(one_of_each(len(unique), pairs[:, 0].numpy(), pairs[:, 1].numpy()))
+    inside, outside = classes[of_read], classes[line.reshape(-1)]
+    generator = torch.Generator().manual_seed(0)
+    for share in (0.5, 0.8):
+        stays = torch.rand(len(unique), generator=generator) < share
+        kept = stays[inside], stays[outside]
+        if bool(kept[0].all()) or not bool(kept[0].any()) or not bool(kept[1].any()):
+            continue
+        changed = resized(node, bound, (read.axis, kept[0]), (made.axis, kept[1]))
+        whole = Flow(read.shape, read.axis, inside).whole
+        again = _called(node, changed, whole.index_select(read.axis, kept[0].nonzero().reshape(-1)))
+        wanted = classes[of_moved].index_select(made.axis, kept[1].nonzero().reshape(-1))
+        if again is None or again.shape != wanted.shape or not bool((again == wanted).all()):
+            return False
     return True
 
 
-def _expanded(node: fx.Node, first: Flow, shape: tuple[int, ...]) -> Channels | None:
-    sizes = list(node.args[1:])
-    if len(sizes) != len(first.shape) or len(shape) != len(first.shape):
-        return None
-    if shape[first.axis] != first.shape[first.axis]:
-        return None
-    sizes[first.axis] = -1
-    node.args = (node.args[0], *sizes)
-    return first.channels, first.axis
+_RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(
+        ("add", "sub", "mul", "div", "identity_arithmetic", "elementwise", "relu", "relu6", "hardswish",
+         "hardsigmoid", "silu", "gelu", "sigmoid", "tanh", "leaky_relu", "identity"), _met
+    ),
+    **dict.fromkeys(("softmax", "log_softmax"), _kept),
+    **dict.fromkeys(("mean", "reduce"), _reduced),
+    **dict.fromkeys(
+        ("maxpool", "avgpool", "global_avgpool", "upsample", "upsample_cubic", "upsample_nearest", "batchnorm",
+         "groupnorm"), _each_channel
+    ),
+    **dict.fromkeys(("reshape", "flatten", "transpose", "slice", "gather", "expand"), _moved),
+    "concat": _concatenated,
+    "pad": _padded,
+    "matmul": _contracted,
+}  # fmt: skip
 
+_BY_TARGET: Mapping[str, Rule] = {
+    "aten.stack.default": _stacked,
+    "aten.cumsum.default": _kept,
+    "aten.prelu.default": _each_channel,
+    "aten.glu.default": _kept,
+}
+"""Operators whose channels go another way than those of their row."""
 
-def _transposed(node: fx.Node, first: Flow) -> Channels | None:
-    rank, given = len(first.shape), node.args[1:]
-    if node.target in ("permute", torch.permute):
-        listed = len(given) == 1 and isinstance(given[0], list | tuple)
-        order: Sequence[object] = given[0] if listed else given  # type: ignore[assignment]
-        if len(order) != rank or not all(isinstance(d, int) for d in order):
-            return None
-        places = [int(d) % rank for d in order]  # type: ignore[call-overload]
-    else:
-        if len(given) != 2 or not all(isinstance(d, int) for d in given):
-            return None
-        places = list(range(rank))
-        one, other = (int(d) % rank for d in given)  # type: ignore[arg-type]
-        places[one], places[other] = other, one
-    return first.channels, places.index(first.axis)
-
-
-def _sliced(node: fx.Node, first: Flow) -> Channels | None:
-    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-    if not all(isinstance(item, int | slice) for item in index):
-        return None
-    if len(index) > first.axis and index[first.axis] != slice(None):
-        return None
-    return first.channels, first.axis - sum(isinstance(item, int) for item in index[: first.axis])
+TURNS = {torch.ops.aten.transpose.int, torch.ops.aten.permute.default, torch.ops.aten.swapaxes.default}
+"""Operators that have nothing to change when channels are cut."""

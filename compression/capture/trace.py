@@ -1,279 +1,352 @@
 """From a torch module to a Network: shapes, connections, and which channels must be cut together."""
 
-import copy
 import math
-import operator
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
-from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from leanfront.compression.capture.attention import AttentionTracer, write_out_products
 from leanfront.compression.capture.channels import (
-    BINARY,
-    ChannelGroups,
     Flow,
+    Follower,
+    Shape,
     default_axis,
-    followed,
     parameter_axis,
-    reduced_dimensions,
     spatial,
 )
-from leanfront.compression.capture.operations import kept_notes, operation
-from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment
-from leanfront.compression.graph.nodes import LAYER_OPS
+from leanfront.compression.capture.classes import Classes, classes_of
+from leanfront.compression.capture.normal_form import NormalForm
+from leanfront.compression.capture.program import Arguments, TraceError, program
+from leanfront.compression.capture.sizes import arguments
+from leanfront.compression.graph import Layer, Network, Node
+from leanfront.compression.graph.branches import FILLED, SCALED
+from leanfront.compression.graph.operations import Operation, by_aten, operation
+from leanfront.compression.layers import LayerKind, kind_of, layer_shape
+from leanfront.compression.layers.kinds import pair
 
-
-class TraceError(ValueError):
-    """A model that cannot be followed from its input to its output."""
+__all__ = ["Arguments", "TraceError", "Traced", "trace"]
 
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """A model as a graph of its modules, and the same as a Network. Node names are the graph's.
+    """A model in the normal form, and the same as a Network. Node names are the graph's.
 
-    ``axes``: node name -> the dimension of its channels. ``notes``: a line for each thing with weight
-    matrices that is kept as it is, and why.
+    example: what it was captured with. shapes: node name -> shape of its tensor in the uncut network, with a
+    batch of one. axes: the dimension of its channels. classes: the class of each of its channels: what has
+    the same is one channel, -1 stays. blocks: number of the block of each class; block_numbers: (group, block) -> its number. notes: a line for each thing with
+    weights that is kept as it is, and why.
     """
 
     module: fx.GraphModule
     network: Network
-    example_input: Tensor
-    axes: Mapping[str, int]
+    example: Arguments
+    shapes: Mapping[str, Shape] = field(repr=False)
+    axes: Mapping[str, int] = field(repr=False)
+    classes: Mapping[str, NDArray[np.int64]] = field(repr=False)
+    blocks: NDArray[np.int64] = field(repr=False)
+    block_numbers: Mapping[tuple[str, int], int] = field(repr=False)
     notes: tuple[str, ...] = ()
 
+    @property
+    def example_input(self) -> Tensor:
+        """The first tensor that it was captured with."""
+        return self.example.tensors[0]
 
-def trace(model: nn.Module, example_input: Tensor) -> Traced:
-    """Follow a model with torch.fx and describe it as a Network. The model itself is not touched.
+
+def trace(model: nn.Module, example_inputs: Any) -> Traced:
+    """Capture a model and describe it as a Network. The model itself is not touched.
 
     Args:
-        model: any module that torch.fx can trace; each layer may be called once.
-        example_input: one input with a batch of one, (1, C, H, W) or (1, C).
+        model: any module that torch.export captures.
+        example_inputs: what it takes, with a batch of one: a tensor, a tuple of arguments, or a dictionary of
+            keywords.
 
     Raises:
-        TraceError: control flow that depends on values, a layer called twice, an example that does not fit,
-            or a network without layers; the message names the operation.
+        TraceError: it cannot be captured, or has no layer; one sentence names the line or the weight.
     """
-    if example_input.shape[0] != 1:
-        raise TraceError(f"the example input must have a batch of one, not {example_input.shape[0]}")
-    copied = copy.deepcopy(model).eval()
-    for submodule in copied.modules():
-        if getattr(submodule, "inplace", False):  # an in-place ReLU would overwrite what other nodes show
-            setattr(submodule, "inplace", False)  # noqa: B010 (not an attribute of every Module)
-    try:
-        graph = fx.GraphModule(copied, AttentionTracer().trace(copied), type(model).__name__)
-    except Exception as error:  # torch.fx raises many kinds; all mean the same for the user
-        raise TraceError(
-            f"torch.fx cannot trace {type(model).__name__}: {_where(error)}; rewrite that line without"
-            " control flow on tensor values, or wrap it in a module of its own"
-        ) from error
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    try:
-        with torch.no_grad():
-            ShapeProp(graph).propagate(example_input)
-            if write_out_products(graph):
-                ShapeProp(graph).propagate(example_input)
-    except Exception as error:
-        raise TraceError(
-            f"the model does not run on its example input of shape {tuple(example_input.shape)}: {error}"
-        ) from error
-    network, axes = _network(graph)
-    return Traced(graph, network, example_input, axes, kept_notes(graph))
+    example = Arguments.of(example_inputs)
+    form = NormalForm(program(model, example))
+    graph = form.made()
+    reader = _Reader(graph)
+    with torch.no_grad():
+        reader.run(*example.tensors)
+    if not reader.layers:
+        raise TraceError("the model has no convolution and no linear layer of its own: nothing to compress")
+    network, classes = reader.network()
+    return Traced(
+        graph, network, example,
+        shapes={node.name: flow.shape for node, flow in reader.flows.items()},
+        axes=classes.axes, classes=classes.of_node, blocks=classes.blocks,
+        block_numbers=classes.block_numbers,
+        notes=tuple(dict.fromkeys([*form.notes, *reader.notes])),
+    )  # fmt: skip
 
 
-def _where(error: Exception) -> str:
-    frame = error.__traceback__
-    place = ""
-    while frame is not None:
-        filename = frame.tb_frame.f_code.co_filename
-        if "/torch/" not in filename and not filename.endswith("compression/capture/trace.py"):
-            place = f" (in {frame.tb_frame.f_code.co_name}, line {frame.tb_lineno} of {filename})"
-        frame = frame.tb_next
-    return f"{str(error).splitlines()[0] if str(error) else type(error).__name__}{place}"
+@dataclass(frozen=True)
+class _Read:
+    """What is known of one node before its channels are."""
+
+    op: str
+    inputs: tuple[str, ...]
+    layer: str | None = None
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    detail: str = ""
+    held_bytes: int = 0
+    channel_bytes: int = 0
+    macs: int = 0
 
 
-def _network(graph: fx.GraphModule) -> tuple[Network, dict[str, int]]:
-    groups = ChannelGroups()
-    flows: dict[str, Flow] = {}
-    layers: dict[str, Layer] = {}
-    several: dict[str, tuple[str, tuple[Flow, ...]]] = {}  # nodes that put out several tensors
-    outputs: tuple[str, ...] = ()
-    for fx_node in graph.graph.nodes:
-        if fx_node.op == "output":
-            outputs = tuple(source.name for source in fx_node.all_input_nodes if source.name in flows)
-            continue
-        meta = fx_node.meta.get("tensor_meta")
-        op, detail = operation(graph, fx_node)
-        inputs = tuple(flows[source.name] for source in fx_node.all_input_nodes if source.name in flows)
-        one_of_several = False
-        for source in fx_node.all_input_nodes:
-            if source.name in several:  # one of several tensors: what made them all
-                op, inputs = several[source.name]
-                one_of_several = True
-        if isinstance(meta, tuple) and any(isinstance(part, TensorMetadata) for part in meta):
-            for flow in inputs:
-                groups.freeze(flow.channels)
-            several[fx_node.name] = ("slice" if detail in ("chunk", "split", "unbind") else "other", inputs)
-            continue
-        if not isinstance(meta, TensorMetadata):
-            _settle_channel_count(fx_node, flows)
-            continue  # sizes and the like: numbers, not tensors
-        shape = tuple(meta.shape)
-        if op in LAYER_OPS:
-            name = str(fx_node.target)
-            if name in layers:
-                raise TraceError(f"layer {name!r} is called twice; each layer must be called once")
-            axis = len(shape) - 1 if op == "linear" else 1
-            flows[inputs[0].node.name] = source_flow = _read_along(inputs[0], axis, groups)
-            layers[name], channels = _layer(name, graph.get_submodule(name), op, source_flow, shape, groups)
-            node = Node(fx_node.name, op, (inputs[0].node.name,), channels, spatial(shape, axis), layer=name)
+class _Reader(fx.Interpreter):
+    """Runs a graph with a batch of one, and notes of each node what it is."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph, garbage_collect_values=False)
+        self.follower = Follower()
+        self.flows: dict[fx.Node, Flow] = {}
+        self.read: dict[fx.Node, _Read] = {}
+        self.layers: dict[str, tuple[Layer, fx.Node]] = {}
+        self.several: dict[fx.Node, Operation] = {}
+        self.outputs: list[fx.Node] = []
+        self.notes: list[str] = []
+
+    def run(self, *inputs: Any) -> Any:
+        """With flat inputs."""
+        return super().run(*inputs, enable_io_processing=False)
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Compute a node and note it."""
+        with self._set_current_node(n):
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            value = getattr(self, n.op)(n.target, args, kwargs)
+        if n.op == "output":
+            self.outputs = [source for source in n.all_input_nodes if source in self.flows]
+        elif isinstance(value, Tensor):
+            n.meta["shape"], n.meta["dtype"] = tuple(value.shape), value.dtype
+            self._tensor(n, args, kwargs, tuple(value.shape), value)
+        elif isinstance(value, tuple | list) and any(isinstance(part, Tensor) for part in value):
+            self.several[n] = by_aten.get(str(n.target), operation(""))
+        return value
+
+    def _tensor(
+        self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], shape: Shape, value: Tensor
+    ) -> None:
+        follower = self.follower
+        if node.op == "placeholder":
+            self.flows[node], self.read[node] = follower.stayed(shape), _Read("input", ())
+        elif node.op == "get_attr":
+            self.flows[node] = follower.parameter(shape)
+            whole = value.numel() * value.element_size()
+            held = 0 if value.dtype is torch.float32 else whole
+            if all(user.target is torch.ops.aten.index_select.default for user in node.users):
+                held = -1  # with the operation that moves by it
+            self.read[node] = _Read("constant", (), detail=str(node.target), held_bytes=held)
+        elif node.op == "call_module":
+            self._module(node, self.module.get_submodule(str(node.target)), shape)  # type: ignore[union-attr]
         else:
-            op = _refined(op, fx_node, inputs, shape)
-            if op == "constant" and meta.dtype.is_floating_point and shape:
-                axis = parameter_axis(shape)
-                channels = (Segment(groups.new(fx_node.name, layer=False), shape[axis]),)
-            elif one_of_several:  # their channels stay
-                whole = inputs[0] if inputs and len(inputs[0].shape) == len(shape) else None
-                axis = whole.axis if whole is not None else default_axis(shape)
-                channels = (Segment(None, shape[axis] if shape else 1),)
-            else:
-                channels, axis = followed(graph, op, fx_node, inputs, shape, groups)
-            kernel, stride = _window(graph, fx_node, op, inputs, shape)
-            node = Node(
-                fx_node.name, op, tuple(flow.node.name for flow in inputs), channels, spatial(shape, axis),
-                kernel=kernel, stride=stride, detail=detail,
-            )  # fmt: skip
-        flows[node.name] = Flow(node, shape, axis)
-    if not layers:
-        raise TraceError("the model has no Conv2d, ConvTranspose2d or Linear layer: nothing to compress")
-    for name in outputs:
-        groups.freeze(flows[name].channels)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    named = groups.names()
-    nodes = (flow.node for flow in flows.values())
-    network = Network(
-        nodes=tuple(
-            replace(node, channels=tuple(replace(s, group=named.get(s.group or "")) for s in node.channels))
-            for node in nodes
-        ),
-        layers=tuple(replace(layer, group=named.get(layer.group or "")) for layer in layers.values()),
-        outputs=outputs,
-    )
-    return network, {name: flow.axis for name, flow in flows.items()}
+            self._function(node, args, kwargs, shape)
 
+    def _module(self, node: fx.Node, module: nn.Module, shape: Shape) -> None:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        flow, name = self.flows[source], str(node.target)
+        if (kind := kind_of(module)) is not None:
+            self._layer(node, source, kind, module, shape)
+        elif isinstance(module, nn.Dropout):
+            self.flows[node] = flow
+            self.read[node] = _Read("identity", (source.name,), detail=type(module).__name__)
+        else:
+            read = self.flows[source]
+            made, spans = self.follower.norm(module, read)
+            row = next(op for cls, op in _NORMS if isinstance(module, cls))
+            affine = sum(
+                p is not None for p in (getattr(module, "weight", None), getattr(module, "bias", None))
+            )
+            op = row if made.axis == 1 or row != "batchnorm" else "other"
+            bytes_each = 4 * affine if spans and row != "batchnorm" else 0
+            fixed = (
+                0
+                if spans or row == "batchnorm"
+                else 4 * affine * math.prod(getattr(module, "normalized_shape", ()))
+            )
+            self.flows[node] = Flow(shape, made.axis, made.numbers, fixed=made.fixed)
+            self.read[node] = _Read(
+                op, (source.name,), detail=type(module).__name__, channel_bytes=bytes_each, held_bytes=fixed
+            )
 
-def _settle_channel_count(node: fx.Node, flows: Mapping[str, Flow]) -> None:
-    """Where the code asks for a tensor's number of channels, write down that of the uncut network.
+    def _layer(
+        self, node: fx.Node, source: fx.Node, kind: LayerKind, module: nn.Module, shape: Shape
+    ) -> None:
+        name = str(node.target)
+        read, made, whole = self.follower.layer(kind, module, self.flows[source], shape)
+        if self.read[source].op != "constant":
+            self.flows[source] = read
+        self.flows[node] = made
+        self.read[node] = _Read(kind.op, (source.name,), layer=name)
+        layer = Layer(name, layer_shape(kind, module, shape), None, getattr(module, "bias", None) is not None)
+        whole = whole and not layer.shape.depthwise
+        self.layers[name] = Layer(name, layer.shape, None, layer.bias, whole), node
 
-    What is computed with it shapes tensors whose channels stay (all others are followed by other means):
-    heads of an attention, say, whose input may be cut.
-    """
-    dim: Any = None
-    source: Any = None
-    if node.op == "call_method" and node.target == "size" and len(node.args) > 1:
-        source, dim = node.args[0], node.args[1]
-    elif node.op == "call_function" and node.target is operator.getitem:
-        sizes, dim = node.args
-        whole = isinstance(sizes, fx.Node) and (
-            (sizes.op == "call_method" and sizes.target == "size" and len(sizes.args) == 1)
-            or (sizes.target is getattr and sizes.args[1] == "shape")
-        )
-        source = sizes.args[0] if whole and isinstance(sizes, fx.Node) else None
-    if not isinstance(source, fx.Node) or source.name not in flows or not isinstance(dim, int):
-        return
-    flow = flows[source.name]
-    if dim % len(flow.shape) != flow.axis:
-        return
-    count = flow.shape[flow.axis]
-    for user in tuple(node.users):
-        user.args = map_aggregate(user.args, lambda value: count if value is node else value)
-        user.kwargs = map_aggregate(user.kwargs, lambda value: count if value is node else value)
-
-
-def _read_along(source: Flow, axis: int, groups: ChannelGroups) -> Flow:
-    """A tensor as the layer that reads it sees it. What was followed along another dimension stays uncut."""
-    if source.axis == axis:
-        return source
-    groups.freeze(source.channels)
-    channels = (Segment(None, source.shape[axis]),)
-    node = replace(source.node, channels=channels, spatial=spatial(source.shape, axis))
-    return Flow(node, source.shape, axis)
-
-
-def _layer(
-    name: str, module: nn.Module, op: str, source: Flow, shape: tuple[int, ...], groups: ChannelGroups
-) -> tuple[Layer, tuple[Segment, ...]]:
-    bias = getattr(module, "bias", None) is not None
-    if isinstance(module, nn.Linear):
-        positions = math.prod(shape[:-1])
-        layer_shape = LayerShape(op, module.in_features, module.out_features, out_height=positions)
-    else:
-        assert isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
-        kernel, stride = module.kernel_size, module.stride
-        layer_shape = LayerShape(
-            op, module.in_channels, module.out_channels, (kernel[0], kernel[1]), (stride[0], stride[1]),
-            module.groups, shape[2], shape[3],
+    def _function(
+        self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], shape: Shape
+    ) -> None:
+        sources = [source for source in node.all_input_nodes if source in self.flows]
+        parent = next((source for source in node.all_input_nodes if source in self.several), None)
+        if parent is not None:
+            self._one_of_several(node, parent, shape)
+            return
+        row = by_aten.get(str(node.target), operation(""))
+        flow = self.follower.operation(row, node, args, kwargs, self.flows, shape)
+        bound = arguments(node, args, kwargs)
+        op, detail = self._named(row, node, bound, [self.flows[s] for s in sources], flow)
+        kernel, stride = self._window(op, bound, sources, flow)
+        index = node.target is torch.ops.aten.index_select.default
+        self.flows[node] = flow
+        self.read[node] = _Read(
+            op,
+            tuple(source.name for source in sources if self.read[source].held_bytes >= 0),
+            kernel=kernel, stride=stride, detail=detail, channel_bytes=8 * index,
+            macs=self._macs(node, op, shape),
         )  # fmt: skip
-    segment = Segment(groups.new(name), layer_shape.out_channels)
-    if layer_shape.depthwise and len(source.channels) == 1:
-        groups.join(source.channels, (segment,))
-    elif layer_shape.groups > 1:
-        groups.freeze((*source.channels, segment))
-    return Layer(name, layer_shape, segment.group, bias), (segment,)
+
+    def _one_of_several(self, node: fx.Node, parent: fx.Node, shape: Shape) -> None:
+        """One of the tensors that an operation puts out together: the first that is read stands for it."""
+        sources = [source for source in parent.all_input_nodes if source in self.flows]
+        first = next(iter(parent.users)) is node
+        for source in sources:
+            self.follower.numbers.stay(self.flows[source].numbers)
+        self.flows[node] = self.follower.stayed(shape)
+        row = self.several[parent]
+        self.read[node] = _Read(
+            (row.name or "other") if first else "other", tuple(source.name for source in sources),
+            detail=_operator(parent), macs=self._macs(parent, row.name, shape) if first else 0,
+        )  # fmt: skip
+
+    def _named(
+        self, row: Operation, node: fx.Node, bound: Mapping[str, Any], inputs: list[Flow], made: Flow
+    ) -> tuple[str, str]:
+        """The op and a word on it: one operator can mean several things."""
+        op, detail, shape = row.name or "other", _operator(node), made.shape
+        name = str(node.target)
+        if row.layer:
+            op = "convolution"
+        elif name in ("aten.hardtanh.default", "aten.clamp.default"):
+            bounds = [
+                bound.get(key)
+                for keys in (("min_val", "min"), ("max_val", "max"))
+                for key in keys
+                if key in bound
+            ]
+            op = "relu6" if bounds == [0, 6] else op
+        elif name == "aten.mean.dim" and len(inputs[0].shape) == 4 and inputs[0].axis == 1:
+            dims = {int(d) % 4 for d in bound.get("dim") or range(4)}
+            op = "global_avgpool" if dims == {2, 3} else op
+        elif op == "avgpool" and math.prod(shape[2:]) == 1:
+            op = "global_avgpool"
+        elif op in ("reshape", "flatten"):
+            op = "flatten" if len(shape) == 2 and shape[1] == math.prod(inputs[0].shape) else "reshape"
+        elif op == "expand":  # at a batch of one often nothing changes
+            op = "expand" if math.prod(shape) == math.prod(inputs[0].shape) else "elementwise"
+        elif op == "batchnorm" and made.axis != 1:
+            op = "other"
+        elif op in ("add", "sub", "mul", "div") and len(inputs) == 1:
+            op = "identity_arithmetic"  # with a plain number
+        if op == "add" and bound.get("alpha", 1) != 1:
+            detail = SCALED
+        if (
+            op == "pad"
+            and bound.get("value") not in (None, 0)
+            and bound.get("mode", "constant") == "constant"
+        ):
+            op, detail = "elementwise", FILLED  # values that the grid of what it reads need not hold
+        return op, detail
+
+    def _window(
+        self, op: str, bound: Mapping[str, Any], sources: list[fx.Node], made: Flow
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Kernel and stride of a pooling, (1, 1) for anything else; a global pooling spans its input."""
+        if op == "global_avgpool":
+            size = pair(_image(self.flows[sources[0]]))
+            return size, size
+        if op not in ("maxpool", "avgpool"):
+            return (1, 1), (1, 1)
+        before, after = _image(self.flows[sources[0]]), _image(made)
+        fallback = pair([max(b // max(a, 1), 1) for b, a in zip(before, after, strict=True)])
+        rank = len(made.shape) - 2
+        kernel = _window_sizes(bound.get("kernel_size"), rank) or fallback
+        return kernel, _window_sizes(bound.get("stride"), rank) or kernel
+
+    def _macs(self, node: fx.Node, op: str, shape: Shape) -> int:
+        """Multiply-accumulates of what has weights and is no layer."""
+        if op not in ("convolution", "recurrent"):
+            return 0
+        weights = [s for s in node.all_input_nodes if s.op == "get_attr" and len(self.flows[s].shape) > 1]
+        count = sum(math.prod(self.flows[s].shape) for s in weights)
+        read = self.flows[node.all_input_nodes[0]].shape
+        if op == "recurrent":
+            return count * max(math.prod(read[:-1]), 1)
+        if "transpose" in str(node.target):
+            return count * math.prod(read[2:])
+        return count * (math.prod(shape[:-1]) if "linear" in str(node.target) else math.prod(shape[2:]))
+
+    # --- the whole
+
+    def network(self) -> tuple[Network, Classes]:
+        """The network, now that all channels are known."""
+        for node in self.outputs:
+            self.follower.numbers.stay(self.flows[node].numbers)
+        layer_nodes = [node for _, node in self.layers.values()]
+        classes = classes_of(self.follower.numbers, self.flows, layer_nodes)
+        nodes = []
+        for node, flow in self.flows.items():
+            read, axis = self.read[node], classes.axes[node.name]
+            if read.held_bytes < 0:
+                continue
+            shape = flow.shape
+            nodes.append(
+                Node(
+                    node.name, read.op, read.inputs, classes.segments[node.name], _beside(shape, axis, read),
+                    read.layer, read.kernel, read.stride, read.detail, read.held_bytes, read.channel_bytes,
+                    read.macs,
+                )
+            )  # fmt: skip
+        layers = tuple(
+            Layer(layer.name, layer.shape, classes.group[node.name], layer.bias, layer.whole_groups)
+            for layer, node in self.layers.values()
+        )
+        return Network(tuple(nodes), layers, tuple(dict.fromkeys(n.name for n in self.outputs))), classes
 
 
-def _refined(op: str, node: fx.Node, inputs: tuple[Flow, ...], shape: tuple[int, ...]) -> str:
-    """Tell apart what one torch call can mean."""
-    if op == "batchnorm" and inputs[0].axis != 1:
-        return "other"  # its channels are our positions
-    if op == "mean":
-        over_image = len(inputs[0].shape) == 4 and inputs[0].axis == 1
-        return "global_avgpool" if over_image and reduced_dimensions(node, 4) == {2, 3} else "mean"
-    if op == "avgpool" and shape[2:] == (1, 1):
-        return "global_avgpool"
-    if op == "reshape":
-        return "flatten" if len(shape) == 2 and shape[1] == math.prod(inputs[0].shape) else "reshape"
-    if op == "expand":  # at a batch of one often nothing changes
-        return "expand" if math.prod(shape) == math.prod(inputs[0].shape) else "elementwise"
-    if op in BINARY and len(inputs) == 1:
-        return "identity_arithmetic"  # with a plain number
-    return op
+_NORMS: tuple[tuple[type[nn.Module], str], ...] = (
+    (_BatchNorm, "batchnorm"), (nn.LayerNorm, "layernorm"), (nn.GroupNorm, "groupnorm"),
+    (nn.RMSNorm, "rmsnorm"),
+)  # fmt: skip
 
 
-def _window(
-    graph: fx.GraphModule, node: fx.Node, op: str, inputs: tuple[Flow, ...], shape: tuple[int, ...]
-) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Kernel and stride of a pooling, (1, 1) for anything else; a global pooling spans its input."""
-    if op == "global_avgpool":
-        height, width = inputs[0].node.spatial
-        return (height, width), (height, width)
-    if op not in ("maxpool", "avgpool"):
-        return (1, 1), (1, 1)
-    height, width = inputs[0].node.spatial
-    fallback = (height // shape[2], width // shape[3])
-    if node.op == "call_module":
-        module = graph.get_submodule(str(node.target))
-        kernel = getattr(module, "kernel_size", None)
-        stride = getattr(module, "stride", None)
-    else:
-        kernel = node.kwargs.get("kernel_size", node.args[1] if len(node.args) > 1 else None)
-        stride = node.kwargs.get("stride", node.args[2] if len(node.args) > 2 else None)
-        if node.target is F.adaptive_avg_pool2d:
-            kernel = stride = None
-    kernel_pair = _pair(kernel, fallback)
-    return kernel_pair, _pair(stride, kernel_pair)
+def _operator(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target)).split(".")[0]
 
 
-def _pair(value: Any, default: tuple[int, int]) -> tuple[int, int]:
-    if isinstance(value, int):
-        return (value, value)
-    if isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(v, int) for v in value):
-        return (value[0], value[1])
-    return default
+def _image(flow: Flow) -> Shape:
+    """Height and width of what a pooling reads or makes."""
+    return flow.shape[2:] if len(flow.shape) > 2 else (1, 1)
+
+
+def _beside(shape: Shape, axis: int, read: _Read) -> Shape:
+    """Sizes beside the channels; a sequence of a convolution is an image of height 1, a volume one whose
+    height counts depth times height."""
+    if axis == 1 and len(shape) in (3, 5) and shape[0] == 1:
+        return pair((1, *shape[2:]))
+    return spatial(shape, axis)
+
+
+def _window_sizes(value: Any, rank: int) -> tuple[int, int] | None:
+    if value is None or value == []:
+        return None
+    sizes = [value] if isinstance(value, int) else list(value)
+    return pair((1, *(sizes * rank if len(sizes) == 1 else sizes)))

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from leanfront.compression.export.weights import LayerWeights, along, bias_codes, finer_steps
 from leanfront.compression.graph import kernels
+from leanfront.compression.layers import kind_of
 from leanfront.compression.policy.grids import ActivationGrid
 from leanfront.compression.policy.precision import computes_in_integers, source_of_range
 from leanfront.compression.techniques.compress import Compressed
@@ -49,7 +50,7 @@ def fold(compressed: Compressed) -> Compressed:
             grid = grids[source_of_range(kernel.inputs[0], fused)]
             codes, steps = bias_codes(held, layer_policy.weight_bits, grid.scale)
             bias = (torch.from_numpy(codes).double() * torch.from_numpy(steps).double()).float()
-        weight = torch.from_numpy(held.floats(axis=1 if isinstance(layer, nn.ConvTranspose2d) else 0))
+        weight = torch.from_numpy(held.floats(axis=_out_axis(layer)))
         layer.register_parameter("weight", nn.Parameter(weight.to(device)))
         layer.register_parameter("bias", nn.Parameter(bias.to(device)))
         folded = {node.name for node in kernel.nodes[1:]}
@@ -81,14 +82,19 @@ def layer_weights(compressed: Compressed) -> dict[str, LayerWeights]:
         if computes_in_integers(kernel.layer, layer_policy):
             read = grids[source_of_range(kernel.inputs[0], fused)]
             step = read.scale / finer_steps(layer_policy.weight_bits)
-            held = _with_bias_in_reach(held, step, 1 if isinstance(module, nn.ConvTranspose2d) else 0)
+            held = _with_bias_in_reach(held, step, _out_axis(module))
         found[kernel.layer.name] = held
     return found
 
 
+def _out_axis(module: nn.Module) -> int:
+    kind = kind_of(module)
+    assert kind is not None
+    return kind.out_axis
+
+
 @torch.no_grad()
 def _folded(module: nn.Module, norms: list[_BatchNorm]) -> LayerWeights:
-    transposed = isinstance(module, nn.ConvTranspose2d)
     quantizer = None
     if parametrize.is_parametrized(module, "weight"):
         steps = module.parametrizations["weight"]  # type: ignore[index]
@@ -99,7 +105,7 @@ def _folded(module: nn.Module, norms: list[_BatchNorm]) -> LayerWeights:
     else:
         weight = module.weight
     assert isinstance(weight, Tensor)
-    axis = 1 if transposed else 0
+    axis = _out_axis(module)
     factor = torch.ones(weight.shape[axis], dtype=torch.float64)
     bias = torch.zeros_like(factor)
     own_bias = getattr(module, "bias", None)

@@ -13,31 +13,46 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import onnx
 import torch
+from onnx import helper
 from torch import fx
-from torch.fx.passes.shape_prop import TensorMetadata
+from torch.fx.graph import CodeGen
 
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.onnx_writer import OPSET
 from leanfront.compression.graph import Network
+from leanfront.compression.layers import kind_of
 
 TENSOR = "tensor:"
 """Prefix that marks a value of the graph as the output of the traced node of the same name."""
+
+INPUT = "input:"
+"""The same for what the network reads."""
 
 
 @dataclass(frozen=True)
 class Template:
     """Serialized float graph whose values ``tensor:<node>`` are the outputs of the network's nodes.
 
-    ``axes``: node name -> the dimension of its channels.
+    By name of a node: axes: the dimension of its channels; shapes: of its tensor, with a batch of one; kinds:
+    ONNX's number for the type of its values. inputs: nodes of what the network reads, in order. attributes:
+    layer -> those of its operation.
     """
 
     graph: bytes
     network: Network
-    input_shape: tuple[int, ...]
     axes: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]]
+    kinds: Mapping[str, int]
+    inputs: tuple[str, ...]
+    attributes: Mapping[str, Mapping[str, Any]]
+
+    def input_name(self, place: int) -> str:
+        """What an input is called in a file."""
+        return f"input{place}" if place else "input"
 
     def model(self) -> onnx.ModelProto:
         """The graph, to be changed freely."""
@@ -56,31 +71,49 @@ def template(traced: Traced) -> Template:
         ExportError: the exporter does not know an operation; its message is passed on.
     """
     shown = copy.deepcopy(traced.module)
+    inputs = tuple(node.name for node in shown.graph.nodes if node.op == "placeholder")
+    kinds = {node.name: _onnx_kind(node.meta["dtype"]) for node in shown.graph.nodes if "dtype" in node.meta}
     names = _show_every_tensor(shown, traced.network)
+    given = [INPUT + name for name in inputs]
     for chatty in ("torch.onnx", "onnx_ir", "onnxscript"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                shown, (traced.example_input,), dynamo=True, opset_version=OPSET, verbose=False,
-                optimize=False, input_names=["input"], output_names=[TENSOR + name for name in names],
+                shown, tuple(traced.example.tensors), dynamo=True, opset_version=OPSET, verbose=False,
+                optimize=False, input_names=given, output_names=[TENSOR + name for name in names],
             )  # fmt: skip
     except Exception as error:
         raise ExportError(f"torch.onnx cannot export the model: {error}") from error
     assert program is not None
     graph = program.model.graph
-    inputs = list(graph.inputs)
+    own_inputs = len(graph.inputs)
     # torch's optimiser would compute with the weights of what is copied as it is, and so freeze them at the
     # values they have now; inputs it leaves alone
     graph.inputs.extend(graph.initializers.values())
     program.optimize()
-    del graph.inputs[len(inputs) :]
+    del graph.inputs[own_inputs:]
     model = program.model_proto
     name_apart(model, [TENSOR + name for name in names])
     del model.graph.output[:]
     del model.graph.value_info[:]
-    return Template(model.SerializeToString(), traced.network, tuple(traced.example_input.shape), traced.axes)
+    return Template(
+        model.SerializeToString(), traced.network, traced.axes, traced.shapes, kinds, inputs,
+        {layer.name: _attributes(traced.module, layer.name) for layer in traced.network.layers},
+    )  # fmt: skip
+
+
+def _onnx_kind(dtype: torch.dtype) -> int:
+    kind = helper.np_dtype_to_tensor_dtype(torch.zeros((), dtype=dtype).numpy().dtype)
+    return int(kind)
+
+
+def _attributes(module: fx.GraphModule, name: str) -> Mapping[str, Any]:
+    layer = module.get_submodule(name)
+    kind = kind_of(layer)
+    assert kind is not None
+    return kind.attributes(layer)
 
 
 def name_apart(model: onnx.ModelProto, names: Sequence[str]) -> None:
@@ -124,11 +157,10 @@ def _show_every_tensor(module: fx.GraphModule, network: Network) -> list[str]:
     shown = [
         node
         for node in module.graph.nodes
-        if node.op not in ("placeholder", "output", "get_attr")
-        and isinstance(node.meta.get("tensor_meta"), TensorMetadata)
-        and node.name in network.node
+        if node.op not in ("placeholder", "output", "get_attr") and node.name in network.node
     ]
     (output,) = (node for node in module.graph.nodes if node.op == "output")
     output.args = (tuple(shown),)
+    module.graph.set_codegen(CodeGen())  # flat inputs and outputs, however the user nests them
     module.recompile()
     return [node.name for node in shown]

@@ -5,16 +5,19 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
+from torch import fx
 
+from leanfront.compression.capture.sizes import arguments
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.deployed_form import activation_grids, layer_weights
 from leanfront.compression.export.dialects import QDQ, Dialect, layer_call
 from leanfront.compression.export.onnx_writer import IR_VERSION, OPSET, Writer, nodes_read
-from leanfront.compression.export.template import TENSOR, Template, template
+from leanfront.compression.export.template import INPUT, TENSOR, Template, template
 from leanfront.compression.export.weights import LayerWeights, random_weights
 from leanfront.compression.graph import Kernel, Network, kernels
 from leanfront.compression.graph.branches import ALIAS
+from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy import Policy, tensor_bits
 from leanfront.compression.policy.grids import ActivationGrid, stand_in_grids, with_moved
 from leanfront.compression.techniques.compress import Compressed
@@ -27,6 +30,7 @@ def exported(template: Template, compressed: Compressed, dialect: Dialect = QDQ)
     walk.parameters = {
         name: tensor.detach().cpu().numpy() for name, tensor in compressed.module.state_dict().items()
     }
+    walk.calls = {node.name: node for node in compressed.module.graph.nodes if node.op == "call_function"}
     return walk.model()
 
 
@@ -66,8 +70,8 @@ class _Walk:
         self.parameters: Mapping[str, NDArray[np.generic]] = {}
         self.kernels = fused = kernels(network)
         self.bits = tensor_bits(fused, policy)
+        self.calls: Mapping[str, fx.Node] = {}
         self.graph = template.model().graph
-        self.input = self.graph.input[0].name
         self.layer_of = {TENSOR + k.nodes[0].name: k for k in fused if k.layer is not None}
         # a folded batch norm, an identity and the join of a branch that is left out put out what goes in
         self.alias = {
@@ -76,10 +80,9 @@ class _Walk:
             for node in kernel.nodes[kernel.op != ALIAS :]
             if node.op in ("identity", ALIAS) or (node.op == "batchnorm" and kernel.layer is not None)
         }
-        self.alias |= {TENSOR + k.name: self.input for k in fused if k.op == "input"}
+        self.alias |= {TENSOR + k.name: INPUT + k.name for k in fused if operation(k.op).given}
         self.pooled = {TENSOR + k.nodes[0].name: k for k in fused if k.op == "global_avgpool"}
         self.tensor_of = {self.resolved(TENSOR + k.name): k for k in fused if k.op != ALIAS}
-        self.tensor_of[self.input] = next(k for k in fused if k.op == "input")
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
         self.out = Writer()
         self.value: dict[str, str] = {}  # value of the template -> value of the file
@@ -96,7 +99,8 @@ class _Walk:
 
     def model(self) -> onnx.ModelProto:
         """Write all that the outputs depend on."""
-        self._produced(self.input, "input")
+        for place, name in enumerate(self.template.inputs):
+            self._produced(INPUT + name, self.template.input_name(place))
         needed = self._needed()
         for node in self.graph.node:
             target = node.output[0]
@@ -119,12 +123,9 @@ class _Walk:
         kernel = self.layer_of[target]
         layer = kernel.layer
         assert layer is not None
-        op, attributes = node.op_type, {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        op, attributes = node.op_type, dict(self.template.attributes[layer.name])
         if layer.shape.op == "linear":
-            op = "MatMul" if kernel.output.spatial else "Gemm"
-        attributes.pop("auto_pad", None)
-        if attributes.get("group") == 1:
-            del attributes["group"]
+            op = "Gemm" if len(self.template.shapes[kernel.nodes[0].name]) == 2 else "MatMul"
         elif layer.shape.groups > 1:
             attributes["group"] = layer.shape.groups  # a depthwise layer has as many as it has channels left
         read = self.value[self.resolved(TENSOR + kernel.inputs[0])]
@@ -168,7 +169,40 @@ class _Walk:
             return self.value.get(original, "")
         array = self.parameters.get(original)
         array = numpy_helper.to_array(self.constants[original]) if array is None else array
-        return self.out.constant(_cut_constant(self.template, self.network, node, original, array))
+        place = [self.resolved(source) for source in node.input].index(original)
+        array = _cut_constant(self.template, self.network, node, original, array)
+        return self.out.constant(self._sized(node, place, array))
+
+    def _sized(self, node: onnx.NodeProto, place: int, array: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Where a slice begins and ends, and how many channels of zeros a padding adds, after the cut."""
+        made = self.network.node.get(node.output[0].removeprefix(TENSOR))
+        if made is None or not made.inputs or node.op_type not in ("Slice", "Pad", "Gather"):
+            return array
+        read, axis = self.network.node[made.inputs[0]], self.template.axes[made.name]
+        whole = self.template.network.node
+        if whole[made.name].width == made.width and whole[read.name].width == read.width:
+            return array
+        call = self.calls.get(made.name)
+        bound = arguments(call, call.args, call.kwargs) if call is not None else {}
+        if node.op_type == "Gather" and array.ndim == 1 and made.op == "gather":
+            return array if len(array) == made.width and self.calls else np.arange(made.width) % read.width
+        if node.op_type == "Slice" and place in (1, 2) and self._axis_sliced(node) == axis:
+            start = bound.get("start", 0) or 0
+            return np.array([start if place == 1 else bound.get("end", start + made.width)], dtype=np.int64)
+        if node.op_type == "Pad" and place == 1 and array.ndim == 1:
+            rank, array = len(array) // 2, array.copy()
+            pads, more = list(bound.get("pad", [])), made.width - read.width
+            at = 2 * (rank - 1 - axis)
+            before, after = pads[at : at + 2] if len(pads) > at else (more // 2, more - more // 2)
+            if array[axis] or array[rank + axis]:
+                array[axis], array[rank + axis] = before, after
+        return array
+
+    def _axis_sliced(self, node: onnx.NodeProto) -> int:
+        """The dimension that a Slice is along."""
+        axes = numpy_helper.to_array(self.constants[node.input[3]]) if len(node.input) > 3 else np.zeros(1)
+        name = node.output[0].removeprefix(TENSOR)
+        return int(axes.reshape(-1)[0]) % len(self.template.shapes[name])
 
     def _needed(self) -> set[str]:
         """Values that the outputs depend on; a layer depends on the one tensor that it reads."""
@@ -199,19 +233,24 @@ class _Walk:
     def _finished(self, outputs: list[str]) -> onnx.ModelProto:
         """The file. ``outputs``: its values that the network puts out."""
         out, infos = self.out, []
-        shapes = {name: self.network.node[name] for name in self.network.outputs}
-        for index, (value, node) in enumerate(zip(outputs, shapes.values(), strict=True)):
-            name = "output" if index == 0 else f"output{index}"
-            out.add("Identity", [value], output=name)
-            size = list(node.spatial)
-            size.insert(self.template.axes[node.name] - 1, node.width)
-            infos.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, *size]))
+        for index, (value, name) in enumerate(zip(outputs, self.network.outputs, strict=True)):
+            put_out = "output" if index == 0 else f"output{index}"
+            out.add("Identity", [value], output=put_out)
+            shape = list(self.template.shapes[name])
+            if shape:
+                shape[self.template.axes[name]] = self.network.node[name].width
+            infos.append(helper.make_tensor_value_info(put_out, self.template.kinds[name], shape))
         nodes = nodes_read(out.nodes, {info.name for info in infos})
         read = {name for node in nodes for name in node.input}
         graph = helper.make_graph(
             nodes,
             "leanfront",
-            [helper.make_tensor_value_info("input", TensorProto.FLOAT, self.template.input_shape)],
+            [
+                helper.make_tensor_value_info(
+                    self.template.input_name(place), self.template.kinds[name], self.template.shapes[name]
+                )
+                for place, name in enumerate(self.template.inputs)
+            ],
             infos,
             [tensor for tensor in out.initializers if tensor.name in read],
         )

@@ -39,7 +39,7 @@ class ChannelPruning(Technique):
         """A copy in which each group has the channels of ``wanted``."""
         from leanfront.compression.techniques.prune import cut
 
-        return replace(traced, module=cut(traced, wanted.group_sizes), network=wanted)
+        return cut(traced, wanted)
 
 
 class Depth(Technique):

@@ -1,85 +1,72 @@
-"""Cut channels out of a traced model, really: smaller weights, no masks.
+"""Cut channels out of a captured model, really: smaller weights, no masks.
 
-The network says which weights belong to a channel, torch-pruning's functions take them out.
+Its classes of channels say which values belong to a channel, wherever they lie.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch_pruning.ops import module2type
-from torch_pruning.pruner.function import PrunerBox
 
+from leanfront.compression.capture.sizes import arguments, listed, resized
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.graph import Layer, Network
+from leanfront.compression.layers import kind_of
 
-Convolution = nn.Conv2d | nn.ConvTranspose2d
+Array = NDArray[np.int64]
 
 
 class CutError(RuntimeError):
     """The surgery gave another network than the policy describes."""
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Weights that belong to the channels of a group: ``places[channel]`` are their positions.
-
-    ``magnitudes``: sum of squares at each position, None where the weights say nothing about importance.
-    """
-
-    places: list[list[int]]
-    magnitudes: Tensor | None
-    remove: Callable[[list[int]], object]
-
-
-def cut(traced: Traced, channels: Mapping[str, int]) -> fx.GraphModule:
-    """A copy of the traced model with each named group cut to so many channels.
+def cut(traced: Traced, wanted: Network) -> Traced:
+    """A copy of a captured model with the channels that ``wanted`` has.
 
     The channels that go are those of least importance: the L2 norm of all weights that read or write the
     channel, averaged over the layers of its coupled group (Fang et al. 2023, DepGraph, eq. 4). The same
     weights always give the same cut.
 
+    Args:
+        traced: with all layers of ``wanted``.
+        wanted: its network with groups cut.
+
     Raises:
-        CutError: a layer came out with another shape than ``Network.resized`` says.
+        CutError: a layer came out with another shape than the network says.
     """
-    module, _ = _cut(traced, channels)
-    return module
+    made, _ = _cut(traced, wanted)
+    return made
 
 
-def victims(traced: Traced, channels: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """Group name -> the channels that ``cut`` takes out of it, numbered as in the uncut model.
-
-    Groups that keep all their channels are left out.
-    """
-    _, removed = _cut(traced, channels)
-    return removed
-
-
-def kept_channels(
-    traced: Traced, channels: Mapping[str, int]
-) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+def kept_channels(traced: Traced, wanted: Network) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
     """Layer -> (inputs, outputs): which of the uncut layer's channels ``cut`` keeps, ascending. ``traced``:
     already without the branches that are left out, for they have a say in what is cut."""
     network = traced.network
-    gone = victims(traced, channels)
+    _, gone = _cut(traced, wanted)
 
     def kept(name: str) -> tuple[int, ...]:
-        lost = {
-            place
-            for group, channels in gone.items()
-            for channel, places in enumerate(_places(network, name, group))
-            if channel in channels
-            for place in places
-        }
-        return tuple(index for index in range(network.node[name].width) if index not in lost)
+        return tuple(np.flatnonzero(_stays(traced.classes[name], gone)).tolist())
 
     nodes = [node for node in network.nodes if node.layer is not None]
     return {str(node.layer): (kept(node.inputs[0]), kept(node.name)) for node in nodes}
+
+
+def victims(traced: Traced, channels: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """Group name -> the channels that ``cut`` takes out of it where it is to keep so many, numbered as in the
+    uncut model. Groups that keep all their channels are left out."""
+    _, gone = _cut(traced, traced.network.resized(channels))
+    found = {}
+    for group in channels:
+        numbers = [number for key, number in traced.block_numbers.items() if key[0] == group]
+        own = np.flatnonzero(np.isin(traced.blocks, numbers))
+        if lost := np.flatnonzero(gone[own]).tolist():
+            found[group] = tuple(lost)
+    return found
 
 
 def check_shapes(module: nn.Module, network: Network) -> None:
@@ -88,119 +75,198 @@ def check_shapes(module: nn.Module, network: Network) -> None:
         _check(layer, module.get_submodule(layer.name))
 
 
+def _stays(line: Array, gone: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which places of a dimension of channels stay. ``gone``: of each class whether it goes."""
+    return np.where(line >= 0, ~gone[line], True) if len(gone) else np.ones(len(line), dtype=np.bool_)
+
+
 @torch.no_grad()
-def _cut(traced: Traced, channels: Mapping[str, int]) -> tuple[fx.GraphModule, dict[str, tuple[int, ...]]]:
+def _cut(traced: Traced, wanted: Network) -> tuple[Traced, NDArray[np.bool_]]:
+    """The cut copy, and of each class whether it went."""
     module = copy.deepcopy(traced.module)
-    targets = {node.name: str(node.target) for node in module.graph.nodes}
-    removed: dict[str, tuple[int, ...]] = {}
-    network = traced.network
-    for group, count in channels.items():
-        size = traced.network.group_size(group)
-        smaller = network.resized({group: count})
-        if count < size:
-            module.requires_grad_(True)
-            parts = list(_parts(module, network, group, targets, traced.axes))
-            indices = torch.argsort(_importance(parts, size), stable=True)[: size - count].tolist()
-            for part in parts:
-                part.remove([place for index in indices for place in part.places[index]])
-            removed[group] = tuple(sorted(indices))
-        network = smaller
-    check_shapes(module, network)
-    return module, removed
-
-
-def _importance(parts: list[_Part], size: int) -> Tensor:
-    """Of each channel (size,): squares summed over its weights in each part, mean over the parts."""
-    scores = torch.zeros(size)
-    weighed = [part for part in parts if part.magnitudes is not None]
-    for part in weighed:
-        assert part.magnitudes is not None
-        magnitudes = part.magnitudes.float().cpu()
-        scores += torch.stack([magnitudes[places].sum() for places in part.places])
-    return scores / max(len(weighed), 1)
-
-
-def _parts(
-    module: nn.Module, network: Network, group: str, targets: Mapping[str, str], axes: Mapping[str, int]
-) -> Iterator[_Part]:
-    """Everything in the module that holds weights for the channels of a group."""
+    network, sizes, smaller = traced.network, traced.network.blocks, wanted.blocks
+    names = {node.name for node in module.graph.nodes} | set(network.node)
+    classes = {name: line for name, line in traced.classes.items() if name in names}
+    there = np.zeros(len(traced.blocks), dtype=np.bool_)
     for node in network.nodes:
-        own = _places(network, node.name, group)
-        if node.op == "constant" and own:
-            yield _parameter(module, targets[node.name], axes[node.name], own)
-        elif node.op in ("batchnorm", "layernorm") and own:
-            norm = module.get_submodule(targets[node.name])
-            assert isinstance(norm, _BatchNorm | nn.LayerNorm)
-            magnitudes = None if norm.weight is None else norm.weight.square()
-            yield _Part(own, magnitudes, partial(_surgeon(norm).prune_out_channels, norm))
-        elif node.layer is not None:
-            layer = module.get_submodule(node.layer)
-            assert isinstance(layer, nn.Linear | Convolution)
-            read = _places(network, node.inputs[0], group)
-            depthwise = network.layer[node.layer].shape.depthwise
-            if own:
-                yield _written(layer, own, depthwise)
-            if read and not depthwise:
-                yield _read(layer, read)
+        there[classes[node.name][classes[node.name] >= 0]] = True
+    all_gone = np.zeros_like(there)
+    for group in network.groups:
+        changed = [key for key in sizes if key[0] == group and smaller[key] < sizes[key]]
+        if not changed:
+            continue
+        module.requires_grad_(True)
+        scores = _importance(module, network, classes, len(there), group)
+        gone = np.zeros_like(there)
+        for key in changed:
+            own = np.flatnonzero(there & (traced.blocks == traced.block_numbers[key]))
+            least = own[np.argsort(scores[own], kind="stable")]
+            gone[least[: sizes[key] - smaller[key]]] = True
+        classes = _taken_out(traced, module, network, classes, gone)
+        all_gone |= gone
+    module.recompile()
+    check_shapes(module, wanted)
+    return replace(traced, module=module, network=wanted, classes=classes), all_gone
 
 
-def _places(network: Network, name: str, group: str) -> list[list[int]]:
-    """Where each channel of a group lies in the channel dimension of a tensor; empty if nowhere."""
-    start = 0
-    places: list[list[int]] = []
-    for segment in network.node[name].channels:
-        if segment.group == group:
-            places = places or [[] for _ in range(segment.size)]
-            for channel, found in enumerate(places):
-                first = start + channel * segment.repeat
-                found.extend(range(first, first + segment.repeat))
-        start += segment.size * segment.repeat
-    return places
+def _importance(
+    module: fx.GraphModule, network: Network, classes: Mapping[str, Array], count: int, group: str
+) -> NDArray[np.float32]:
+    """Of each class: squares summed over its weights in each part of the network, mean over the parts of a
+    group that have weights."""
+    scores, parts = torch.zeros(count), 0
+    for line, squares in _weighed(module, network, classes, group):
+        there = line >= 0
+        scores.index_add_(0, torch.from_numpy(line[there]), squares.float().cpu()[torch.from_numpy(there)])
+        parts += 1
+    return (scores / max(parts, 1)).numpy()
 
 
-def _written(layer: nn.Linear | Convolution, places: list[list[int]], depthwise: bool) -> _Part:
-    """The weights that make a layer's output channels."""
-    axis = 1 if isinstance(layer, nn.ConvTranspose2d) and not depthwise else 0
-    return _Part(places, _squares(layer.weight, axis), partial(_surgeon(layer).prune_out_channels, layer))
-
-
-def _read(layer: nn.Linear | Convolution, places: list[list[int]]) -> _Part:
-    """The weights that read a layer's input channels."""
-    axis = 0 if isinstance(layer, nn.ConvTranspose2d) else 1
-    return _Part(places, _squares(layer.weight, axis), partial(_surgeon(layer).prune_in_channels, layer))
-
-
-def _parameter(module: nn.Module, target: str, axis: int, places: list[list[int]]) -> _Part:
-    """A parameter or buffer of the model's own that is added to (or multiplied with) the channels."""
-    owner_name, _, name = target.rpartition(".")
-    owner = module.get_submodule(owner_name)
-
-    def remove(gone: list[int]) -> None:
-        held = getattr(owner, name)
-        kept = [index for index in range(held.shape[axis]) if index not in set(gone)]
-        smaller = held.index_select(axis, torch.tensor(kept, device=held.device))
-        is_parameter = isinstance(held, nn.Parameter)
-        setattr(owner, name, nn.Parameter(smaller, held.requires_grad) if is_parameter else smaller)
-
-    return _Part(places, None, remove)
-
-
-def _surgeon(part: nn.Module) -> Any:
-    """What takes channels out of such a module."""
-    return PrunerBox[module2type(part)]
+def _weighed(
+    module: fx.GraphModule, network: Network, classes: Mapping[str, Array], group: str
+) -> Iterator[tuple[Array, Tensor]]:
+    """Classes along a dimension of weights of a group, and the sum of squares at each place."""
+    targets = {node.name: str(node.target) for node in module.graph.nodes if node.op == "call_module"}
+    has = {node.name: any(s.group == group for s in node.channels) for node in network.nodes}
+    for node in network.nodes:
+        if node.name not in targets:
+            continue
+        part = module.get_submodule(targets[node.name])
+        if node.layer is None:
+            weight = getattr(part, "weight", None)
+            if has[node.name] and isinstance(weight, Tensor) and len(weight) == len(classes[node.name]):
+                yield classes[node.name], weight.square()
+            continue
+        kind, layer = kind_of(part), network.layer[node.layer]
+        assert kind is not None
+        weight = part.weight
+        assert isinstance(weight, Tensor)
+        if has[node.name]:
+            yield classes[node.name], _squares(weight, kind.out_axis)
+        if has[node.inputs[0]] and not layer.shape.depthwise and not layer.whole_groups:
+            read = classes[node.inputs[0]][: weight.shape[kind.in_axis]]
+            yield read, _squares(weight, kind.in_axis)
 
 
 def _squares(weight: Tensor, axis: int) -> Tensor:
     return weight.square().sum(dim=[d for d in range(weight.dim()) if d != axis])
 
 
-def _check(layer: Layer, module: nn.Module) -> None:
-    shape = layer.shape
-    if isinstance(module, nn.Linear):
-        found = (module.in_features, module.out_features)
+def _taken_out(
+    traced: Traced,
+    module: fx.GraphModule,
+    network: Network,
+    classes: Mapping[str, Array],
+    gone: NDArray[np.bool_],
+) -> dict[str, Array]:
+    """Take classes out of everything in a module, in place; the classes that are left in each tensor."""
+    stays = {name: _stays(line, gone) for name, line in classes.items()}
+    changed = {name for name, left in stays.items() if not left.all()}
+    parameters: set[str] = set()
+    for node in module.graph.nodes:
+        read = next((source.name for source in node.all_input_nodes if source.name in stays), None)
+        if node.name not in changed and read not in changed:
+            continue
+        if node.op == "call_module":
+            assert read is not None
+            part = module.get_submodule(str(node.target))
+            if kind_of(part) is not None:
+                _cut_layer(part, network.layer[str(node.target)], stays[read], stays[node.name])
+            else:
+                _cut_norm(part, stays[node.name])
+        elif node.op == "get_attr" and str(node.target) not in parameters:
+            parameters.add(str(node.target))
+            _cut_parameter(module, str(node.target), traced.axes[node.name], stays[node.name])
+        elif node.op == "call_function":
+            _cut_sizes(traced, module, node, read, stays)
+    return {name: line[stays[name]] for name, line in classes.items()}
+
+
+def _kept(value: Tensor, axis: int, stays: NDArray[np.bool_]) -> Tensor:
+    index = torch.from_numpy(np.flatnonzero(stays)).to(value.device)
+    return value.index_select(axis, index)
+
+
+def _set(module: nn.Module, name: str, value: Tensor) -> None:
+    before = getattr(module, name)
+    if isinstance(before, nn.Parameter):
+        setattr(module, name, nn.Parameter(value, before.requires_grad))
     else:
-        assert isinstance(module, Convolution)
-        found = (module.in_channels, module.out_channels)
+        setattr(module, name, value)
+
+
+def _cut_layer(module: nn.Module, layer: Layer, read: NDArray[np.bool_], made: NDArray[np.bool_]) -> None:
+    kind = kind_of(module)
+    assert kind is not None
+    groups = int(getattr(module, "groups", 1))
+    whole = layer.whole_groups or layer.shape.depthwise
+    inside = len(read) // groups
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if not made.all():
+        weight = _kept(weight, kind.out_axis, made)
+        if isinstance(module.bias, Tensor):
+            _set(module, "bias", _kept(module.bias, 0, made))
+    if not whole and not read.all():
+        weight = _kept(weight, kind.in_axis, read[:inside])
+    _set(module, "weight", weight)
+    if whole:
+        groups = int(read.sum()) // inside
+    kind.set_channels(module, int(read.sum()), int(made.sum()), groups)
+
+
+def _cut_norm(module: nn.Module, stays: NDArray[np.bool_]) -> None:
+    count = int(stays.sum())
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        value = getattr(module, name, None)
+        if isinstance(value, Tensor) and len(value) == len(stays):
+            _set(module, name, _kept(value, 0, stays))
+    if isinstance(module, _BatchNorm):
+        module.num_features = count
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and module.normalized_shape == (len(stays),):
+        module.normalized_shape = (count,)
+    elif isinstance(module, nn.GroupNorm):
+        if module.num_groups == module.num_channels:
+            module.num_groups = count
+        module.num_channels = count
+
+
+def _cut_parameter(module: fx.GraphModule, target: str, axis: int, stays: NDArray[np.bool_]) -> None:
+    """A parameter or buffer of the model's own that is added to (or multiplied with) the channels."""
+    owner_name, _, name = target.rpartition(".")
+    owner = module.get_submodule(owner_name)
+    _set(owner, name, _kept(getattr(owner, name), axis, stays))
+
+
+def _cut_sizes(
+    traced: Traced,
+    module: fx.GraphModule,
+    node: fx.Node,
+    read: str | None,
+    stays: Mapping[str, NDArray[np.bool_]],
+) -> None:
+    """Sizes that a call counts channels with."""
+
+    def part(name: str) -> tuple[int, Tensor]:
+        return traced.axes[name], torch.from_numpy(stays[name])
+
+    if node.name not in stays:
+        return
+    bound = arguments(node, node.args, node.kwargs)
+    index = bound.get("index")
+    if isinstance(index, fx.Node) and index.op == "get_attr":  # an order of channels
+        bound["index"] = getattr(module, str(index.target))
+    changed = resized(node, bound, part(read) if read is not None else None, part(node.name))
+    if isinstance(index, fx.Node) and index.op == "get_attr":
+        _set(module, str(index.target), changed["index"])
+        changed["index"] = index
+    node.args, node.kwargs = listed(node, changed)
+
+
+def _check(layer: Layer, module: nn.Module) -> None:
+    shape, kind = layer.shape, kind_of(module)
+    assert kind is not None
+    found = kind.channels(module)
     if found != (shape.in_channels, shape.out_channels):
         raise CutError(
             f"layer {layer.name!r} was to have {shape.in_channels}->{shape.out_channels} channels,"

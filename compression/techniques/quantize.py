@@ -9,7 +9,7 @@ A batch norm after a layer stays in training: folding it multiplies each output 
 per-channel symmetric codes do not change under that, so the codes trained here are the codes exported.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from leanfront.compression.capture.program import called
 from leanfront.compression.export.weights import along, highest_code
 from leanfront.compression.graph import Network, kernels
+from leanfront.compression.layers import kind_of
 from leanfront.compression.policy import Policy, tensor_bits
 from leanfront.compression.policy.grids import ActivationGrid
 from leanfront.compression.policy.precision import SAME_RANGE_OPS
@@ -161,8 +163,9 @@ def attach_quantizers(module: fx.GraphModule, network: Network, policy: Policy) 
         bits = policy[layer.name].weight_bits
         if bits <= 8:
             submodule = module.get_submodule(layer.name)
-            axis = 1 if isinstance(submodule, nn.ConvTranspose2d) else 0
-            weight = submodule.weight
+            kind = kind_of(submodule)
+            assert kind is not None
+            axis, weight = kind.out_axis, submodule.weight
             assert isinstance(weight, Tensor)
             parametrize.register_parametrization(submodule, "weight", WeightQuantizer(weight, bits, axis))
     by_name = {node.name: node for node in module.graph.nodes}
@@ -206,8 +209,9 @@ def quantizers(module: nn.Module) -> Mapping[str, ActivationQuantizer]:
 
 
 @torch.no_grad()
-def calibrate(module: nn.Module, batches: list[Tensor]) -> None:
-    """Find the ranges of all activation quantizers on ``batches`` of inputs (N, ...), from nothing.
+def calibrate(module: nn.Module, batches: Sequence[Any]) -> None:
+    """Find the ranges of all activation quantizers on ``batches`` of inputs, as the module takes them, from
+    nothing.
 
     Runs in eval mode, so batch norms must be right already.
     """
@@ -222,7 +226,7 @@ def calibrate(module: nn.Module, batches: list[Tensor]) -> None:
         quantizer.high.zero_()
         quantizer.batches.zero_()
     for batch in batches:
-        module(batch)
+        called(module, batch)
     for quantizer in found.values():
         quantizer.calibrating = False
     module.train(was_training)

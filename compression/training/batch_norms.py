@@ -1,13 +1,19 @@
 """Batch-norm re-estimation: a cut or quantized network needs the statistics of its own activations."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from leanfront.compression.capture.program import called
 
 
 @torch.no_grad()
-def re_estimate(module: nn.Module, batches: list[Tensor]) -> None:
-    """Set the running mean and variance of every batch norm to those of ``batches`` of inputs (N, ...).
+def re_estimate(module: nn.Module, batches: Sequence[Any]) -> None:
+    """Set the running mean and variance of every batch norm to those of ``batches`` of inputs, as the module
+    takes them.
 
     Everything else runs as in eval mode: no dropout, no range that moves. Without it the accuracy of a cut
     network says nothing (Yu and Huang 2019, section 3.3).
@@ -23,7 +29,7 @@ def re_estimate(module: nn.Module, batches: list[Tensor]) -> None:
         norm.momentum = None  # a cumulative mean over the batches
         norm.train()
     for batch in batches:
-        module(batch)
+        called(module, batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     module.train(was_training)

@@ -1,0 +1,709 @@
+"""The normal form of a captured program: layers, norms and dropouts are modules of torch under the user's own
+names, everything else an ATen operator; what computes nothing is gone, and sizes can be changed.
+
+Nothing behind this room knows how the user wrote it: a function, a subclass, weight_norm, a hook, a mask: what
+is computed counts.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from leanfront.compression.capture.program import DROPOUT
+
+aten = torch.ops.aten
+
+Make = Callable[["NormalForm", fx.Node], nn.Module | None]
+
+
+class NormalForm:
+    """A program on its way to the normal form; ``graph`` is changed in place. ``notes``: what is kept, why."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        self.graph = graph
+        self.notes: list[str] = []
+        self._names: set[str] = set()
+        self._values: dict[fx.Node, Tensor | None] = {}
+        self._weights: dict[frozenset[str], list[Tensor]] = {}
+
+    def made(self) -> fx.GraphModule:
+        """Bring it into the normal form."""
+        steps = (
+            self._assertions_out, self._precision_single, self._no_ops_out, self._written_out,
+            self._modules_in, self._constants_folded, self._shuffles_mapped, self._no_ops_out,
+        )  # fmt: skip
+        for step in steps:
+            step()
+            self.graph.graph.eliminate_dead_code()
+        self._named()
+        self.graph.delete_all_unused_submodules()
+        _drop_unused(self.graph)
+        self.graph.recompile()
+        return self.graph.eval()
+
+    # --- what the program holds
+
+    def held(self, target: str) -> Tensor:
+        """A parameter or buffer by name."""
+        owner, _, name = target.rpartition(".")
+        value = getattr(self.graph.get_submodule(owner), name)
+        assert isinstance(value, Tensor)
+        return value
+
+    def constant(self, node: Any) -> Tensor | None:
+        """The value of a node that depends on no input, else None."""
+        if not isinstance(node, fx.Node):
+            return node if isinstance(node, Tensor) else None
+        if node not in self._values:
+            self._values[node] = self._computed(node)
+        return self._values[node]
+
+    def _computed(self, node: fx.Node) -> Tensor | None:
+        if node.op == "get_attr":
+            return self.held(str(node.target)).detach()
+        if node.op != "call_function" or node.target in _RANDOM or not callable(node.target):
+            return None
+        sources = {source: self.constant(source) for source in node.all_input_nodes}
+        if any(value is None for value in sources.values()):
+            return None
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: sources[source])
+        with torch.no_grad():
+            value = node.target(*args, **kwargs)
+        return value if isinstance(value, Tensor | tuple | list) else None  # type: ignore[return-value]
+
+    def roots(self, node: Any) -> frozenset[str]:
+        """Names of the parameters and buffers that a constant is computed from."""
+        found, waiting = set(), [node] if isinstance(node, fx.Node) else []
+        while waiting:
+            one = waiting.pop()
+            if one.op == "get_attr":
+                found.add(str(one.target))
+            waiting.extend(one.all_input_nodes)
+        return frozenset(found)
+
+    def name(self, wanted: str) -> str:
+        """A name for a module that nothing has yet."""
+        name, count = wanted, 0
+        while name in self._names or not name:
+            count += 1
+            name = f"{wanted or 'layer'}_{count}"
+        self._names.add(name)
+        return name
+
+    def put(self, node: fx.Node, name: str, module: nn.Module, read: fx.Node) -> None:
+        """Call a module in place of an operator."""
+        owner = ""
+        for part in name.split(".")[:-1]:  # a name may lead through what is no module yet
+            inner = f"{owner}.{part}".lstrip(".")
+            if not _has_module(self.graph, inner):
+                self.graph.add_submodule(inner, nn.Module())
+            owner = inner
+        own = self.graph.get_submodule(name) if _has_module(self.graph, name) else None
+        if own is not None:  # the place of the user's module, with what is still read of it
+            for key, value in (*own._parameters.items(), *own._buffers.items()):
+                if key not in module._parameters and key not in module._buffers and value is not None:
+                    _set(module, key, value)
+            for key, child in own._modules.items():
+                module.add_module(key, child)
+        self.graph.set_submodule(name, module)
+        with self.graph.graph.inserting_before(node):
+            called = self.graph.graph.call_module(name, (read,))
+        called.meta = dict(node.meta)
+        node.replace_all_uses_with(called)
+        self.graph.graph.erase_node(node)
+
+    def function(self, node: fx.Node, target: Any, args: tuple[Any, ...], shape: Any = None) -> fx.Node:
+        """An operator before ``node``; ``shape``: of what it puts out, as a node with that shape."""
+        with self.graph.graph.inserting_before(node):
+            made = self.graph.graph.call_function(target, args)
+        made.meta = {key: node.meta[key] for key in ("nn_module_stack",) if key in node.meta}
+        if shape is not None:
+            made.meta["val"] = shape
+        return made
+
+    def replace(self, node: fx.Node, other: Any) -> None:
+        """Let everything that reads a node read another, and take the node out."""
+        node.replace_all_uses_with(other)
+        self.graph.graph.erase_node(node)
+
+    def functions(self, *targets: Any) -> Iterator[fx.Node]:
+        """The nodes that call one of these operators, in order; the graph may be changed meanwhile."""
+        wanted = set(targets)
+        for node in list(self.graph.graph.nodes):
+            if node.op == "call_function" and node.target in wanted:
+                yield node
+
+    # --- steps
+
+    def _assertions_out(self) -> None:
+        for node in reversed(list(self.graph.graph.nodes)):
+            name = str(node.target)
+            if not node.users and ("assert" in name or "sym_constrain" in name or name == "_guards_fn"):
+                self.graph.graph.erase_node(node)
+
+    def _precision_single(self) -> None:
+        """Half-precision networks are followed in single precision: a policy says what is held in few bits."""
+        halves = (torch.float16, torch.bfloat16)
+        floats = [*self.graph.named_parameters(), *self.graph.named_buffers()]
+        if not any(value.dtype in halves for _, value in floats):
+            return
+        for name, value in floats:
+            if value.dtype in halves:
+                owner, _, key = name.rpartition(".")
+                held = value.detach().float()
+                holder = self.graph.get_submodule(owner)
+                if isinstance(value, nn.Parameter):
+                    setattr(holder, key, nn.Parameter(held, value.requires_grad))
+                else:
+                    setattr(holder, key, held)
+
+        def single(value: Any) -> Any:
+            return torch.float32 if value in halves else value
+
+        for node in self.graph.graph.nodes:
+            if node.op == "call_function":
+                node.args = tuple(single(a) if isinstance(a, torch.dtype) else a for a in node.args)
+                node.kwargs = {
+                    k: single(v) if isinstance(v, torch.dtype) else v for k, v in node.kwargs.items()
+                }
+        self.notes.append("weights in half precision are followed in single precision")
+
+    def _no_ops_out(self) -> None:
+        for node in list(self.graph.graph.nodes):
+            if node.op == "call_function" and _does_nothing(node):
+                self.replace(node, node.args[0])
+
+    def _written_out(self) -> None:
+        """Several tensors at once become single ones, sizes are written as reshapes, attention as products."""
+        for step in (_pieces, _shapes, _attention, _products):
+            step(self)
+            self.graph.graph.eliminate_dead_code()
+
+    def _modules_in(self) -> None:
+        self._names = {name for name, _ in self.graph.named_parameters()}
+        for node in list(self.graph.graph.nodes):
+            if node.op == "call_function" and (make := _MAKERS.get(node.target)) is not None:
+                make(self, node)
+
+    def _constants_folded(self) -> None:
+        """What is computed from buffers alone is computed now; what parameters say is left to training."""
+        parameters = {name for name, _ in self.graph.named_parameters()}
+        count = 0
+        for node in reversed(list(self.graph.graph.nodes)):
+            if node.op != "call_function" or not node.users or not (value := _whole(self.constant(node))):
+                continue
+            if self.roots(node) & parameters or _is_view(node):
+                continue
+            name = f"_constant_{count}"
+            count += 1
+            self.graph.register_buffer(name, value[0].detach().clone().contiguous())
+            with self.graph.graph.inserting_before(node):
+                folded = self.graph.graph.get_attr(name)
+            folded.meta = dict(node.meta)
+            self.replace(node, folded)
+            self._values.clear()
+            self.graph.graph.eliminate_dead_code()
+
+    def _shuffles_mapped(self) -> None:
+        """A reshape, a transpose and a reshape back that only change the order of channels carry it as an
+        index: with some channels cut they could not run."""
+        for last in self.functions(aten.reshape.default):
+            turned = last.args[0]
+            if not isinstance(turned, fx.Node) or turned.target not in _TURNS or len(turned.users) > 1:
+                continue
+            first = turned.args[0]
+            if (
+                not isinstance(first, fx.Node)
+                or first.target is not aten.reshape.default
+                or len(first.users) > 1
+            ):
+                continue
+            read = first.args[0]
+            assert isinstance(read, fx.Node)
+            order = _order_of_channels(read, first, turned, last)
+            if order is None:
+                continue
+            axis, index = order
+            name = self.name(f"_order_{last.name}")
+            self.graph.register_buffer(name, index)
+            with self.graph.graph.inserting_before(last):
+                held = self.graph.graph.get_attr(name)
+                mapped = self.graph.graph.call_function(aten.index_select.default, (read, axis, held))
+            mapped.meta = dict(last.meta)
+            self.replace(last, mapped)
+
+    def _named(self) -> None:
+        """Nodes are named after the user's modules where one call is one node, else after the operator."""
+        fresh = fx.Graph()
+        fresh.set_codegen(self.graph.graph._codegen)
+        made: dict[fx.Node, fx.Node] = {}
+        for node in self.graph.graph.nodes:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: made[source])
+            name = node.name if node.op in ("placeholder", "output") else _wanted_name(node)
+            made[node] = fresh.create_node(node.op, node.target, args, kwargs, name, node.type)
+            made[node].meta = node.meta
+        self.graph.graph = fresh
+
+
+def _has_module(graph: nn.Module, name: str) -> bool:
+    try:
+        graph.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def _set(module: nn.Module, name: str, value: Tensor) -> None:
+    if isinstance(value, nn.Parameter):
+        module.register_parameter(name, value)
+    else:
+        module.register_buffer(name, value)
+
+
+def _drop_unused(graph: fx.GraphModule) -> None:
+    """Take out parameters and buffers that nothing reads."""
+    read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    called = {str(node.target) for node in graph.graph.nodes if node.op == "call_module"}
+    for name, _ in (*list(graph.named_parameters()), *list(graph.named_buffers())):
+        owner, _, key = name.rpartition(".")
+        if name not in read and owner not in called:
+            delattr(graph.get_submodule(owner), key)
+
+
+# --- what computes nothing
+
+_NOTHING = {
+    aten.clone.default, aten.alias.default, aten.contiguous.default, aten.detach.default,
+    aten.lift_fresh_copy.default, aten.detach_.default, aten.dropout.default, aten.feature_dropout.default,
+    aten.lift_fresh.default,
+}  # fmt: skip
+_SAME_SHAPE = {
+    aten.expand.default, aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.squeeze.dim,
+    aten.squeeze.dims, aten.squeeze.default, aten._unsafe_view.default, aten.expand_as.default,
+    aten.reshape_as.default, aten.slice.Tensor, aten.adaptive_avg_pool2d.default, aten.constant_pad_nd.default,
+    aten.pad.default,
+}  # fmt: skip
+_CASTS = {aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.type_as.default}
+
+
+def _does_nothing(node: fx.Node) -> bool:
+    read = node.args[0] if node.args else None
+    if not isinstance(read, fx.Node):
+        return False
+    if node.target in _NOTHING:
+        return True
+    before, after = read.meta.get("val"), node.meta.get("val")
+    if not isinstance(before, Tensor) or not isinstance(after, Tensor):
+        return False
+    if node.target in _CASTS:
+        halves = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+        return halves.get(before.dtype, before.dtype) == halves.get(after.dtype, after.dtype)
+    if node.target in (aten.add.Tensor, aten.sub.Tensor):
+        return node.args[1] == 0 and before.shape == after.shape and before.dtype == after.dtype
+    if node.target not in _SAME_SHAPE or len(before.shape) != len(after.shape):
+        return False
+    return all(_same(one, other) for one, other in zip(before.shape, after.shape, strict=True))
+
+
+def _same(one: Any, other: Any) -> bool:
+    return str(one) == str(other)
+
+
+# --- several tensors, sizes
+
+
+def _pieces(form: NormalForm) -> None:
+    """Chunks, splits and unbinds become slices, each on its own."""
+    targets = (
+        aten.chunk.default, aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int,
+        aten.tensor_split.sections, aten.split.sizes,
+    )  # fmt: skip
+    for node in form.functions(*targets):
+        read, values = node.args[0], node.meta.get("val")
+        assert isinstance(read, fx.Node)
+        shape = read.meta["val"].shape
+        dim = _argument(node, "dim", {aten.unbind.int: 1}.get(node.target, 2), 0) % len(shape)
+        if not isinstance(shape[dim], int) or not all(user.target is operator.getitem for user in node.users):
+            continue
+        starts = [0]
+        for value in values:
+            starts.append(starts[-1] + (1 if node.target is aten.unbind.int else int(value.shape[dim])))
+        for user in list(node.users):
+            place = int(user.args[1]) % len(values)
+            if node.target is aten.unbind.int:
+                made = form.function(user, aten.select.int, (read, dim, place))
+            else:
+                made = form.function(user, aten.slice.Tensor, (read, dim, starts[place], starts[place + 1]))
+            made.meta = dict(user.meta)
+            form.replace(user, made)
+
+
+def _argument(node: fx.Node, name: str, place: int, default: Any) -> Any:
+    return node.kwargs.get(name, node.args[place] if len(node.args) > place else default)
+
+
+def _shapes(form: NormalForm) -> None:
+    """Everything that is a reshape with sizes is one, and squeezes say which dimensions."""
+    for node in form.functions(
+        aten.view.default, aten._unsafe_view.default, aten.unflatten.int, aten.view_as.default,
+        aten.reshape_as.default,
+    ):  # fmt: skip
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
+            continue
+        sizes = node.meta["val"].shape
+        open_sizes = [place for place, size in enumerate(sizes) if not isinstance(size, int)]
+        if len(open_sizes) > 1:
+            continue
+        written = [-1 if place in open_sizes else int(size) for place, size in enumerate(sizes)]
+        node.target, node.args, node.kwargs = aten.reshape.default, (node.args[0], written), {}
+    for node in form.functions(aten.squeeze.default):
+        read = node.args[0]
+        assert isinstance(read, fx.Node)
+        ones = [d for d, size in enumerate(read.meta["val"].shape) if isinstance(size, int) and size == 1]
+        node.target, node.args = aten.squeeze.dims, (read, ones)
+
+
+# --- attention and products
+
+
+def _attention(form: NormalForm) -> None:
+    """Attention as its products (Vaswani et al. 2017, equation 1)."""
+    for node in form.functions(aten.scaled_dot_product_attention.default):
+        query, key, value = node.args[:3]
+        mask = _argument(node, "attn_mask", 3, None)
+        causal, grouped = _argument(node, "is_causal", 5, False), _argument(node, "enable_gqa", 6, False)
+        assert isinstance(query, fx.Node)
+        assert isinstance(key, fx.Node)
+        shape, keys = query.meta["val"].shape, key.meta["val"].shape
+        if grouped or (causal and not (isinstance(shape[-2], int) and isinstance(keys[-2], int))):
+            continue
+        scale = node.kwargs.get("scale")
+        factor = float(scale) if scale is not None else float(shape[-1]) ** -0.5
+        turned = form.function(node, aten.transpose.int, (key, -2, -1))
+        scores = form.function(node, aten.matmul.default, (query, turned))
+        scores = form.function(node, aten.mul.Tensor, (scores, factor))
+        if causal:
+            name = form.name("_causal")
+            form.graph.register_buffer(name, torch.ones(shape[-2], keys[-2]).triu(1) > 0)
+            with form.graph.graph.inserting_before(node):
+                held = form.graph.graph.get_attr(name)
+            scores = form.function(node, aten.masked_fill.Scalar, (scores, held, -math.inf))
+        elif isinstance(mask, fx.Node):
+            if mask.meta["val"].dtype is torch.bool:
+                hidden = form.function(node, aten.logical_not.default, (mask,))
+                scores = form.function(node, aten.masked_fill.Scalar, (scores, hidden, -math.inf))
+            else:
+                scores = form.function(node, aten.add.Tensor, (scores, mask))
+        weights = form.function(node, aten.softmax.int, (scores, -1))
+        mixed = form.function(node, aten.matmul.default, (weights, value))
+        mixed.meta = dict(node.meta)
+        form.replace(node, mixed)
+
+
+def _products(form: NormalForm) -> None:
+    """Products with a constant matrix are linear layers."""
+    for node in form.functions(aten.addmm.default, aten.mm.default, aten.matmul.default):
+        bias = node.args[0] if node.target is aten.addmm.default else None
+        read, matrix = node.args[-2:]
+        if node.kwargs or not isinstance(read, fx.Node) or form.constant(read) is not None:
+            continue
+        weight = form.constant(matrix)
+        if weight is None or weight.dim() != 2 or (bias is not None and form.constant(bias) is None):
+            continue
+        if bias is not None and form.constant(bias).dim() != 1:  # type: ignore[union-attr]
+            continue
+        turned = form.function(node, aten.t.default, (matrix,))
+        node.target, node.args = (
+            aten.linear.default,
+            (read, turned, bias) if bias is not None else (read, turned),
+        )
+
+
+# --- modules
+
+
+def _layer_name(form: NormalForm, node: fx.Node, weight: Any) -> str:
+    """The user's name of a layer: of the owner of its weight, or of the module that calls it."""
+    if isinstance(weight, fx.Node) and weight.op == "get_attr":
+        owner, _, key = str(weight.target).rpartition(".")
+        own = key.removesuffix("weight").rstrip("_")
+        return ".".join(filter(None, (owner, own)))
+    return _module_path(node)
+
+
+def _module_path(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    paths = [entry[0] for entry in stack.values()]
+    return str(paths[-1]).split("@")[0] if paths else ""
+
+
+def _own_weight(form: NormalForm, node: fx.Node, weight: Any) -> Tensor | None:
+    """The weight of a layer as a parameter of its own; None, with a note, where others read it, too."""
+    if isinstance(weight, fx.Node) and weight.op == "get_attr":
+        if len(weight.users) == 1:
+            return form.held(str(weight.target))
+        shared = True
+    else:
+        value = form.constant(weight)
+        if value is None:
+            return None
+        before = form._weights.setdefault(form.roots(weight), [])
+        shared = any(value.shape == other.shape and bool(torch.equal(value, other)) for other in before)
+        readers = len({user for user in weight.users}) if isinstance(weight, fx.Node) else 1
+        if not shared and readers == 1:
+            before.append(value)
+            return value.clone()
+        shared = True
+    form.notes.append(f"{_layer_name(form, node, weight)} is kept as it is: its weight is used several times")
+    return None
+
+
+def _parameter(value: Tensor) -> nn.Parameter:
+    return (
+        value
+        if isinstance(value, nn.Parameter)
+        else nn.Parameter(value.detach().clone(), value.is_floating_point())
+    )
+
+
+def _layer_made(
+    form: NormalForm, node: fx.Node, cls: type[nn.Module], weight: Any, bias: Any, *args: Any, **options: Any
+) -> None:
+    """Call a layer's module in place of its operator, where its weight is its own."""
+    if form.constant(weight) is None or (bias is not None and form.constant(bias) is None):
+        return
+    read = node.args[0]
+    held = _own_weight(form, node, weight)
+    if held is None or not isinstance(read, fx.Node) or form.constant(read) is not None:
+        return
+    module = cls(*args, **options, bias=bias is not None, device="meta")
+    module.weight = _parameter(held)
+    if bias is not None:
+        own = (
+            form.held(str(bias.target))
+            if bias.op == "get_attr" and len(bias.users) == 1
+            else form.constant(bias)
+        )
+        assert own is not None
+        module.bias = _parameter(own)
+    form.put(node, form.name(_layer_name(form, node, weight)), module, read)
+
+
+def _linear(form: NormalForm, node: fx.Node) -> None:
+    weight, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
+    value = form.constant(weight)
+    if value is not None and value.dim() == 2:
+        _layer_made(form, node, nn.Linear, weight, bias, value.shape[1], value.shape[0])
+
+
+_CONVOLUTIONS: Mapping[Any, type[nn.Module]] = {
+    aten.conv1d.default: nn.Conv1d, aten.conv2d.default: nn.Conv2d, aten.conv3d.default: nn.Conv3d,
+    aten.conv1d.padding: nn.Conv1d, aten.conv2d.padding: nn.Conv2d, aten.conv3d.padding: nn.Conv3d,
+}  # fmt: skip
+
+
+def _convolution(form: NormalForm, node: fx.Node) -> None:
+    cls = _CONVOLUTIONS[node.target]
+    given = [_argument(node, name, place, default) for place, (name, default) in enumerate(
+        (("input", None), ("weight", None), ("bias", None), ("stride", 1), ("padding", 0), ("dilation", 1),
+         ("groups", 1)))]  # fmt: skip
+    _, weight, bias, stride, padding, dilation, groups = given
+    value = form.constant(weight)
+    read = node.args[0]
+    if value is None or not isinstance(read, fx.Node) or read.meta["val"].dim() != value.dim():
+        return
+    sizes = tuple(value.shape[2:])
+    options = {
+        "kernel_size": sizes, "stride": _sizes(stride, len(sizes)), "dilation": _sizes(dilation, len(sizes)),
+        "padding": padding if isinstance(padding, str) else _sizes(padding, len(sizes)), "groups": groups,
+    }  # fmt: skip
+    _layer_made(form, node, cls, weight, bias, value.shape[1] * groups, value.shape[0], **options)
+
+
+_TRANSPOSED: Mapping[Any, type[nn.Module]] = {
+    aten.conv_transpose1d.default: nn.ConvTranspose1d, aten.conv_transpose2d.input: nn.ConvTranspose2d,
+    aten.conv_transpose3d.input: nn.ConvTranspose3d,
+}  # fmt: skip
+
+
+def _transposed(form: NormalForm, node: fx.Node) -> None:
+    cls = _TRANSPOSED[node.target]
+    given = [_argument(node, name, place, default) for place, (name, default) in enumerate(
+        (("input", None), ("weight", None), ("bias", None), ("stride", 1), ("padding", 0),
+         ("output_padding", 0), ("groups", 1), ("dilation", 1)))]  # fmt: skip
+    _, weight, bias, stride, padding, output_padding, groups, dilation = given
+    value = form.constant(weight)
+    if value is None:
+        return
+    if groups > 1:
+        form.notes.append(
+            f"{_layer_name(form, node, weight)} is kept as it is: a transposed convolution in groups is not"
+            " compressed"
+        )
+        return
+    n = value.dim() - 2
+    _layer_made(
+        form, node, cls, weight, bias, value.shape[0], value.shape[1], kernel_size=tuple(value.shape[2:]),
+        stride=_sizes(stride, n), padding=_sizes(padding, n), output_padding=_sizes(output_padding, n),
+        dilation=_sizes(dilation, n),
+    )  # fmt: skip
+
+
+def _sizes(value: Any, count: int) -> tuple[int, ...]:
+    sizes = [value] if isinstance(value, int) else list(value)
+    return tuple(sizes * count) if len(sizes) == 1 else tuple(sizes)
+
+
+def _norm_made(form: NormalForm, node: fx.Node, module: nn.Module, owned: Mapping[str, Any]) -> bool:
+    """Call a norm's module in place of its operator. ``owned``: its parameters and buffers as nodes."""
+    values = {key: form.constant(source) for key, source in owned.items() if source is not None}
+    if any(value is None for value in values.values()) or not isinstance(node.args[0], fx.Node):
+        return False
+    first = next((s for s in owned.values() if isinstance(s, fx.Node) and s.op == "get_attr"), None)
+    path = str(first.target).rpartition(".")[0] if first is not None else _module_path(node)
+    name = form.name(path or "norm")
+    if name != path and path in form._names and first is not None:
+        form.notes.append(f"{path} is used several times: each use has a norm of its own, {name} this one")
+    for key, source in owned.items():
+        if source is None:
+            continue
+        own = form.held(str(source.target)) if source.op == "get_attr" and name == path else values[key]
+        assert isinstance(own, Tensor)
+        if key in ("weight", "bias"):
+            setattr(module, key, _parameter(own))
+        else:
+            setattr(module, key, own.detach().clone())
+    form.put(node, name, module, node.args[0])
+    return True
+
+
+def _batch_norm(form: NormalForm, node: fx.Node) -> None:
+    x, weight, bias, mean, variance, momentum, eps = node.args[:7]
+    assert isinstance(x, fx.Node)
+    if len(node.users) != 1 or next(iter(node.users)).target is not operator.getitem:
+        return
+    item = next(iter(node.users))
+    cls = {4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(x.meta["val"].dim(), nn.BatchNorm1d)
+    size = form.constant(mean)
+    if size is None:
+        return
+    affine = weight is not None or bias is not None
+    module = cls(size.shape[0], eps=eps, momentum=momentum, affine=affine)
+    if _norm_made(
+        form, node,
+        module, {"weight": weight, "bias": bias, "running_mean": mean, "running_var": variance},
+    ):  # fmt: skip
+        called = item.args[0]
+        called.meta = dict(item.meta)  # type: ignore[union-attr]
+        form.replace(item, called)
+
+
+def _layer_norm(form: NormalForm, node: fx.Node) -> None:
+    shape = list(node.args[1])  # type: ignore[arg-type]
+    weight, bias = _argument(node, "weight", 2, None), _argument(node, "bias", 3, None)
+    if weight is None and bias is not None:
+        return
+    eps = _argument(node, "eps", 4, 1e-5)
+    module = nn.LayerNorm(shape, eps=eps, elementwise_affine=weight is not None, bias=bias is not None)
+    _norm_made(form, node, module, {"weight": weight, "bias": bias})
+
+
+def _group_norm(form: NormalForm, node: fx.Node) -> None:
+    x, groups = node.args[:2]
+    weight, bias = _argument(node, "weight", 2, None), _argument(node, "bias", 3, None)
+    if (weight is None) != (bias is None):
+        return
+    eps = _argument(node, "eps", 4, 1e-5)
+    channels = int(x.meta["val"].shape[1])  # type: ignore[union-attr]
+    module = nn.GroupNorm(groups, channels, eps=eps, affine=weight is not None)  # type: ignore[arg-type]
+    _norm_made(form, node, module, {"weight": weight, "bias": bias})
+
+
+def _rms_norm(form: NormalForm, node: fx.Node) -> None:
+    shape, weight = list(node.args[1]), _argument(node, "weight", 2, None)  # type: ignore[arg-type]
+    module = nn.RMSNorm(shape, eps=_argument(node, "eps", 3, None), elementwise_affine=weight is not None)
+    _norm_made(form, node, module, {"weight": weight})
+
+
+def _dropout(form: NormalForm, node: fx.Node) -> None:
+    read, share = node.args
+    assert isinstance(read, fx.Node)
+    form.put(node, form.name(_module_path(node) or "dropout"), nn.Dropout(float(share)), read)  # type: ignore[arg-type]
+
+
+_MAKERS: Mapping[Any, Callable[[NormalForm, fx.Node], None]] = {
+    aten.linear.default: _linear,
+    **dict.fromkeys(_CONVOLUTIONS, _convolution),
+    **dict.fromkeys(_TRANSPOSED, _transposed),
+    aten._native_batch_norm_legit_no_training.default: _batch_norm,
+    aten.layer_norm.default: _layer_norm,
+    aten.group_norm.default: _group_norm,
+    aten.rms_norm.default: _rms_norm,
+    DROPOUT: _dropout,
+}
+
+_RANDOM = {aten.rand.default, aten.randn.default, aten.bernoulli.p, DROPOUT}
+_TURNS = {aten.transpose.int, aten.permute.default, aten.swapaxes.default}
+
+
+# --- constants and orders
+
+
+def _whole(value: Any) -> tuple[Tensor] | None:
+    return (value,) if isinstance(value, Tensor) else None
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether folding would store more than it saves: an expansion of what is small."""
+    return node.target in (aten.expand.default, aten.expand_as.default, aten.repeat.default)
+
+
+def _order_of_channels(read: fx.Node, *moves: fx.Node) -> tuple[int, Tensor] | None:
+    """The dimension and the order of channels that moves amount to, if they amount to that alone."""
+    shape = [1 if not isinstance(size, int) else size for size in read.meta["val"].shape]
+    last = [1 if not isinstance(size, int) else size for size in moves[-1].meta["val"].shape]
+    if shape != last:
+        return None
+    for axis in (1, len(shape) - 1):
+        if axis >= len(shape) or shape[axis] == 1:
+            continue
+        numbers = torch.arange(shape[axis]).reshape([-1 if d == axis else 1 for d in range(len(shape))])
+        moved = numbers.expand(shape)
+        for move in moves:
+            args = list(move.args[1:])
+            if move.target is aten.reshape.default:
+                sizes = [1 if not isinstance(s, int) else s for s in move.meta["val"].shape]
+                args = [sizes]
+            moved = move.target(moved, *args)  # type: ignore[operator]
+        first = moved
+        for d in range(len(shape)):
+            if d != axis:
+                first = first.narrow(d, 0, 1)
+        if bool((moved == first).all()):
+            return axis, first.reshape(-1).clone()
+    return None
+
+
+def _wanted_name(node: fx.Node) -> str:
+    if node.op in ("call_module", "get_attr"):
+        return _identifier(str(node.target))
+    stack = node.meta.get("nn_module_stack") or {}
+    path, cls = next(reversed(stack.values()), ("", "")) if stack else ("", "")
+    if (
+        path
+        and str(cls).startswith("torch.nn.modules.")
+        and "." not in str(cls).removeprefix("torch.nn.modules.").replace(".", "", 1)
+    ):
+        return _identifier(str(path).split("@")[0])
+    name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
+    return _identifier(name)
+
+
+def _identifier(name: str) -> str:
+    made = "".join(letter if letter.isalnum() or letter == "_" else "_" for letter in name)
+    return f"_{made}" if made[:1].isdigit() else made

@@ -1,0 +1,225 @@
+"""A user's module as a graph of ATen operators, all of them out of place: ``torch.export``, for any batch."""
+
+import copy
+import inspect
+import io
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ShapesCollection
+from torch.utils import _pytree as pytree
+
+
+class TraceError(ValueError):
+    """A model that cannot be followed from its inputs to its outputs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Arguments:
+    """What a module is called with. Tensors lie anywhere in them, in tuples, lists and dictionaries."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(inputs: Any) -> "Arguments":
+        """From what a user gives: a dictionary is keywords, a tuple several arguments, else it is one."""
+        if isinstance(inputs, Arguments):
+            return inputs
+        if isinstance(inputs, Mapping):
+            return Arguments((), dict(inputs))
+        return Arguments(tuple(inputs)) if isinstance(inputs, tuple) else Arguments((inputs,))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors, in order."""
+        return [
+            leaf for leaf in pytree.tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)
+        ]
+
+    def changed(self, change: Any) -> "Arguments":
+        """The same with ``change`` made to each tensor."""
+        args, kwargs = pytree.tree_map_only(Tensor, change, (self.args, dict(self.kwargs)))
+        return Arguments(args, kwargs)
+
+    def batch(self, count: int) -> "Arguments":
+        """A batch of so many copies of the example; what has no batch stays."""
+        return self.changed(lambda t: torch.cat([t] * count) if _batched(t) else t)
+
+    def call(self, module: nn.Module) -> Any:
+        """What a module makes of them."""
+        return module(*self.args, **self.kwargs)
+
+
+def called(module: nn.Module, inputs: Any) -> Any:
+    """A module called with a batch of inputs as ``Arguments.of`` takes them."""
+    return Arguments.of(inputs).call(module)
+
+
+def _batched(tensor: Tensor) -> bool:
+    return tensor.dim() > 0 and tensor.shape[0] == 1
+
+
+@torch.library.custom_op("leanfront::dropout", mutates_args=())
+def _dropout(x: Tensor, p: float) -> Tensor:
+    """Marks a dropout: the decomposition would take it away, which training needs."""
+    return x.clone()
+
+
+@_dropout.register_fake
+def _(x: Tensor, p: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+DROPOUT = torch.ops.leanfront.dropout.default
+DROPOUTS = ("aten.dropout.default", "aten.dropout_.default", "aten.feature_dropout.default")
+
+
+def program(model: nn.Module, example: Arguments) -> fx.GraphModule:
+    """A module as ATen operators that take any batch, with its own parameters, called as itself.
+
+    Args:
+        model: in any mode; captured in evaluation mode, and left as it is.
+        example: with a batch of one.
+
+    Raises:
+        TraceError: it does not run on the example, decides on values of tensors, fits one batch only, has
+            weights that are no numbers, or puts out what is no tensor; one sentence says which line.
+    """
+    tensors = example.tensors
+    if not tensors:
+        raise TraceError("the example inputs hold no tensor; give what the module takes, with a batch of one")
+    if tensors[0].dim() and tensors[0].shape[0] != 1:
+        raise TraceError(f"the example input must have a batch of one, not {tensors[0].shape[0]}")
+    copied = _copied(model)
+    _check_numbers(copied)
+    _check_runs(copied, example)
+    exported = _exported(copied, example, type(model).__name__)
+    for node in exported.graph.nodes:
+        if node.op == "call_function" and str(node.target) in DROPOUTS and node.args[1]:
+            node.target, node.args = DROPOUT, node.args[:2]
+    with _quiet():
+        graph = exported.run_decompositions({}).module(check_guards=False)
+    assert isinstance(graph, fx.GraphModule)
+    _check_batch(graph)
+    plain = fx.GraphModule(graph, graph.graph, type(model).__name__)  # without checks of sizes before a call
+    return plain.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings, log lines and printed graphs of torch.export: what matters is in the error."""
+    nothing = io.StringIO()
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(nothing), redirect_stderr(nothing):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode. Weights that a hook computes (of weight_norm, say) are copied as values."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo).eval()
+
+
+def _check_numbers(model: nn.Module) -> None:
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if value.is_floating_point() and bool(value.isnan().any()):
+            raise TraceError(f"{name!r} has values that are no numbers (NaN); load weights that are whole")
+
+
+def _check_runs(model: nn.Module, example: Arguments) -> None:
+    name = type(model).__name__
+    try:
+        inspect.signature(model.forward).bind(*example.args, **example.kwargs)
+    except TypeError as error:
+        raise TraceError(f"{name} does not take these inputs: {error}") from error
+    try:
+        with torch.no_grad(), _quiet():
+            outputs = example.call(model)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in example.tensors)
+        raise TraceError(
+            f"the model does not run on its example input of shape {shapes}: {_said(error)}"
+        ) from error
+    leaves = pytree.tree_leaves(outputs)
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor | None):
+            raise TraceError(
+                f"{name} puts out {type(leaf).__name__}, and a network puts out tensors (in tuples, lists,"
+                " dictionaries); wrap it in a module that returns the tensors alone"
+            )
+    if not any(isinstance(leaf, Tensor) for leaf in leaves):
+        raise TraceError(f"{name} puts out no tensor")
+
+
+def _exported(model: nn.Module, example: Arguments, name: str) -> torch.export.ExportedProgram:
+    doubled = example.batch(2)
+    shapes = ShapesCollection()
+    for own, tensor in zip(example.tensors, doubled.tensors, strict=True):
+        if _batched(own):
+            shapes[tensor] = {0: Dim.AUTO}
+    try:
+        with _quiet():
+            return torch.export.export(
+                model, doubled.args, dict(doubled.kwargs), dynamic_shapes=shapes, strict=False
+            )
+    except Exception as error:  # torch.export raises many kinds
+        try:
+            with torch.no_grad(), _quiet():
+                doubled.call(model)
+        except Exception as second:
+            raise TraceError(
+                f"{name} runs with one batch size only: with a batch of two, {_said(second)}{_where(second)};"
+                " let sizes follow from the input (x.shape[0], -1)"
+            ) from second
+        raise TraceError(
+            f"torch.export cannot capture {name}: {_said(error)}{_where(error)}; rewrite that line without"
+            " decisions on values of tensors, or compress a part of the network that has none:"
+            ' Task(..., part="backbone")'
+        ) from error
+
+
+def _check_batch(graph: fx.GraphModule) -> None:
+    """Raise TraceError where the batch was settled by what the code does with it."""
+    for node in graph.graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder" and isinstance(value, Tensor) and value.dim() and value.shape[0] == 2:
+            if not isinstance(value.shape[0], torch.SymInt):
+                raise TraceError(
+                    f"the network fits one batch size only: its code settles the first size of {node.name!r};"
+                    " let sizes follow from the input (x.shape[0], -1)"
+                )
+
+
+def _said(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _where(error: BaseException) -> str:
+    """The last line of the user's code that an error came from."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _own(f.filename)]
+    if not frames:
+        return ""
+    return f" (in {frames[-1].name}, line {frames[-1].lineno} of {frames[-1].filename})"
+
+
+def _own(filename: str) -> bool:
+    inside = ("/torch/", "/compression/capture/", "/contextlib.py", "/inspect.py", "/copy.py", "<")
+    return not any(part in filename for part in inside)

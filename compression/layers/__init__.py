@@ -1,0 +1,5 @@
+"""Kinds of layers with weights that are cut and quantized: one row each says what anybody asks of a module."""
+
+from leanfront.compression.layers.kinds import KINDS, LayerKind, kind_of, layer_shape
+
+__all__ = ["KINDS", "LayerKind", "kind_of", "layer_shape"]

@@ -1,0 +1,105 @@
+"""The table of layers: a torch module, its axes, its shape as prices see it, and its ONNX operation."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from leanfront.compression.graph import LayerShape
+
+
+@dataclass(frozen=True)
+class LayerKind:
+    """One kind of layer.
+
+    op: of its ``LayerShape``; a sequence is an image of height 1, and a volume one whose height counts depth
+    times height. module: the class of torch. out_axis, in_axis: of its weight, the dimensions of output and
+    input channels. last: channels are the last dimension of its tensors, else the second. onnx: its operation
+    in a file.
+    """
+
+    op: str
+    module: type[nn.Module]
+    out_axis: int
+    in_axis: int
+    onnx: str
+    last: bool = False
+
+    def channel_axis(self, rank: int) -> int:
+        """The dimension of channels in a tensor that it reads or puts out."""
+        return rank - 1 if self.last else 1
+
+    def channels(self, module: nn.Module) -> tuple[int, int]:
+        """Input and output channels of a module."""
+        names = ("in_features", "out_features") if self.last else ("in_channels", "out_channels")
+        return getattr(module, names[0]), getattr(module, names[1])
+
+    def set_channels(self, module: nn.Module, inputs: int, outputs: int, groups: int) -> None:
+        """Say in a module that it has so many channels, in place; its weights are changed by the caller."""
+        names = ("in_features", "out_features") if self.last else ("in_channels", "out_channels")
+        setattr(module, names[0], inputs)
+        setattr(module, names[1], outputs)
+        if not self.last:
+            setattr(module, "groups", groups)  # noqa: B010 (not an attribute of every Module)
+
+    def attributes(self, module: nn.Module) -> Mapping[str, Any]:
+        """Of its ONNX operation: kernel, strides, paddings, dilations and groups."""
+        if self.last:
+            return {}
+        assert isinstance(module, nn.modules.conv._ConvNd)
+        found: dict[str, Any] = {"kernel_shape": list(module.kernel_size), "strides": list(module.stride)}
+        found["pads"] = paddings(module)
+        found["dilations"] = list(module.dilation)
+        if module.transposed and any(module.output_padding):
+            found["output_padding"] = list(module.output_padding)
+        if module.groups > 1:
+            found["group"] = module.groups
+        return found
+
+
+def paddings(module: nn.modules.conv._ConvNd) -> list[int]:
+    """Zeros around each dimension of what a convolution reads, those before all dimensions first."""
+    if isinstance(module.padding, str):
+        if module.padding == "valid":
+            return [0] * (2 * len(module.kernel_size))
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return [t // 2 for t in total] + [t - t // 2 for t in total]
+    sizes = [int(size) for size in module.padding]
+    return sizes + sizes
+
+
+KINDS: tuple[LayerKind, ...] = (
+    LayerKind("linear", nn.Linear, 0, 1, "Gemm", last=True),
+    LayerKind("conv2d", nn.Conv1d, 0, 1, "Conv"),
+    LayerKind("conv2d", nn.Conv2d, 0, 1, "Conv"),
+    LayerKind("conv2d", nn.Conv3d, 0, 1, "Conv"),
+    LayerKind("conv_transpose2d", nn.ConvTranspose1d, 1, 0, "ConvTranspose"),
+    LayerKind("conv_transpose2d", nn.ConvTranspose2d, 1, 0, "ConvTranspose"),
+    LayerKind("conv_transpose2d", nn.ConvTranspose3d, 1, 0, "ConvTranspose"),
+)
+
+_BY_CLASS = {kind.module: kind for kind in KINDS}
+
+
+def kind_of(module: nn.Module) -> LayerKind | None:
+    """The kind of a layer; None where a module is none. A parametrized module is of the kind that it was."""
+    return next((_BY_CLASS[cls] for cls in type(module).__mro__ if cls in _BY_CLASS), None)
+
+
+def pair(sizes: Sequence[int]) -> tuple[int, int]:
+    """Sizes of one, two or three dimensions as height and width."""
+    return math.prod(sizes[:-1]), int(sizes[-1])
+
+
+def layer_shape(kind: LayerKind, module: nn.Module, out_shape: Sequence[int]) -> LayerShape:
+    """What a layer computes. ``out_shape``: of the tensor that it puts out, with a batch of one."""
+    inputs, outputs = kind.channels(module)
+    if kind.last:
+        return LayerShape(kind.op, inputs, outputs, out_height=math.prod(out_shape[:-1]))
+    assert isinstance(module, nn.modules.conv._ConvNd)
+    return LayerShape(
+        kind.op, inputs, outputs, pair(module.kernel_size), pair(module.stride), module.groups,
+        *pair(out_shape[2:]),
+    )  # fmt: skip
