@@ -179,7 +179,7 @@ class NormalForm:
 
     def _written_out(self) -> None:
         """Several tensors at once become single ones, sizes are written as reshapes, attention as products."""
-        for step in (_pieces, _shapes, _attention, _products):
+        for step in (_pieces, _shapes, _attention, _products, _means, _batch_statistics):
             step(self)
             self.graph.graph.eliminate_dead_code()
 
@@ -354,6 +354,7 @@ def _shapes(form: NormalForm) -> None:
     ):  # fmt: skip
         if node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
+            _size_left_open(node)
             continue
         sizes = node.meta["val"].shape
         open_sizes = [place for place, size in enumerate(sizes) if not isinstance(size, int)]
@@ -361,11 +362,21 @@ def _shapes(form: NormalForm) -> None:
             continue
         written = [-1 if place in open_sizes else int(size) for place, size in enumerate(sizes)]
         node.target, node.args, node.kwargs = aten.reshape.default, (node.args[0], written), {}
+    for node in form.functions(aten.reshape.default):
+        _size_left_open(node)
     for node in form.functions(aten.squeeze.default):
         read = node.args[0]
         assert isinstance(read, fx.Node)
         ones = [d for d, size in enumerate(read.meta["val"].shape) if isinstance(size, int) and size == 1]
         node.target, node.args = aten.squeeze.dims, (read, ones)
+
+
+def _size_left_open(node: fx.Node) -> None:
+    """A reshape to (batch, everything else) says so, and not how much that is."""
+    sizes, value = list(node.args[1]), node.meta.get("val")  # type: ignore[arg-type]
+    if isinstance(value, Tensor) and len(sizes) == 2 and -1 not in sizes and isinstance(sizes[0], fx.Node):
+        node.args = (node.args[0], [sizes[0], -1])
+        node.meta["called"] = "flatten"
 
 
 # --- attention and products
@@ -422,6 +433,49 @@ def _products(form: NormalForm) -> None:
             aten.linear.default,
             (read, turned, bias) if bias is not None else (read, turned),
         )
+
+
+# --- means
+
+
+def _means(form: NormalForm) -> None:
+    """Pools to one value for each channel are means."""
+    for node in form.functions(
+        aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default
+    ):  # fmt: skip
+        read, sizes = node.args
+        assert isinstance(read, fx.Node)
+        value = read.meta["val"]
+        if value.dim() == len(sizes) + 2 and all(size == 1 for size in sizes):  # type: ignore[arg-type, union-attr]
+            node.meta["called"] = str(node.target.__name__).split(".")[0]  # type: ignore[union-attr]
+            node.target, node.args = aten.mean.dim, (read, list(range(2, value.dim())), True)
+
+
+def _batch_statistics(form: NormalForm) -> None:
+    """A batch norm without statistics of its own is arithmetic with those of the batch."""
+    for node in form.functions(aten._native_batch_norm_legit.no_stats):
+        x, weight, bias, _, _, eps = node.args
+        assert isinstance(x, fx.Node)
+        items = list(node.users)
+        if any(user.target is not operator.getitem or user.args[1] != 0 for user in items):
+            continue
+        rank = x.meta["val"].dim()
+        over, each = [d for d in range(rank) if d != 1], [1, -1] + [1] * (rank - 2)
+        centred = form.function(node, aten.sub.Tensor, (x, form.function(node, aten.mean.dim, (x, over, True))))
+        square = form.function(node, aten.mul.Tensor, (centred, centred))
+        variance = form.function(node, aten.mean.dim, (square, over, True))
+        variance = form.function(node, aten.add.Tensor, (variance, eps))
+        made = form.function(
+            node, aten.mul.Tensor, (centred, form.function(node, aten.rsqrt.default, (variance,)))
+        )
+        for target, value in ((aten.mul.Tensor, weight), (aten.add.Tensor, bias)):
+            if value is not None:
+                held = form.function(node, aten.reshape.default, (value, each))
+                made = form.function(node, target, (made, held))
+        for item in items:
+            made.meta = dict(item.meta)
+            form.replace(item, made)
+        form.graph.graph.erase_node(node)
 
 
 # --- modules
@@ -689,6 +743,13 @@ def _order_of_channels(read: fx.Node, *moves: fx.Node) -> tuple[int, Tensor] | N
     return None
 
 
+_SINGLE = tuple(
+    f"torch.nn.modules.{room}." for room in ("activation", "pooling", "flatten", "dropout", "linear", "upsampling",
+                                             "padding", "normalization", "batchnorm", "conv", "pixelshuffle")
+)  # fmt: skip
+"""Modules of torch of which one call is one operation."""
+
+
 def _wanted_name(node: fx.Node) -> str:
     if node.op in ("call_module", "get_attr"):
         return _identifier(str(node.target))
@@ -700,8 +761,8 @@ def _wanted_name(node: fx.Node) -> str:
         and "." not in str(cls).removeprefix("torch.nn.modules.").replace(".", "", 1)
     ):
         return _identifier(str(path).split("@")[0])
-    name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
-    return _identifier(name)
+    name = node.meta.get("called") or getattr(node.target, "__name__", str(node.target)).split(".")[0]
+    return _identifier(str(name))
 
 
 def _identifier(name: str) -> str:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -220,6 +221,11 @@ def _where(error: BaseException) -> str:
     return f" (in {frames[-1].name}, line {frames[-1].lineno} of {frames[-1].filename})"
 
 
+_HERE = Path(__file__).resolve().parent
+
+
 def _own(filename: str) -> bool:
-    inside = ("/torch/", "/compression/capture/", "/contextlib.py", "/inspect.py", "/copy.py", "<")
-    return not any(part in filename for part in inside)
+    """Whether a file is the user's: neither torch's nor Python's nor ours."""
+    if filename.startswith("<") or Path(filename).resolve().parent == _HERE:
+        return False
+    return not any(part in filename for part in ("/torch/", "/contextlib.py", "/inspect.py", "/copy.py"))

@@ -63,7 +63,9 @@ def _counted(name: str) -> Callable[[Mapping[str, Any], Part | None, Part], dict
 
     def change(bound: Mapping[str, Any], read: Part | None, made: Part) -> dict[str, Any]:
         sizes, (axis, stays) = list(bound[name]), made
-        if isinstance(sizes[axis], int) and sizes[axis] >= 0:
+        if isinstance(sizes[axis], fx.Node):  # heads, say, counted together with the batch
+            sizes[axis] = sizes[axis] if -1 in sizes else -1
+        elif sizes[axis] >= 0:
             sizes[axis] = int(stays.sum())
         return {name: sizes}
 

@@ -167,7 +167,8 @@ class _Reader(fx.Interpreter):
             affine = sum(
                 p is not None for p in (getattr(module, "weight", None), getattr(module, "bias", None))
             )
-            op = row if made.axis == 1 or row != "batchnorm" else "other"
+            over = row != "batchnorm" or read.axis == 1 or read.fixed  # else its channels are our positions
+            op = row if over else "other"
             bytes_each = 4 * affine if spans and row != "batchnorm" else 0
             fixed = (
                 0
@@ -243,13 +244,15 @@ class _Reader(fx.Interpreter):
                 if key in bound
             ]
             op = "relu6" if bounds == [0, 6] else op
-        elif name == "aten.mean.dim" and len(inputs[0].shape) == 4 and inputs[0].axis == 1:
-            dims = {int(d) % 4 for d in bound.get("dim") or range(4)}
-            op = "global_avgpool" if dims == {2, 3} else op
+        elif name == "aten.mean.dim" and inputs[0].axis == 1 and (rank := len(inputs[0].shape)) > 2:
+            dims = {int(d) % rank for d in bound.get("dim") or range(rank)}
+            op = "global_avgpool" if dims == set(range(2, rank)) else op
         elif op == "avgpool" and math.prod(shape[2:]) == 1:
             op = "global_avgpool"
         elif op in ("reshape", "flatten"):
             op = "flatten" if len(shape) == 2 and shape[1] == math.prod(inputs[0].shape) else "reshape"
+        elif op == "transpose" and _same_order(inputs[0].shape, bound):
+            op = "reshape"
         elif op == "expand":  # at a batch of one often nothing changes
             op = "expand" if math.prod(shape) == math.prod(inputs[0].shape) else "elementwise"
         elif op == "batchnorm" and made.axis != 1:
@@ -271,12 +274,12 @@ class _Reader(fx.Interpreter):
     ) -> tuple[tuple[int, int], tuple[int, int]]:
         """Kernel and stride of a pooling, (1, 1) for anything else; a global pooling spans its input."""
         if op == "global_avgpool":
-            size = pair(_image(self.flows[sources[0]]))
+            size = pair((1, *_image(self.flows[sources[0]])))
             return size, size
         if op not in ("maxpool", "avgpool"):
             return (1, 1), (1, 1)
         before, after = _image(self.flows[sources[0]]), _image(made)
-        fallback = pair([max(b // max(a, 1), 1) for b, a in zip(before, after, strict=True)])
+        fallback = pair([1, *(max(b // max(a, 1), 1) for b, a in zip(before, after, strict=True))])
         rank = len(made.shape) - 2
         kernel = _window_sizes(bound.get("kernel_size"), rank) or fallback
         return kernel, _window_sizes(bound.get("stride"), rank) or kernel
@@ -326,6 +329,21 @@ _NORMS: tuple[tuple[type[nn.Module], str], ...] = (
     (_BatchNorm, "batchnorm"), (nn.LayerNorm, "layernorm"), (nn.GroupNorm, "groupnorm"),
     (nn.RMSNorm, "rmsnorm"),
 )  # fmt: skip
+
+
+def _same_order(before: Shape, bound: Mapping[str, Any]) -> bool:
+    """Whether a transpose moves dimensions of size 1 alone, with a batch of one: no value is moved."""
+    rank = len(before)
+    if "dims" in bound:
+        order = [int(d) % rank for d in bound["dims"]]
+    elif {"dim0", "dim1"} <= set(bound):
+        order = list(range(rank))
+        one, other = int(bound["dim0"]) % rank, int(bound["dim1"]) % rank
+        order[one], order[other] = order[other], order[one]
+    else:
+        return False
+    large = [d for d in order if before[d] > 1]
+    return large == sorted(large)
 
 
 def _operator(node: fx.Node) -> str:

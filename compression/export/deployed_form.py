@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def fold(compressed: Compressed) -> Compressed:
                 name = str(node.target)
                 if isinstance(module.get_submodule(name), _BatchNorm):
                     module.set_submodule(name, nn.Identity())
-    return Compressed(module, compressed.network, compressed.policy)
+    return replace(compressed, module=module)
 
 
 def layer_weights(compressed: Compressed) -> dict[str, LayerWeights]:

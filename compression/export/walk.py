@@ -145,6 +145,12 @@ class _Walk:
             grid = self.grids[self.tensor_of[target].name]
             self.value[target] = self.dialect.padded(out, inputs[0], inputs[1], grid)
             return
+        if node.op_type == "Transpose" and made is not None and operation(made.op).same_tensor:
+            shape = list(self.template.shapes[made.name])  # dimensions of size 1 change places
+            shape[self.template.axes[made.name]] = self.network.node[made.name].width
+            sizes = out.constant(np.array(shape, dtype=np.int64))
+            self._produced(target, out.add("Reshape", [inputs[0], sizes], name=made.name))
+            return
         copied = onnx.NodeProto()
         copied.CopyFrom(node)
         relu6 = node.op_type == "Clip" and made is not None and made.output.op == "relu6"

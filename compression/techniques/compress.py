@@ -1,7 +1,10 @@
 """Apply a policy to a copy of a traced model: whatever the techniques do, one after the other."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import fx
 
 from leanfront.compression.capture.trace import Traced
@@ -10,13 +13,15 @@ from leanfront.compression.policy import Policy, PolicyError
 from leanfront.compression.policy.technique import technique, techniques
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compressed:
-    """A compressed module, its Network (after the cut) and the policy that made it."""
+    """A compressed module, its Network (after the cut) and the policy that made it. ``classes``: of each
+    tensor the classes of the channels that it has left, as ``Traced`` has them."""
 
     module: fx.GraphModule
     network: Network
     policy: Policy
+    classes: Mapping[str, NDArray[np.int64]] = field(default_factory=dict, repr=False)
 
 
 def compress(traced: Traced, policy: Policy, multiple: int = 1) -> Compressed:
@@ -47,4 +52,4 @@ def applied(traced: Traced, wanted: Network, policy: Policy) -> Compressed:
         technique(name)
     for one in sorted(techniques().values(), key=lambda one: one.stage):
         traced = one.apply(traced, wanted, policy)
-    return Compressed(traced.module, wanted, policy)
+    return Compressed(traced.module, wanted, policy, traced.classes)
