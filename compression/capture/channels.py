@@ -45,10 +45,11 @@ class Numbers:
 
     def join(self, one: Tensor, other: Tensor) -> None:
         """Make numbers one, place by place; the smaller tensor is repeated."""
-        one, other = torch.broadcast_tensors(one, other)
-        pairs = torch.stack([one.reshape(-1), other.reshape(-1)], 1)
-        pairs = pairs[pairs[:, 0] != pairs[:, 1]].unique(dim=0)
-        self._pairs.append((pairs[:, 0].numpy(), pairs[:, 1].numpy()))
+        a, b = np.broadcast_arrays(one.numpy(), other.numpy())
+        differ = a != b
+        if differ.any():
+            keys = np.unique(a[differ] * np.int64(2**31) + b[differ])
+            self._pairs.append((keys // 2**31, keys % 2**31))
 
     def stay(self, numbers: Tensor) -> None:
         """Say that these channels cannot be cut."""
@@ -170,8 +171,7 @@ class Follower:
         for d in range(len(shape)):
             if d != axis:
                 first = first.narrow(d, 0, 1)
-        if not bool((whole == first).all()):
-            self.numbers.join(whole, first)
+        self.numbers.join(whole, first)
         return Flow(shape, axis, first.reshape(-1).clone())
 
     # --- layers and norms
@@ -252,7 +252,7 @@ def _inputs(node: fx.Node, flows: Flows) -> list[Flow]:
 def _met(self: Follower, node: fx.Node, bound: Bound, flows: Flows, shape: Shape) -> Flow | None:
     """Tensors value by value, the smaller ones repeated."""
     inputs = _inputs(node, flows)
-    if torch.broadcast_shapes(*(flow.shape for flow in inputs)) != shape:
+    if np.broadcast_shapes(*(flow.shape for flow in inputs)) != shape:
         return None
     return _joined(self, inputs, shape)
 
@@ -407,18 +407,40 @@ def _letters(node: fx.Node, bound: Bound, flows: Flows) -> tuple[list[tuple[Flow
 
 
 def _moved(self: Follower, node: fx.Node, bound: Bound, flows: Flows, shape: Shape) -> Flow | None:
-    """The numbers are moved by the operator itself."""
+    """The places of channels are moved by the operator itself."""
     read, *others = node.all_input_nodes
     if read not in flows or any(other in flows and other.op != "get_attr" for other in others):
         return None
     flow = flows[read]
-    moved = _called(node, bound, flow.whole)
+    if flow.wild:
+        moved = _called(node, bound, flow.numbers)
+        fits = moved is not None and tuple(moved.shape) == shape
+        return Flow(shape, parameter_axis(shape), moved, wild=True) if fits and moved is not None else None
+    places = replace(flow, numbers=torch.arange(len(flow.numbers)))
+    moved = _called(node, bound, places.whole)
     if moved is None or tuple(moved.shape) != shape:
         return None
-    if flow.wild:
-        return Flow(shape, parameter_axis(shape), moved, wild=True)
-    made = self.settled(moved, _moved_axis(flow, moved))
-    return made if _runs_cut(node, bound, flow, moved, made) else None
+    moved = _compact(moved)
+    axis = _moved_axis(flow, moved, shape)
+    line = moved
+    for d in range(moved.dim()):
+        if d != axis:
+            line = line.narrow(d, 0, 1)
+    numbers = flow.numbers[moved]
+    if line.numel() < moved.numel():  # the values of a channel are cut together
+        self.numbers.join(numbers, flow.numbers[line])
+    line = line.reshape(-1).expand(shape[axis]) if shape else line.reshape(-1)
+    made = Flow(shape, axis, flow.numbers[line])
+    return made if _runs_cut(node, bound, flow, moved, line, made) else None
+
+
+def _compact(moved: Tensor) -> Tensor:
+    """With size 1 in the dimensions along which nothing differs."""
+    for d in range(moved.dim()):
+        first = moved.narrow(d, 0, 1)
+        if moved.shape[d] > 1 and bool((moved == first).all()):
+            moved = first
+    return moved
 
 
 def _called(node: fx.Node, bound: Bound, numbers: Tensor) -> Tensor | None:
@@ -484,46 +506,46 @@ ALTERNATIVES = 4
 """Parts of channels (heads of an attention) above which whole ones are cut rather than a share of each."""
 
 
-def _moved_axis(flow: Flow, moved: Tensor) -> int:
+def _moved_axis(flow: Flow, moved: Tensor, shape: Shape) -> int:
     """The dimension along which channels can be cut after a move: where several remain, the first of at least
     ``ALTERNATIVES`` (whole heads), else the longest (as many in each head)."""
-    varying = [d for d in range(moved.dim()) if not bool((moved == moved.narrow(d, 0, 1)).all())]
+    varying = [d for d in range(moved.dim()) if moved.shape[d] > 1]
     if not varying:  # a single channel: where it may be
-        same = flow.axis < moved.dim() and moved.shape[flow.axis] == flow.shape[flow.axis]
-        return flow.axis if same and moved.dim() == len(flow.shape) else default_axis(tuple(moved.shape))
+        same = len(shape) == len(flow.shape) and shape[flow.axis] == flow.shape[flow.axis]
+        return flow.axis if same else default_axis(shape)
     if len(varying) == 1:
         return varying[0]
     whole = [d for d in varying if moved.shape[d] >= ALTERNATIVES]
     return whole[0] if whole else max(varying, key=lambda d: moved.shape[d])
 
 
-def _runs_cut(node: fx.Node, bound: Bound, read: Flow, moved: Tensor, made: Flow) -> bool:
+def _runs_cut(node: fx.Node, bound: Bound, read: Flow, moved: Tensor, line: Tensor, made: Flow) -> bool:
     """Whether the operator, with its sizes changed, moves what is left of the channels after any cut to where
-    it has to be: tried on cuts drawn at random."""
-    if node.target in TURNS or bool((read.numbers == read.numbers[:1]).all()):
+    it has to be: tried on a cut drawn at random.
+
+    moved: the places in ``read`` of what is put out, compact; line: those along the channels of ``made``.
+    """
+    if node.target in TURNS or len(read.numbers) < 2 or read.fixed:
         return True
-    unique, places = torch.cat([read.numbers, moved.reshape(-1)]).unique(return_inverse=True)
-    of_read, of_moved = places[: len(read.numbers)], places[len(read.numbers) :].reshape(moved.shape)
-    line = of_moved
-    for d in range(moved.dim()):
-        if d != made.axis:
-            line = line.narrow(d, 0, 1)
-    pairs = torch.stack([of_moved.reshape(-1), line.expand(moved.shape).reshape(-1)], 1).unique(dim=0)
-    classes = torch.from_numpy(one_of_each(len(unique), pairs[:, 0].numpy(), pairs[:, 1].numpy()))
-    inside, outside = classes[of_read], classes[line.reshape(-1)]
-    generator = torch.Generator().manual_seed(0)
-    for share in (0.5, 0.8):
-        stays = torch.rand(len(unique), generator=generator) < share
-        kept = stays[inside], stays[outside]
-        if bool(kept[0].all()) or not bool(kept[0].any()) or not bool(kept[1].any()):
-            continue
-        changed = resized(node, bound, (read.axis, kept[0]), (made.axis, kept[1]))
-        whole = Flow(read.shape, read.axis, inside).whole
-        again = _called(node, changed, whole.index_select(read.axis, kept[0].nonzero().reshape(-1)))
-        wanted = classes[of_moved].index_select(made.axis, kept[1].nonzero().reshape(-1))
-        if again is None or again.shape != wanted.shape or not bool((again == wanted).all()):
-            return False
-    return True
+    same = torch.from_numpy(np.unique(read.numbers.numpy(), return_inverse=True)[1].reshape(-1))
+    shown = line.reshape([-1 if d == made.axis else 1 for d in range(len(made.shape))])
+    one, other = torch.broadcast_tensors(same[moved], same[shown])  # type: ignore[no-untyped-call]
+    pairs = np.unique(torch.stack([one.reshape(-1), other.reshape(-1)]).numpy(), axis=1)
+    classes = torch.from_numpy(one_of_each(len(same), pairs[0], pairs[1]))
+    inside, outside = classes[same], classes[same[line]]
+    stays = torch.rand(len(same), generator=torch.Generator().manual_seed(0)) < 0.6
+    kept = stays[inside], stays[outside]
+    if bool(kept[0].all()) or not bool(kept[0].any()) or not bool(kept[1].any()):
+        return True
+    changed = resized(node, bound, (read.axis, kept[0]), (made.axis, kept[1]))
+    before = Flow(read.shape, read.axis, inside)
+    left = tuple(int(kept[0].sum()) if d == read.axis else size for d, size in enumerate(read.shape))
+    again = _called(node, changed, Flow(left, read.axis, before.numbers[kept[0]]).whole)
+    whole = classes[same[moved]].expand(made.shape)
+    if again is None or again.dim() != whole.dim():
+        return False
+    wanted = whole.index_select(made.axis, kept[1].nonzero().reshape(-1))
+    return again.shape == wanted.shape and bool((again == wanted).all())
 
 
 _RULES: Mapping[str, Rule] = {
