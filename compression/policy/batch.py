@@ -215,14 +215,25 @@ class PolicyBatch:
         for kernel in self.kernels:
             if kernel.layer is None:
                 continue
-            shape = kernel.layer.shape
-            out = self.out_channels[self.layer_index[kernel.layer.name]]
+            row = self.layer_index[kernel.layer.name]
+            found[row] = self.reduced[row] * self.out_channels[row] * math.prod(kernel.layer.shape.kernel)
+        return found
+
+    @cached_property
+    def reduced(self) -> Counts:
+        """(layers, n): input channels that each output channel is computed from, after the cut."""
+        found = np.zeros_like(self.weight_bits)
+        for kernel in self.kernels:
+            if kernel.layer is None:
+                continue
+            shape, row = kernel.layer.shape, self.layer_index[kernel.layer.name]
             read = self.widths[self.kernel_index[kernel.inputs[0]]]
             if kernel.layer.whole_groups:
-                read = np.minimum(read, shape.in_channels // shape.groups)
+                found[row] = np.minimum(read, shape.in_channels // shape.groups)
+            elif shape.depthwise:
+                found[row] = read // np.maximum(self.out_channels[row], 1)
             else:
-                read = read // (np.maximum(out, 1) if shape.depthwise else shape.groups)
-            found[self.layer_index[kernel.layer.name]] = read * out * math.prod(shape.kernel)
+                found[row] = read // shape.groups
         return found
 
     @cached_property
@@ -271,8 +282,9 @@ class PolicyBatch:
 
     def size_bytes(self) -> NDArray[np.int64]:
         """(n,): bytes of each policy's ONNX file, as ``compression.policy.file_size.size_bytes`` has it."""
+        rows = self._plan.layer_rows
         found = self._plan.file_size.of(
-            self.widths, self.bits, self.weight_bits[self._plan.layer_rows], self.integer
+            self.widths, self.reduced[rows], self.bits, self.weight_bits[rows], self.integer
         )
         for name, values in self.more.items():
             if name not in SIZE_CHANGES:
