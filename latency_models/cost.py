@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from leanfront.compression.graph import Network
+from leanfront.compression.graph import Kernel, Network, kernels, operation
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile
@@ -138,6 +138,21 @@ class LayerCost:
     source: Kind
 
 
+def unknown_sentence(unknown: Sequence[Kernel], most: int = 6) -> str:
+    """What is said of kernels that are priced by what they move; each kind of operation once."""
+    kinds: dict[str, list[str]] = {}
+    for kernel in unknown:
+        kinds.setdefault(kernel.nodes[0].detail or kernel.op, []).append(kernel.name)
+    said = [
+        f"{kind} (node {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''})"
+        for kind, names in kinds.items()
+    ]
+    more = f" and {len(said) - most} more kinds" if len(said) > most else ""
+    count, one = len(unknown), "operation has no formula and is priced by what it moves"
+    several = "operations have no formula and are priced by what they move"
+    return f"{count} {one if count == 1 else several}: {', '.join(said[:most])}{more}"
+
+
 class CostModel(Protocol):
     """What can cost a network. The network is already resized to the policy.
 
@@ -149,7 +164,8 @@ class CostModel(Protocol):
 
     @abstractmethod
     def cost(self, network: Network, policy: Policy) -> Cost:
-        """The whole network; raises TableError where a cost is not known."""
+        """The whole network; raises TableError where the part cannot run it. What there is no formula for
+        costs what it moves, and then the cost is "modelled"."""
         ...
 
     @abstractmethod
@@ -159,8 +175,16 @@ class CostModel(Protocol):
 
     @abstractmethod
     def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:
-        """Each kernel, in order of execution; raises TableError where a cost is not known."""
+        """Each kernel, in order of execution; raises TableError as ``cost`` does."""
         ...
+
+    def unknown(self, network: Network) -> tuple[Kernel, ...]:
+        """The kernels that there is no formula for, so that they are priced by what they move."""
+        return tuple(
+            kernel
+            for kernel in kernels(network)
+            if not kernel.computes and operation(kernel.op).work in ("opaque", "layer")
+        )
 
     def as_built(self, network: Network, policy: Policy) -> Cost:
         """The cost of one network, with its kernels as they become when it is really built, where the model

@@ -22,6 +22,21 @@ class Kernel:
     activation: str = ""
 
     @property
+    def macs(self) -> int:
+        """Multiply-accumulates with weights that are no layer's, see ``Node``."""
+        return sum(node.macs for node in self.nodes)
+
+    @property
+    def computes(self) -> bool:
+        """Whether it is known how it is computed with weights: it is a layer, or says its ``macs``."""
+        return self.layer is not None or self.macs > 0
+
+    @property
+    def held_bytes(self) -> int:
+        """What it stores besides the weights of its layer, and norms, see ``Node``."""
+        return sum(node.held_bytes for node in self.nodes if not operation(node.op).parameters)
+
+    @property
     def output(self) -> Node:
         """The node whose tensor comes out."""
         return self.nodes[-1]

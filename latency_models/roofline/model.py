@@ -107,11 +107,12 @@ class RooflineModel(CostModel):
         within the profile's memory_bytes, if given.
 
         Raises:
-            TableError: an operation or a bit pair whose cost is not known.
+            TableError: a bit pair whose cost is not known.
         """
         batch = PolicyBatch.one(network, policy)
         found = self._costs(batch, self._times(batch, policy))
-        return found.first(self.kind, self.profile.estimated, {})
+        kind: Kind = "modelled" if self.unknown(network) else self.kind
+        return found.first(kind, self.profile.estimated, {})
 
     def costs(self, batch: PolicyBatch) -> CostArrays:
         """Many policies at once; sparsity that cuts no channels is not part of a batch.
@@ -127,8 +128,14 @@ class RooflineModel(CostModel):
         work, found = self._times(batch, policy)
         energy = self._energy_mj(found)
         latency = found.latency_ms
+        unknown = {kernel.name for kernel in self.unknown(network)}
         return tuple(
-            LayerCost(name, float(latency[row, 0]), float(energy[row, 0]), self.kind)
+            LayerCost(
+                name,
+                float(latency[row, 0]),
+                float(energy[row, 0]),
+                "modelled" if batch.kernels[row].name in unknown else self.kind,
+            )
             for row, name in enumerate(work.names)
             if work.busy[row] or latency[row, 0] > 0
         )

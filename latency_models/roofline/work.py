@@ -7,11 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanfront.compression.graph import Kernel
-from leanfront.compression.graph.operations import named, operation
+from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile, Roofline
 from leanfront.latency_models.cost import check_bits
-from leanfront.latency_models.errors import TableError
 
 Array = NDArray[np.float64]
 
@@ -54,10 +53,10 @@ class Work:
 
 
 def work_of(batch: PolicyBatch, profile: HardwareProfile, roofline: Roofline) -> Work:
-    """The work of every kernel, in order of execution.
+    """The work of every kernel, in order of execution. Of what has no formula it is what it moves.
 
     Raises:
-        TableError: an operation or a bit pair whose cost is not known; it is named.
+        TableError: a bit pair whose cost is not known; it is named.
     """
     check_bits(batch, profile)
     held = held_bits(batch)
@@ -97,14 +96,9 @@ def work_of(batch: PolicyBatch, profile: HardwareProfile, roofline: Roofline) ->
         elif row_of.work == "product":
             first = batch.kernels[inputs[0]].output
             depth = first.spatial[-1] if first.spatial else batch.widths[inputs[0]]
-            fields["macs"][row] = elements[row] * depth
+            fields["macs"][row] += elements[row] * depth
             unit[row] = _units(roofline)[np.where(held[row] == 16, 16, 32)]
-        elif row_of.work != "values":
-            raise TableError(
-                f"the cost of operation {kernel.output.detail or kernel.op!r} (node {kernel.name!r}) on"
-                f" profile {profile.name!r} is not known; known are layers, products of tensors and"
-                f" {', '.join(named(lambda known: known.work == 'values'))}"
-            )
+        _add_held(row, kernel, elements[row], roofline, fields, unit)
     conversions, converted = _conversions(batch, held, elements, roofline)
     return Work(
         names=tuple(kernel.layer.name if kernel.layer else kernel.name for kernel in batch.kernels),
@@ -175,12 +169,31 @@ def _add_layer(
     positions = batch.macs[index] / np.maximum(weights, 1.0)
     taps = math.prod(shape.kernel)
     inside, outside = _alignments(roofline)
-    padded_in = _rounded_up(read // shape.groups, inside[unit[row]])
+    padded_in = _rounded_up(batch.reduced[index], inside[unit[row]])
     outputs = positions * _rounded_up(out, outside[unit[row]])
     fields["macs"][row] = taps * padded_in * np.maximum(outputs, _waves(positions, out, roofline))
     if taps > 1:
         fields["window_values"][row] = positions * read * taps
         fields["window_bytes"][row] = fields["window_values"][row] * held[source] / 8
+
+
+def _add_held(
+    row: int,
+    kernel: Kernel,
+    made: Array,
+    roofline: Roofline,
+    fields: dict[str, Array],
+    unit: NDArray[np.int64],
+) -> None:
+    """Arithmetic and weights that no policy speaks of: in floats. Of a table as much is read as comes out."""
+    if kernel.macs:
+        unit[row] = _units(roofline)[32]
+        fields["macs"][row] += kernel.macs
+    if kernel.held_bytes:
+        all_of_it = operation(kernel.op).reads_held
+        read = np.minimum(kernel.held_bytes, np.inf if all_of_it else 4.0 * made)
+        fields["values"][row] += read / 4
+        fields["moved_bytes"][row] += read
 
 
 def _joins_maps(row: int, batch: PolicyBatch) -> bool:
