@@ -115,17 +115,52 @@ def costs_by_depth(batch: PolicyBatch, costs: Callable[[PolicyBatch], CostArrays
     return costs(parts[0]) if len(parts) == 1 else CostArrays.joined([*map(costs, parts)], columns)
 
 
+def costs_in_portions(
+    batch: PolicyBatch,
+    costs: Callable[[PolicyBatch], CostArrays],
+    at_once: int,
+    fusing: Sequence[str] = (),
+) -> CostArrays:
+    """What ``costs`` says of policies of one network, so many at a time; it prices kernels of the whole
+    network, whatever is left out. Policies that leave out what keeps two kernels apart are priced as policies
+    of what is left.
+
+    Args:
+        fusing: operations that the part computes with the layer before, besides those of ``kernels``.
+    """
+    parts, columns = [], []
+    for begin in range(0, batch.count, at_once):
+        whole = np.arange(begin, min(begin + at_once, batch.count))
+        part = batch.part(slice(begin, begin + at_once))
+        others = part.other_kernels(fusing)
+        if not others.any():
+            parts.append(costs(part))
+            columns.append(whole)
+            continue
+        for chosen, priced in ((~others, costs), (others, lambda few: costs_by_depth(few, costs))):
+            if chosen.any():
+                parts.append(priced(part.part(np.flatnonzero(chosen))))
+                columns.append(whole[chosen])
+    if not parts:
+        return costs(batch)
+    return parts[0] if len(parts) == 1 else CostArrays.joined(parts, columns)
+
+
 def check_bits(batch: PolicyBatch, profile: HardwareProfile) -> None:
     """Raise TableError for the first layer whose bits the part has no units for."""
-    pairs = batch.weight_bits * 100 + batch.activation_bits
-    for pair in map(int, np.unique(pairs)):
-        weights, activations = divmod(pair, 100)
-        if not profile.supports(weights, activations):
-            row = int(np.argmax((pairs == pair).any(axis=1)))
-            raise TableError(
-                f"profile {profile.name!r} cannot run layer {batch.network.layers[row].name!r} with weights"
-                f" of {weights} and activations of {activations} bits; it can: {profile.supported_sentence}"
-            )
+    known = np.zeros((33, 33), dtype=np.bool_)
+    for pair in profile.supported:
+        known[pair] = True
+    unknown = ~known[batch.weight_bits, batch.activation_bits]
+    for row, absent in batch.absent_layers.items():
+        unknown[row] &= ~absent
+    if unknown.any():
+        row, column = (int(place) for place in np.argwhere(unknown)[0])
+        weights, activations = int(batch.weight_bits[row, column]), int(batch.activation_bits[row, column])
+        raise TableError(
+            f"profile {profile.name!r} cannot run layer {batch.network.layers[row].name!r} with weights"
+            f" of {weights} and activations of {activations} bits; it can: {profile.supported_sentence}"
+        )
 
 
 @dataclass(frozen=True)

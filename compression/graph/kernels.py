@@ -1,5 +1,6 @@
 """Fused kernels: what an inference engine really runs, as groups of a network's nodes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from leanfront.compression.graph.nodes import Graph, Layer, LayerShape, Node
@@ -62,7 +63,7 @@ def kernels(network: Graph) -> tuple[Kernel, ...]:
             head = done[source]
             last = members[head][-1]
             alone = network.consumers[source] == (node.name,) and source not in network.outputs
-            if last.name == source and alone and _fuses(members[head], node):
+            if last.name == source and alone and fuses(members[head], node):
                 members[head].append(node)
                 done[node.name] = head
                 continue
@@ -82,7 +83,8 @@ def kernels(network: Graph) -> tuple[Kernel, ...]:
     )
 
 
-def _fuses(kernel: list[Node], node: Node) -> bool:
+def fuses(kernel: Sequence[Node], node: Node) -> bool:
+    """Whether a node that alone reads what a kernel makes becomes part of it."""
     head, wanted = operation(kernel[0].op), operation(node.op).fuses
     if wanted == "anything":
         return not head.given

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.compression.graph.branches import Branch
+from leanfront.compression.graph.branches import Branch, fused_alone
 from leanfront.compression.graph.kernels import Kernel, kernels
 from leanfront.compression.graph.network import Network, block_kept
 from leanfront.compression.policy.file_size import FileSize
@@ -30,6 +30,16 @@ class _Plan:
         self.rule = Precision(self.kernels)
         self.file_size = FileSize(self.kernels)
         self.layer_rows = [self.layer_index[layer.name] for layer in self.rule.layers]
+        self._network = network
+        self._fused_alone: dict[frozenset[str], list[tuple[tuple[int, ...], list[tuple[int, ...]]]]] = {}
+
+    def fused_alone(self, fusing: frozenset[str]) -> list[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
+        """As ``branches.fused_alone``; made once."""
+        if fusing not in self._fused_alone:
+            self._fused_alone[fusing] = fused_alone(
+                self._network, self.kernels, self._network.branches, fusing
+            )
+        return self._fused_alone[fusing]
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +149,25 @@ class PolicyBatch:
                     absent[row] = absent[row] | gone if row in absent else gone
             aliases[self.kernel_index[branch.join]] = (self.kernel_index[branch.stays], gone)
         return absent, aliases
+
+    @cached_property
+    def idle(self) -> Mapping[int, Flags]:
+        """Row of a kernel -> where (n,) nothing of it is computed: it is left out, or another name."""
+        idle = dict(self.absent)
+        for row, (_, alias) in self.aliases.items():
+            idle[row] = idle[row] | alias if row in idle else alias
+        return idle
+
+    def other_kernels(self, fusing: Sequence[str] = ()) -> Flags:
+        """(n,): where the kernels of what is left are not those of the network that are left: what is left
+        out kept two of them apart. ``fusing``: operations that fuse behind layers, see ``fused_alone``."""
+        found = np.zeros(self.count, dtype=np.bool_)
+        if self.left_out is None or not self.left_out.any():
+            return found
+        for own, others in self._plan.fused_alone(frozenset(fusing)):
+            gone = [self.left_out[list(branches)].any(axis=0) for branches in others]
+            found |= np.logical_and.reduce(gone) & ~self.left_out[list(own)].any(axis=0)
+        return found
 
     @cached_property
     def absent_layers(self) -> Mapping[int, Flags]:
