@@ -94,8 +94,9 @@ class FileSize:
         if self._stored:
             total += (self._stored_bytes * widths[self._stored]).sum(axis=0)
         gone = widths == 0
-        if gone.any():
-            total -= self._own @ gone
+        if left_out := np.flatnonzero(gone.any(axis=1)).tolist():
+            for row in left_out:
+                total -= self._own[row] * gone[row]
             for row, inputs in self._joins:
                 alias = gone[inputs].any(axis=0) & ~gone[row]
                 total -= alias * (self._own[row] + _QUANTIZER_BYTES[0].take(bits[row]))
@@ -105,13 +106,9 @@ class FileSize:
 def _shared_bytes(widths: NDArray[np.int64]) -> NDArray[np.int64]:
     """(n,): bytes of zero points that integer linear layers share with another one, as equal constants are
     stored once, unless they are large. ``widths``: (layers, n), 0 where a layer is no integer one."""
-    width = np.sort(widths.T.astype(np.int32), axis=1)
+    width = np.sort(np.minimum(widths, LARGE + 1).T.astype(np.int16), axis=1)
     repeated = width[:, 1:] * (width[:, 1:] == width[:, :-1])
-    saved = np.zeros(repeated.shape, dtype=np.int64)
-    for each in (1, 4):  # of a weight, of the bias
-        small = (repeated > 0) & (each * repeated <= LARGE)
-        saved += small * (each * repeated + ZERO_POINTS_BYTES // 2)
-    return np.asarray(saved.sum(axis=1))
+    return np.asarray(_SHARED_BYTES.take(repeated).sum(axis=1))
 
 
 def _own_bytes(kernel: Kernel) -> int:
@@ -167,6 +164,13 @@ def _layer_bytes(linear: bool, weight_bits: int, integer: bool) -> tuple[int, in
     return fixed, per_channel
 
 
+_SHARED_BYTES = np.array(
+    [
+        sum(each * width + ZERO_POINTS_BYTES // 2 for each in (1, 4) if 0 < each * width <= LARGE)
+        for width in range(LARGE + 2)
+    ]
+)
+"""Of the zero points of a layer so wide: those of its weights, and of its bias."""
 _STORAGE_BITS = np.array([0, *(storage_bits(bits) for bits in range(1, 33))])
 _FIXED_BYTES, _CHANNEL_BYTES = (
     np.array(

@@ -137,6 +137,12 @@ def unknown(network: Network) -> tuple[Kernel, ...]:
     )
 
 
+def squeezes(batch: PolicyBatch) -> bool:
+    """Whether a layer works on one position in the middle of the network (squeeze and excite)."""
+    later = zip(batch.kernels, _wide_later(batch.kernels), strict=True)
+    return any(kernel.layer is not None and _positions(kernel) == 1 and wide for kernel, wide in later)
+
+
 def _wide_later(kernels: tuple[Kernel, ...]) -> list[bool]:
     """For each kernel, whether one of more than one position comes after it."""
     found: list[bool] = []

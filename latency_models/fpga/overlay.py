@@ -10,13 +10,22 @@ from leanfront.compression.policy import Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile
 from leanfront.hw_profiles.sections import Overlay
-from leanfront.latency_models.cost import Cost, CostArrays, CostModel, LayerCost, costs_by_depth
+from leanfront.latency_models.cost import (
+    Cost,
+    CostArrays,
+    CostModel,
+    LayerCost,
+    costs_by_depth,
+    costs_in_portions,
+)
 from leanfront.latency_models.errors import TableError
-from leanfront.latency_models.fpga.kernels import FLOAT_BITS, Array, Work, unknown, works
+from leanfront.latency_models.fpga.kernels import FLOAT_BITS, Array, Work, squeezes, unknown, works
 from leanfront.latency_models.fpga.radiation import clock_mhz, energy_mj, occupied, slowed
 from leanfront.latency_models.memory import peak_bytes
 from leanfront.latency_models.registry import costs_of, section_of
 
+AT_ONCE = 8192
+"""Policies that are priced at a time."""
 FLOAT_PASSES = (FLOAT_BITS / 8) ** 2
 """Passes that an array of 8 bits needs for products of floats: each byte of one operand with each of the
 other. Nothing is known of such an operation there: it may run elsewhere."""
@@ -76,7 +85,7 @@ def layer_times(work: Work, overlay: Overlay, clock: float) -> LayerTimes:
             np.maximum(compute_ms, moved / bandwidth) + fixed_ms,
             np.maximum(compute_ms, (weight_bytes + moved) / bandwidth) + fixed_ms,
         )
-    first_ms = np.maximum(tile_ms, weight_bytes / blocks / bandwidth)
+    first_ms = np.maximum(tile_ms, weight_bytes / np.maximum(blocks, 1.0) / bandwidth)
     streamed_ms = blocks * (first_ms + (tiles - 1) * tile_ms)
     return LayerTimes(
         np.maximum(compute_ms, moved / bandwidth) + fixed_ms,
@@ -137,8 +146,11 @@ class OverlayModel(CostModel):
         return found.first("modelled", self.profile.estimated, resources)
 
     def costs(self, batch: PolicyBatch) -> CostArrays:
-        """Many policies at once; see ``cost``."""
-        return costs_by_depth(batch, self._costs)
+        """Many policies at once; see ``cost``. What is pooled for a layer in the middle of the network
+        depends on what is left before and after it."""
+        if squeezes(batch):
+            return costs_by_depth(batch, self._costs)
+        return costs_in_portions(batch, self._costs, AT_ONCE)
 
     def unknown(self, network: Network) -> tuple[Kernel, ...]:
         """The kernels that there is no formula for."""
@@ -178,21 +190,22 @@ class OverlayModel(CostModel):
         layers: list[tuple[Work, LayerTimes]] = []
         moved = np.zeros(batch.count)
         for work in works(batch, self.profile):
+            there = ~batch.idle[work.row] if work.row in batch.idle else True
             if work.layer:
                 times = layer_times(work, overlay, clock)
-                rows[work.row] = times.streamed_ms
+                rows[work.row] = np.where(there, times.streamed_ms, 0.0)
                 if work.stored:
                     layers.append((work, times))
                 moved += _weight_bytes(work)
             elif work.busy:
-                rows[work.row] = other_ms(work, overlay, clock)
-                moved += work.read_bytes
+                rows[work.row] = np.where(there, other_ms(work, overlay, clock), 0.0)
+                moved += work.read_bytes * there
             if overlay.features_outside and work.busy:
-                moved += work.out * work.positions * work.out_bits / 4  # written once, read once
+                moved += work.out * work.positions * work.out_bits / 4 * there  # written once, read once
         if overlay.weight_memory_bytes and layers:
             stay = _resident(layers, overlay.weight_memory_bytes)
             for here, (work, times) in zip(stay, layers, strict=True):
-                rows[work.row] = np.where(here, times.resident_ms, times.streamed_ms)
+                rows[work.row] = np.where(here, times.resident_ms, rows[work.row])
                 moved -= np.where(here, _weight_bytes(work), 0.0)
         return rows, moved
 
@@ -204,8 +217,9 @@ def _resident(layers: list[tuple[Work, LayerTimes]], capacity_bytes: float) -> N
     """
     sizes = np.array([_weight_bytes(work) for work, _ in layers])
     gains = np.array([times.streamed_ms - times.resident_ms for _, times in layers])
+    gains[sizes == 0.0] = 0.0  # left out
     gains[[work.op == "linear" for work, _ in layers]] = 0.0
-    order = np.argsort(-gains / sizes, axis=0, kind="stable")
+    order = np.argsort(-gains / np.maximum(sizes, 1e-9), axis=0, kind="stable")
     before = np.take_along_axis(sizes, order, axis=0).cumsum(axis=0)
     fits = np.zeros(sizes.shape, dtype=np.bool_)
     np.put_along_axis(fits, order, before <= capacity_bytes, axis=0)

@@ -66,14 +66,16 @@ def times(work: Work, roofline: Roofline, gains: Array | float = 1.0) -> Times:
         moved = moved + roofline.gathered_passes * work.gathered_bytes
     bandwidth = roofline.bandwidth_bytes_per_ms * (roofline.bandwidth_efficiency or 1.0)
     memory = moved / bandwidth + (roofline.value_ns or 0.0) * NS * values
-    exposed = np.minimum(compute, memory) * (1.0 if roofline.overlap is None else roofline.overlap)
-    other = roofline.overhead_ms * work.launches + (memory - exposed) / gains
+    hidden: Any = 0.0
+    if not (isinstance(compute, float) and compute == 0.0):
+        hidden = np.minimum(compute, memory) * (1.0 if roofline.overlap is None else roofline.overlap)
+    other = roofline.overhead_ms * work.launches + (memory - hidden) / gains
     if roofline.conversion_overhead_ms is not None:
         other = other + roofline.conversion_overhead_ms * work.conversions
         other = other + work.converted_bytes / bandwidth
     if roofline.joined_value_ns:
         other = other + roofline.joined_value_ns * NS * work.joined_values
-    if roofline.image_value_ns:
+    if roofline.image_value_ns and not isinstance(work.image_values, float):
         image_ns = np.array([roofline.image_value_ns.get(str(bits), 0.0) for bits in range(33)])
         other = other + image_ns[work.image_bits] * NS * work.image_values
     return Times(compute / gains, other)

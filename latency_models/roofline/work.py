@@ -16,6 +16,7 @@ from leanfront.compression.graph import operation
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile, Roofline
 from leanfront.latency_models.cost import check_bits
+from leanfront.latency_models.memory import held_bytes
 
 Array = NDArray[np.float64]
 Bits = NDArray[np.int64]
@@ -111,8 +112,8 @@ class Kernels:
 
     @property
     def tensor_bytes(self) -> Array:
-        """(kernels, n): of each output; integers of 8 bits or fewer take one byte each."""
-        return self.elements * np.where(self.held <= 8, 1.0, self.held / 8)
+        """(kernels, n): of each output."""
+        return held_bytes(self.elements, self.held)
 
     def works(self) -> Iterator[Work]:
         """The work of each. Of what has no formula it is what it moves."""

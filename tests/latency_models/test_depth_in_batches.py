@@ -14,6 +14,7 @@ from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segmen
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile, load_profile
 from leanfront.latency_models.cost import CostArrays, costs_by_depth, costs_in_portions
+from leanfront.latency_models.fpga.overlay import OverlayModel
 from leanfront.latency_models.memory import peak_bytes, tensor_bytes, working_bytes
 from leanfront.latency_models.roofline.model import RooflineModel
 from tests.networks import example
@@ -101,6 +102,16 @@ class Blocks:
             last = self.block(last, 1)
         self.layer(last, None)
         return Network(tuple(self.nodes), tuple(self.layers), (self.nodes[-1].name,))
+
+
+@pytest.mark.parametrize("profile", ["zcu102-dpu", "systolic-m32p32"])
+@pytest.mark.parametrize("name", [*RESIDUAL, *SHAPES])
+def test_prices_on_an_array_are_those_of_what_is_left(name: str, profile: str) -> None:
+    model = OverlayModel(load_profile(profile))
+    batch = drawn(network_of(name), model.profile, 60, seed=len(name))
+    if profile == "systolic-m32p32" and name in ("Inverted", "mobilenet_v2"):
+        pytest.skip("the array has no unit for depthwise layers")
+    alike(model.costs(batch), costs_by_depth(batch, model._costs))
 
 
 @pytest.mark.parametrize("profile", ["raspberry-pi-4", "jetson-orin-nano"])
