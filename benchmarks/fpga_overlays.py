@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.published_rows import network, shared_folder
+from leanfront.compression.graph import operation
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import load_profile
@@ -123,10 +124,11 @@ def plain_work(
 
     return Work(
         row=0, name=op, op=op, inputs=(), positions=positions, steps=positions, read_positions=read_positions,
-        read_width=read_width, kernel=kernel, padding=(0, 0), layer=op in ("conv2d", "linear"),
-        depthwise=False, pooled=False, pooled_positions=0, out=array(out), read=array(read),
+        read_width=read_width, kernel=kernel, padding=(0, 0), layer=operation(op).layer,
+        stored=operation(op).layer, depthwise=False, pooled=False, pooled_positions=0, out=array(out),
+        read=array(read),
         reduced=array(read), weight_bits=array(8), activation_bits=array(8), read_bits=array(8),
-        out_bits=array(8),
+        out_bits=array(8), moved=array(out * positions + read * read_positions), held_bytes=array(0),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from leanfront.compression.graph import Network
+from leanfront.compression.graph import Kernel, Network, kernels, operation
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile
@@ -115,17 +115,52 @@ def costs_by_depth(batch: PolicyBatch, costs: Callable[[PolicyBatch], CostArrays
     return costs(parts[0]) if len(parts) == 1 else CostArrays.joined([*map(costs, parts)], columns)
 
 
+def costs_in_portions(
+    batch: PolicyBatch,
+    costs: Callable[[PolicyBatch], CostArrays],
+    at_once: int,
+    fusing: Sequence[str] = (),
+) -> CostArrays:
+    """What ``costs`` says of policies of one network, so many at a time; it prices kernels of the whole
+    network, whatever is left out. Policies that leave out what keeps two kernels apart are priced as policies
+    of what is left.
+
+    Args:
+        fusing: operations that the part computes with the layer before, besides those of ``kernels``.
+    """
+    parts, columns = [], []
+    for begin in range(0, batch.count, at_once):
+        whole = np.arange(begin, min(begin + at_once, batch.count))
+        part = batch.part(slice(begin, begin + at_once))
+        others = part.other_kernels(fusing)
+        if not others.any():
+            parts.append(costs(part))
+            columns.append(whole)
+            continue
+        for chosen, priced in ((~others, costs), (others, lambda few: costs_by_depth(few, costs))):
+            if chosen.any():
+                parts.append(priced(part.part(np.flatnonzero(chosen))))
+                columns.append(whole[chosen])
+    if not parts:
+        return costs(batch)
+    return parts[0] if len(parts) == 1 else CostArrays.joined(parts, columns)
+
+
 def check_bits(batch: PolicyBatch, profile: HardwareProfile) -> None:
     """Raise TableError for the first layer whose bits the part has no units for."""
-    pairs = batch.weight_bits * 100 + batch.activation_bits
-    for pair in map(int, np.unique(pairs)):
-        weights, activations = divmod(pair, 100)
-        if not profile.supports(weights, activations):
-            row = int(np.argmax((pairs == pair).any(axis=1)))
-            raise TableError(
-                f"profile {profile.name!r} cannot run layer {batch.network.layers[row].name!r} with weights"
-                f" of {weights} and activations of {activations} bits; it can: {profile.supported_sentence}"
-            )
+    known = np.zeros((33, 33), dtype=np.bool_)
+    for pair in profile.supported:
+        known[pair] = True
+    unknown = ~known[batch.weight_bits, batch.activation_bits]
+    for row, absent in batch.absent_layers.items():
+        unknown[row] &= ~absent
+    if unknown.any():
+        row, column = (int(place) for place in np.argwhere(unknown)[0])
+        weights, activations = int(batch.weight_bits[row, column]), int(batch.activation_bits[row, column])
+        raise TableError(
+            f"profile {profile.name!r} cannot run layer {batch.network.layers[row].name!r} with weights"
+            f" of {weights} and activations of {activations} bits; it can: {profile.supported_sentence}"
+        )
 
 
 @dataclass(frozen=True)
@@ -136,6 +171,21 @@ class LayerCost:
     latency_ms: float
     energy_mj: float
     source: Kind
+
+
+def unknown_sentence(unknown: Sequence[Kernel], most: int = 6) -> str:
+    """What is said of kernels that are priced by what they move; each kind of operation once."""
+    kinds: dict[str, list[str]] = {}
+    for kernel in unknown:
+        kinds.setdefault(kernel.nodes[0].detail or kernel.op, []).append(kernel.name)
+    said = [
+        f"{kind} (node {names[0]}{f' and {len(names) - 1} more' if names[1:] else ''})"
+        for kind, names in kinds.items()
+    ]
+    more = f" and {len(said) - most} more kinds" if len(said) > most else ""
+    count, one = len(unknown), "operation has no formula and is priced by what it moves"
+    several = "operations have no formula and are priced by what they move"
+    return f"{count} {one if count == 1 else several}: {', '.join(said[:most])}{more}"
 
 
 class CostModel(Protocol):
@@ -149,7 +199,8 @@ class CostModel(Protocol):
 
     @abstractmethod
     def cost(self, network: Network, policy: Policy) -> Cost:
-        """The whole network; raises TableError where a cost is not known."""
+        """The whole network; raises TableError where the part cannot run it. What there is no formula for
+        costs what it moves, and then the cost is "modelled"."""
         ...
 
     @abstractmethod
@@ -159,8 +210,16 @@ class CostModel(Protocol):
 
     @abstractmethod
     def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:
-        """Each kernel, in order of execution; raises TableError where a cost is not known."""
+        """Each kernel, in order of execution; raises TableError as ``cost`` does."""
         ...
+
+    def unknown(self, network: Network) -> tuple[Kernel, ...]:
+        """The kernels that there is no formula for, so that they are priced by what they move."""
+        return tuple(
+            kernel
+            for kernel in kernels(network)
+            if not kernel.computes and operation(kernel.op).work in ("opaque", "layer")
+        )
 
     def as_built(self, network: Network, policy: Policy) -> Cost:
         """The cost of one network, with its kernels as they become when it is really built, where the model

@@ -1,20 +1,29 @@
 """Peak memory of the tensors that are alive at the same time, for many policies at once."""
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.compression.graph.operations import operation
+from leanfront.compression.graph import Kernel, operation
 from leanfront.compression.policy.batch import PolicyBatch
 
 Array = NDArray[np.float64]
+
+_BYTES = np.array([max(8, bits) / 8 for bits in range(33)])
+"""Of one value, by its bits."""
 
 
 def tensor_bytes(batch: PolicyBatch) -> Array:
     """(kernels, n): bytes of each kernel's output tensor, batch 1: integers of 8 bits or fewer take one byte
     each."""
-    return np.asarray(batch.elements * np.where(batch.bits <= 8, 1.0, batch.bits / 8.0))
+    return held_bytes(batch.elements, batch.bits)
+
+
+def held_bytes(elements: NDArray[Any], bits: NDArray[np.int64]) -> Array:
+    """The same of tensors of so many elements that are held at such bits."""
+    return np.asarray(_BYTES.take(bits) * elements)
 
 
 def working_bytes(batch: PolicyBatch) -> Array:
@@ -51,29 +60,62 @@ def peak_bytes(batch: PolicyBatch, sizes: Array, working: Array | None = None) -
         sizes: (kernels, n) of the tensors, 0 where a kernel is left out.
         working: (kernels, n) of what is taken besides while each kernel runs.
     """
+    alive, peak = np.zeros(batch.count), np.zeros(batch.count)
+    deaths = _deaths(batch)
+    for row, kernel in enumerate(batch.kernels):
+        if not _hands_on(kernel):
+            alias = batch.aliases.get(row, (-1, None))[1]
+            alive += sizes[row] if alias is None else sizes[row] * ~alias
+        np.maximum(peak, alive if working is None else alive + working[row], out=peak)
+        for source, where in deaths.get(row, ()):
+            alive -= sizes[source] if where is None else sizes[source] * where
+    return peak
+
+
+def _hands_on(kernel: Kernel) -> bool:
+    """Whether what comes out is the tensor that goes in."""
+    return operation(kernel.op).same_tensor and len(kernel.inputs) == 1
+
+
+def _deaths(batch: PolicyBatch) -> dict[int, list[tuple[int, NDArray[np.bool_] | None]]]:
+    """Row of a kernel -> the tensors that nobody reads after it, and where (n,); None: under all policies."""
     kernels, rows = batch.kernels, batch.kernel_index
-    end, columns = len(kernels), np.arange(batch.count)
-    outputs = set(batch.network.outputs)
-    last: list[int | NDArray[np.int64]] = [
+    end, outputs = len(kernels), set(batch.network.outputs)
+    last: list[int | NDArray[np.int32]] = [
         end if any(node.name in outputs for node in kernel.nodes) else row
         for row, kernel in enumerate(kernels)
     ]
-    changes = np.zeros((end + 2, batch.count))  # what comes to life with each kernel, less what has died
+    ends: list[set[int]] = [{row} if isinstance(row, int) else set() for row in last]  # that it may have
+    found: dict[int, list[tuple[int, NDArray[np.bool_] | None]]] = {}
     for row in reversed(range(end)):  # whatever reads a tensor was looked at before it
         kernel = kernels[row]
-        hands_on = operation(kernel.op).same_tensor and len(kernel.inputs) == 1
+        hands_on = _hands_on(kernel)
         stays, alias = batch.aliases.get(row, (-1, None))
         for source in [rows[name] for name in kernel.inputs]:
-            read = last[row] if hands_on else row
+            read: int | NDArray[np.int32] = last[row] if hands_on else row
+            ends[source] |= ends[row] if hands_on else {row}
             if alias is not None:
-                read = np.where(alias, last[row] if source == stays else 0, read)
+                read = _either(alias, last[row] if source == stays else 0, read)
+                ends[source] |= ends[row] if source == stays else set()
             if row in batch.absent:
-                read = np.where(batch.absent[row], 0, read)
+                read = _either(batch.absent[row], 0, read)
             both_known = isinstance(read, int) and isinstance(known := last[source], int)
             last[source] = max(read, known) if both_known else np.maximum(read, last[source])
-        if not hands_on:
-            made = sizes[row] if alias is None else sizes[row] * ~alias
-            changes[row] += made
-            changes[last[row] + 1, columns] -= made
-    alive = np.cumsum(changes, axis=0, out=changes)[:end]
-    return np.asarray((alive if working is None else alive + working).max(axis=0))
+        if hands_on:
+            continue
+        where = None if alias is None else ~alias
+        own = last[row]
+        if isinstance(own, int):
+            found.setdefault(own, []).append((row, where))
+            continue
+        for final in ends[row]:
+            there = own == final
+            if there.any():
+                found.setdefault(final, []).append((row, there if where is None else there & where))
+    return found
+
+
+def _either(
+    where: NDArray[np.bool_], one: int | NDArray[np.int32], other: int | NDArray[np.int32]
+) -> NDArray[np.int32]:
+    return np.where(where, np.asarray(one, dtype=np.int32), np.asarray(other, dtype=np.int32))

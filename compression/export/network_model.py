@@ -2,7 +2,8 @@
 
 Needs nothing but shapes and connections, so it serves layer tables and files whose bits are changed. What a
 Network does not say (paddings beyond what the sizes tell, axes of transposes, constants) is filled in with
-what takes about as long. Operations that shapes do not describe at all are an error.
+what takes about as long. Operations that shapes do not describe at all are replaced by ones that move as
+much, and multiply as often, if that is known.
 """
 
 import math
@@ -25,16 +26,8 @@ _PLAIN_UNARY = ("Neg", "Abs", "Exp", "Log", "Sqrt", "Erf", "Reciprocal", "Elu", 
 """What is written as it was called: one input, no attributes that must be known."""
 
 
-class ShapesError(ValueError):
-    """A network that cannot be built from its shapes alone."""
-
-
 def network_model(network: Network, policy: Policy) -> bytes:
-    """Serialized ONNX model (opset 21, batch 1) of a network that is already resized to the policy.
-
-    Raises:
-        ShapesError: an operation that shapes alone do not describe; it is named.
-    """
+    """Serialized ONNX model (opset 21, batch 1) of a network that is already resized to the policy."""
     return _Builder(network, policy).model()
 
 
@@ -128,6 +121,10 @@ class _Builder:
     def _operation(self, kernel: Kernel, node: Node, shape: tuple[int, ...]) -> str:
         row = operation(kernel.op)
         form = row.form
+        if kernel.macs or row.work == "product":
+            return self._product(kernel, shape)
+        if not form or not kernel.inputs:
+            return self._stand_in(kernel, shape)
         if form == "binary":
             reads = [self._read(kernel, i, shape) for i in range(len(kernel.inputs))]
             if len(reads) == 1:
@@ -161,15 +158,43 @@ class _Builder:
             return self._moved(_spelled(row, "Slice"), read, before, shape)
         if form == "norm":
             return self._normalised(_spelled(row), read, before)
+        if math.prod(before) != math.prod(shape):
+            return self._stand_in(kernel, shape)
         if form == "unary" and node.detail in _PLAIN_UNARY:
             return self._node(node.detail, [read])
         if form == "unary":
             return self._activation(kernel.op, read)
-        what = node.detail or kernel.op
-        raise ShapesError(
-            f"operation {what!r} ({node.name}) cannot be timed from its shape alone; cost the .onnx"
-            " file as it is, without other bits or sparsity"
-        )
+        return self._stand_in(kernel, shape)
+
+    def _product(self, kernel: Kernel, shape: tuple[int, ...]) -> str:
+        """As many products: with weights, or of two tensors."""
+        elements = math.prod(shape)
+        if kernel.macs:
+            depth, columns = max(1, kernel.macs // elements), kernel.output.width
+            second = self.out.constant(np.full((1, depth, columns), 0.5, np.float32))
+        else:
+            first = self.by_name[kernel.inputs[0]].output
+            depth = first.spatial[-1] if first.spatial else first.width
+            columns = max(1, elements * depth // first.elements)
+            second = self._read(kernel, -1, (1, depth, columns))
+        read = self._read(kernel, 0, (1, elements // columns, depth))
+        return self._reshaped(self._node("MatMul", [read, second]), shape)
+
+    def _stand_in(self, kernel: Kernel, shape: tuple[int, ...]) -> str:
+        """What reads all that an operation reads, and writes as much as it does."""
+        if not kernel.inputs:
+            return self._input(shape)
+        sizes = [math.prod(self._own(kernel, index)) for index in range(len(kernel.inputs))]
+        reads = [self._read(kernel, index, (1, size)) for index, size in enumerate(sizes)]
+        whole = self._node("Concat", reads, axis=1) if len(reads) > 1 else self._node("Abs", reads)
+        wanted, there = math.prod(shape), sum(sizes)
+        if there < wanted:
+            times = self.out.constant(np.array([1, -(-wanted // there)]))
+            whole = self._node("Tile", [whole, times])
+        if there != wanted:
+            ends = [self.out.constant(np.array([number])) for number in (0, wanted, 1)]
+            whole = self._node("Slice", [whole, *ends])
+        return self._reshaped(whole, shape)
 
     def _moved(self, op: str, read: str, before: tuple[int, ...], shape: tuple[int, ...]) -> str:
         if (

@@ -8,13 +8,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from leanfront.compression.policy.file_size import storage_bits
+from leanfront.compression.policy.file_size import LARGE, storage_bits
 
 OPSET = 21  # the first with 4-bit integers; onnxruntime 1.20 and later read it
 IR_VERSION = 10
-
-LARGE = 4096
-"""Bytes of a constant above which nobody looks for an equal one."""
 
 
 @dataclass

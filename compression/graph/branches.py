@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from leanfront.compression.graph.kernels import Kernel, kernels
+from leanfront.compression.graph.kernels import Kernel, fuses, kernels
 from leanfront.compression.graph.nodes import Graph, Layer, Node, Segment
 from leanfront.compression.graph.operations import operation
 
@@ -124,3 +124,32 @@ def rest(
 
 def _alias(join: Node, stays: str) -> Node:
     return Node(join.name, ALIAS, (stays,), join.channels, join.spatial)
+
+
+def fused_alone(
+    network: Graph, whole: Sequence[Kernel], branches: Sequence[Branch], fusing: frozenset[str]
+) -> list[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
+    """Operations that would fuse with what makes the tensor that they read, did not others read it that can
+    be left out: of each the indices of the branches that it is in, and that each other reader is in.
+
+    Args:
+        whole: the kernels of the network.
+        fusing: operations that a part computes with the layer before, besides what ``kernels`` fuses.
+    """
+    within: dict[str, list[int]] = {}
+    for index, branch in enumerate(branches):
+        for name in branch.nodes:
+            within.setdefault(name, []).append(index)
+    found: list[tuple[tuple[int, ...], list[tuple[int, ...]]]] = []
+    for kernel in whole:
+        readers = network.consumers[kernel.name]
+        if len(readers) < 2 or kernel.name in network.outputs:
+            continue
+        for name in readers:
+            node = network.node[name]
+            alike = operation(node.op).fuses and node.inputs[0] == kernel.name and fuses(kernel.nodes, node)
+            layered = node.op in fusing and kernel.layer is not None and not kernel.activation
+            others = [tuple(within.get(other, ())) for other in readers if other != name]
+            if (alike or layered) and all(others):
+                found.append((tuple(within.get(name, ())), others))
+    return found

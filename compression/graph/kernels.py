@@ -1,5 +1,6 @@
 """Fused kernels: what an inference engine really runs, as groups of a network's nodes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from leanfront.compression.graph.nodes import Graph, Layer, LayerShape, Node
@@ -20,6 +21,21 @@ class Kernel:
     nodes: tuple[Node, ...]
     layer: Layer | None = None
     activation: str = ""
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates with weights that are no layer's, see ``Node``."""
+        return sum(node.macs for node in self.nodes)
+
+    @property
+    def computes(self) -> bool:
+        """Whether it is known how it is computed with weights: it is a layer, or says its ``macs``."""
+        return self.layer is not None or self.macs > 0
+
+    @property
+    def held_bytes(self) -> int:
+        """What it stores besides the weights of its layer, and norms, see ``Node``."""
+        return sum(node.held_bytes for node in self.nodes if not operation(node.op).parameters)
 
     @property
     def output(self) -> Node:
@@ -47,7 +63,7 @@ def kernels(network: Graph) -> tuple[Kernel, ...]:
             head = done[source]
             last = members[head][-1]
             alone = network.consumers[source] == (node.name,) and source not in network.outputs
-            if last.name == source and alone and _fuses(members[head], node):
+            if last.name == source and alone and fuses(members[head], node):
                 members[head].append(node)
                 done[node.name] = head
                 continue
@@ -67,7 +83,8 @@ def kernels(network: Graph) -> tuple[Kernel, ...]:
     )
 
 
-def _fuses(kernel: list[Node], node: Node) -> bool:
+def fuses(kernel: Sequence[Node], node: Node) -> bool:
+    """Whether a node that alone reads what a kernel makes becomes part of it."""
     head, wanted = operation(kernel[0].op), operation(node.op).fuses
     if wanted == "anything":
         return not head.given

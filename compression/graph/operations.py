@@ -13,10 +13,11 @@ Work = Literal["free", "values", "product", "layer", "opaque"]
 of operations for each value, bound by memory traffic on any part. product: a product of two tensors, neither
 of them weights. layer: weights that a policy says how to store. opaque: nobody knows."""
 
-Stream = Literal["free", "placed", "window", "mean", "element", "layer", "opaque"]
+Stream = Literal["free", "placed", "window", "mean", "element", "product", "layer", "opaque"]
 """What an engine of an FPGA has to do. placed: values are written where they are wanted, nothing is computed.
 window: each value of each window is read. mean: every value is read, one for each channel is written.
-element: one result for each element; sigmoids and the like are tables of 256 entries on integers."""
+element: one result for each element; sigmoids and the like are tables of 256 entries on integers. product: as
+on a processor."""
 
 Fuses = Literal["", "layer", "arithmetic", "anything"]
 """Behind what a node becomes part of the kernel before it: nothing, layers without activation, layers and
@@ -34,11 +35,12 @@ class Operation:
 
     name: value of ``Node.op``. aten: the overloads that it is, "aten.relu.default"; those in place are not
     named again. onnx: types of ONNX that it is in every setting; the first is how it is written.
-    work, stream: what a processor and an FPGA have to do. reads_held: all that a node holds is read for each
+    work, stream: what a processor and an FPGA have to do. reads_held: all that a node stores is read for each
     inference (not where rows are looked up in it).
-    given: the caller hands it over. written: it is a node in a file. adds: a sum, which is one of two
-    operands without the other. activation: one that layers are followed by. fuses, takes_activation: see
-    ``Fuses``. parameters: numbers that it holds for each channel, where it stays a node of its own.
+    given: the caller hands it over. written: it is a node in a file. stored: its values are in the file.
+    adds: a sum, which is one of two operands without the other. activation: one that layers are followed by.
+    fuses, takes_activation: see ``Fuses``. parameters: numbers that it holds for each channel, where it is
+    not folded.
     same_range: it moves values and computes none, so its output keeps the quantizer of its input.
     within_inputs: no value beyond those that go in (in a padding with zeros, and 0). same_tensor: another
     view of the tensor that it reads.
@@ -55,6 +57,7 @@ class Operation:
     reads_held: bool = True
     given: bool = False
     written: bool = True
+    stored: bool = False
     adds: bool = False
     activation: bool = False
     fuses: Fuses = ""
@@ -126,7 +129,7 @@ _ROWS = (
     # what is there before anything is computed
     replace(_CONSTANT, name="input", given=True, written=False),
     replace(
-        _CONSTANT, name="constant",
+        _CONSTANT, name="constant", stored=True,
         aten=_aten(
             "zeros zeros_like new_zeros zero ones ones_like new_ones full full_like new_full "
             "empty.memory_format empty_like new_empty arange arange.start arange.start_step linspace eye "
@@ -169,7 +172,7 @@ _ROWS = (
     replace(_PLAIN, name="embedding", aten=_aten("embedding"), reads_held=False),
     # products
     replace(
-        _PLAIN, name="matmul", work="product", stream="opaque",
+        _PLAIN, name="matmul", work="product", stream="product",
         aten=_aten("matmul bmm mm mv dot baddbmm addmm addbmm addmv einsum"),
     ),
     # two tensors, value by value
@@ -186,7 +189,7 @@ _ROWS = (
         onnx=_onnx("Mul"),
     ),
     replace(
-        _PLAIN, name="div", form="binary", stream="opaque", onnx=_onnx("Div"),
+        _PLAIN, name="div", form="binary", onnx=_onnx("Div"),
         aten=_aten("div.Tensor div.Scalar div.Tensor_mode div.Scalar_mode"),
     ),
     replace(_PLAIN, name="identity_arithmetic", form="binary"),
@@ -225,7 +228,7 @@ _ROWS = (
         never_negative=True, bounded=True,
     ),
     replace(_ACTIVATION, name="silu", aten=_aten("silu"), onnx=_onnx("Swish")),
-    replace(_ACTIVATION, name="gelu", aten=_aten("gelu"), onnx=_onnx("Gelu"), stream="opaque"),
+    replace(_ACTIVATION, name="gelu", aten=_aten("gelu"), onnx=_onnx("Gelu")),
     replace(
         _ACTIVATION, name="sigmoid", aten=_aten("sigmoid"), onnx=_onnx("Sigmoid"), never_negative=True,
         bounded=True,
@@ -351,7 +354,7 @@ _ROWS = (
                    " numpy_T mT adjoint"),
     ),
     replace(
-        _PLAIN, name="expand", stream="opaque", onnx=_onnx("Expand Tile"),
+        _PLAIN, name="expand", stream="placed", onnx=_onnx("Expand Tile"),
         aten=_aten("expand expand_as repeat tile repeat_interleave.self_int broadcast_to meshgrid"
                    " meshgrid.indexing"),
     ),

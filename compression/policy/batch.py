@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.compression.graph.branches import Branch
+from leanfront.compression.graph.branches import Branch, fused_alone
 from leanfront.compression.graph.kernels import Kernel, kernels
 from leanfront.compression.graph.network import Network, block_kept
 from leanfront.compression.policy.file_size import FileSize
@@ -30,6 +30,16 @@ class _Plan:
         self.rule = Precision(self.kernels)
         self.file_size = FileSize(self.kernels)
         self.layer_rows = [self.layer_index[layer.name] for layer in self.rule.layers]
+        self._network = network
+        self._fused_alone: dict[frozenset[str], list[tuple[tuple[int, ...], list[tuple[int, ...]]]]] = {}
+
+    def fused_alone(self, fusing: frozenset[str]) -> list[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
+        """As ``branches.fused_alone``; made once."""
+        if fusing not in self._fused_alone:
+            self._fused_alone[fusing] = fused_alone(
+                self._network, self.kernels, self._network.branches, fusing
+            )
+        return self._fused_alone[fusing]
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +151,25 @@ class PolicyBatch:
         return absent, aliases
 
     @cached_property
+    def idle(self) -> Mapping[int, Flags]:
+        """Row of a kernel -> where (n,) nothing of it is computed: it is left out, or another name."""
+        idle = dict(self.absent)
+        for row, (_, alias) in self.aliases.items():
+            idle[row] = idle[row] | alias if row in idle else alias
+        return idle
+
+    def other_kernels(self, fusing: Sequence[str] = ()) -> Flags:
+        """(n,): where the kernels of what is left are not those of the network that are left: what is left
+        out kept two of them apart. ``fusing``: operations that fuse behind layers, see ``fused_alone``."""
+        found = np.zeros(self.count, dtype=np.bool_)
+        if self.left_out is None or not self.left_out.any():
+            return found
+        for own, others in self._plan.fused_alone(frozenset(fusing)):
+            gone = [self.left_out[list(branches)].any(axis=0) for branches in others]
+            found |= np.logical_and.reduce(gone) & ~self.left_out[list(own)].any(axis=0)
+        return found
+
+    @cached_property
     def absent_layers(self) -> Mapping[int, Flags]:
         """Row of a layer -> where (n,) it is absent, of those that are in some policy."""
         found = {}
@@ -215,14 +244,25 @@ class PolicyBatch:
         for kernel in self.kernels:
             if kernel.layer is None:
                 continue
-            shape = kernel.layer.shape
-            out = self.out_channels[self.layer_index[kernel.layer.name]]
+            row = self.layer_index[kernel.layer.name]
+            found[row] = self.reduced[row] * self.out_channels[row] * math.prod(kernel.layer.shape.kernel)
+        return found
+
+    @cached_property
+    def reduced(self) -> Counts:
+        """(layers, n): input channels that each output channel is computed from, after the cut."""
+        found = np.zeros_like(self.weight_bits)
+        for kernel in self.kernels:
+            if kernel.layer is None:
+                continue
+            shape, row = kernel.layer.shape, self.layer_index[kernel.layer.name]
             read = self.widths[self.kernel_index[kernel.inputs[0]]]
             if kernel.layer.whole_groups:
-                read = np.minimum(read, shape.in_channels // shape.groups)
+                found[row] = np.minimum(read, shape.in_channels // shape.groups)
+            elif shape.depthwise:
+                found[row] = read // np.maximum(self.out_channels[row], 1)
             else:
-                read = read // (np.maximum(out, 1) if shape.depthwise else shape.groups)
-            found[self.layer_index[kernel.layer.name]] = read * out * math.prod(shape.kernel)
+                found[row] = read // shape.groups
         return found
 
     @cached_property
@@ -271,8 +311,9 @@ class PolicyBatch:
 
     def size_bytes(self) -> NDArray[np.int64]:
         """(n,): bytes of each policy's ONNX file, as ``compression.policy.file_size.size_bytes`` has it."""
+        rows = self._plan.layer_rows
         found = self._plan.file_size.of(
-            self.widths, self.bits, self.weight_bits[self._plan.layer_rows], self.integer
+            self.widths, self.reduced[rows], self.bits, self.weight_bits[rows], self.integer
         )
         for name, values in self.more.items():
             if name not in SIZE_CHANGES:

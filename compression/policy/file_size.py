@@ -25,6 +25,8 @@ STORED_TENSOR_BYTES = 47  # its name where it is read, its shape, its type
 QUANTIZER_BYTES = 90
 MOVED_QUANTIZER_BYTES = 78  # behind an operation that keeps the range, whose grid is stored already
 CLIP_BYTES = 33
+LARGE = 4096
+"""Bytes of a constant, up to which equal ones are stored once."""
 
 
 def storage_bits(weight_bits: int) -> int:
@@ -45,15 +47,13 @@ class FileSize:
             return np.array(values, dtype=np.int64).reshape(-1, 1)
 
         self._rows = np.array([row for row, _, _ in layers], dtype=np.int64)
-        self._read = np.array([index[k.inputs[0]] for _, k, _ in layers], dtype=np.int64)
-        self._depthwise = [place for place, shape in enumerate(shapes) if shape.depthwise]
-        self._grouped = [p for p, shape in enumerate(shapes) if shape.groups > 1 and not shape.depthwise]
-        self._groups = column([shapes[place].groups for place in self._grouped])
         self._windows = column([math.prod(shape.kernel) for shape in shapes])
         linear = column([shape.op == "linear" for shape in shapes])
         self._linear = linear * len(_FIXED_BYTES[0])
-        self._norms = [row for row, k in enumerate(kernels) if operation(k.op).parameters]
-        self._norm_bytes = 4 * column([operation(kernels[row].op).parameters for row in self._norms])
+        self._products = np.flatnonzero(linear)
+        per_channel = [_channel_bytes(k) for k in kernels]
+        self._stored = [row for row, each in enumerate(per_channel) if each]
+        self._stored_bytes = column([per_channel[row] for row in self._stored])
         self._own = np.array([_own_bytes(k) for k in kernels], dtype=np.int64)
         self._constant = FILE_BYTES + int(self._own.sum())
         kinds = [_moved_kind(k) for k in kernels]
@@ -65,23 +65,21 @@ class FileSize:
         ]
 
     def of(
-        self, widths: NDArray[np.int64], bits: NDArray[np.int64], weight_bits: NDArray[np.int64],
-        integer: NDArray[Any],
+        self, widths: NDArray[np.int64], reduced: NDArray[np.int64], bits: NDArray[np.int64],
+        weight_bits: NDArray[np.int64], integer: NDArray[Any],
     ) -> NDArray[np.int64]:  # fmt: skip
         """Bytes of each of n files.
 
         Args:
             widths: (kernels, n) channels of their outputs; 0: left out, as is an addition that reads it.
+            reduced: (layers, n) input channels that each output channel is computed from; layers in order of
+                the kernels, also below.
             bits: (kernels, n) of their outputs; 0 where they are left out.
-            weight_bits: (layers, n), in order of the kernels.
+            weight_bits: (layers, n).
             integer: (kernels, n) whether it computes in integers.
         """
-        out, read = widths[self._rows], widths[self._read]
-        if self._depthwise:
-            read[self._depthwise] = 1
-        if self._grouped:
-            read[self._grouped] //= self._groups
-        weights = read * out
+        out = widths[self._rows]
+        weights = reduced * out
         weights *= self._windows
         weights *= _STORAGE_BITS.take(weight_bits)
         weights += 7
@@ -91,25 +89,54 @@ class FileSize:
         weights += _CHANNEL_BYTES.take(kind) * out
         total = self._constant + weights.sum(axis=0)
         total += _QUANTIZER_BYTES.take(bits + self._moved).sum(axis=0)
-        if self._norms:
-            total += (self._norm_bytes * widths[self._norms]).sum(axis=0)
+        if len(self._products) > 1:
+            total -= _shared_bytes(out[self._products] * integer[self._rows[self._products]])
+        if self._stored:
+            total += (self._stored_bytes * widths[self._stored]).sum(axis=0)
         gone = widths == 0
-        if gone.any():
-            total -= self._own @ gone
+        if left_out := np.flatnonzero(gone.any(axis=1)).tolist():
+            for row in left_out:
+                total -= self._own[row] * gone[row]
             for row, inputs in self._joins:
                 alias = gone[inputs].any(axis=0) & ~gone[row]
                 total -= alias * (self._own[row] + _QUANTIZER_BYTES[0].take(bits[row]))
         return np.asarray(total)
 
 
+def _shared_bytes(widths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(n,): bytes of zero points that integer linear layers share with another one, as equal constants are
+    stored once, unless they are large. ``widths``: (layers, n), 0 where a layer is no integer one."""
+    width = np.sort(np.minimum(widths, LARGE + 1).T.astype(np.int16), axis=1)
+    repeated = width[:, 1:] * (width[:, 1:] == width[:, :-1])
+    return np.asarray(_SHARED_BYTES.take(repeated).sum(axis=1))
+
+
 def _own_bytes(kernel: Kernel) -> int:
     """Bytes of a kernel besides weights, channels and quantizers."""
-    own = ACTIVATION_BYTES if kernel.activation else 0
+    own = kernel.held_bytes + (ACTIVATION_BYTES if kernel.activation else 0)
     if kernel.layer is not None:
         linear = kernel.layer.shape.op == "linear"
         return own + (LINEAR_BYTES if linear else CONVOLUTION_BYTES) + NAME_COPIES * len(kernel.layer.name)
     row = operation(kernel.op)
-    return own + (OTHER_BYTES + STORED_TENSOR_BYTES * row.parameters if row.written else 0)
+    if not row.written:
+        return own
+    return own + OTHER_BYTES + STORED_TENSOR_BYTES * (row.parameters or _said_channel_bytes(kernel) // 4)
+
+
+def _channel_bytes(kernel: Kernel) -> int:
+    """Bytes of a kernel for each channel of its output, besides those of a layer. Norms that are folded into
+    a layer have none."""
+    row = operation(kernel.op)
+    if row.parameters:
+        return 4 * row.parameters
+    said = _said_channel_bytes(kernel)
+    if row.stored and not (said or kernel.held_bytes):
+        return 4 * math.prod(kernel.output.spatial)
+    return said
+
+
+def _said_channel_bytes(kernel: Kernel) -> int:
+    return sum(node.channel_bytes for node in kernel.nodes if not operation(node.op).parameters)
 
 
 def _moved_kind(kernel: Kernel) -> int:
@@ -137,6 +164,13 @@ def _layer_bytes(linear: bool, weight_bits: int, integer: bool) -> tuple[int, in
     return fixed, per_channel
 
 
+_SHARED_BYTES = np.array(
+    [
+        sum(each * width + ZERO_POINTS_BYTES // 2 for each in (1, 4) if 0 < each * width <= LARGE)
+        for width in range(LARGE + 2)
+    ]
+)
+"""Of the zero points of a layer so wide: those of its weights, and of its bias."""
 _STORAGE_BITS = np.array([0, *(storage_bits(bits) for bits in range(1, 33))])
 _FIXED_BYTES, _CHANNEL_BYTES = (
     np.array(

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from leanfront.compression.graph import Network
+from leanfront.compression.graph import Kernel, Network
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile
 from leanfront.hw_profiles.sections import Dataflow
 from leanfront.latency_models.cost import Cost, CostArrays, CostModel, LayerCost, costs_by_depth
 from leanfront.latency_models.fpga.design import Design, Engines, design_of, engines_at, least_fits, rooms
-from leanfront.latency_models.fpga.kernels import Array
+from leanfront.latency_models.fpga.kernels import Array, unknown
 from leanfront.latency_models.fpga.plan import Plan, plan_of, sections
 from leanfront.latency_models.fpga.radiation import clock_mhz, energy_mj, slowed
 from leanfront.latency_models.registry import costs_of
@@ -42,7 +42,7 @@ class DataflowModel(CostModel):
         no design fits the part; its costs are then those of the slowest, one multiplier per layer.
 
         Raises:
-            TableError: an operation or a bit pair that the part cannot run; it is named.
+            TableError: a bit pair that the part cannot run; it is named.
         """
         batch = PolicyBatch.one(network, policy)
         _, design = self.design(batch)
@@ -53,6 +53,10 @@ class DataflowModel(CostModel):
     def costs(self, batch: PolicyBatch) -> CostArrays:
         """Many policies at once; see ``cost``."""
         return costs_by_depth(batch, self._costs)
+
+    def unknown(self, network: Network) -> tuple[Kernel, ...]:
+        """The kernels that there is no formula for."""
+        return unknown(network)
 
     def _costs(self, batch: PolicyBatch) -> CostArrays:
         starts = range(0, batch.count, PART)

@@ -164,7 +164,7 @@ def _demand(
         dsp=blocks.sum(axis=0) - short_dsp,
         short_dsp=short_dsp,
         fixed_dsp=dataflow.dsp_base + (plan.scales * layer_out).sum(axis=0),
-        memory=windows.sum(axis=0) + weights.sum(axis=0) - second,
+        memory=plan.stored + windows.sum(axis=0) + weights.sum(axis=0) - second,
         second_memory=second,
     )
 

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.compression.graph import Kernel
-from leanfront.compression.graph.operations import Stream, named, operation
+from leanfront.compression.graph import Kernel, Network, kernels
+from leanfront.compression.graph.operations import Stream, operation
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile
 from leanfront.latency_models.cost import check_bits
-from leanfront.latency_models.errors import TableError
 
 Array = NDArray[np.float64]
+
+FLOAT_BITS = 32
+"""Of weights that no policy speaks of, and of what they are multiplied with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +28,9 @@ class Work:
         all weights are used: those of the output, or in a transposed convolution of the input.
     read_width: width of the first input. padding: rows above and columns left of it, as the sizes tell.
     read: channels of the first input. reduced: those that an output is computed from: 1 in depthwise layers.
+    layer: it multiplies: with weights, of a layer or of what else has some (at 32 bits), or a second tensor.
+    stored: these are weights. held_bytes: what else it stores. moved: elements of all that
+    it reads and of what it writes.
     pooled: it works on one position, but what follows does not (squeeze and excite). pooled_positions: those
         that were averaged for the first of such layers, else 0.
     """
@@ -41,6 +46,7 @@ class Work:
     kernel: tuple[int, int]
     padding: tuple[int, int]
     layer: bool
+    stored: bool
     depthwise: bool
     pooled: bool
     pooled_positions: int
@@ -51,6 +57,8 @@ class Work:
     activation_bits: Array
     read_bits: Array
     out_bits: Array
+    moved: Array
+    held_bytes: Array
 
     @property
     def taps(self) -> int:
@@ -59,13 +67,19 @@ class Work:
 
     @property
     def macs(self) -> Array:
-        """Multiply-accumulates; 0 where there are no weights."""
+        """Multiply-accumulates; 0 where nothing is multiplied."""
         return self.weights * float(self.steps) if self.layer else np.zeros_like(self.out)
 
     @property
     def weights(self) -> Array:
-        """Number of weights without the bias."""
+        """Number of weights without the bias, or values of the second tensor."""
         return self.reduced * self.out * float(self.taps) if self.layer else np.zeros_like(self.out)
+
+    @property
+    def read_bytes(self) -> Array:
+        """What of ``held_bytes`` is read: of a table as much as comes out."""
+        every = operation(self.op).reads_held
+        return self.held_bytes if every else np.minimum(self.held_bytes, self.out * self.positions * 4.0)
 
     @property
     def stream(self) -> Stream:
@@ -79,25 +93,54 @@ class Work:
 
 
 def works(batch: PolicyBatch, profile: HardwareProfile) -> Iterator[Work]:
-    """Every kernel in order of execution.
+    """Every kernel in order of execution. What there is no formula for writes a result for each element.
 
     An integer part holds every tensor in 8 bits or fewer, also those that a CPU would hold as floats.
 
     Raises:
-        TableError: an operation or a bit pair that the part cannot run; it is named.
+        TableError: a bit pair that the part cannot run; it is named.
     """
     check_bits(batch, profile)
     held = np.minimum(batch.bits, 8).astype(np.float64)
     widths = batch.widths.astype(np.float64)
     wide_later, squeezed = _wide_later(batch.kernels), _squeezed(batch.kernels)
     for row, kernel in enumerate(batch.kernels):
-        if kernel.layer is None and operation(kernel.op).stream == "opaque":
-            known = named(lambda row: row.stream not in ("opaque", "free", "layer"))
-            raise TableError(
-                f"the cost of operation {kernel.output.detail or kernel.op!r} (node {kernel.name!r}) on"
-                f" profile {profile.name!r} is not known; known are layers and {', '.join(known)}"
-            )
         yield _work(row, kernel, batch, held, widths, wide_later[row], squeezed[row])
+
+
+def other_macs(batch: PolicyBatch) -> Array:
+    """(n,): multiply-accumulates of no layer, in those of 8 bits: of two tensors, and of floats."""
+    found = np.zeros(batch.count)
+    for row, kernel in enumerate(batch.kernels):
+        if kernel.layer is not None:
+            continue
+        if kernel.macs:
+            found += kernel.macs * (FLOAT_BITS / 8) * (batch.widths[row] > 0)
+        elif operation(kernel.op).stream == "product":
+            found += batch.elements[row] * _depth(kernel, batch)
+    return found
+
+
+def _depth(kernel: Kernel, batch: PolicyBatch) -> Array | float:
+    """Products that each value of a product of two tensors is the sum of."""
+    first = batch.kernel_index[kernel.inputs[0]]
+    size = batch.kernels[first].output.spatial
+    return float(size[-1]) if size else batch.widths[first].astype(np.float64)
+
+
+def unknown(network: Network) -> tuple[Kernel, ...]:
+    """As ``CostModel.unknown``, of FPGAs."""
+    return tuple(
+        kernel
+        for kernel in kernels(network)
+        if not kernel.computes and operation(kernel.op).stream in ("opaque", "layer")
+    )
+
+
+def squeezes(batch: PolicyBatch) -> bool:
+    """Whether a layer works on one position in the middle of the network (squeeze and excite)."""
+    later = zip(batch.kernels, _wide_later(batch.kernels), strict=True)
+    return any(kernel.layer is not None and _positions(kernel) == 1 and wide for kernel, wide in later)
 
 
 def _wide_later(kernels: tuple[Kernel, ...]) -> list[bool]:
@@ -158,8 +201,15 @@ def _work(
     taps = kernel.output.kernel if shape is None else shape.kernel
     if operation(kernel.op).stream == "mean":
         taps = (1, 1)
-    index = batch.layer_index[kernel.layer.name] if kernel.layer is not None else -1
-    reduced = ones if shape is None or shape.depthwise else read / shape.groups
+    product = operation(kernel.op).stream == "product"
+    if kernel.layer is not None:
+        reduced = batch.reduced[batch.layer_index[kernel.layer.name]].astype(np.float64)
+    elif kernel.macs:
+        reduced = kernel.macs / (positions * np.maximum(widths[row], 1.0))
+    elif product:
+        reduced = ones * _depth(kernel, batch)
+    else:
+        reduced = ones
     if shape is not None and shape.op == "linear" and positions == 1:
         source_positions, source_width = 1, 1
     else:
@@ -168,6 +218,8 @@ def _work(
     steps = positions
     if shape is not None and shape.op == "conv_transpose2d":
         steps = max(1, positions // math.prod(shape.stride))
+    second = held[inputs[-1]] if inputs else held[row]
+    weight_bits, activation_bits = _operand_bits(kernel, batch, 8 * ones, second if product else 8 * ones)
     return Work(
         row=row,
         name=kernel.layer.name if kernel.layer else kernel.name,
@@ -179,15 +231,28 @@ def _work(
         read_width=source_width,
         kernel=(taps[0], taps[1]),
         padding=_padding(kernel, source.spatial),
-        layer=shape is not None,
+        layer=kernel.computes or product,
+        stored=kernel.computes,
         depthwise=shape is not None and shape.depthwise,
         pooled=shape is not None and positions == 1 and wide_later,
         pooled_positions=squeezed,
         out=widths[row],
         read=read,
         reduced=reduced,
-        weight_bits=batch.weight_bits[index].astype(np.float64) if index >= 0 else 8 * ones,
-        activation_bits=batch.activation_bits[index].astype(np.float64) if index >= 0 else 8 * ones,
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
         read_bits=held[inputs[0]] if inputs else held[row],
         out_bits=held[row],
+        moved=batch.elements[[row, *inputs]].sum(axis=0).astype(np.float64),
+        held_bytes=(0.0 if kernel.macs else kernel.held_bytes) * ones,
     )
+
+
+def _operand_bits(kernel: Kernel, batch: PolicyBatch, tensor: Array, second: Array) -> tuple[Array, Array]:
+    """Bits of the weights (or of the second tensor), and of what they are multiplied with."""
+    if kernel.layer is not None:
+        index = batch.layer_index[kernel.layer.name]
+        return batch.weight_bits[index].astype(np.float64), batch.activation_bits[index].astype(np.float64)
+    if kernel.macs:
+        return np.full_like(tensor, FLOAT_BITS), np.full_like(tensor, FLOAT_BITS)
+    return second, tensor

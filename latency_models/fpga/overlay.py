@@ -5,17 +5,30 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.compression.graph import Network
+from leanfront.compression.graph import Kernel, Network
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile
 from leanfront.hw_profiles.sections import Overlay
-from leanfront.latency_models.cost import Cost, CostArrays, CostModel, LayerCost, costs_by_depth
+from leanfront.latency_models.cost import (
+    Cost,
+    CostArrays,
+    CostModel,
+    LayerCost,
+    costs_by_depth,
+    costs_in_portions,
+)
 from leanfront.latency_models.errors import TableError
-from leanfront.latency_models.fpga.kernels import Array, Work, works
+from leanfront.latency_models.fpga.kernels import FLOAT_BITS, Array, Work, squeezes, unknown, works
 from leanfront.latency_models.fpga.radiation import clock_mhz, energy_mj, occupied, slowed
 from leanfront.latency_models.memory import peak_bytes
 from leanfront.latency_models.registry import costs_of, section_of
+
+AT_ONCE = 8192
+"""Policies that are priced at a time."""
+FLOAT_PASSES = (FLOAT_BITS / 8) ** 2
+"""Passes that an array of 8 bits needs for products of floats: each byte of one operand with each of the
+other. Nothing is known of such an operation there: it may run elsewhere."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +40,7 @@ class LayerTimes:
 
 
 def layer_times(work: Work, overlay: Overlay, clock: float) -> LayerTimes:
-    """A layer with weights on an array of ``clock`` MHz.
+    """A layer with weights, or a product of two tensors, on an array of ``clock`` MHz.
 
     Tiles: ceil(steps / pixel_parallel) x ceil(out / output_parallel), each of
     taps x ceil(channels / input_parallel) steps (Xilinx PG338: parallelism in pixels, input and output
@@ -43,7 +56,7 @@ def layer_times(work: Work, overlay: Overlay, clock: float) -> LayerTimes:
     """
     per_ms = clock * 1e3
     bandwidth = overlay.bandwidth_bytes_per_ms
-    weight_bytes = work.weights * work.weight_bits / 8
+    weight_bytes = _weight_bytes(work)
     blocks = np.ceil(work.out / overlay.output_parallel)
     if work.depthwise:
         if overlay.depthwise_pixel_parallel is None:
@@ -53,6 +66,7 @@ def layer_times(work: Work, overlay: Overlay, clock: float) -> LayerTimes:
     else:
         tiles = float(-(-work.steps // overlay.pixel_parallel))
         tile_ms = _steps(work, overlay) / (per_ms * overlay.efficiency)
+        tile_ms = tile_ms * np.where(work.weight_bits == FLOAT_BITS, FLOAT_PASSES, 1.0)
     if overlay.write_pixels_per_ms is not None:
         tile_ms = np.maximum(tile_ms, overlay.pixel_parallel / overlay.write_pixels_per_ms)
     fixed_ms = np.full_like(work.out, overlay.layer_overhead_ms)
@@ -64,17 +78,23 @@ def layer_times(work: Work, overlay: Overlay, clock: float) -> LayerTimes:
         moved = (
             work.read * work.read_positions * work.read_bits + work.out * work.positions * work.out_bits
         ) / 8
+        if not work.stored:
+            moved = moved + work.weights * work.weight_bits / 8  # the second tensor
     if overlay.weights == "ahead":
         return LayerTimes(
             np.maximum(compute_ms, moved / bandwidth) + fixed_ms,
             np.maximum(compute_ms, (weight_bytes + moved) / bandwidth) + fixed_ms,
         )
-    first_ms = np.maximum(tile_ms, weight_bytes / blocks / bandwidth)
+    first_ms = np.maximum(tile_ms, weight_bytes / np.maximum(blocks, 1.0) / bandwidth)
     streamed_ms = blocks * (first_ms + (tiles - 1) * tile_ms)
     return LayerTimes(
         np.maximum(compute_ms, moved / bandwidth) + fixed_ms,
         np.maximum(streamed_ms, moved / bandwidth) + fixed_ms,
     )
+
+
+def _weight_bytes(work: Work) -> Array:
+    return work.weights * work.weight_bits / 8 if work.stored else np.zeros_like(work.out)
 
 
 def _steps(work: Work, overlay: Overlay) -> Array:
@@ -89,15 +109,19 @@ def _steps(work: Work, overlay: Overlay) -> Array:
 
 
 def other_ms(work: Work, overlay: Overlay, clock: float) -> Array:
-    """Kernels without weights: pools read every value of every window, the rest writes every value."""
+    """Kernels without weights: pools read every value of every window, the rest writes every value. What
+    there is no formula for reads and writes all its values, one after another."""
     per_ms = clock * 1e3
+    held_ms = work.read_bytes / overlay.bandwidth_bytes_per_ms
+    if work.stream in ("opaque", "layer"):
+        return work.moved / (overlay.elementwise_bytes_per_cycle * per_ms) + held_ms
     if work.stream == "mean":
         return work.read * work.read_positions / (overlay.mean_bytes_per_cycle * per_ms)
     if work.stream == "window":
         return work.out * (work.positions * work.taps / (overlay.window_bytes_per_cycle * per_ms))
     if work.stream == "placed":
         return np.zeros_like(work.out)
-    return work.out * (work.positions / (overlay.elementwise_bytes_per_cycle * per_ms))
+    return work.out * (work.positions / (overlay.elementwise_bytes_per_cycle * per_ms)) + held_ms
 
 
 @costs_of(Overlay)
@@ -115,15 +139,22 @@ class OverlayModel(CostModel):
         weights and live tensors within memory_bytes.
 
         Raises:
-            TableError: an operation or a bit pair that the part cannot run; it is named.
+            TableError: a layer or a bit pair that the part cannot run; it is named.
         """
         found = self._costs(PolicyBatch.one(network, policy))
         _, resources = occupied(self.profile, section_of(self.profile, Overlay).footprint)
         return found.first("modelled", self.profile.estimated, resources)
 
     def costs(self, batch: PolicyBatch) -> CostArrays:
-        """Many policies at once; see ``cost``."""
-        return costs_by_depth(batch, self._costs)
+        """Many policies at once; see ``cost``. What is pooled for a layer in the middle of the network
+        depends on what is left before and after it."""
+        if squeezes(batch):
+            return costs_by_depth(batch, self._costs)
+        return costs_in_portions(batch, self._costs, AT_ONCE)
+
+    def unknown(self, network: Network) -> tuple[Kernel, ...]:
+        """The kernels that there is no formula for."""
+        return unknown(network)
 
     def _costs(self, batch: PolicyBatch) -> CostArrays:
         overlay = section_of(self.profile, Overlay)
@@ -159,20 +190,23 @@ class OverlayModel(CostModel):
         layers: list[tuple[Work, LayerTimes]] = []
         moved = np.zeros(batch.count)
         for work in works(batch, self.profile):
+            there = ~batch.idle[work.row] if work.row in batch.idle else True
             if work.layer:
                 times = layer_times(work, overlay, clock)
-                rows[work.row] = times.streamed_ms
-                layers.append((work, times))
-                moved += work.weights * work.weight_bits / 8
+                rows[work.row] = np.where(there, times.streamed_ms, 0.0)
+                if work.stored:
+                    layers.append((work, times))
+                moved += _weight_bytes(work)
             elif work.busy:
-                rows[work.row] = other_ms(work, overlay, clock)
+                rows[work.row] = np.where(there, other_ms(work, overlay, clock), 0.0)
+                moved += work.read_bytes * there
             if overlay.features_outside and work.busy:
-                moved += work.out * work.positions * work.out_bits / 4  # written once, read once
+                moved += work.out * work.positions * work.out_bits / 4 * there  # written once, read once
         if overlay.weight_memory_bytes and layers:
             stay = _resident(layers, overlay.weight_memory_bytes)
             for here, (work, times) in zip(stay, layers, strict=True):
-                rows[work.row] = np.where(here, times.resident_ms, times.streamed_ms)
-                moved -= np.where(here, work.weights * work.weight_bits / 8, 0.0)
+                rows[work.row] = np.where(here, times.resident_ms, rows[work.row])
+                moved -= np.where(here, _weight_bytes(work), 0.0)
         return rows, moved
 
 
@@ -181,10 +215,11 @@ def _resident(layers: list[tuple[Work, LayerTimes]], capacity_bytes: float) -> N
 
     Fully connected layers are streamed: their weights are used once.
     """
-    sizes = np.array([work.weights * work.weight_bits / 8 for work, _ in layers])
+    sizes = np.array([_weight_bytes(work) for work, _ in layers])
     gains = np.array([times.streamed_ms - times.resident_ms for _, times in layers])
+    gains[sizes == 0.0] = 0.0  # left out
     gains[[work.op == "linear" for work, _ in layers]] = 0.0
-    order = np.argsort(-gains / sizes, axis=0, kind="stable")
+    order = np.argsort(-gains / np.maximum(sizes, 1e-9), axis=0, kind="stable")
     before = np.take_along_axis(sizes, order, axis=0).cumsum(axis=0)
     fits = np.zeros(sizes.shape, dtype=np.bool_)
     np.put_along_axis(fits, order, before <= capacity_bytes, axis=0)

@@ -36,6 +36,7 @@ class Plan:
     packed, in_logic, luts, adder_luts: as ``Arithmetic``. activation_bits: of a layer's input.
     thresholds: bits that a result is compared with; 0: no thresholds. scales: DSP blocks for each lane.
     element_luts: tables for each lane of a kernel without weights; 0 for layers.
+    stored: (n,) memory blocks of what is stored besides weights.
     second: 1 where a layer's weights are in the second kind of memory block. weights, windows: in memory.
     held_bits: (n,) bits of the windows. logic_ratio: (n,) the most tables that one DSP block saves on short
     operands. effort: (n,) tables that all multipliers and adders would take
@@ -64,6 +65,7 @@ class Plan:
     thresholds: Array
     scales: Array
     element_luts: Array
+    stored: Array
     second: Array
     weights: Held
     windows: Held
@@ -100,7 +102,7 @@ def plan_of(batch: PolicyBatch, profile: HardwareProfile, rooms: dict[str, float
     """The plan of a batch; ``rooms``: kind of block -> how many there are before hardening.
 
     Raises:
-        TableError: an operation or a bit pair that the part cannot run, or a network that computes nothing.
+        TableError: a bit pair that the part cannot run, or a network that computes nothing.
     """
     found = tuple(work for work in works(batch, profile) if work.busy)
     if not found:
@@ -127,6 +129,7 @@ def plan_of(batch: PolicyBatch, profile: HardwareProfile, rooms: dict[str, float
     streams = [np.maximum(w.read * float(w.read_positions), w.out * float(w.positions)) for w in found]
     slowest = [np.maximum(np.maximum(w.macs, s), 1.0) for w, s in zip(found, streams, strict=True)]
     short = made.in_logic * made.luts * made.packed
+    stored_bytes = np.sum([w.held_bytes for w in found], axis=0)
     elements = np.where(_column([not work.layer for work in found]), out_bits, 0.0)
     return Plan(
         found=found,
@@ -151,6 +154,7 @@ def plan_of(batch: PolicyBatch, profile: HardwareProfile, rooms: dict[str, float
         thresholds=np.where(narrow, threshold_bits(layer_bits, width), 0.0),
         scales=np.where(narrow, np.float32(0), np.float32(dataflow.dsp_per_scale)),
         element_luts=dataflow.lut_per_lane_bit * elements,
+        stored=Held.of(first, stored_bytes, np.full(1, 8.0)).least_blocks,
         second=second,
         weights=weights,
         windows=windows,
@@ -225,8 +229,9 @@ def _sources(batch: PolicyBatch, found: tuple[Work, ...]) -> tuple[tuple[int, ..
 
 
 def _needed(work: Work) -> float:
-    """Share of its input that a kernel waits for: a linear layer and a mean over everything for all of it."""
-    if work.stream == "mean" or (work.op == "linear" and work.positions == 1):
+    """Share of its input that a kernel waits for: a linear layer, a mean over everything and a product of
+    tensors for all of it."""
+    if work.stream in ("mean", "product") or (work.op == "linear" and work.positions == 1):
         return 1.0
     if work.stream == "placed":
         return 0.0

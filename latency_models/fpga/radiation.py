@@ -12,7 +12,7 @@ from leanfront.hw_profiles import HardwareProfile
 from leanfront.hw_profiles.sections import Dataflow, Overlay
 from leanfront.latency_models.cost import Cost
 from leanfront.latency_models.errors import TableError
-from leanfront.latency_models.fpga.kernels import Array
+from leanfront.latency_models.fpga.kernels import Array, other_macs
 
 
 def clock_mhz(profile: HardwareProfile) -> float:
@@ -80,6 +80,6 @@ def energy_mj(profile: HardwareProfile, batch: PolicyBatch, latency_ms: Array, m
     if power is None:
         return latency_ms * profile.power_w  # W x ms = mJ
     bits = (batch.weight_bits + batch.activation_bits) / 16.0
-    macs = (batch.macs * bits).sum(axis=0)
+    macs = (batch.macs * bits).sum(axis=0) + other_macs(batch)
     picojoules = macs * power.mac_pj + moved * power.outside_byte_pj
     return np.asarray(latency_ms * power.idle_w + picojoules * 1e-9)

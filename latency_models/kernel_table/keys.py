@@ -81,12 +81,27 @@ def _window(key: str) -> str:
     return "pointwise" if "kernel_shape=1|1" in key else "full"
 
 
+def computes_layer(key: str) -> bool:
+    """Whether a node has the weights of a layer, or is a product."""
+    return kind_of(key) in KINDS[: -len(_OTHER_OPS) - 1]
+
+
 def constant_bytes_of(key: str) -> int:
     """Bytes of the constants that a key names."""
-    total = 0
-    for operand in key.partition("(")[2].rpartition(")")[0].split(", "):
-        if operand.startswith("=") and "[" in operand:
-            kind, _, shape = operand[1:].partition("[")
-            sizes = shape.partition("]")[0].split("x")
-            total += math.prod(int(size or 1) for size in sizes) * _BYTES.get(kind, 1)
-    return total
+    return sum(_operand_bytes(operand[1:]) for operand in _operands(key) if operand.startswith("="))
+
+
+def read_bytes_of(key: str) -> int:
+    """Bytes of all that a key says is read."""
+    return sum(_operand_bytes(operand.removeprefix("=")) for operand in _operands(key))
+
+
+def _operands(key: str) -> list[str]:
+    return key.partition("(")[2].rpartition(")")[0].split(", ")
+
+
+def _operand_bytes(operand: str) -> int:
+    kind, shaped, shape = operand.partition("[")
+    if not shaped:
+        return 0
+    return math.prod(int(size or 1) for size in shape.partition("]")[0].split("x")) * _BYTES.get(kind, 1)

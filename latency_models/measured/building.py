@@ -279,7 +279,7 @@ def file_cost_model(
         build: from shapes alone.
 
     Raises:
-        TableError: an operation that cannot be built from its shape, or the machine cannot measure.
+        TableError: the machine cannot measure.
     """
     from onnx import load_from_string
 
@@ -305,6 +305,7 @@ def file_cost_model(
         reference = Reference(device.threads, table.reference_ms)
         table = fill(table, with_shifted(structure.nodes), table_path(device), reference, log)
         model = TableModel(structure, table, profile)
+        model.from_shapes = True
         layers = model.shifted(network, policy)
         stored = shifted(load_from_string(build(network, canonical(policy))), layers)
         whole = time_models({"network": stored.SerializeToString()}, device.threads, reference=reference)

@@ -122,7 +122,7 @@ def imported_file_model(
     onnxruntime makes them, with the layouts that the device has, priced by what was measured there.
 
     Raises:
-        TableError: nothing of the kind of one of its kernels was measured there; it is named.
+        TableError: nothing of the kind of one of its layers was measured there; it is named.
     """
     table = installed.table(profile.name)
     structure = Structure(network, build, installed.device.threads)
@@ -134,6 +134,7 @@ def imported_file_model(
         parts[node.owner] = (*parts.get(node.owner, ()), node.key)
     _note(structure, network, policy, parts)
     model = TableModel(structure, table, profile, correction_at_large(profile, installed, table, build))
+    model.from_shapes = True
     try:
         model.cost(network, policy)
     except TableError as error:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.compression.graph import Network
+from leanfront.compression.graph import Kernel, Network
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile
@@ -69,10 +69,12 @@ class TableModel(CostModel):
 
     Energy is the profile's power times latency, and marked as estimated.
 
+    from_shapes: what it prices was built from shapes, with stand-ins for what they do not describe.
     imported: the table is of another machine. held_out: networks timed there that the fit has not seen.
     noise: what was said of that machine when it was too noisy.
     """
 
+    from_shapes: bool = False
     imported: bool = False
     held_out: "tuple[Timed, ...]" = ()
     noise: str | None = None
@@ -102,7 +104,13 @@ class TableModel(CostModel):
         """This model with all kernels scaled so that a network that was measured comes out as measured."""
         factor = measured_ms / self.latency_ms(network, policy)
         weights = {name: factor * weight for name, weight in self.correction.weights.items()}
-        return TableModel(self.structure, self.table, self.profile, Correction(weights))
+        scaled = TableModel(self.structure, self.table, self.profile, Correction(weights))
+        scaled.from_shapes = self.from_shapes
+        return scaled
+
+    def unknown(self, network: Network) -> tuple[Kernel, ...]:
+        """The kernels that have stand-ins: all others are timed as they are."""
+        return super().unknown(network) if self.from_shapes else ()
 
     @property
     def kind(self) -> Kind:
@@ -142,7 +150,8 @@ class TableModel(CostModel):
         return PolicyBatch.of_cut(self.structure.network, network, policy)
 
     def _first(self, found: CostArrays) -> Cost:
-        return found.first("modelled" if found.modelled[0] else self.kind, self.profile.estimated, {})
+        modelled = found.modelled[0] or self.unknown(self.structure.network)
+        return found.first("modelled" if modelled else self.kind, self.profile.estimated, {})
 
     def costs(self, batch: PolicyBatch) -> CostArrays:
         """Many policies at once; what was never seen of their kernels is built first, mostly nothing.
@@ -199,11 +208,13 @@ class TableModel(CostModel):
         far_ms = self.correction.weight("far_bytes") * self._far_bytes(entries)
         stored = sum(entry.constant_bytes for entry in entries) or 1
         rows = [self._row("(call)", self._call_ms(), modelled=False)]
+        unknown = {kernel.name for kernel in self.unknown(network)}
         for kernel, entry in zip(self.structure.kernels, entries, strict=True):
             latency_ms = entry.corrected_ms + far_ms * entry.constant_bytes / stored
             if entry.plain_ms > 0:
                 name = kernel.layer.name if kernel.layer is not None else kernel.name
-                rows.append(self._row(name, max(latency_ms, 0.0), entry.modelled_ms > 0))
+                modelled = entry.modelled_ms > 0 or kernel.name in unknown
+                rows.append(self._row(name, max(latency_ms, 0.0), modelled))
         return tuple(rows)
 
     def features(self, network: Network, policy: Policy) -> dict[str, float]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from leanfront.latency_models.cost import TableError
-from leanfront.latency_models.kernel_table.keys import sizes_of, without_sizes
+from leanfront.latency_models.kernel_table.keys import computes_layer, read_bytes_of, sizes_of, without_sizes
 from leanfront.latency_models.kernel_table.table import CALL, LatencyTable, how_to_measure
 
 _NEIGHBOURS = 4
@@ -18,19 +18,27 @@ class Nearest:
     def __init__(self, table: LatencyTable) -> None:
         self._profile = table.profile
         self._kinds: dict[str, dict[tuple[int, ...], float]] = {}
+        moved: dict[tuple[int, ...], list[float]] = {}
         for key, entry in table.items():
-            if key != CALL:
-                self._kinds.setdefault(without_sizes(key), {})[_sizes(key)] = entry.median_ms
+            if key == CALL:
+                continue
+            self._kinds.setdefault(without_sizes(key), {})[_sizes(key)] = entry.median_ms
+            if not computes_layer(key):
+                moved.setdefault((max(1, read_bytes_of(key)),), []).append(entry.median_ms)
+        self._moved = {size: float(np.mean(taken)) for size, taken in moved.items()}
 
     def estimate(self, key: str) -> float:
-        """Latency in ms, from all shapes of the kind.
+        """Latency in ms, from all shapes of the kind. Of what is no layer and of no kind that was measured,
+        from what it reads, and all that was measured and is no layer.
 
         Raises:
-            TableError: no kernel of this kind was measured.
+            TableError: no layer of this kind was measured, or nothing at all.
         """
         sizes = _sizes(key)
         known = self._kinds.get(without_sizes(key), {})
         known = {other: taken_ms for other, taken_ms in known.items() if len(other) == len(sizes)}
+        if not known and self._moved and not computes_layer(key):
+            return between_widths(self._moved, (max(1, read_bytes_of(key)),))
         if not known:
             raise TableError(
                 f"the latency table of profile {self._profile!r} has no entry for {key!r}, nor for any of its"

@@ -1,26 +1,30 @@
 """The roofline model: what a kernel takes from its arithmetic, its memory traffic and a fixed overhead."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from leanfront.compression.graph import Network
+from leanfront.compression.graph import Kernel, Network
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile, Roofline
-from leanfront.latency_models.cost import Cost, CostArrays, CostModel, Kind, LayerCost, costs_by_depth
+from leanfront.latency_models.cost import Cost, CostArrays, CostModel, Kind, LayerCost, costs_in_portions
 from leanfront.latency_models.memory import peak_bytes
 from leanfront.latency_models.registry import costs_of, section_of
-from leanfront.latency_models.roofline.work import Array, Work, work_of
+from leanfront.latency_models.roofline.work import Array, Kernels, Work
 
 NS = 1e-6
 """A nanosecond in ms."""
+AT_ONCE = 8192
+"""Policies whose arrays fit a processor's near cache."""
 
 
 @dataclass(frozen=True, eq=False)
 class Times:
-    """Milliseconds of each kernel under n policies, arrays (kernels, n): arithmetic, and what comes on top
-    of it (traffic that is not hidden behind it, overheads)."""
+    """Milliseconds of a kernel under n policies, (n,), or of many, (kernels, n): arithmetic, and what comes
+    on top of it (traffic that is not hidden behind it, overheads)."""
 
     compute_ms: Array
     other_ms: Array
@@ -32,7 +36,7 @@ class Times:
 
 
 def times(work: Work, roofline: Roofline, gains: Array | float = 1.0) -> Times:
-    """How long each kernel takes.
+    """How long a kernel takes, or each of many.
 
     arithmetic  macs (rounded up to alignment and to waves of tiles) / (macs_per_ms x efficiency, or
                 depthwise_efficiency)
@@ -48,22 +52,32 @@ def times(work: Work, roofline: Roofline, gains: Array | float = 1.0) -> Times:
     architectures, CACM 52(4), 2009, with a fixed overhead per kernel added to it.
     """
     dense, depthwise = _rates(roofline)
-    rate = np.where(work.depthwise[:, None], depthwise[work.unit], dense[work.unit])
-    compute = np.divide(work.macs, rate)
-    passes = roofline.im2col_passes or 0.0
-    moved = work.moved_bytes + passes * work.window_bytes
-    moved = moved + ((roofline.tensor_passes or 1.0) - 1.0) * work.layer_bytes
-    moved = moved + (roofline.gathered_passes or 0.0) * work.gathered_bytes
+    rate: Any = dense[work.unit]
+    if np.any(work.depthwise):
+        rate = np.where(work.depthwise, depthwise[work.unit], rate)
+    compute: Any = work.macs / rate
+    moved, values = work.moved_bytes, work.values
+    if roofline.im2col_passes:
+        moved = moved + roofline.im2col_passes * work.window_bytes
+        values = values + roofline.im2col_passes * work.window_values
+    if roofline.tensor_passes:
+        moved = moved + (roofline.tensor_passes - 1.0) * work.layer_bytes
+    if roofline.gathered_passes:
+        moved = moved + roofline.gathered_passes * work.gathered_bytes
     bandwidth = roofline.bandwidth_bytes_per_ms * (roofline.bandwidth_efficiency or 1.0)
-    memory = moved / bandwidth + (roofline.value_ns or 0.0) * NS * (work.values + passes * work.window_values)
-    exposed = np.minimum(compute, memory) * (1.0 if roofline.overlap is None else roofline.overlap)
-    other = roofline.overhead_ms * work.launches + (memory - exposed) / gains
-    other = other + (roofline.conversion_overhead_ms or 0.0) * work.conversions
-    other = other + work.converted_bytes / bandwidth
-    other = other + (roofline.joined_value_ns or 0.0) * NS * work.joined_values
-    if roofline.image_value_ns:
+    memory = moved / bandwidth + (roofline.value_ns or 0.0) * NS * values
+    hidden: Any = 0.0
+    if not (isinstance(compute, float) and compute == 0.0):
+        hidden = np.minimum(compute, memory) * (1.0 if roofline.overlap is None else roofline.overlap)
+    other = roofline.overhead_ms * work.launches + (memory - hidden) / gains
+    if roofline.conversion_overhead_ms is not None:
+        other = other + roofline.conversion_overhead_ms * work.conversions
+        other = other + work.converted_bytes / bandwidth
+    if roofline.joined_value_ns:
+        other = other + roofline.joined_value_ns * NS * work.joined_values
+    if roofline.image_value_ns and not isinstance(work.image_values, float):
         image_ns = np.array([roofline.image_value_ns.get(str(bits), 0.0) for bits in range(33)])
-        other = other + image_ns[work.image_bits] * NS * work.image_values[:, None]
+        other = other + image_ns[work.image_bits] * NS * work.image_values
     return Times(compute / gains, other)
 
 
@@ -107,11 +121,11 @@ class RooflineModel(CostModel):
         within the profile's memory_bytes, if given.
 
         Raises:
-            TableError: an operation or a bit pair whose cost is not known.
+            TableError: a bit pair whose cost is not known.
         """
-        batch = PolicyBatch.one(network, policy)
-        found = self._costs(batch, self._times(batch, policy))
-        return found.first(self.kind, self.profile.estimated, {})
+        found = self._costs(PolicyBatch.one(network, policy), policy)
+        kind: Kind = "modelled" if self.unknown(network) else self.kind
+        return found.first(kind, self.profile.estimated, {})
 
     def costs(self, batch: PolicyBatch) -> CostArrays:
         """Many policies at once; sparsity that cuts no channels is not part of a batch.
@@ -119,19 +133,22 @@ class RooflineModel(CostModel):
         Raises:
             TableError: as ``cost`` does.
         """
-        return costs_by_depth(batch, lambda part: self._costs(part, self._times(part)))
+        roofline = section_of(self.profile, Roofline)
+        return costs_in_portions(batch, self._costs, AT_ONCE, roofline.fused_activations or ())
 
     def layers(self, network: Network, policy: Policy) -> tuple[LayerCost, ...]:
         """Cost of each kernel that does something, in order of execution; raises TableError as ``cost``."""
         batch = PolicyBatch.one(network, policy)
-        work, found = self._times(batch, policy)
-        energy = self._energy_mj(found)
-        latency = found.latency_ms
-        return tuple(
-            LayerCost(name, float(latency[row, 0]), float(energy[row, 0]), self.kind)
-            for row, name in enumerate(work.names)
-            if work.busy[row] or latency[row, 0] > 0
-        )
+        unknown = {kernel.name for kernel in self.unknown(network)}
+        rows = []
+        for kernel, work, found in self._times(self._kernels(batch), policy):
+            name = kernel.layer.name if kernel.layer else kernel.name
+            latency_ms = float(np.asarray(found.latency_ms).ravel()[0])
+            energy_mj = float(self._energy_mj(found.latency_ms, found.compute_ms).ravel()[0])
+            if work.launches or latency_ms > 0:
+                source: Kind = "modelled" if kernel.name in unknown else self.kind
+                rows.append(LayerCost(name, latency_ms, energy_mj, source))
+        return tuple(rows)
 
     @property
     def kind(self) -> Kind:
@@ -141,31 +158,36 @@ class RooflineModel(CostModel):
         fitted = "calibrated" in statuses and "assumed" not in statuses
         return "calibrated" if fitted else "modelled"
 
-    def _times(self, batch: PolicyBatch, policy: Policy | None = None) -> tuple[Work, Times]:
-        roofline = section_of(self.profile, Roofline)
-        work = work_of(batch, self.profile, roofline)
-        gains: Array | float = 1.0
-        if policy is not None and any(p.pattern in ("2:4", "unstructured") for p in policy.values()):
-            gains = np.ones((len(work.names), 1))
-            for row, name in enumerate(work.layers):
-                if name is not None and not work.depthwise[row]:
-                    gains[row] = sparse_gain(policy[name], roofline)
-        return work, times(work, roofline, gains)
+    def _kernels(self, batch: PolicyBatch) -> Kernels:
+        return Kernels(batch, self.profile, section_of(self.profile, Roofline))
 
-    def _energy_mj(self, found: Times) -> Array:
-        """W x ms = mJ."""
+    def _times(self, kernels: Kernels, policy: Policy | None = None) -> Iterator[tuple[Kernel, Work, Times]]:
+        """Of each kernel."""
+        roofline = kernels.roofline
+        sparse = policy is not None and any(p.pattern in ("2:4", "unstructured") for p in policy.values())
+        for kernel, work in zip(kernels.kernels, kernels.works(), strict=True):
+            gain = 1.0
+            if sparse and policy is not None and kernel.layer is not None and not work.depthwise:
+                gain = sparse_gain(policy[kernel.layer.name], roofline)
+            yield kernel, work, times(work, roofline, gain)
+
+    def _energy_mj(self, latency_ms: Array, compute_ms: Array) -> Array:
+        """W x ms = mJ; ``compute_ms``: of the latency what is arithmetic."""
         busy = self.profile.power_w
         waiting = section_of(self.profile, Roofline).memory_power_w or busy
-        return np.asarray(busy * found.compute_ms + waiting * found.other_ms)
+        return np.asarray(waiting * latency_ms + (busy - waiting) * compute_ms)
 
-    def _costs(self, batch: PolicyBatch, timed: tuple[Work, Times]) -> CostArrays:
-        work, found = timed
-        weights = batch.size_bytes().astype(np.float64)
+    def _costs(self, batch: PolicyBatch, policy: Policy | None = None) -> CostArrays:
+        kernels = self._kernels(batch)
+        latency_ms, compute_ms = np.zeros(batch.count), np.zeros(batch.count)
+        for _, _, found in self._times(kernels, policy):
+            latency_ms += found.latency_ms
+            compute_ms += found.compute_ms
         return CostArrays(
-            latency_ms=found.latency_ms.sum(axis=0),
-            energy_mj=self._energy_mj(found).sum(axis=0),
-            size_bytes=weights,
+            latency_ms=latency_ms,
+            energy_mj=self._energy_mj(latency_ms, compute_ms),
+            size_bytes=batch.size_bytes().astype(np.float64),
             modelled=np.ones(batch.count, dtype=np.bool_),
-            peak_memory_bytes=peak_bytes(batch, work.tensor_bytes),
+            peak_memory_bytes=peak_bytes(batch, kernels.tensor_bytes),
             memory_bytes=self.profile.memory_bytes,
         )

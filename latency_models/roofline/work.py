@@ -1,186 +1,299 @@
-"""What each kernel asks of a processor: arithmetic, bytes, values; for many policies at once."""
+"""What each kernel asks of a processor: arithmetic, bytes, values; for many policies at once.
+
+A batch of policies is priced as the whole network: a kernel that a policy leaves out asks for nothing there,
+nor does an addition that is another name of what stays.
+"""
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.compression.graph import Kernel
-from leanfront.compression.graph.operations import named, operation
+from leanfront.compression.graph import operation
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile, Roofline
 from leanfront.latency_models.cost import check_bits
-from leanfront.latency_models.errors import TableError
+from leanfront.latency_models.memory import held_bytes
 
 Array = NDArray[np.float64]
+Bits = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What the kernels ask for under n policies; arrays are (kernels, n). Nothing in it is a speed.
+    """What one kernel asks for under n policies, (n,) or one number for all; or of many kernels, ``stacked``:
+    (kernels, n) or (kernels, 1). Nothing in it is a speed.
 
-    names: of the layer, or of the kernel. unit: bits of the arithmetic unit, 0 where there is no arithmetic.
+    unit: bits of the arithmetic unit, 0 where there is no arithmetic.
     macs: multiply-accumulates, channels rounded up to the unit's alignment and outputs to whole waves of
-    tiles. depthwise: (kernels,).
+    tiles. depthwise: whether they are of a depthwise layer.
     moved_bytes: inputs and output once, weights at their bits, a bias at 32; layer_bytes: those of them that
     are inputs or the output of a layer. values: how many these are
-    (without biases). window_bytes, window_values: the matrix of windows of a convolution larger than 1x1.
-    image_values: (kernels,) elements of the network's first input; image_bits: at which it is handed over.
+    (without biases). window_values, window_bits: the matrix of windows of a convolution larger than 1x1.
+    image_values: elements of the network's first input; image_bits: at which it is handed over.
     gathered_bytes: tensors that appear from nowhere (a layer table has no concats and sums); joined_values:
     elements of those that join whole maps over their positions.
     launches: kernels that are started. conversions: changes of precision; converted_bytes: their traffic.
     """
 
-    names: tuple[str, ...]
-    layers: tuple[str | None, ...]
-    busy: NDArray[np.bool_]
-    depthwise: NDArray[np.bool_]
-    image_values: Array
-    image_bits: NDArray[np.int64]
-    unit: NDArray[np.int64]
-    macs: Array
-    moved_bytes: Array
-    layer_bytes: Array
-    values: Array
-    window_bytes: Array
-    window_values: Array
-    gathered_bytes: Array
-    joined_values: Array
-    launches: Array
-    conversions: Array
-    converted_bytes: Array
-    tensor_bytes: Array = field(repr=False)
+    depthwise: Flags | bool = False
+    unit: Bits | int = 0
+    macs: Array | float = 0.0
+    moved_bytes: Array | float = 0.0
+    layer_bytes: Array | float = 0.0
+    values: Array | float = 0.0
+    window_values: Array | float = 0.0
+    window_bits: Bits | int = 0
+    image_values: Array | float = 0.0
+    image_bits: Bits | int = 0
+    gathered_bytes: Array | float = 0.0
+    joined_values: Array | float = 0.0
+    launches: Array | float = 0.0
+    conversions: Array | float = 0.0
+    converted_bytes: Array | float = 0.0
+
+    @property
+    def window_bytes(self) -> Array | float:
+        """Of the windows."""
+        return self.window_values * self.window_bits / 8
+
+    def only(self, there: Flags) -> "Work":
+        """The same, and nothing where a kernel is not there. Its unit stays, and bits of tensors."""
+        kept = ("depthwise", "unit", "window_bits", "image_bits")
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        masked = {
+            name: value if name in kept or (isinstance(value, float) and not value) else value * there
+            for name, value in values.items()
+        }
+        return Work(**masked)
+
+    @staticmethod
+    def stacked(works: "list[Work]", count: int) -> "Work":
+        """Many kernels under ``count`` policies."""
+
+        def rows(name: str) -> Any:
+            return np.array([np.broadcast_to(np.asarray(getattr(work, name)), count) for work in works])
+
+        return Work(**{field.name: rows(field.name) for field in fields(Work)})
 
 
 def work_of(batch: PolicyBatch, profile: HardwareProfile, roofline: Roofline) -> Work:
-    """The work of every kernel, in order of execution.
+    """The work of every kernel, in order of execution, in one; raises TableError as ``works`` does."""
+    return Work.stacked(list(Kernels(batch, profile, roofline).works()), batch.count)
 
-    Raises:
-        TableError: an operation or a bit pair whose cost is not known; it is named.
+
+class Kernels:
+    """The kernels of a batch, to be looked at one after the other.
+
+    held: (kernels, n) bits at which each tensor is held, see ``held_bits``. elements: of each tensor.
     """
-    check_bits(batch, profile)
-    held = held_bits(batch)
-    height, n = len(batch.kernels), batch.count
-    fields = {name: np.zeros((height, n)) for name in (
-        "macs", "moved_bytes", "layer_bytes", "values", "window_bytes", "window_values", "gathered_bytes",
-        "joined_values", "launches",
-    )}  # fmt: skip
-    unit = np.zeros((height, n), dtype=np.int64)
-    busy, depthwise = np.zeros(height, dtype=np.bool_), np.zeros(height, dtype=np.bool_)
-    image = np.zeros(height)
-    elements = batch.elements.astype(np.float64)
-    for row, kernel in enumerate(batch.kernels):
-        inputs = [batch.kernel_index[name] for name in kernel.inputs]
-        row_of = operation(kernel.op)
-        if row_of.given:
-            if not busy.any() and not image.any():
-                image[row] = float(elements[row].max())
-            elif roofline.gathered_passes:
-                busy[row] = True
-                fields["launches"][row] = 1.0
-                fields["gathered_bytes"][row] = elements[row] * held[row] / 8
-                if _joins_maps(row, batch):
-                    fields["joined_values"][row] = elements[row]
-            continue
-        if row_of.work == "free" or _fused(kernel, batch, roofline):
-            continue
-        busy[row] = True
-        fields["launches"][row] = 1.0
-        touched = [row, *inputs]
-        fields["values"][row] = elements[touched].sum(axis=0)
-        fields["moved_bytes"][row] = (elements[touched] * held[touched]).sum(axis=0) / 8
+
+    def __init__(self, batch: PolicyBatch, profile: HardwareProfile, roofline: Roofline) -> None:
+        """Raises TableError for a bit pair that the part cannot run; it is named."""
+        check_bits(batch, profile)
+        self.batch, self.roofline = batch, roofline
+        self.kernels, self.idle = batch.kernels, batch.idle
+        self.held = held_bits(batch)
+        self.elements = batch.elements.astype(np.float64)
+        self._halves = bool((batch.activation_bits == 16).any())
+        self._tensor_bits = self.elements * self.held
+        self._inputs = [[batch.kernel_index[name] for name in kernel.inputs] for kernel in self.kernels]
+        self._units = np.array([_unit(roofline, bits) for bits in range(33)])
+        self._aligned = None if all(pair == (1, 1) for pair in roofline.alignment.values()) else roofline
+        self._readers: list[list[int]] = [[] for _ in self.kernels]
+        for row, kernel in enumerate(self.kernels):
+            if operation(kernel.op).work != "free":
+                for source in self._inputs[row]:
+                    self._readers[source].append(row)
+
+    @property
+    def tensor_bytes(self) -> Array:
+        """(kernels, n): of each output."""
+        return held_bytes(self.elements, self.held)
+
+    def works(self) -> Iterator[Work]:
+        """The work of each. Of what has no formula it is what it moves."""
+        first = True
+        for row, kernel in enumerate(self.kernels):
+            converted = self._conversions(row)
+            if operation(kernel.op).given:
+                yield replace(self._input(row, first), **converted)
+                first = False
+            elif operation(kernel.op).work == "free" or self._fused(row):
+                yield Work(**converted)
+            else:
+                yield replace(self._busy(row), **converted)
+                first = False
+
+    def _input(self, row: int, first: bool) -> Work:
+        """What the caller hands over, or in a layer table what appears from nowhere."""
+        if first:
+            bits = self.held[row]
+            return Work(image_values=self.elements[row], image_bits=np.where(bits <= 8, 8, bits))
+        if not self.roofline.gathered_passes:
+            return Work()
+        joined = self.elements[row] if _joins_maps(row, self.batch) else 0.0
+        return Work(launches=1.0, gathered_bytes=self._tensor_bits[row] / 8, joined_values=joined)
+
+    def _busy(self, row: int) -> Work:
+        kernel, inputs = self.kernels[row], self._inputs[row]
+        found: dict[str, Any] = {"launches": 1.0}
+        found["values"] = sum((self.elements[source] for source in inputs), self.elements[row])
+        moved = sum((self._tensor_bits[source] for source in inputs), self._tensor_bits[row])
+        found["moved_bytes"] = moved / 8
         if kernel.layer is not None:
-            depthwise[row] = kernel.layer.shape.depthwise
-            fields["layer_bytes"][row] = fields["moved_bytes"][row]
-            _add_layer(row, inputs[0], kernel, batch, held, roofline, fields, unit)
-        elif row_of.work == "product":
-            first = batch.kernels[inputs[0]].output
-            depth = first.spatial[-1] if first.spatial else batch.widths[inputs[0]]
-            fields["macs"][row] = elements[row] * depth
-            unit[row] = _units(roofline)[np.where(held[row] == 16, 16, 32)]
-        elif row_of.work != "values":
-            raise TableError(
-                f"the cost of operation {kernel.output.detail or kernel.op!r} (node {kernel.name!r}) on"
-                f" profile {profile.name!r} is not known; known are layers, products of tensors and"
-                f" {', '.join(named(lambda known: known.work == 'values'))}"
-            )
-    conversions, converted = _conversions(batch, held, elements, roofline)
-    return Work(
-        names=tuple(kernel.layer.name if kernel.layer else kernel.name for kernel in batch.kernels),
-        layers=tuple(kernel.layer.name if kernel.layer else None for kernel in batch.kernels),
-        busy=busy,
-        depthwise=depthwise,
-        image_values=image,
-        image_bits=np.where(held <= 8, 8, held),
-        unit=unit,
-        conversions=conversions,
-        converted_bytes=converted,
-        tensor_bytes=elements * np.where(held <= 8, 1.0, held / 8),
-        **fields,
-    )
+            self._add_layer(row, found)
+        elif operation(kernel.op).work == "product":
+            first = self.kernels[inputs[0]].output
+            depth = first.spatial[-1] if first.spatial else self.batch.widths[inputs[0]]
+            found["macs"] = self.elements[row] * depth
+            found["unit"] = self._units[np.where(self.held[row] == 16, 16, 32)]
+        self._add_held(row, found)
+        work = Work(**found)
+        return work.only(~self.idle[row]) if row in self.idle else work
+
+    def _add_layer(self, row: int, found: dict[str, Any]) -> None:
+        batch, (source, *_) = self.batch, self._inputs[row]
+        layer = self.kernels[row].layer
+        assert layer is not None
+        shape, index = layer.shape, batch.layer_index[layer.name]
+        weight_bits = batch.weight_bits[index]
+        wide = np.maximum(weight_bits, batch.activation_bits[index])
+        floats = (wide <= 8) & ~batch.integer[row]  # a layer without an integer kernel
+        found["unit"] = unit = self._units[np.where(floats, 32, wide)]
+        weights = batch.weight_counts[index].astype(np.float64)
+        out = batch.out_channels[index]
+        found["depthwise"] = shape.depthwise
+        found["layer_bytes"] = found["moved_bytes"]
+        found["values"] = found["values"] + weights
+        found["moved_bytes"] = found["moved_bytes"] + weights * weight_bits / 8
+        if layer.bias:
+            found["moved_bytes"] += 4.0 * out
+        if shape.depthwise:
+            found["macs"] = batch.macs[index].astype(np.float64)
+            return
+        positions = float(shape.macs // shape.weight_count)
+        taps = math.prod(shape.kernel)
+        padded_in, padded_out = batch.reduced[index], out
+        if self._aligned is not None:
+            inside, outside = _alignments(self._aligned)
+            padded_in = _rounded_up(padded_in, inside[unit])
+            padded_out = _rounded_up(padded_out, outside[unit])
+        outputs = positions * padded_out
+        if (waves := _waves(positions, out, self.roofline)) is not None:
+            outputs = np.maximum(outputs, waves)
+        found["macs"] = taps * padded_in * outputs
+        if taps > 1:
+            found["window_values"] = batch.widths[source] * (positions * taps)
+            found["window_bits"] = self.held[source]
+
+    def _add_held(self, row: int, found: dict[str, Any]) -> None:
+        """Arithmetic and weights that no policy speaks of: in floats. Of a table as much is read as comes
+        out."""
+        kernel = self.kernels[row]
+        if kernel.macs:
+            found["unit"] = self._units[np.full(self.batch.count, 32)]
+            found["macs"] = found.get("macs", 0.0) + float(kernel.macs)
+        if kernel.held_bytes:
+            all_of_it = operation(kernel.op).reads_held
+            read = np.minimum(kernel.held_bytes, np.inf if all_of_it else 4.0 * self.elements[row])
+            found["values"] = found["values"] + read / 4
+            found["moved_bytes"] = found["moved_bytes"] + read
+
+    def _fused(self, row: int) -> bool:
+        """Whether an activation is free: it alone reads what a layer makes, and the part fuses it."""
+        kernel = self.kernels[row]
+        if kernel.op not in (self.roofline.fused_activations or ()) or len(kernel.inputs) != 1:
+            return False
+        maker = self.kernels[self._inputs[row][0]]
+        alone = self.batch.network.consumers[maker.name] == (kernel.nodes[0].name,)
+        return maker.layer is not None and not maker.activation and alone
+
+    def _conversions(self, row: int) -> dict[str, Any]:
+        """Changes of precision of a kernel's output, and the bytes that they read and write.
+
+        An operation that computes in floats writes floats, which are quantized when the tensor is held in
+        integers; one that reads integers has them decoded. Each tensor is converted once, whoever reads it.
+        """
+        if self.roofline.conversion_overhead_ms is None:
+            return {}
+        held, elements = self.held[row], self.elements[row]
+        coded = held <= 8
+        count: Any = 0.0
+        moved: Any = 0.0
+        if operation(self.kernels[row].op).work != "free":
+            quantized = coded & ~self.batch.integer[row]
+            if row in self.idle:
+                quantized &= ~self.idle[row]
+            count = quantized.astype(np.float64)
+            moved = quantized * (elements * (held + 32) / 8)
+        readers = self._readers[row]
+        if not readers:
+            return {"conversions": count, "converted_bytes": moved}
+        decoded = coded & np.logical_or.reduce([self._reads_floats(reader) for reader in readers])
+        if not self._halves:
+            return {
+                "conversions": count + decoded,
+                "converted_bytes": moved + decoded * (elements * (held + 32) / 8),
+            }
+        floats = np.array([self._float_width(reader) for reader in readers])
+        resized = ~coded & ((floats != held) & (floats > 0)).any(axis=0)
+        changed = decoded | resized
+        return {
+            "conversions": count + changed,
+            "converted_bytes": moved + changed * elements * (held + floats.max(axis=0)) / 8,
+        }
+
+    def _reads_floats(self, row: int) -> Flags:
+        floats: Flags = ~self.batch.integer[row]
+        return floats & ~self.idle[row] if row in self.idle else floats
+
+    def _float_width(self, row: int) -> Bits:
+        """(n,) bits of the floats that a kernel reads: 16 for layers of half precision and what follows them;
+        0 where it is not there."""
+        layer = self.kernels[row].layer
+        if layer is None:
+            halved = (self.held[self._inputs[row]] == 16).all(axis=0)
+        else:
+            halved = self.batch.activation_bits[self.batch.layer_index[layer.name]] == 16
+        width = np.where(halved, 16, 32)
+        return width * ~self.idle[row] if row in self.idle else width
 
 
-def held_bits(batch: PolicyBatch) -> NDArray[np.int64]:
-    """(kernels, n): bits at which each tensor is held, as ``tensor_bits`` has it, with half precision.
+def held_bits(batch: PolicyBatch) -> Bits:
+    """(kernels, n): bits at which each tensor is held, as ``tensor_bits`` has it, with half precision; 0
+    where it is left out.
 
     A tensor of floats has 16 bits when what makes it computes in half precision: a layer with activations of
     16 bits, another operation whose inputs all have 16; the network's input when its readers are such layers.
     """
-    held = batch.bits.copy()
-    if not (batch.activation_bits == 16).any():
-        return held
     half = batch.activation_bits == 16
-    readers: list[list[int]] = [[] for _ in batch.kernels]
-    for kernel in batch.kernels:
-        for name in kernel.inputs:
-            if kernel.layer is not None:
-                readers[batch.kernel_index[name]].append(batch.layer_index[kernel.layer.name])
+    if not half.any():
+        return batch.bits
+    held = batch.bits.copy()
+    readers: list[list[tuple[int, int]]] = [[] for _ in batch.kernels]
+    for row, kernel in enumerate(batch.kernels):
+        if kernel.layer is not None:
+            for name in kernel.inputs:
+                readers[batch.kernel_index[name]].append((row, batch.layer_index[kernel.layer.name]))
     for row, kernel in enumerate(batch.kernels):
         if kernel.layer is not None:
             halved = half[batch.layer_index[kernel.layer.name]]
         elif kernel.inputs:
             halved = (held[[batch.kernel_index[name] for name in kernel.inputs]] == 16).all(axis=0)
+            if row in batch.aliases:
+                stays, alias = batch.aliases[row]
+                halved = np.where(alias, held[stays] == 16, halved)
         else:
-            halved = half[readers[row]].all(axis=0) if readers[row] else np.zeros(batch.count, np.bool_)
+            gone = [batch.idle.get(reader, np.zeros(batch.count, np.bool_)) for reader, _ in readers[row]]
+            wanted = [half[layer] | idle for (_, layer), idle in zip(readers[row], gone, strict=True)]
+            halved = np.logical_and.reduce(wanted, axis=0) & ~np.logical_and.reduce(gone, axis=0)
         held[row] = np.where((held[row] == 32) & halved, 16, held[row])
     return held
-
-
-def _add_layer(
-    row: int,
-    source: int,
-    kernel: Kernel,
-    batch: PolicyBatch,
-    held: NDArray[np.int64],
-    roofline: Roofline,
-    fields: dict[str, Array],
-    unit: NDArray[np.int64],
-) -> None:
-    assert kernel.layer is not None
-    shape, index = kernel.layer.shape, batch.layer_index[kernel.layer.name]
-    wide = np.maximum(batch.weight_bits[index], batch.activation_bits[index])
-    floats = ~batch.integer_layers[index] & (wide <= 8)  # a layer without an integer kernel
-    unit[row] = _units(roofline)[np.where(floats, 32, wide)]
-    weights = batch.weight_counts[index].astype(np.float64)
-    out = batch.out_channels[index]
-    fields["values"][row] += weights
-    fields["moved_bytes"][row] += weights * batch.weight_bits[index] / 8
-    if kernel.layer.bias:
-        fields["moved_bytes"][row] += 4.0 * out
-    if shape.depthwise:
-        fields["macs"][row] = batch.macs[index]
-        return
-    read = batch.widths[source]
-    positions = batch.macs[index] / np.maximum(weights, 1.0)
-    taps = math.prod(shape.kernel)
-    inside, outside = _alignments(roofline)
-    padded_in = _rounded_up(read // shape.groups, inside[unit[row]])
-    outputs = positions * _rounded_up(out, outside[unit[row]])
-    fields["macs"][row] = taps * padded_in * np.maximum(outputs, _waves(positions, out, roofline))
-    if taps > 1:
-        fields["window_values"][row] = positions * read * taps
-        fields["window_bytes"][row] = fields["window_values"][row] * held[source] / 8
 
 
 def _joins_maps(row: int, batch: PolicyBatch) -> bool:
@@ -200,84 +313,34 @@ def _joins_maps(row: int, batch: PolicyBatch) -> bool:
     return maps
 
 
-def _waves(positions: Array, out: NDArray[np.int64], roofline: Roofline) -> Array | float:
+def _waves(positions: float, out: Bits, roofline: Roofline) -> Array | None:
     """Outputs that a GPU has time for while it computes these: each multiprocessor takes a tile at a time,
     and tiles at the edges and the last wave of tiles take as long as full ones. Fewer tiles than
-    multiprocessors are split along the sum (split-K), so that all are busy. 0 where there are no tiles, and
-    for a product with one vector, which has kernels of its own and waits for its weights.
+    multiprocessors are split along the sum (split-K), so that all are busy. None where there are no tiles,
+    and for a product with one vector, which has kernels of its own and waits for its weights.
 
     Source: NVIDIA, Matrix Multiplication Background User's Guide, tile quantization and wave quantization.
     """
     height, width, side_by_side = (
         roofline.tile_position_count, roofline.tile_channel_count, roofline.multiprocessor_count,
     )  # fmt: skip
-    if height is None or width is None or side_by_side is None:
-        return 0.0
+    if height is None or width is None or side_by_side is None or positions <= 1:
+        return None
     tiles = np.ceil(positions / height) * np.ceil(out / width)
     filled = np.where(tiles < side_by_side, tiles, np.ceil(tiles / side_by_side) * side_by_side)
-    return np.asarray(np.where(positions > 1, filled * (height * width), 0.0))
+    return np.asarray(filled * (height * width))
 
 
 def _rounded_up(counts: NDArray[np.int64], multiple: NDArray[np.int64]) -> NDArray[np.int64]:
     return -(-counts // multiple) * multiple
 
 
-def _units(roofline: Roofline) -> NDArray[np.int64]:
-    """Bits -> bits of the unit that computes them; the widest unit for what is wider than all of them."""
-    widest = max(map(int, roofline.macs_per_ms))
-    return np.array([roofline.unit(bits) or widest for bits in range(33)])
+def _unit(roofline: Roofline, bits: int) -> int:
+    """Bits of the unit that computes so many; the widest unit for what is wider than all of them."""
+    return roofline.unit(bits) or max(map(int, roofline.macs_per_ms))
 
 
 def _alignments(roofline: Roofline) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Multiples of input and of output channels, by bits of the unit."""
     pairs = [roofline.alignment.get(str(bits), (1, 1)) for bits in range(33)]
     return np.array([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs])
-
-
-def _fused(kernel: Kernel, batch: PolicyBatch, roofline: Roofline) -> bool:
-    """Whether an activation is free: it alone reads what a layer makes, and the part fuses it."""
-    if kernel.op not in (roofline.fused_activations or ()) or len(kernel.inputs) != 1:
-        return False
-    maker = batch.kernels[batch.kernel_index[kernel.inputs[0]]]
-    alone = batch.network.consumers[maker.name] == (kernel.nodes[0].name,)
-    return maker.layer is not None and not maker.activation and alone
-
-
-def _conversions(
-    batch: PolicyBatch, held: NDArray[np.int64], elements: Array, roofline: Roofline
-) -> tuple[Array, Array]:
-    """(kernels, n) changes of precision of each kernel's output, and the bytes that they read and write.
-
-    An operation that computes in floats writes floats, which are quantized when the tensor is held in
-    integers; one that reads integers has them decoded. Each tensor is converted once, whoever reads it.
-    """
-    count, moved = np.zeros(elements.shape), np.zeros(elements.shape)
-    if roofline.conversion_overhead_ms is None:
-        return count, moved
-    width = np.where(held <= 8, held, np.where(held == 16, 16, 32))
-    wanted: list[list[int]] = [[] for _ in batch.kernels]
-    for row, kernel in enumerate(batch.kernels):
-        for name in kernel.inputs:
-            if operation(kernel.op).work != "free":
-                wanted[batch.kernel_index[name]].append(row)
-    for row, kernel in enumerate(batch.kernels):
-        if operation(kernel.op).work != "free":
-            quantized = (held[row] <= 8) & ~batch.integer[row]
-            count[row] += quantized
-            moved[row] += quantized * elements[row] * (width[row] + 32) / 8
-        if wanted[row]:
-            decoded = (held[row] <= 8) & ~batch.integer[wanted[row]].all(axis=0)
-            floats = np.array([_float_width(batch, reader, held) for reader in wanted[row]])
-            resized = (held[row] > 8) & (floats != held[row]).any(axis=0)
-            count[row] += decoded | resized
-            moved[row] += (decoded | resized) * elements[row] * (width[row] + floats.max(axis=0)) / 8
-    return count, moved
-
-
-def _float_width(batch: PolicyBatch, row: int, held: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(n,) bits of the floats that a kernel reads: 16 for layers of half precision and what follows them."""
-    kernel = batch.kernels[row]
-    if kernel.layer is None:
-        inputs = held[[batch.kernel_index[name] for name in kernel.inputs]]
-        return np.asarray(np.where((inputs == 16).all(axis=0), 16, 32))
-    return np.where(batch.activation_bits[batch.layer_index[kernel.layer.name]] == 16, 16, 32)

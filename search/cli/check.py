@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from leanfront.latency_models.cost import unknown_sentence
 from leanfront.search.cli.output import print_table
 from leanfront.search.config import SearchConfig
 from leanfront.search.study.prepare import Loaded, load, prepare, threads_of_workers
@@ -24,6 +25,7 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
     problem = prepare(loaded, None, lambda text: None)
     seconds = _seconds_per_trial(loaded)
     network, space = loaded.traced.network, loaded.space
+    unknown = problem.cost_model.unknown(network)
     trials = None
     if settings.hours is not None:
         trials = int((settings.hours * 3600 - config.seconds_to_finish) / seconds * settings.workers)
@@ -57,6 +59,7 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
             for layer in network.layers
         ],
         "kept_as_they_are": list(loaded.traced.notes),
+        "priced_by_what_they_move": unknown_sentence(unknown) if unknown else None,
     }
 
 
@@ -65,6 +68,8 @@ def check_table(answer: dict[str, Any]) -> None:
     print_table(answer["layers"], title="layers")
     for note in answer["kept_as_they_are"]:
         print(note)
+    if answer["priced_by_what_they_move"]:
+        print(answer["priced_by_what_they_move"])
     groups = [
         {
             "group": entry["group"],

@@ -1,5 +1,7 @@
 """Pipelines on a part of round numbers: 1 MHz, 1000 DSP blocks of one 8-bit product, 1024-byte memories."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -322,12 +324,49 @@ def test_layers_say_what_they_add():
 
 
 def test_what_cannot_run_is_named():
-    network = chain(conv(), after=(("other", 2, 1),))
-    with pytest.raises(TableError, match="op0"):
-        DataflowModel(dataflow()).cost(network, uniform(network))
     plain = chain(conv())
     with pytest.raises(TableError, match="32"):
         DataflowModel(dataflow()).cost(plain, uniform(plain, 32, 32))
+
+
+def test_what_has_no_formula_streams_its_values():
+    network = chain(conv(), after=(("other", 2, 1),))
+    like = chain(conv(), after=(("softmax", 2, 1),))
+    model = DataflowModel(dataflow())
+    found, known = (model.cost(one, uniform(one)) for one in (network, like))
+    assert found.latency_ms == known.latency_ms > 0
+    assert [kernel.name for kernel in model.unknown(network)] == ["op0"]
+    assert model.unknown(like) == ()
+
+
+def test_weights_of_no_layer_take_multipliers_and_memory():
+    plain = chain(conv(4, 4, 2), after=(("recurrent", 2, 1),))
+    *nodes, last = plain.nodes
+    network = replace(plain, nodes=(*nodes, replace(last, macs=4 * 4 * 1000, held_bytes=16000)))
+    model = DataflowModel(dataflow())
+    found, without = (model.cost(one, uniform(one)).resources for one in (network, plain))
+    assert found["DSP"] > without["DSP"]
+    assert found["RAM"] >= without["RAM"] + 4 * 1000 * 32 / 8192
+
+
+def test_what_is_stored_besides_weights_takes_memory():
+    plain = chain(conv(4, 4, 2), after=(("embedding", 2, 1),))
+    *nodes, last = plain.nodes
+    network = replace(plain, nodes=(*nodes, replace(last, held_bytes=100 * 1024)))
+    model = DataflowModel(dataflow())
+    found, without = (model.cost(one, uniform(one)).resources["RAM"] for one in (network, plain))
+    assert found == without + 100
+
+
+def test_a_product_of_two_tensors_waits_for_the_second():
+    plain = chain(conv(4, 4, 4), after=(("matmul", 4, 1),))
+    *nodes, last = plain.nodes
+    network = replace(plain, nodes=(*nodes, replace(last, inputs=("layer0", "layer0"))))
+    alike = replace(plain, nodes=(*nodes, replace(last, op="softmax")))
+    model = DataflowModel(dataflow())
+    product, values = (model.cost(one, uniform(one)) for one in (network, alike))
+    assert product.latency_ms > values.latency_ms  # which starts with the first value
+    assert product.resources["DSP"] > values.resources["DSP"]
 
 
 @pytest.mark.parametrize("name", DATAFLOWS)

@@ -1,5 +1,7 @@
 """An array of 2 pixels x 4 x 4 channels at 1 MHz: a cycle is 0.001 ms."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -107,9 +109,47 @@ def test_what_the_array_cannot_run():
         cycles(network, depthwise_pixel_parallel=None)
     with pytest.raises(TableError, match=r"layer0.*32.*it can: "):
         OverlayModel(overlay()).cost(chain(conv()), uniform(chain(conv()), 32, 32))
-    unknown = chain(conv(), after=(("other", 2, 1),))
-    with pytest.raises(TableError, match="op0"):
-        OverlayModel(overlay()).cost(unknown, uniform(unknown))
+
+
+def test_what_has_no_formula_reads_and_writes_its_values_one_after_another():
+    network = chain(conv(4, 4, 2), after=(("other", 2, 1),))
+    assert cycles(network) == pytest.approx(2 + 16 + 16)
+    assert [kernel.name for kernel in OverlayModel(overlay()).unknown(network)] == ["op0"]
+    assert OverlayModel(overlay()).unknown(chain(conv(), after=(("gelu", 2, 1),))) == ()
+
+
+def _with_last(network, **fields):
+    *nodes, last = network.nodes
+    return replace(network, nodes=(*nodes, replace(last, **fields)))
+
+
+def test_weights_of_no_layer_are_floats():
+    network = _with_last(chain(conv(4, 4, 2), after=(("recurrent", 2, 1),)), macs=4 * 16, held_bytes=64)
+    # 4 positions / 2, 4 products of each of 4 outputs, in (32 / 8) ** 2 passes
+    assert cycles(network) == pytest.approx(2 + 2 * 16)
+    slow = {"bandwidth_bytes_per_ms": 1e3}  # a byte per cycle; 16 weights of 8 bits, 16 of 32
+    assert cycles(network, **slow) == pytest.approx(16 + 64)
+    parts = OverlayModel(overlay(power={"idle_w": 0.0, "mac_pj": 1e6, "outside_byte_pj": 0.0}))
+    # 64 of the layer at 8 bits, 64 at 32
+    assert parts.cost(network, uniform(network)).energy_mj == pytest.approx(64e-3 + 4 * 64e-3)
+
+
+def test_a_product_of_two_tensors_is_computed_as_a_layer_is():
+    plain = chain(conv(4, 8, 2), after=(("matmul", 2, 1),))
+    network = _with_last(plain, inputs=("layer0", "layer0"))
+    # depth 2: 2 pairs of positions x 2 blocks of outputs x 1 step; the same for the layer
+    assert cycles(network) == pytest.approx(4 + 4)
+    assert OverlayModel(overlay()).unknown(network) == ()
+
+
+def test_of_what_is_stored_besides_weights_all_is_read_or_what_is_looked_up():
+    slow = {"bandwidth_bytes_per_ms": 1e3}
+    each = {op: chain(conv(), after=((op, 2, 1),)) for op in ("other", "embedding")}
+    more = {
+        op: cycles(_with_last(network, held_bytes=1000), **slow) - cycles(network, **slow)
+        for op, network in each.items()
+    }
+    assert more == {"other": pytest.approx(1000), "embedding": pytest.approx(4 * 16)}
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

@@ -105,7 +105,21 @@ def test_nearest_interpolates_between_shapes_of_the_same_kind() -> None:
     assert nearest.estimate(conv(16)) == pytest.approx(0.010, rel=1e-3)
     assert 0.012 < nearest.estimate(conv(24)) < 0.035
     with pytest.raises(TableError, match="nor for any of its kind"):
-        nearest.estimate("Tanh(f32[1x8])")
+        nearest.estimate("ConvTranspose(f32[1x8x4x4], =f32[8x8x2x2])")
+
+
+def test_what_is_no_layer_and_of_no_kind_that_was_measured_takes_what_as_many_bytes_take() -> None:
+    table = LatencyTable(
+        DEVICE,
+        {
+            "Relu(f32[1x1000])": entry(1.0),
+            "Relu(f32[1x4000])": entry(4.0),
+            "Conv(f32[1x8x9x9], =f32[8x8x1x1])": entry(9.0),
+        },
+    )
+    nearest = Nearest(table)
+    assert nearest.estimate("CumSum(f32[1x2000], =0)") == pytest.approx(2.0, rel=0.05)
+    assert nearest.estimate("Tanh(u8[1x4000])") == pytest.approx(1.0, rel=0.05)
 
 
 def test_the_cache_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

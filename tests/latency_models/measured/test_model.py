@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
-from leanfront.compression.export.network_model import ShapesError, network_model
+from leanfront.compression.export.network_model import network_model
 from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch, size_bytes
@@ -292,18 +292,51 @@ def test_what_onnxruntime_cannot_do_is_one_sentence() -> None:
         session(b"not a model")
 
 
-def test_an_operation_that_shapes_do_not_describe_is_named() -> None:
-    strange = Network(
+def strange(width: int, op: str = "other", macs: int = 0) -> Network:
+    return Network(
         nodes=(
             Node("x", "input", (), (Segment(None, 4),)),
             Node("y", "linear", ("x",), (Segment(None, 4),), (), "y"),
-            Node("z", "other", ("y",), (Segment(None, 4),), detail="MyAttention"),
+            Node("z", op, ("y", "x"), (Segment(None, width),), detail="MyAttention", macs=macs),
         ),
         layers=(Layer("y", LayerShape("linear", 4, 4)),),
         outputs=("z",),
     )
-    with pytest.raises(ShapesError, match="'MyAttention'"):
-        network_model(strange, Policy.uniform(strange, FLOAT))
+
+
+@pytest.mark.parametrize("width", [1, 8, 20])
+def test_an_operation_that_shapes_do_not_describe_is_replaced_by_one_that_moves_as_much(width: int) -> None:
+    network = strange(width)
+    model = network_model(network, Policy.uniform(network, FLOAT))
+    opened = session(model)
+    (found,) = opened.run(None, {"input0": np.ones((1, 4), np.float32)})
+    assert found.shape == (1, width)
+    kinds = [node.op_type for node in onnx.load_from_string(model).graph.node]
+    assert "Concat" in kinds  # both inputs are read
+    assert ("Tile" in kinds) == (width == 20)
+
+
+def test_what_multiplies_with_weights_of_its_own_is_replaced_by_as_many_products() -> None:
+    network = strange(6, "recurrent", macs=6 * 50)
+    graph = onnx.load_from_string(network_model(network, Policy.uniform(network, FLOAT))).graph
+    shapes = [list(stored.dims) for stored in graph.initializer]
+    assert [1, 50, 6] in shapes
+    assert "MatMul" in [node.op_type for node in graph.node]
+
+
+def test_stand_ins_make_a_cost_modelled() -> None:
+    network = strange(8)
+    policy = Policy.uniform(network, FLOAT)
+    structure = Structure(network, network_model)
+    structure.observe(network, policy)
+    entries = dict.fromkeys([*structure.keys(), "call"], Entry(0.001, 0.0, 1, 1.0, 0.05, 0, ""))
+    model = TableModel(structure, LatencyTable(this_device(), entries), load_profile("this-machine"))
+    assert model.cost(network, policy).kind == "measured"
+    assert model.unknown(network) == ()
+    model.from_shapes = True
+    assert model.cost(network, policy).kind == "modelled"
+    assert [kernel.name for kernel in model.unknown(network)] == ["z"]
+    assert {row.name: row.source for row in model.layers(network, policy)}["z"] == "modelled"
 
 
 def entries_one_by_one(model: TableModel, network: Network, policy: Policy) -> list[object]:

@@ -1,6 +1,7 @@
 """The toy profile: 1e6 MACs per ms in float32 (4e6 at 8 bits), 1e6 bytes per ms, 0.01 ms a kernel, 1 W."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -8,7 +9,7 @@ from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segmen
 from leanfront.compression.graph.operations import named
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.hw_profiles import load_profile
-from leanfront.latency_models.cost import TableError
+from leanfront.latency_models.cost import TableError, unknown_sentence
 from leanfront.latency_models.roofline.model import RooflineModel
 
 TOY = RooflineModel(load_profile("toy"))
@@ -99,10 +100,48 @@ def test_fused_and_renamed_tensors_are_free() -> None:
     assert TOY.cost(with_node(network, "softmax"), policy).latency_ms > alone
 
 
-def test_an_unknown_operation_is_an_error_and_never_0() -> None:
+def test_an_unknown_operation_costs_what_it_moves_and_says_so() -> None:
     network = with_node(one_layer(3, 3, 4), "other", detail="FancyAttention")
-    with pytest.raises(TableError, match=r"'FancyAttention' .node 'last'. on profile 'toy' is not known"):
-        TOY.cost(network, uniform(network, 32, 32))
+    policy = uniform(network, 32, 32)
+    row = TOY.layers(network, policy)[-1]
+    assert row.latency_ms == pytest.approx(0.01 + 2 * 3 * 4 * 4 * 4 / 1e6)
+    assert (TOY.cost(network, policy).kind, row.source) == ("modelled", "modelled")
+    assert unknown_sentence(TOY.unknown(network)) == (
+        "1 operation has no formula and is priced by what it moves: FancyAttention (node last)"
+    )
+
+
+def test_a_calibrated_part_models_what_it_does_not_know() -> None:
+    pi = RooflineModel(load_profile("raspberry-pi-4"))
+    known = with_node(one_layer(3, 3, 4), "softmax")
+    network = with_node(one_layer(3, 3, 4), "other", detail="FancyAttention")
+    policy = uniform(network, 32, 32)
+    assert pi.cost(known, policy).kind == "calibrated"
+    assert pi.cost(network, policy).kind == "modelled"
+    sources = {row.name: row.source for row in pi.layers(network, policy)}
+    assert (sources["conv"], sources["last"]) == ("calibrated", "modelled")
+
+
+def test_arithmetic_with_weights_of_no_layer_is_in_floats_and_reads_them() -> None:
+    plain = with_node(one_layer(3, 3, 4), "recurrent")
+    *nodes, last = plain.nodes
+    network = replace(plain, nodes=(*nodes, replace(last, macs=5_000_000, held_bytes=4000)))
+    policy = uniform(network, 8, 8)
+    rows = [TOY.layers(one, policy)[-1].latency_ms for one in (plain, network)]
+    moved = 0.01 + (1 + 4) * 3 * 4 * 4 / 1e6  # it reads integers and makes floats
+    per_ms = TOY.profile.section.macs_per_ms["32"]
+    assert rows[0] == pytest.approx(moved)
+    assert rows[1] == pytest.approx(0.01 + max(5_000_000 / per_ms, moved - 0.01 + 4000 / 1e6))
+    assert TOY.unknown(network) == ()
+
+
+def test_of_a_table_as_much_is_read_as_comes_out() -> None:
+    plain = with_node(one_layer(3, 3, 4), "embedding")
+    *nodes, last = plain.nodes
+    network = replace(plain, nodes=(*nodes, replace(last, held_bytes=10**9)))
+    policy = uniform(network, 32, 32)
+    rows = [TOY.layers(one, policy)[-1].latency_ms for one in (plain, network)]
+    assert rows[1] - rows[0] == pytest.approx(4 * 3 * 4 * 4 / 1e6)
 
 
 def test_bits_that_the_part_has_not_are_refused() -> None:

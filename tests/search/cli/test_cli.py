@@ -133,6 +133,18 @@ def test_check_says_what_a_search_would_do(folder, leanfront, tmp_path):
     assert list(tmp_path.iterdir()) == []  # nothing was written
 
 
+def test_check_names_what_the_part_has_no_formula_for(folder, leanfront, monkeypatch):
+    from leanfront.compression.graph import kernels
+    from leanfront.latency_models.roofline.model import RooflineModel
+
+    code, out, _ = leanfront("check", folder, "--format", "json")
+    assert json.loads(out)["priced_by_what_they_move"] is None
+    monkeypatch.setattr(RooflineModel, "unknown", lambda self, network: kernels(network)[1:3])
+    code, out, _ = leanfront("check", folder)
+    assert code == 0
+    assert "2 operations have no formula and are priced by what they move: " in out
+
+
 def test_report_and_pick_and_export(searched, leanfront, tmp_path):
     code, out, _ = leanfront("report", searched)
     assert code == 0
