@@ -179,12 +179,20 @@ def export(compressed: CompressedNetwork, path: Path | str, to: str = "onnx") ->
     Raises:
         DialectError: there is no such kind of file. OSError: it cannot be written.
     """
-    dialect = dialect_of(to)
-    inner = Compressed(compressed.module, compressed.network, compressed.policy)  # type: ignore[arg-type]
-    model = exported(compressed.captured._template, inner, dialect).SerializeToString()
+    model = file_of(compressed, to)
     path = Path(path)
     replace_file(path, model)
     return Exported(path, len(model), compressed.captured.notes)
+
+
+def file_of(compressed: CompressedNetwork, to: str = "onnx") -> bytes:
+    """What ``export`` writes, not compared with anything.
+
+    Raises:
+        DialectError, ExportError: as ``export``.
+    """
+    inner = Compressed(compressed.module, compressed.network, compressed.policy)  # type: ignore[arg-type]
+    return bytes(exported(compressed.captured._template, inner, dialect_of(to)).SerializeToString())
 
 
 def cost(

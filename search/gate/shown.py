@@ -1,0 +1,220 @@
+"""Which operation is the first that differs, where two forms of a network do not put out the same."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from leanfront.compression.export.dialects import QDQ, Dialect
+from leanfront.compression.export.template import Template
+from leanfront.compression.export.walk import shown
+from leanfront.compression.techniques.compress import Compressed
+from leanfront.compression.techniques.quantize import QUANTIZER
+from leanfront.search.gate.masked import Kept, masked
+from leanfront.search.gate.tensors import (
+    FLOATS,
+    STEPS,
+    Arguments,
+    File,
+    difference,
+    evaluating,
+    in_steps,
+    share_of_range,
+    tensors,
+    tolerance,
+)
+
+_MOST_NAMED = 4
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a part of a module: the tensors that it read and put out."""
+
+    name: str
+    read: tuple[Tensor, ...]
+    made: tuple[Tensor, ...]
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps every tensor, by the name of its node."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.seen: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        made = super().run_node(n)
+        if isinstance(made, Tensor):
+            self.seen[n.name] = made.detach().clone()
+        return made
+
+
+def every_tensor(module: fx.GraphModule, given: Arguments) -> dict[str, Tensor]:
+    """Node name -> its tensor, of one call in evaluation mode."""
+    recorder = _Recorder(module)
+    copied = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, given)
+    with evaluating(module):
+        recorder.run(*copied)
+    return recorder.seen
+
+
+def said(module: fx.GraphModule, node: fx.Node) -> str:
+    """An operation for a sentence: its name, what it is, and the user's line where that is known."""
+    if node.op == "call_module":
+        return f"{node.target!r} ({type(module.get_submodule(str(node.target))).__name__})"
+    what = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    trace = [line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines()]
+    lines = [line for line in trace if line.startswith("File ")]
+    place = f", {lines[-1]}" if lines else ""
+    return f"{node.name!r} ({what}{place})"
+
+
+def first_in_capture(model: nn.Module, captured: fx.GraphModule, given: Arguments) -> str:
+    """Where a captured network leaves the user's module: by the parts that both have under one name."""
+    names = {str(node.target) for node in captured.graph.nodes if node.op == "call_module"}
+    theirs, ours = _calls(model, names, given), _calls(captured, names, given)
+    places: dict[str, int] = {}
+    far = tolerance(model)
+    different: list[str] = []
+    for call in ours:
+        place = places[call.name] = places.get(call.name, -1) + 1
+        same = [other for other in theirs if other.name == call.name]
+        if place >= len(same):
+            continue  # not called in the user's module: what is in front of it
+        if share_of_range(same[place].read, call.read) > far:
+            if different:
+                return f"the first operation that differs is {different[0]}"
+            return f"the first operation that differs is in front of {call.name!r}{_between(captured, call.name)}"
+        if share_of_range(same[place].made, call.made) > far:
+            part = captured.get_submodule(call.name)
+            different.append(f"{call.name!r} ({type(part).__name__})")
+    if different:
+        return f"the first operation that differs is {different[0]}"
+    last = [node for node in captured.graph.nodes if node.op == "output"]
+    between = _said_between(captured, last[0]) if last else ""
+    return f"the first operation that differs is behind the last layer{between}"
+
+
+def _calls(module: nn.Module, names: set[str], given: Arguments) -> list[_Call]:
+    found: list[_Call] = []
+    handles = []
+    reading: dict[str, list[tuple[Tensor, ...]]] = {}
+
+    def before(name: str) -> Callable[..., None]:
+        # before the call: an operation in place may change what was read
+        return lambda part, args: reading.setdefault(name, []).append(_copied(args))
+
+    def behind(name: str) -> Callable[..., None]:
+        return lambda part, args, made: found.append(_Call(name, reading[name].pop(), _copied(made)))
+
+    for name in sorted(names):
+        try:
+            part = module.get_submodule(name)
+        except AttributeError:
+            continue
+        handles += [part.register_forward_pre_hook(before(name)), part.register_forward_hook(behind(name))]
+    try:
+        copied = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, given)
+        with evaluating(module):
+            module(*copied)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _copied(values: Any) -> tuple[Tensor, ...]:
+    return tuple(tensor.detach().clone() for tensor in tensors(values))
+
+
+def _between(module: fx.GraphModule, name: str) -> str:
+    node = next(node for node in module.graph.nodes if node.op == "call_module" and node.target == name)
+    return _said_between(module, node)
+
+
+def _said_between(module: fx.GraphModule, node: fx.Node) -> str:
+    """The operations between a node and the parts or inputs before it."""
+    waiting, found = list(node.all_input_nodes), set()
+    while waiting:
+        one = waiting.pop()
+        if one.op in ("call_function", "call_method") and one not in found:
+            found.add(one)
+            waiting += one.all_input_nodes
+    named = [said(module, one) for one in module.graph.nodes if one in found]
+    more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+    return f": among {', '.join(named[:_MOST_NAMED])}{more}" if named else ""
+
+
+def first_in_cut(whole: fx.GraphModule, cut: fx.GraphModule, kept: Kept, given: Arguments) -> str:
+    """Where a cut network leaves the uncut one with the removed channels out."""
+    ours = every_tensor(cut, given)
+    found: list[str] = []
+
+    def seen(node: fx.Node, zeros: Tensor, others: Tensor) -> None:
+        if found or node.name not in ours:
+            return
+        expected = _as_cut(zeros, others, ours[node.name])
+        if expected is not None and share_of_range([expected], [ours[node.name]]) > FLOATS:
+            found.append(said(whole, node))
+
+    masked(whole, cut, kept, given, seen)
+    return _sentence(found)
+
+
+def _as_cut(zeros: Tensor, others: Tensor, cut: Tensor) -> Tensor | None:
+    """A tensor without its removed channels, where they lie along one axis; None where that cannot be told."""
+    if zeros.shape == cut.shape:
+        return zeros
+    axes = [axis for axis, sizes in enumerate(zip(zeros.shape, cut.shape, strict=False)) if len(set(sizes)) > 1]
+    if zeros.dim() != cut.dim() or len(axes) != 1:
+        return None
+    moved = (zeros != others).transpose(0, axes[0]).flatten(1)
+    stays = (~moved.any(1)).nonzero()[:, 0]
+    return zeros.index_select(axes[0], stays) if len(stays) == cut.shape[axes[0]] else None
+
+
+def first_in_file(
+    template: Template, compressed: Compressed, example: Arguments, bits: int, dialect: Dialect = QDQ
+) -> str:
+    """Where a file leaves its network. ``bits``: fewest of its tensors on grids; 32: it has none."""
+    model, values = shown(template, compressed, dialect)
+    module = compressed.module
+    ours = every_tensor(module, example)
+    quantized = {
+        str(node.target).removeprefix(QUANTIZER): node.name
+        for node in module.graph.nodes
+        if node.op == "call_module" and str(node.target).startswith(QUANTIZER)
+    }
+    of_value: dict[str, tuple[fx.Node, Tensor]] = {}
+    for node in module.graph.nodes:  # of nodes that are one tensor of the file (a folded norm) the last one's
+        name = quantized.get(node.name, node.name)
+        if node.name in values and name in ours:
+            of_value.pop(values[node.name], None)
+            of_value[values[node.name]] = (node, ours[name])
+    content = model.SerializeToString()
+    for optimise in (False, True):
+        file = File(content, optimise)
+        theirs = dict(zip(file.outputs, file.arrays(example), strict=True))
+        for value, (node, tensor) in of_value.items():
+            if value in theirs and _differs(tensor, torch.as_tensor(theirs[value]), bits):
+                how = " once onnxruntime has fused it" if optimise else ""
+                return f"{_sentence([said(module, node)])}{how}"
+    return "no operation differs by itself, only as onnxruntime fuses them"
+
+
+def _differs(ours: Tensor, theirs: Tensor, bits: int) -> bool:
+    if ours.shape != theirs.shape and ours.numel() == theirs.numel():
+        theirs = theirs.reshape(ours.shape)  # a file may keep dimensions of one
+    if bits > 8:
+        return share_of_range([ours], [theirs]) > FLOATS
+    return in_steps([ours], [theirs], {}, bits)[0] > STEPS
+
+
+def _sentence(found: Sequence[str]) -> str:
+    if not found:
+        return "no operation can be named that differs first"
+    return f"the first operation that differs is {found[0]}"
