@@ -18,32 +18,25 @@ import torch
 from torch import Tensor, fx, nn
 
 import leanfront
-from leanfront.compression.export.dialects import dialect_of
 from leanfront.compression.export.template import template
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
-from leanfront.compression.policy.precision import tensor_bits
-from leanfront.compression.graph import kernels
 from leanfront.compression.techniques.built_in import left_out
 from leanfront.compression.techniques.compress import Compressed
-from leanfront.compression.techniques.quantize import QUANTIZER, quantizers
 from leanfront.latency_models.files import replace_file
 from leanfront.latency_models.kernel_table.table import cache_folder
 from leanfront.networks import Captured, CompressedNetwork, compress, file_of
+from leanfront.search.gate.files import held
 from leanfront.search.gate.kernels import kernel_report
 from leanfront.search.gate.masked import masked
 from leanfront.search.gate.policies import FLOAT, INTEGER, MIXED, drawn, in_floats
-from leanfront.search.gate.shown import first_in_capture, first_in_cut, first_in_file, said
+from leanfront.search.gate.shown import first_in_capture, first_in_cut, said
 from leanfront.search.gate.tensors import (
-    STEPS,
     Arguments,
-    File,
     answers,
-    answers_of_each,
     arguments,
     as_batch,
     drawn_like,
-    in_steps,
     one_by_one,
     share_of_range,
     together,
@@ -196,23 +189,13 @@ class _Gate:
     def _policy(self, name: str, policy: Policy, against: nn.Module | None = None) -> Iterator[Check]:
         """The file of a policy: what it puts out, its size, its kernels. ``against``: what it is compared
         with, else the compressed network."""
-        integers = [held.activation_bits for held in policy.there().values() if held.activation_bits <= 8]
-        compressed = compress(self.captured, policy, self.calibration if integers else None)
+        compressed = compress(self.captured, policy, self.calibration if policy_has_integers(policy) else None)
         content = file_of(compressed)
-        theirs = File(content).answers(self.examples)
-        ours = answers_of_each(against or compressed.module, self.examples)
-        bits = min(integers, default=32)
-
-        def first() -> str:
-            inner = Compressed(self._module(compressed.module), compressed.network, compressed.policy)
-            return first_in_file(template(self.captured.traced), inner, self.examples[0], bits)
-
-        if not integers:
-            rule = f"the file of the {name} network equals {'the module' if against else 'it'}"
-            yield self._shares(f"{name}: file", rule, share_of_range(ours, theirs), first)
-        else:
-            most, largest = in_steps(ours, theirs, output_steps(compressed), bits)
-            yield _steps(f"{name}: file", name, most, largest, first)
+        inner = Compressed(self._module(compressed.module), compressed.network, compressed.policy)
+        found = held(template(self.captured.traced), inner, content, self.examples, against=against)
+        rule = f"the file of the {name} network equals {'the module' if against else 'it'}"
+        sentence = f"{rule}, {found.why}" if found.passed else f"{name}: {rule} {found.why}"
+        yield Check(f"{name}: file", found.passed, found.largest, found.unit, sentence)
         yield self._size(name, policy, content)
         yield _kernels(name, compressed, content)
 
@@ -236,26 +219,9 @@ class _Gate:
         return module
 
 
-def output_steps(compressed: CompressedNetwork) -> dict[int, float]:
-    """Index of an output -> the step of the grid that holds it, of those that are held on one."""
-    grids = quantizers(compressed.module)
-    fused = {node.name: kernel.name for kernel in kernels(compressed.network) for node in kernel.nodes}
-    found = {}
-    for index, name in enumerate(compressed.network.outputs):
-        if (quantizer := grids.get(fused.get(name, name))) is not None:
-            found[index] = quantizer.grid().scale
-    return found
-
-
-def _steps(what: str, name: str, most: float, largest: float, first: Callable[[], str]) -> Check:
-    if most <= STEPS:
-        sentence = f"the file of the {name} network equals it, within {most:.1f} quantization steps"
-        return Check(what, True, most, "quantization steps", sentence)
-    sentence = (
-        f"{what}: the file of the {name} network equals it no nearer than {most:.1f} quantization steps"
-        f" (at most {largest:.1f}); {_named(first)}"
-    )
-    return Check(what, False, most, "quantization steps", sentence)
+def policy_has_integers(policy: Policy) -> bool:
+    """Whether some tensor is held in integers, whose range must be known."""
+    return any(layer.activation_bits <= 8 for layer in policy.there().values())
 
 
 def _kernels(name: str, compressed: CompressedNetwork, content: bytes) -> Check:

@@ -11,15 +11,15 @@ from torch.utils import _pytree as pytree
 from leanfront.compression.export.dialects import QDQ, Dialect
 from leanfront.compression.export.template import Template
 from leanfront.compression.export.walk import shown
+from leanfront.compression.graph import kernels
+from leanfront.compression.policy.precision import computes_in_integers
 from leanfront.compression.techniques.compress import Compressed
-from leanfront.compression.techniques.quantize import QUANTIZER
+from leanfront.compression.techniques.quantize import QUANTIZER, quantizers
 from leanfront.search.gate.masked import Kept, masked
 from leanfront.search.gate.tensors import (
     FLOATS,
-    STEPS,
     Arguments,
     File,
-    difference,
     evaluating,
     in_steps,
     share_of_range,
@@ -28,6 +28,8 @@ from leanfront.search.gate.tensors import (
 )
 
 _MOST_NAMED = 4
+_ONE_STEP, _RARE_STEPS = 1.05, 2.05
+"""Steps by which one operation may differ from what it is in the file, at 99.9 % of its values and at all."""
 
 
 @dataclass(frozen=True)
@@ -177,41 +179,115 @@ def _as_cut(zeros: Tensor, others: Tensor, cut: Tensor) -> Tensor | None:
     return zeros.index_select(axes[0], stays) if len(stays) == cut.shape[axes[0]] else None
 
 
-def first_in_file(
-    template: Template, compressed: Compressed, example: Arguments, bits: int, dialect: Dialect = QDQ
-) -> str:
-    """Where a file leaves its network. ``bits``: fewest of its tensors on grids; 32: it has none."""
+class _Led(fx.Interpreter):
+    """Runs a network in which every operation reads what the file has computed, not what it has itself: so each
+    is held against the file alone, and what rounding does to it does not reach the next."""
+
+    def __init__(self, module: fx.GraphModule, theirs: Mapping[str, Tensor], steps: "_Steps") -> None:
+        super().__init__(module)
+        self.theirs, self.steps = theirs, steps
+        self.largest = 0.0
+        self.first: fx.Node | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        made = super().run_node(n)
+        theirs = self.theirs.get(n.name)
+        if theirs is None or not isinstance(made, Tensor):
+            return made
+        if theirs.shape != made.shape and theirs.numel() == made.numel():
+            theirs = theirs.reshape(made.shape)  # a file may keep dimensions of one
+        apart = self.steps.apart(n.name, made, theirs)
+        self.largest = max(self.largest, apart)
+        if apart > 1 and self.first is None:
+            self.first = n
+        return theirs.to(made.dtype) if theirs.shape == made.shape else made
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What a node may differ by: ``grids``, name -> the step of the grid that it is held on; ``integers``: nodes
+    that integer kernels make, which are held on none; all others compute in floats."""
+
+    grids: Mapping[str, float]
+    integers: frozenset[str]
+    floats: float
+
+    def apart(self, name: str, ours: Tensor, theirs: Tensor) -> float:
+        """How far, as a share of what is allowed: a value between two steps may be rounded either way."""
+        if name in self.grids or name in self.integers:
+            steps = {0: self.grids[name]} if name in self.grids else {}
+            most, largest = in_steps([ours], [theirs], steps)
+            return max(most / _ONE_STEP, largest / _RARE_STEPS)
+        return share_of_range([ours], [theirs]) / self.floats
+
+
+@dataclass(frozen=True)
+class Operations:
+    """A file held against its network operation by operation. ``first``: a sentence about the first that
+    differs, "" where none does."""
+
+    first: str
+
+
+def operations(
+    template: Template, compressed: Compressed, example: Arguments, dialect: Dialect = QDQ
+) -> Operations:
+    """Hold every operation of a file against that of its network, each fed with what the file has computed."""
     model, values = shown(template, compressed, dialect)
     module = compressed.module
-    ours = every_tensor(module, example)
+    names = _nodes_of_values(module, values)
+    steps = _allowed(compressed)
+    content = model.SerializeToString()
+    for optimise in (False, True):
+        file = File(content, optimise)
+        arrays = dict(zip(file.outputs, file.arrays(example), strict=True))
+        theirs = {name: torch.as_tensor(arrays[value]) for value, name in names.items() if value in arrays}
+        led = _Led(module, theirs, steps)
+        copied = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, example)
+        with evaluating(module):
+            led.run(*copied)
+        if led.first is not None:
+            how = ", as onnxruntime fuses it" if optimise else ""
+            return Operations(f"{_sentence([_reads(module, led.first)])}{how}")
+    return Operations("")
+
+
+def _nodes_of_values(module: fx.GraphModule, values: Mapping[str, str]) -> dict[str, str]:
+    """Value of a file -> the node of the network that computes it: of nodes that are one tensor of the file (a
+    norm that is folded into its layer) the last, behind its quantizer if it has one."""
     quantized = {
         str(node.target).removeprefix(QUANTIZER): node.name
         for node in module.graph.nodes
         if node.op == "call_module" and str(node.target).startswith(QUANTIZER)
     }
-    of_value: dict[str, tuple[fx.Node, Tensor]] = {}
-    for node in module.graph.nodes:  # of nodes that are one tensor of the file (a folded norm) the last one's
-        name = quantized.get(node.name, node.name)
-        if node.name in values and name in ours:
-            of_value.pop(values[node.name], None)
-            of_value[values[node.name]] = (node, ours[name])
-    content = model.SerializeToString()
-    for optimise in (False, True):
-        file = File(content, optimise)
-        theirs = dict(zip(file.outputs, file.arrays(example), strict=True))
-        for value, (node, tensor) in of_value.items():
-            if value in theirs and _differs(tensor, torch.as_tensor(theirs[value]), bits):
-                how = " once onnxruntime has fused it" if optimise else ""
-                return f"{_sentence([said(module, node)])}{how}"
-    return "no operation differs by itself, only as onnxruntime fuses them"
+    return {
+        values[node.name]: quantized.get(node.name, node.name)
+        for node in module.graph.nodes
+        if node.name in values
+    }
 
 
-def _differs(ours: Tensor, theirs: Tensor, bits: int) -> bool:
-    if ours.shape != theirs.shape and ours.numel() == theirs.numel():
-        theirs = theirs.reshape(ours.shape)  # a file may keep dimensions of one
-    if bits > 8:
-        return share_of_range([ours], [theirs]) > FLOATS
-    return in_steps([ours], [theirs], {}, bits)[0] > STEPS
+def _allowed(compressed: Compressed) -> _Steps:
+    held = quantizers(compressed.module)
+    grids = {
+        node.name: held[str(node.target).removeprefix(QUANTIZER)].grid().scale
+        for node in compressed.module.graph.nodes
+        if node.op == "call_module" and str(node.target).startswith(QUANTIZER)
+    }
+    integers = {
+        node.name
+        for kernel in kernels(compressed.network)
+        if kernel.layer is not None and computes_in_integers(kernel.layer, compressed.policy[kernel.layer.name])
+        for node in kernel.nodes
+    }
+    return _Steps(grids, frozenset(integers), max(tolerance(compressed.module), FLOATS))
+
+
+def _reads(module: fx.GraphModule, node: fx.Node) -> str:
+    """An operation for a sentence; a quantizer stands for what it quantizes."""
+    if node.op == "call_module" and str(node.target).startswith(QUANTIZER):
+        return said(module, node.all_input_nodes[0])
+    return said(module, node)
 
 
 def _sentence(found: Sequence[str]) -> str:
