@@ -3,16 +3,16 @@
     python -m benchmarks.zoo --cases ../shared/cases/networks.py --json zoo.json
     python -m benchmarks.zoo --only resnet18 googlenet
 
-Needs torchvision, timm and transformers beside leanfront; weights are random, and so are the statistics and gains
-of norms, around what the inputs give. Each network runs in a process of its own: one that crashes, or takes
-longer than --timeout, costs its row alone.
+Needs torchvision, timm and transformers beside leanfront; weights are random, and so are the statistics and
+gains of norms, around what the inputs give. Each network runs in a process of its own: one that crashes, or
+takes longer than --timeout, costs its row alone.
 
-Columns: captured, file, cut: largest differences as shares of the range (the captured network from the module;
-the float files, uncut and cut, from their networks; the cut network from the uncut one with the removed channels
-at zero); steps: the 8-bit file from its network at 99.9 % of the outputs, in quantization steps, which is right
-above 3 only where each operation by itself is right and the network's own answers move as far with the rounding of
-floats; size: predicted over real bytes, the worst of the files; frozen: multiply-accumulates in layers of which nothing can be cut; left:
-parameters that stay at sparsity .5.
+Columns: captured, file, cut: largest differences as shares of the range (the captured network from the
+module; the float files, uncut and cut, from their networks; the cut network from the uncut one with the
+removed channels at zero); steps: the 8-bit file from its network at 99.9 % of the outputs, in quantization
+steps, which is right above 3 only where each operation by itself is right and the network's own answers move
+as far with the rounding of floats; size: predicted over real bytes, the worst of the files; frozen:
+multiply-accumulates in layers of which nothing can be cut; left: parameters that stay at sparsity .5.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = (
-    "network", "captured", "file", "steps", "cut", "size", "frozen", "left", "capture_s", "template_s", "export_s",
-    "rss_mb", "verdict",
+    "network", "captured", "file", "steps", "cut", "size", "frozen", "left", "capture_s", "template_s",
+    "export_s", "rss_mb", "verdict",
 )  # fmt: skip
 LIMIT = 1e-4
 
@@ -97,8 +97,8 @@ def row(name: str, size: int, cases: Path | None) -> Iterator[dict[str, Any]]:
 
 
 def randomised(model: Any, batches: list[Any]) -> None:
-    """Give norms gains, shifts and statistics unlike 1 and 0: around what the batches have, so that tensors stay
-    in the ranges that training leaves."""
+    """Give norms gains, shifts and statistics unlike 1 and 0: around what the batches have, so that tensors
+    stay in the ranges that training leaves."""
     import torch
     from torch import nn
     from torch.nn.modules.batchnorm import _BatchNorm
@@ -250,7 +250,13 @@ def run_one(name: str, size: int, cases: Path | None, timeout_s: float) -> dict[
         ended = ""
         try:
             done = subprocess.run(
-                command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=ROOT
+                command,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
+                check=False,
+                cwd=ROOT,
             )
             if done.returncode:
                 lines = done.stderr.strip().splitlines()
@@ -282,7 +288,8 @@ def line(found: dict[str, Any], width: int) -> str:
 
 def main() -> None:
     """Print the table, row by row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these networks alone")
     parser.add_argument("--cases", type=Path, help="a file with NETWORKS, which are added")
     parser.add_argument("--size", type=int, default=96, help="pixels of images where a network takes any")

@@ -35,10 +35,10 @@ def image(size: int, channels: int = 3) -> tuple[Tensor]:
 # torchvision
 
 _CLASSIFIERS = (
-    "alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "densenet121", "squeezenet1_1",
-    "googlenet", "inception_v3", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "mnasnet0_5",
-    "shufflenet_v2_x0_5", "efficientnet_b0", "efficientnet_v2_s", "regnet_x_400mf", "regnet_y_400mf", "convnext_tiny",
-    "vit_b_16", "swin_t", "swin_v2_t", "maxvit_t",
+    "alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "densenet121",
+    "squeezenet1_1", "googlenet", "inception_v3", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large",
+    "mnasnet0_5", "shufflenet_v2_x0_5", "efficientnet_b0", "efficientnet_v2_s", "regnet_x_400mf",
+    "regnet_y_400mf", "convnext_tiny", "vit_b_16", "swin_t", "swin_v2_t", "maxvit_t",
 )  # fmt: skip
 _AT_224 = ("vit_b_16", "maxvit_t", "swin_t", "swin_v2_t")
 _SEGMENTATION = ("fcn_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
@@ -65,10 +65,11 @@ def _torchvision(name: str) -> Callable[[int], Built]:
 
 _TIMM = (
     "resnet10t", "seresnet18", "mobilenetv1_100", "mobilenetv4_conv_small", "mixnet_s", "ghostnet_100",
-    "hrnet_w18_small", "dla46_c", "ese_vovnet19b_dw", "cspresnet50", "repvgg_a0", "mobileone_s0", "convnextv2_atto",
-    "mixer_s32_224", "gmlp_ti16_224", "poolformer_s12", "deit_tiny_patch16_224", "levit_128s", "edgenext_xx_small",
-    "mobilevit_xxs", "pvt_v2_b0", "pit_ti_224", "nfnet_l0", "regnetz_b16", "lcnet_050", "starnet_s1",
-    "inception_next_atto", "resnest14d", "skresnet18", "rexnet_100", "efficientformer_l1", "hgnetv2_b0",
+    "hrnet_w18_small", "dla46_c", "ese_vovnet19b_dw", "cspresnet50", "repvgg_a0", "mobileone_s0",
+    "convnextv2_atto", "mixer_s32_224", "gmlp_ti16_224", "poolformer_s12", "deit_tiny_patch16_224",
+    "levit_128s", "edgenext_xx_small", "mobilevit_xxs", "pvt_v2_b0", "pit_ti_224", "nfnet_l0", "regnetz_b16",
+    "lcnet_050", "starnet_s1", "inception_next_atto", "resnest14d", "skresnet18", "rexnet_100",
+    "efficientformer_l1", "hgnetv2_b0",
 )  # fmt: skip
 
 
@@ -82,8 +83,8 @@ def _timm(name: str) -> Callable[[int], Built]:
 
 
 def _timm_size(name: str) -> int | None:
-    fixed = name.endswith("_224") or name.startswith(("levit", "efficientformer", "pvt", "mobilevit", "edgenext"))
-    return 224 if fixed else None
+    fixed = ("levit", "efficientformer", "pvt", "mobilevit", "edgenext")
+    return 224 if name.endswith("_224") or name.startswith(fixed) else None
 
 
 # transformers
@@ -98,8 +99,8 @@ _TRANSFORMERS: Mapping[str, tuple[str, str, Mapping[str, Any], str]] = {
     "albert": ("AlbertConfig", "AlbertForSequenceClassification", {**_WORDS, "embedding_size": 16}, "words"),
     "distilbert": (
         "DistilBertConfig", "DistilBertForSequenceClassification",
-        {"vocab_size": 100, "dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 40},
-        "words",
+        {"vocab_size": 100, "dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4,
+         "max_position_embeddings": 40}, "words",
     ),
     "t5_encoder": (
         "T5Config", "T5EncoderModel",
@@ -114,7 +115,8 @@ _TRANSFORMERS: Mapping[str, tuple[str, str, Mapping[str, Any], str]] = {
     ),
     "hf_resnet": (
         "ResNetConfig", "ResNetForImageClassification",
-        {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [1, 2], "layer_type": "bottleneck"}, "image",
+        {"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [1, 2], "layer_type": "bottleneck"},
+        "image",
     ),
     "segformer": (
         "SegformerConfig", "SegformerForSemanticSegmentation",
@@ -123,8 +125,9 @@ _TRANSFORMERS: Mapping[str, tuple[str, str, Mapping[str, Any], str]] = {
     ),
     "wav2vec2": (
         "Wav2Vec2Config", "Wav2Vec2ForSequenceClassification",
-        {**_SMALL, "conv_dim": (16, 16), "conv_kernel": (10, 3), "conv_stride": (5, 2), "num_feat_extract_layers": 2,
-         "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "classifier_proj_size": 16}, "sound",
+        {**_SMALL, "conv_dim": (16, 16), "conv_kernel": (10, 3), "conv_stride": (5, 2),
+         "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
+         "classifier_proj_size": 16}, "sound",
     ),
 }  # fmt: skip
 
@@ -225,8 +228,9 @@ class Regression(nn.Sequential):
 
     def __init__(self) -> None:
         super().__init__(
-            nn.Linear(12, 64), nn.BatchNorm1d(64), nn.LeakyReLU(), nn.Linear(64, 32), nn.ELU(), nn.Linear(32, 1)
-        )
+            nn.Linear(12, 64), nn.BatchNorm1d(64), nn.LeakyReLU(),
+            nn.Linear(64, 32), nn.ELU(), nn.Linear(32, 1),
+        )  # fmt: skip
 
 
 class Detector(nn.Module):

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.export.dialects import QDQ, Dialect
@@ -21,6 +19,7 @@ from leanfront.search.gate.tensors import (
     answers,
     answers_of_each,
     in_steps,
+    nudged,
     share_of_range,
     together,
     tolerance,
@@ -28,7 +27,6 @@ from leanfront.search.gate.tensors import (
 
 OWN = 3.0
 """How many times as far as a network's own answers move with the rounding of floats, its file may lie."""
-_NUDGE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ def held(
     against: nn.Module | None = None,
 ) -> Found:
     """Compare a file with its network, from end to end; in integers, where that is too far, operation by
-    operation as well: a deep network whose values happen to be rounded the other way here and there moves as far
-    from itself.
+    operation as well: a deep network whose values happen to be rounded the other way here and there moves as
+    far from itself.
 
     Args:
         content: the file. examples: batches of one. against: what a file in floats is compared with, else the
@@ -83,8 +81,8 @@ def held(
     own = own_steps(deployed, examples, grids, bits)
     if rounded <= max(STEPS, OWN * own):
         why = (
-            f"operation by operation; from end to end within {most:.1f} quantization steps, where its own answers"
-            f" move by {own:.1f} with the rounding of floats"
+            f"operation by operation; from end to end within {most:.1f} quantization steps, where its own"
+            f" answers move by {own:.1f} with the rounding of floats"
         )
         return Found(True, most, unit, why)
     why = f"{far}, though each operation by itself is right and its own answers move by {own:.1f} at most"
@@ -99,8 +97,7 @@ def own_steps(
     alone = answers_of_each(module, examples)
     found = [in_steps(alone, answers(module, together(examples)), grids, bits)[0]]
     for seed in range(2):
-        generator = torch.Generator().manual_seed(seed)
-        near = [pytree.tree_map(lambda leaf: _nudged(leaf, generator), example) for example in examples]
+        near = [nudged(example, seed * len(examples) + place) for place, example in enumerate(examples)]
         found.append(in_steps(alone, answers_of_each(module, near), grids, bits)[0])
     return max(found)
 
@@ -119,10 +116,3 @@ def output_steps(compressed: Compressed) -> dict[int, float]:
         for index, name in enumerate(compressed.network.outputs)
         if kernel.get(name) in grids
     }
-
-
-def _nudged(leaf: object, generator: torch.Generator) -> object:
-    if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-        return leaf
-    noise = torch.randn(leaf.shape, generator=generator).to(leaf)
-    return leaf * (1 + _NUDGE * noise)

@@ -37,8 +37,8 @@ class _Pair:
 
 @dataclass
 class Masked:
-    """What came out. ``spread``: the first node that read values which stay, and which changed with those that
-    do not; None: there is none."""
+    """What came out. ``spread``: the first node that read values which stay, and which changed with those
+    that do not; None: there is none."""
 
     outputs: list[Tensor] = field(default_factory=list)
     spread: str | None = None

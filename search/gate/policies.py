@@ -16,11 +16,9 @@ _SHARES = (0.25, 0.5, 0.75)
 _BRANCHES_OUT = 0.3
 
 
-def drawn(
-    network: Network, rng: np.random.Generator, cut: bool, pairs: Sequence[tuple[int, int]]
-) -> Policy:
-    """A policy with one of the ``pairs`` for each layer. With ``cut`` two groups of three are cut, and a third
-    of the branches left out; of what there is, always something.
+def drawn(network: Network, rng: np.random.Generator, cut: bool, pairs: Sequence[tuple[int, int]]) -> Policy:
+    """A policy with one of the ``pairs`` for each layer. With ``cut`` two groups of three are cut, and a
+    third of the branches left out; of what there is, always something.
     """
     groups, branches = tuple(network.groups), network.branches
     shares = dict.fromkeys(groups, 0.0)
@@ -53,10 +51,10 @@ def _bits(
     for node in network.nodes:
         if node.layer is None:
             continue
-        pair = pairs[rng.integers(len(pairs))]
+        pair = pairs[int(rng.integers(len(pairs)))]
         activations = of_tensor.setdefault(node.inputs[0], pair[1])
         if activations != pair[1]:
             alike = [other for other in pairs if other[1] == activations]
-            pair = alike[rng.integers(len(alike))]
+            pair = alike[int(rng.integers(len(alike)))]
         found[node.layer] = pair
     return found

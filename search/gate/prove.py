@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import leanfront
+from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.template import template
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
@@ -59,8 +60,8 @@ class GateError(RuntimeError):
 class Check:
     """One thing that was proved, or not.
 
-    passed: None where it does not apply to the network; the sentence says why. largest: the largest difference
-    that was found, in ``unit``.
+    passed: None where it does not apply to the network; the sentence says why. largest: the largest
+    difference that was found, in ``unit``.
     """
 
     name: str
@@ -87,22 +88,35 @@ class Proof:
         """Whether no check failed."""
         return not self.failures
 
+    def demand(self) -> None:
+        """Raise GateError unless it passed."""
+        if self.failures:
+            more = f" ({len(self.failures) - 1} more: leanfront check)" if len(self.failures) > 1 else ""
+            raise GateError(f"the network cannot be searched, a check of it failed: {self.failures[0]}{more}")
+
 
 def prove(
-    model: nn.Module, captured: Captured, example_inputs: Any, batches: Iterable[Any] | None = None, seed: int = 0
+    model: nn.Module,
+    captured: Captured,
+    example_inputs: Any,
+    batches: Iterable[Any] | None = None,
+    seed: int = 0,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Proof:
     """Hold a captured network, and what is made of it, against the user's module; once for each network: what
     was found is kept in the cache folder.
 
     Args:
         model: the user's module, which is left as it is. captured: what ``leanfront.capture`` made of it.
-        example_inputs: as it was captured with. batches: inputs as the module takes them, whose ranges integer
-            tensors get; random ones like the example where there are none.
-        seed: of the policies, and of the random inputs.
+            example_inputs: as it was captured with. batches: inputs as the module takes them, whose ranges
+            integer tensors get; random ones like the example where there are none.
+        seed: of the policies, and of the random inputs. log: hears when it is not remembered, and takes a
+        while.
     """
     path = cache_folder() / "proofs" / f"{_key(model, captured, example_inputs, seed)}.json"
     if (kept := _read(path)) is not None:
         return kept
+    log("proving what is made of the network, once: captured, cut, written and run in onnxruntime")
     started = time.monotonic()
     gate = _Gate(model, captured, arguments(example_inputs), batches, seed)
     proof = Proof(tuple(gate.checks()), round(time.monotonic() - started, 2))
@@ -112,6 +126,11 @@ def prove(
     except OSError:
         pass  # without a cache it is proved again
     return proof
+
+
+def prove_task(model: nn.Module, traced: Traced, batches: Iterable[Any], log: Callable[[str], None]) -> Proof:
+    """``prove`` for a search: a network that was captured already."""
+    return prove(model, Captured(traced), traced.example_input, batches, log=log)
 
 
 class _Gate:
@@ -156,10 +175,8 @@ class _Gate:
             batch = together([self.examples[index % len(self.examples)] for index in range(size)])
             largest = share_of_range(answers(self.model, batch), answers(module, batch))
             what = f"captured network, batch of {size}"
-            yield self._shares(
-                what, "the captured network equals the module", largest,
-                lambda given=batch: first_in_capture(self.model, module, given),
-            )  # fmt: skip
+            first = partial(first_in_capture, self.model, module, batch)
+            yield self._shares(what, "the captured network equals the module", largest, first)
 
     def _cut(self, name: str, policy: Policy) -> Iterator[Check]:
         """The cut network, in floats and with its norms as they were, against the uncut one."""
@@ -177,8 +194,8 @@ class _Gate:
             node = next(node for node in whole.graph.nodes if node.name == found.spread)
             yield Check(
                 what, None, largest, "of the range",
-                f"what the cut network has to compute cannot be told: an operation that is no layer and no norm"
-                f" mixes channels that go with others, in front of {said(whole, node)}",
+                "what the cut network has to compute cannot be told: an operation that is no layer and no"
+                f" norm mixes channels that go with others, in front of {said(whole, node)}",
             )  # fmt: skip
             return
         yield self._shares(
@@ -189,7 +206,8 @@ class _Gate:
     def _policy(self, name: str, policy: Policy, against: nn.Module | None = None) -> Iterator[Check]:
         """The file of a policy: what it puts out, its size, its kernels. ``against``: what it is compared
         with, else the compressed network."""
-        compressed = compress(self.captured, policy, self.calibration if policy_has_integers(policy) else None)
+        batches = self.calibration if policy_has_integers(policy) else None
+        compressed = compress(self.captured, policy, batches)
         content = file_of(compressed)
         inner = Compressed(self._module(compressed.module), compressed.network, compressed.policy)
         found = held(template(self.captured.traced), inner, content, self.examples, against=against)

@@ -90,7 +90,8 @@ def first_in_capture(model: nn.Module, captured: fx.GraphModule, given: Argument
         if share_of_range(same[place].read, call.read) > far:
             if different:
                 return f"the first operation that differs is {different[0]}"
-            return f"the first operation that differs is in front of {call.name!r}{_between(captured, call.name)}"
+            between = _between(captured, call.name)
+            return f"the first operation that differs is in front of {call.name!r}{between}"
         if share_of_range(same[place].made, call.made) > far:
             part = captured.get_submodule(call.name)
             different.append(f"{call.name!r} ({type(part).__name__})")
@@ -168,11 +169,14 @@ def first_in_cut(whole: fx.GraphModule, cut: fx.GraphModule, kept: Kept, given: 
 
 
 def _as_cut(zeros: Tensor, others: Tensor, cut: Tensor) -> Tensor | None:
-    """A tensor without its removed channels, where they lie along one axis; None where that cannot be told."""
+    """A tensor without its removed channels, where they lie along one axis; None where that cannot be
+    told."""
     if zeros.shape == cut.shape:
         return zeros
-    axes = [axis for axis, sizes in enumerate(zip(zeros.shape, cut.shape, strict=False)) if len(set(sizes)) > 1]
-    if zeros.dim() != cut.dim() or len(axes) != 1:
+    if zeros.dim() != cut.dim():
+        return None
+    axes = [axis for axis in range(zeros.dim()) if zeros.shape[axis] != cut.shape[axis]]
+    if len(axes) != 1:
         return None
     moved = (zeros != others).transpose(0, axes[0]).flatten(1)
     stays = (~moved.any(1)).nonzero()[:, 0]
@@ -180,8 +184,8 @@ def _as_cut(zeros: Tensor, others: Tensor, cut: Tensor) -> Tensor | None:
 
 
 class _Led(fx.Interpreter):
-    """Runs a network in which every operation reads what the file has computed, not what it has itself: so each
-    is held against the file alone, and what rounding does to it does not reach the next."""
+    """Runs a network in which every operation reads what the file has computed, not what it has itself: so
+    each is held against the file alone, and what rounding does to it does not reach the next."""
 
     def __init__(self, module: fx.GraphModule, theirs: Mapping[str, Tensor], steps: "_Steps") -> None:
         super().__init__(module)
@@ -205,8 +209,8 @@ class _Led(fx.Interpreter):
 
 @dataclass(frozen=True)
 class _Steps:
-    """What a node may differ by: ``grids``, name -> the step of the grid that it is held on; ``integers``: nodes
-    that integer kernels make, which are held on none; all others compute in floats."""
+    """What a node may differ by: ``grids``, name -> the step of the grid that it is held on; ``integers``:
+    nodes that integer kernels make, which are held on none; all others compute in floats."""
 
     grids: Mapping[str, float]
     integers: frozenset[str]
@@ -232,7 +236,8 @@ class Operations:
 def operations(
     template: Template, compressed: Compressed, example: Arguments, dialect: Dialect = QDQ
 ) -> Operations:
-    """Hold every operation of a file against that of its network, each fed with what the file has computed."""
+    """Hold every operation of a file against that of its network, each fed with what the file has
+    computed."""
     model, values = shown(template, compressed, dialect)
     module = compressed.module
     names = _nodes_of_values(module, values)
@@ -253,8 +258,8 @@ def operations(
 
 
 def _nodes_of_values(module: fx.GraphModule, values: Mapping[str, str]) -> dict[str, str]:
-    """Value of a file -> the node of the network that computes it: of nodes that are one tensor of the file (a
-    norm that is folded into its layer) the last, behind its quantizer if it has one."""
+    """Value of a file -> the node of the network that computes it: of nodes that are one tensor of the file
+    (a norm that is folded into its layer) the last, behind its quantizer if it has one."""
     quantized = {
         str(node.target).removeprefix(QUANTIZER): node.name
         for node in module.graph.nodes
@@ -274,10 +279,11 @@ def _allowed(compressed: Compressed) -> _Steps:
         for node in compressed.module.graph.nodes
         if node.op == "call_module" and str(node.target).startswith(QUANTIZER)
     }
+    policy = compressed.policy
     integers = {
         node.name
         for kernel in kernels(compressed.network)
-        if kernel.layer is not None and computes_in_integers(kernel.layer, compressed.policy[kernel.layer.name])
+        if kernel.layer is not None and computes_in_integers(kernel.layer, policy[kernel.layer.name])
         for node in kernel.nodes
     }
     return _Steps(grids, frozenset(integers), max(tolerance(compressed.module), FLOATS))

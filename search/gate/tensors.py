@@ -1,4 +1,5 @@
-"""Inputs and outputs of networks as tensors, whatever containers they come in; how far two of them lie apart."""
+"""Inputs and outputs of networks as tensors, whatever containers they come in; how far two of them lie
+apart."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ FLOATS = 1e-4
 STEPS = 3.0
 """Quantization steps by which a file and its network may differ, at ``SHARE`` of the outputs."""
 SHARE = 0.999
+
+_NUDGE = 1e-6
 
 Arguments = tuple[Any, ...]
 
@@ -171,7 +174,7 @@ def width(tensor: Tensor) -> float:
 def tolerance(module: nn.Module) -> float:
     """Share of a tensor's range by which a computation in the module's floats may differ."""
     kinds = {p.dtype for p in module.parameters() if p.is_floating_point()}
-    return max([FLOATS, *(8 * torch.finfo(kind).eps for kind in kinds)])
+    return max([FLOATS, *(8 * float(torch.finfo(kind).eps) for kind in kinds)])
 
 
 def share_of_range(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
@@ -187,7 +190,7 @@ def grid_step(tensor: Tensor, bits: int = 8) -> float:
     values = tensor.detach().cpu().double()
     values = values[values.isfinite()]
     low, high = (float(v) for v in torch.aminmax(values)) if values.numel() else (0.0, 1.0)
-    return max(max(high, 0.0) - min(low, 0.0), 1e-12) / (2**bits - 1)
+    return max(max(high, 0.0) - min(low, 0.0), 1e-12) / float(2**bits - 1)
 
 
 def in_steps(
@@ -202,11 +205,28 @@ def in_steps(
     for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
         apart = difference(one, other) / (steps.get(index) or grid_step(one, bits))
         if apart.numel():
-            # no interpolation: between a number and infinity there is none
-            rank = min(apart.numel() - 1, math.ceil(SHARE * apart.numel()) - 1)
-            most = max(most, float(apart.sort().values[rank]))
+            most = max(most, at_share(apart))
             largest = max(largest, _largest(apart))
     return most, largest
+
+
+def at_share(apart: Tensor) -> float:
+    """What ``SHARE`` of some differences do not exceed."""
+    # no interpolation: between a number and infinity there is none
+    rank = min(apart.numel() - 1, math.ceil(SHARE * apart.numel()) - 1)
+    return float(apart.sort().values[rank])
+
+
+def nudged(inputs: Any, seed: int = 0) -> Any:
+    """Inputs a millionth off: what floats round."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def off(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        return leaf * (1 + _NUDGE * torch.randn(leaf.shape, generator=generator).to(leaf))
+
+    return pytree.tree_map(off, inputs)
 
 
 def _largest(apart: Tensor) -> float:
