@@ -19,7 +19,6 @@ from torch import Tensor, fx, nn
 
 import leanfront
 from leanfront.compression.capture.trace import Traced
-from leanfront.compression.export.template import template
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.compression.techniques.built_in import left_out
@@ -44,7 +43,7 @@ from leanfront.search.gate.tensors import (
     tolerance,
 )
 
-EXAMPLES = 16
+EXAMPLES = 12
 """Inputs that a file and its network are compared on."""
 BATCH = 3
 """The second of the batch sizes, beside 1, at which the captured network is compared with the module."""
@@ -151,6 +150,7 @@ class _Gate:
         self.calibration = [as_batch(batch) for batch in given]
         every = (one for batch in given for one in one_by_one(batch))
         self.examples = [one for one, _ in zip(every, range(EXAMPLES), strict=False)]
+        self.examples += [self.examples[0]] * (BATCH - len(self.examples))
         self.rng = np.random.default_rng(seed)
         self.far = tolerance(model)
 
@@ -172,11 +172,13 @@ class _Gate:
     def _captured(self) -> Iterator[Check]:
         module = self._module(self.captured.module)
         for size in (1, BATCH):
-            batch = together([self.examples[index % len(self.examples)] for index in range(size)])
-            largest = share_of_range(answers(self.model, batch), answers(module, batch))
+            batches = [
+                together(self.examples[start : start + size]) for start in range(0, len(self.examples), size)
+            ]
+            apart = [share_of_range(answers(self.model, one), answers(module, one)) for one in batches]
+            first = partial(first_in_capture, self.model, module, batches[int(np.argmax(apart))])
             what = f"captured network, batch of {size}"
-            first = partial(first_in_capture, self.model, module, batch)
-            yield self._shares(what, "the captured network equals the module", largest, first)
+            yield self._shares(what, "the captured network equals the module", max(apart), first)
 
     def _cut(self, name: str, policy: Policy) -> Iterator[Check]:
         """The cut network, in floats and with its norms as they were, against the uncut one."""
@@ -210,7 +212,7 @@ class _Gate:
         compressed = compress(self.captured, policy, batches)
         content = file_of(compressed)
         inner = Compressed(self._module(compressed.module), compressed.network, compressed.policy)
-        found = held(template(self.captured.traced), inner, content, self.examples, against=against)
+        found = held(self.captured._template, inner, content, self.examples, against=against)
         rule = f"the file of the {name} network equals {'the module' if against else 'it'}"
         sentence = f"{rule}, {found.why}" if found.passed else f"{name}: {rule} {found.why}"
         yield Check(f"{name}: file", found.passed, found.largest, found.unit, sentence)

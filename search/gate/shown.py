@@ -156,31 +156,35 @@ def first_in_cut(whole: fx.GraphModule, cut: fx.GraphModule, kept: Kept, given: 
     """Where a cut network leaves the uncut one with the removed channels out."""
     ours = every_tensor(cut, given)
     found: list[str] = []
+    known: dict[fx.Node, tuple[torch.Size, Tensor]] = {}  # shape, and the channels that stay
 
     def seen(node: fx.Node, zeros: Tensor, others: Tensor) -> None:
         if found or node.name not in ours:
             return
-        expected = _as_cut(zeros, others, ours[node.name])
-        if expected is not None and share_of_range([expected], [ours[node.name]]) > FLOATS:
+        theirs = ours[node.name]
+        expected = zeros if zeros.shape == theirs.shape else None
+        if (axis := _cut_axis(zeros, theirs)) is not None:
+            moved = (zeros != others).transpose(0, axis).flatten(1)
+            stays = (~moved.any(1)).nonzero()[:, 0]
+            for shape, before in (known[one] for one in node.all_input_nodes if one in known):
+                if len(stays) != theirs.shape[axis] and shape == zeros.shape:
+                    stays = before  # a gain of 0 hides what was removed
+            if len(stays) == theirs.shape[axis]:
+                known[node] = (zeros.shape, stays)
+                expected = zeros.index_select(axis, stays)
+        if expected is not None and share_of_range([expected], [theirs]) > FLOATS:
             found.append(said(whole, node))
 
     masked(whole, cut, kept, given, seen)
     return _sentence(found)
 
 
-def _as_cut(zeros: Tensor, others: Tensor, cut: Tensor) -> Tensor | None:
-    """A tensor without its removed channels, where they lie along one axis; None where that cannot be
-    told."""
-    if zeros.shape == cut.shape:
-        return zeros
-    if zeros.dim() != cut.dim():
+def _cut_axis(whole: Tensor, cut: Tensor) -> int | None:
+    """The one axis along which a tensor was cut; None where there is none, or several."""
+    if whole.dim() != cut.dim():
         return None
-    axes = [axis for axis in range(zeros.dim()) if zeros.shape[axis] != cut.shape[axis]]
-    if len(axes) != 1:
-        return None
-    moved = (zeros != others).transpose(0, axes[0]).flatten(1)
-    stays = (~moved.any(1)).nonzero()[:, 0]
-    return zeros.index_select(axes[0], stays) if len(stays) == cut.shape[axes[0]] else None
+    axes = [axis for axis in range(whole.dim()) if whole.shape[axis] != cut.shape[axis]]
+    return axes[0] if len(axes) == 1 else None
 
 
 class _Led(fx.Interpreter):
