@@ -9,6 +9,7 @@ there cannot be told.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -97,7 +98,7 @@ class _Run:
             value = value.clone() if isinstance(value, Tensor) else value
             return _Pair(value, value)
         if node.op == "get_attr":
-            value = _attribute(self.module, str(node.target))
+            value = attrgetter(str(node.target))(self.module)
             return _Pair(value, value)
         read = self._both(values, (node.args, node.kwargs))
         if node.op == "call_module":
@@ -245,10 +246,3 @@ def _gone(tensor: Tensor, axis: int, stays: tuple[int, ...]) -> Tensor:
     kept = set(stays)
     gone = [index for index in range(tensor.shape[axis]) if index not in kept]
     return torch.tensor(gone, dtype=torch.long, device=tensor.device)
-
-
-def _attribute(module: nn.Module, target: str) -> Any:
-    found: Any = module
-    for part in target.split("."):
-        found = getattr(found, part)
-    return found

@@ -2,13 +2,16 @@
 user's module, files against networks, cut networks against the uncut one with channels out."""
 
 import hashlib
+import io
 import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +121,9 @@ def prove(
     log("proving what is made of the network, once: captured, cut, written and run in onnxruntime")
     started = time.monotonic()
     gate = _Gate(model, captured, arguments(example_inputs), batches, seed)
-    proof = Proof(tuple(gate.checks()), round(time.monotonic() - started, 2))
+    with redirect_stderr(io.StringIO()):  # torch.fx prints what it raises, too
+        checks = tuple(gate.checks())
+    proof = Proof(checks, round(time.monotonic() - started, 2))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, json.dumps(asdict(proof)) + "\n")
@@ -279,7 +284,7 @@ def _key(model: nn.Module, captured: Captured, example_inputs: Any, seed: int) -
     """Of whatever a proof depends on, but for the inputs that it was found with."""
     digest = hashlib.blake2b(f"{seed} {_versions()} {model} {captured.module}".encode(), digest_size=16)
     for module in (model, captured.module):
-        held = dict(module.state_dict(keep_vars=True)) | dict(module.named_buffers())
+        held = dict(module.state_dict(keep_vars=True)) | dict(module.named_buffers()) | _constants(module)
         for name, tensor in sorted(held.items()):
             if isinstance(tensor, Tensor):
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -288,6 +293,13 @@ def _key(model: nn.Module, captured: Captured, example_inputs: Any, seed: int) -
         known = f"{leaf.dtype} {tuple(leaf.shape)}" if isinstance(leaf, Tensor) else repr(leaf)
         digest.update(known.encode())
     return digest.hexdigest()
+
+
+def _constants(module: nn.Module) -> dict[str, Any]:
+    """What the graph of a captured network reads besides, by its address."""
+    nodes = module.graph.nodes if isinstance(module, fx.GraphModule) else ()
+    addresses = [str(node.target) for node in nodes if node.op == "get_attr"]
+    return {address: attrgetter(address)(module) for address in addresses}
 
 
 @cache

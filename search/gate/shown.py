@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from leanfront.compression.export.dialects import QDQ, Dialect
 from leanfront.compression.export.template import Template
@@ -20,6 +19,7 @@ from leanfront.search.gate.tensors import (
     FLOATS,
     Arguments,
     File,
+    copied,
     evaluating,
     in_steps,
     share_of_range,
@@ -58,9 +58,8 @@ class _Recorder(fx.Interpreter):
 def every_tensor(module: fx.GraphModule, given: Arguments) -> dict[str, Tensor]:
     """Node name -> its tensor, of one call in evaluation mode."""
     recorder = _Recorder(module)
-    copied = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, given)
     with evaluating(module):
-        recorder.run(*copied)
+        recorder.run(*copied(given, module))
     return recorder.seen
 
 
@@ -109,10 +108,10 @@ def _calls(module: nn.Module, names: set[str], given: Arguments) -> list[_Call]:
 
     def before(name: str) -> Callable[..., None]:
         # before the call: an operation in place may change what was read
-        return lambda part, args: reading.setdefault(name, []).append(_copied(args))
+        return lambda part, args: reading.setdefault(name, []).append(_kept(args))
 
     def behind(name: str) -> Callable[..., None]:
-        return lambda part, args, made: found.append(_Call(name, reading[name].pop(), _copied(made)))
+        return lambda part, args, made: found.append(_Call(name, reading[name].pop(), _kept(made)))
 
     for name in sorted(names):
         try:
@@ -121,16 +120,15 @@ def _calls(module: nn.Module, names: set[str], given: Arguments) -> list[_Call]:
             continue
         handles += [part.register_forward_pre_hook(before(name)), part.register_forward_hook(behind(name))]
     try:
-        copied = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, given)
         with evaluating(module):
-            module(*copied)
+            module(*copied(given, module))
     finally:
         for handle in handles:
             handle.remove()
     return found
 
 
-def _copied(values: Any) -> tuple[Tensor, ...]:
+def _kept(values: Any) -> tuple[Tensor, ...]:
     return tuple(tensor.detach().clone() for tensor in tensors(values))
 
 
@@ -252,9 +250,8 @@ def operations(
         arrays = dict(zip(file.outputs, file.arrays(example), strict=True))
         theirs = {name: torch.as_tensor(arrays[value]) for value, name in names.items() if value in arrays}
         led = _Led(module, theirs, steps)
-        copied = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, example)
         with evaluating(module):
-            led.run(*copied)
+            led.run(*copied(example, module))
         if led.first is not None:
             how = ", as onnxruntime fuses it" if optimise else ""
             return Operations(f"{_sentence([_reads(module, led.first)])}{how}")

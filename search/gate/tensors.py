@@ -102,12 +102,21 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+def copied(given: Arguments, module: nn.Module) -> Arguments:
+    """Arguments that a module may change in place, where its parameters are."""
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+    def copy(leaf: Any) -> Any:
+        return leaf.detach().to(device, copy=True) if isinstance(leaf, Tensor) else leaf
+
+    found: Arguments = pytree.tree_map(copy, given)
+    return found
+
+
 def answers(module: nn.Module, given: Arguments) -> list[Tensor]:
-    """The tensors that a module puts out in evaluation mode. What is given may be changed by it in place:
-    it gets a copy."""
+    """The tensors that a module puts out in evaluation mode. What is given stays as it is."""
     with evaluating(module):
-        copied = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, given)
-        return [tensor.detach().clone() for tensor in tensors(module(*copied))]
+        return [tensor.detach().clone() for tensor in tensors(module(*copied(given, module)))]
 
 
 def answers_of_each(module: nn.Module, examples: Iterable[Arguments]) -> list[Tensor]:
