@@ -12,20 +12,25 @@ INTEGER = (8, 8)
 MIXED = (FLOAT, INTEGER, (4, 8), (8, 32), (32, 8))
 """Bits of weights and of activations."""
 
-_SHARES = (0.25, 0.5, 0.75)
+DEEP, MODERATE = (0.75,), (0.25, 0.5)
+"""Shares of the channels of a group that are cut."""
 _BRANCHES_OUT = 0.3
 
 
-def drawn(network: Network, rng: np.random.Generator, cut: bool, pairs: Sequence[tuple[int, int]]) -> Policy:
-    """A policy with one of the ``pairs`` for each layer. With ``cut`` two groups of three are cut, and a
-    third of the branches left out; of what there is, always something.
-    """
+def drawn(
+    network: Network,
+    rng: np.random.Generator,
+    pairs: Sequence[tuple[int, int]],
+    cuts: Sequence[float] = (),
+) -> Policy:
+    """A policy with one of the ``pairs`` for each layer. With ``cuts``, shares, two of three groups are cut
+    by one of them, and a third of the branches left out; of what there is, always something."""
     groups, branches = tuple(network.groups), network.branches
     shares = dict.fromkeys(groups, 0.0)
     absent: set[str] = set()
-    if cut:
+    if cuts:
         for place, group in enumerate(rng.permutation(np.array(groups, dtype=object))):
-            shares[group] = float(rng.choice(_SHARES)) if place % 3 < 2 else 0.0
+            shares[group] = float(rng.choice(cuts)) if place % 3 < 2 else 0.0
         count = min(len(branches), max(1, round(_BRANCHES_OUT * len(branches))))
         for row in rng.permutation(len(branches))[:count]:
             absent.update(branches[row].layers)

@@ -32,7 +32,7 @@ from leanfront.networks import Captured, CompressedNetwork, compress, file_of
 from leanfront.search.gate.files import held
 from leanfront.search.gate.kernels import kernel_report
 from leanfront.search.gate.masked import masked
-from leanfront.search.gate.policies import FLOAT, INTEGER, MIXED, drawn, in_floats
+from leanfront.search.gate.policies import DEEP, FLOAT, INTEGER, MIXED, MODERATE, drawn, in_floats
 from leanfront.search.gate.shown import first_in_capture, first_in_cut, said
 from leanfront.search.gate.tensors import (
     Arguments,
@@ -165,12 +165,12 @@ class _Gate:
         network = self.captured.network
         uncut = Policy.uniform(network, LayerPolicy())
         yield from _tried("uncut", lambda: self._policy("uncut", uncut, against=self.model))
-        floats = drawn(network, self.rng, True, [FLOAT])
+        floats = drawn(network, self.rng, [FLOAT], DEEP)
         yield from _tried("cut", lambda: self._cut("cut", floats))
         yield from _tried("cut", lambda: self._policy("cut", floats))
-        integers = drawn(network, self.rng, False, [INTEGER])
+        integers = drawn(network, self.rng, [INTEGER])
         yield from _tried("8 bits", lambda: self._policy("8 bits", integers))
-        mixed = drawn(network, self.rng, True, MIXED)
+        mixed = drawn(network, self.rng, MIXED, MODERATE)
         yield from _tried("mixed", lambda: self._cut("mixed", in_floats(mixed)))
         yield from _tried("mixed", lambda: self._policy("mixed", mixed))
 

@@ -22,7 +22,7 @@ from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.networks import Captured
 from leanfront.search.gate import prove as gate
-from leanfront.search.gate.policies import FLOAT, INTEGER, MIXED, drawn
+from leanfront.search.gate.policies import DEEP, FLOAT, INTEGER, MIXED, MODERATE, drawn
 from leanfront.search.gate.prove import Check, GateError, Proof, prove
 from tests.networks import built, example
 from tests.residual_networks import RESIDUAL
@@ -230,7 +230,7 @@ def test_random_policies_fit_and_try_everything():
     for cut in (False, True):
         for pairs in ([FLOAT], [INTEGER], MIXED):
             for _ in range(5):
-                policy = drawn(network_of_branches, rng, cut, pairs)
+                policy = drawn(network_of_branches, rng, pairs, MODERATE if cut else ())
                 policy.check(network_of_branches)
                 assert bool(policy.absent) == cut
                 assert any(layer.sparsity for layer in policy.there().values()) == cut
@@ -239,7 +239,7 @@ def test_random_policies_fit_and_try_everything():
     kinds = {
         layer.weight_bits
         for _ in range(30)
-        for layer in drawn(network_of_branches, rng, True, MIXED).values()
+        for layer in drawn(network_of_branches, rng, MIXED, DEEP).values()
     }
     assert kinds == {4, 8, 32}
 
