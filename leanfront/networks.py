@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from leanfront.compression.capture.trace import Traced, TraceError, trace
-from leanfront.compression.export.dialects import dialect_of
-from leanfront.compression.export.template import Template, template
+from leanfront.compression.export.dialects import Dialect, dialect_of
+from leanfront.compression.export.template import ExportError, Template, template
 from leanfront.compression.export.walk import exported
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import LayerPolicy, Policy, PolicyError
@@ -26,6 +26,11 @@ from leanfront.compression.training.batch_norms import re_estimate
 from leanfront.hw_profiles import HardwareProfile, load_profile
 from leanfront.latency_models.cost import Cost
 from leanfront.latency_models.files import replace_file
+from leanfront.search.gate.files import held
+from leanfront.search.gate.tensors import arguments, drawn_like, example_of, one_by_one
+
+_TRIED = 4
+"""Inputs that a file is tried on before it is written."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +85,9 @@ class CompressedNetwork:
     policy: Policy
     captured: Captured = field(repr=False)
     multiple: int = 1
+    examples: tuple[Any, ...] = field(default=(), repr=False)
+    """A few inputs, batches of one, of those that it was calibrated with: ``export`` tries the file on
+    them."""
 
     @cached_property
     def kept(self) -> Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -168,7 +176,8 @@ def compress(
         if policy.absent or any(layer.sparsity for layer in policy.values()):
             re_estimate(made.module, batches)
         calibrate(made.module, batches)
-    return CompressedNetwork(made.module.eval(), made.network, made.policy, captured, multiple)
+    examples = tuple(one for batch in batches[:1] for one in one_by_one(arguments(batch))[:_TRIED])
+    return CompressedNetwork(made.module.eval(), made.network, made.policy, captured, multiple, examples)
 
 
 def _tensors(batch: Any) -> Any:
@@ -179,20 +188,44 @@ def _tensors(batch: Any) -> Any:
 
 
 def export(compressed: CompressedNetwork, path: Path | str, to: str = "onnx") -> Exported:
-    """Write a compressed network for an engine.
+    """Write a compressed network for an engine. The file is run first, on a few of the inputs that the
+    network was calibrated with, or random ones: one that does not put out what the network does is not
+    written.
 
     Args:
         to: the kind of file: "onnx" is for onnxruntime, others are what was registered.
 
     Raises:
-        DialectError: there is no such kind of file. OSError: it cannot be written.
+        DialectError: there is no such kind of file. ExportError: torch cannot write the network, or the file
+            puts out something else; the sentence names the operation. OSError: it cannot be written.
     """
-    dialect = dialect_of(to)
-    inner = Compressed(compressed.module, compressed.network, compressed.policy)  # type: ignore[arg-type]
-    model = exported(compressed.captured._template, inner, dialect).SerializeToString()
+    model = file_of(compressed, to)
     path = Path(path)
+    _compare(compressed, model, path, dialect_of(to))
     replace_file(path, model)
     return Exported(path, len(model), compressed.captured.notes)
+
+
+def file_of(compressed: CompressedNetwork, to: str = "onnx") -> bytes:
+    """What ``export`` writes, not compared with anything.
+
+    Raises:
+        DialectError, ExportError: as ``export``.
+    """
+    inner = Compressed(compressed.module, compressed.network, compressed.policy)  # type: ignore[arg-type]
+    return bytes(exported(compressed.captured._template, inner, dialect_of(to)).SerializeToString())
+
+
+def _compare(compressed: CompressedNetwork, model: bytes, path: Path, dialect: Dialect) -> None:
+    if not (dialect.runs_here and dialect.exact):
+        return
+    captured = compressed.captured
+    example = example_of(captured.traced)
+    inner = Compressed(compressed.module, compressed.network, compressed.policy)  # type: ignore[arg-type]
+    examples = compressed.examples or drawn_like(example, _TRIED, seed=0)
+    found = held(captured._template, inner, model, examples, dialect)
+    if not found.passed:
+        raise ExportError(f"{path} is not written: the file equals the network {found.why}")
 
 
 def cost(

@@ -16,8 +16,8 @@ LOW = ("hw_profiles", "compression.graph", "compression.policy")
 COSTS = (*LOW, "latency_models")
 TORCH_ROOMS = ("capture", "layers", "techniques", "training", "export")
 FLOORS = (
-    ("errors", "objectives", "config", "storage_url"), ("readers",), ("task",), ("run",), ("trial",),
-    ("samplers", "report"), ("study",), ("pick",), ("cli",),
+    ("errors", "objectives", "config", "storage_url"), ("readers",), ("task",), ("gate",), ("run",),
+    ("trial",), ("samplers", "report"), ("study",), ("pick",), ("cli",),
 )  # fmt: skip
 """Rooms of search, each of which imports from those before it alone."""
 
@@ -98,7 +98,8 @@ def allowed(module: str) -> tuple[str, ...] | None:
         floor = next(number for number, rooms in enumerate(FLOORS) if room in rooms)
         below = [f"search.{other}" for rooms in FLOORS[:floor] for other in rooms]
         beside = [f"search.{other}" for other in FLOORS[floor]] if floor == 0 else [f"search.{room}"]
-        face = ("runs", "networks") if room == "cli" else ()  # the commands are written on the Python face
+        # the commands are written on the Python face, and the gate proves what it gives
+        face = {"cli": ("runs", "networks"), "gate": ("networks",)}.get(room, ())
         return (*COSTS, "compression", *face, *below, *beside)
     return None
 

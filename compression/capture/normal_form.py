@@ -461,7 +461,9 @@ def _batch_statistics(form: NormalForm) -> None:
             continue
         rank = x.meta["val"].dim()
         over, each = [d for d in range(rank) if d != 1], [1, -1] + [1] * (rank - 2)
-        centred = form.function(node, aten.sub.Tensor, (x, form.function(node, aten.mean.dim, (x, over, True))))
+        centred = form.function(
+            node, aten.sub.Tensor, (x, form.function(node, aten.mean.dim, (x, over, True)))
+        )
         square = form.function(node, aten.mul.Tensor, (centred, centred))
         variance = form.function(node, aten.mean.dim, (square, over, True))
         variance = form.function(node, aten.add.Tensor, (variance, eps))

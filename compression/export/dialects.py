@@ -86,13 +86,16 @@ class Dialect:
 
     name: what a user asks for. runs_here: onnxruntime can run it; what is promised of a file that it cannot
     run is not checked, and said to be so. priced: latency tables are made of such files, so that latencies
-    are promises about it. accuracy_tolerance, agreement: how far accuracies of file and torch network may lie
+    are promises about it. exact: such a file puts out what the torch network does, but for the rounding of
+    floats and of values between two steps: it is held against the network before it is written.
+    accuracy_tolerance, agreement: how far accuracies of file and torch network may lie
     apart, and the least share of examples on which both give the same answer.
     """
 
     name = ""
     runs_here = True
     priced = False
+    exact = False
     accuracy_tolerance = 0.002
     agreement = 0.995
 
@@ -146,6 +149,7 @@ class Qdq(Dialect):
 
     name = "onnx"
     priced = True
+    exact = True
 
     def promises_integers(self, layer: Layer, policy: LayerPolicy) -> bool:
         """Wherever its policy says so and onnxruntime has a kernel."""

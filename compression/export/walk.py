@@ -25,13 +25,33 @@ from leanfront.compression.techniques.compress import Compressed
 
 def exported(template: Template, compressed: Compressed, dialect: Dialect = QDQ) -> onnx.ModelProto:
     """The compressed network, as trained, in ONNX of one kind."""
+    return _filled(template, compressed, dialect).model()
+
+
+def shown(
+    template: Template, compressed: Compressed, dialect: Dialect = QDQ
+) -> tuple[onnx.ModelProto, Mapping[str, str]]:
+    """The same file with its inner tensors put out as well, and node -> the value that is its tensor: to find
+    where a file leaves its network. Nodes that the file does without (a norm that is folded into its layer)
+    name the value that stands for them."""
+    walk = _filled(template, compressed, dialect)
+    walk.inner = True
+    model = walk.model()
+    made = [value for node in walk.graph.node for value in node.output]
+    named = [value.removeprefix(TENSOR) for value in made if value.startswith(TENSOR)]
+    values = {name: walk.value.get(walk.resolved(TENSOR + name), "") for name in named}
+    there = {value.name for value in model.graph.output}
+    return model, {name: value for name, value in values.items() if value in there}
+
+
+def _filled(template: Template, compressed: Compressed, dialect: Dialect) -> "_Walk":
     walk = _Walk(template, compressed.network, compressed.policy, dialect)
     walk.weights, walk.grids = layer_weights(compressed), walk.held(activation_grids(compressed))
     walk.parameters = {
         name: tensor.detach().cpu().numpy() for name, tensor in compressed.module.state_dict().items()
     }
     walk.calls = {node.name: node for node in compressed.module.graph.nodes if node.op == "call_function"}
-    return walk.model()
+    return walk
 
 
 def random_model(template: Template, network: Network, policy: Policy, seed: int = 0) -> onnx.ModelProto:
@@ -59,11 +79,13 @@ class _Walk:
     """The walk over the template's graph, node by node, which writes the file.
 
     weights: of each layer; grids: of each kernel whose output is held in integers; parameters: by name, what
-    the network holds besides; where they are not given, the template's.
+    the network holds besides; where they are not given, the template's. inner: whether inner tensors are put
+    out as well.
     """
 
     weights: Mapping[str, LayerWeights]
     grids: Mapping[str, ActivationGrid]
+    inner = False
 
     def __init__(self, template: Template, network: Network, policy: Policy, dialect: Dialect) -> None:
         self.template, self.network, self.policy, self.dialect = template, network, policy, dialect
@@ -246,6 +268,10 @@ class _Walk:
             if shape:
                 shape[self.template.axes[name]] = self.network.node[name].width
             infos.append(helper.make_tensor_value_info(put_out, self.template.kinds[name], shape))
+        if self.inner:  # onnxruntime finds their types
+            made = {name for node in out.nodes for name in node.output}
+            values = dict.fromkeys(value for value in self.value.values() if value in made)
+            infos += [onnx.ValueInfoProto(name=value) for value in values]
         nodes = nodes_read(out.nodes, {info.name for info in infos})
         read = {name for node in nodes for name in node.input}
         graph = helper.make_graph(

@@ -39,9 +39,7 @@ def inherit(traced: Traced, trained: Compressed, policy: Policy, multiple: int =
             f"layer {min(missing)!r} is left out of the trained network and does not come back;"
             " cut the uncompressed model"
         )
-    parent = replace(
-        traced, module=_plain(trained.module), network=trained.network, classes=trained.classes
-    )
+    parent = replace(traced, module=_plain(trained.module), network=trained.network, classes=trained.classes)
     return applied(parent, wanted, policy)
 
 

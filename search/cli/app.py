@@ -92,7 +92,11 @@ def check(
     from leanfront.search.cli.check import check_config, check_table
 
     answer = check_config(_config(config, set_, hours=hours, trials=trials, workers=workers))
-    show(format_, lambda: answer, lambda: answer["layers"], lambda: check_table(answer))
+    show(format_, lambda: answer, lambda: answer.get("layers", []), lambda: check_table(answer))
+    if not answer["passed"]:
+        failed = [check["sentence"] for check in answer["checks"] if check["passed"] is False]
+        say(f"the network cannot be searched, since a check of it failed: {failed[0]}")
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -1,20 +1,22 @@
 """``leanfront check``: everything that a search would use, tried out before the night."""
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 from leanfront.latency_models.cost import unknown_sentence
 from leanfront.search.cli.output import print_table
 from leanfront.search.config import SearchConfig
-from leanfront.search.study.prepare import Loaded, load, prepare, threads_of_workers
+from leanfront.search.study.prepare import Loaded, load, prepare, proved, threads_of_workers
 from leanfront.search.study.run_search import use_threads
 
 _TIMED_BATCHES = 3
+_VERDICTS = {True: "proved", False: "FAILED", None: "not applicable"}
 
 
 def check_config(config: SearchConfig) -> dict[str, Any]:
-    """Load, trace, score the baseline and price the space as a search does; time a trial; write nothing but
-    the cache of latency tables.
+    """Load, trace, prove the network, score the baseline and price the space as a search does; time a trial;
+    write nothing but the caches of proofs and latency tables. Of a network that fails only what was proved.
 
     Raises:
         What ``search.study.prepare.load`` and ``prepare`` raise.
@@ -22,6 +24,10 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
     settings = config.search
     use_threads(max(threads_of_workers(settings.workers)))
     loaded = load(config)
+    proof = proved(loaded, lambda text: None)
+    checks = [asdict(check) for check in proof.checks]
+    if not proof.passed:
+        return {"passed": False, "checks": checks, "kept_as_they_are": list(loaded.traced.notes)}
     problem = prepare(loaded, None, lambda text: None)
     seconds = _seconds_per_trial(loaded)
     network, space = loaded.traced.network, loaded.space
@@ -32,6 +38,8 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
     if settings.trials is not None:
         trials = settings.trials if trials is None else min(trials, settings.trials)
     return {
+        "passed": True,
+        "checks": checks,
         "profile": loaded.profile.name,
         "measured_on": problem.cost_model.measured_on,
         "baseline_accuracy": problem.baseline_accuracy,
@@ -65,11 +73,20 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
 
 def check_table(answer: dict[str, Any]) -> None:
     """Print what ``check_config`` found."""
-    print_table(answer["layers"], title="layers")
+    if answer["passed"]:
+        print_table(answer["layers"], title="layers")
     for note in answer["kept_as_they_are"]:
         print(note)
     if answer["priced_by_what_they_move"]:
         print(answer["priced_by_what_they_move"])
+    for check in answer["checks"]:
+        print(f"{_VERDICTS[check['passed']]:<14} {check['sentence']}")
+    if answer["passed"]:
+        _print_space(answer)
+
+
+def _print_space(answer: dict[str, Any]) -> None:
+    """What a search would do."""
     groups = [
         {
             "group": entry["group"],

@@ -21,6 +21,7 @@ from leanfront.latency_models.errors import TableError
 from leanfront.latency_models.files import replace_file
 from leanfront.latency_models.kernel_table.table import load_table, this_device
 from leanfront.latency_models.providers import provider_of
+from leanfront.search.gate.files import output_steps
 from leanfront.search.objectives import costs_among
 from leanfront.search.pick.card import card
 from leanfront.search.pick.choose import Wish, choose
@@ -223,6 +224,7 @@ def export_and_verify(
             task,
             as_data(task.test),
             threads,
+            output_steps(compressed).get(0),
         )
     latency, memory = _measured(model, baseline, loaded, row, log, dialect)
     assert row.latency_ms is not None

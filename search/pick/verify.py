@@ -1,23 +1,23 @@
 """Prove an exported network: load it in onnxruntime, and compare it with what the search said."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from leanfront.compression.export.dialects import QDQ, Dialect
-from leanfront.compression.graph import Network
-from leanfront.compression.policy import Policy
 from leanfront.hw_profiles import HardwareProfile
-from leanfront.latency_models.benchmark.timing import noise, remembered_ms, session, time_models
-from leanfront.latency_models.kernel_table.keys import INTEGER_OPS
+from leanfront.latency_models.benchmark.timing import noise, remembered_ms, time_models
 from leanfront.latency_models.kit.installed_tables import device_of
 from leanfront.latency_models.providers import PROVIDERS, provider_of
+from leanfront.search.gate.files import OWN
+from leanfront.search.gate.kernels import integer_layers as integer_layers
+from leanfront.search.gate.kernels import kernel_report as kernel_report
+from leanfront.search.gate.tensors import STEPS, at_share, difference, nudged
 from leanfront.search.run.significance import wilson_interval
 from leanfront.search.task import Data, Task
 from leanfront.search.trial.scorer import SCORING_BATCH, AsFile
@@ -32,6 +32,9 @@ class TestResult:
     """The test split, read once, by the torch network and by the exported file side by side.
 
     A file that cannot be run here has the torch network's accuracy, and None for what compares the two.
+    largest_steps: the largest difference in quantization steps; steps: that at 99.9 % of the outputs of the
+    batch where it is largest; own_steps: the same of the torch network from itself, with inputs a millionth
+    off.
     """
 
     n: int
@@ -41,6 +44,9 @@ class TestResult:
     baseline_accuracy: float
     agreement: float | None
     largest_difference: float | None
+    largest_steps: float | None = None
+    steps: float | None = None
+    own_steps: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,72 +68,23 @@ class Verification:
         return not self.failures
 
 
-def integer_layers(optimised: dict[str, str], layers: Iterable[str]) -> dict[str, str]:
-    """Layer -> the operation that onnxruntime runs for it, "" where none bears its name.
-
-    ``optimised``: node name -> operation of the optimised graph. onnxruntime keeps a layer's name and adds
-    a suffix ("_token_3", "_nchwc", "/MatMulAddFusion").
-    """
-    found = {}
-    for layer in layers:
-        names = [
-            name for name in optimised
-            if name == layer or name.startswith((f"{layer}_token", f"{layer}_nchwc", f"{layer}/"))
-        ]  # fmt: skip
-        operations = [optimised[name] for name in names]
-        found[layer] = next((op for op in operations if op in INTEGER_OPS), (operations or [""])[0])
-    return found
-
-
-def optimised_nodes(model: bytes, threads: int) -> dict[str, str]:
-    """Node name -> operation of the graph that onnxruntime runs for a model."""
-    import tempfile
-    from pathlib import Path
-
-    import onnx
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimised.onnx"
-        session(model, threads, save=str(path))
-        graph = onnx.load_model(path, load_external_data=False).graph
-    return {node.name or f"#{index}": node.op_type for index, node in enumerate(graph.node)}
-
-
-def kernel_report(
-    model: bytes, network: Network, policy: Policy, threads: int, dialect: Dialect = QDQ
-) -> dict[str, Any]:
-    """Which layers run as fused integer kernels, which of them against what a dialect promises of its files,
-    and the operations in all. Of a file that cannot be run here "not_run" says that nothing was checked."""
-    if not dialect.runs_here:
-        said = (
-            f"onnxruntime does not run files of kind {dialect.name!r}: accuracy, answers and kernels of the"
-            " file were not checked"
-        )
-        return {"integer": [], "not_fused": [], "not_wanted": [], "operations": {}, "not_run": said}
-    nodes = optimised_nodes(model, threads)
-    runs = integer_layers(nodes, network.layer)
-    integer = [name for name, op in runs.items() if op in INTEGER_OPS]
-    promised = [
-        layer.name for layer in network.layers if dialect.promises_integers(layer, policy[layer.name])
-    ]
-    return {
-        "integer": integer,
-        "not_fused": [name for name in promised if name not in integer],
-        "not_wanted": [name for name in integer if name not in promised],
-        "operations": dict(Counter(nodes.values())),
-    }
-
-
 def test_once(
-    model: bytes | None, module: nn.Module, teacher: nn.Module, task: Task, data: Data, threads: int
+    model: bytes | None,
+    module: nn.Module,
+    teacher: nn.Module,
+    task: Task,
+    data: Data,
+    threads: int,
+    step: float | None = None,  # noqa: PT028 (it is no test)
 ) -> TestResult:
     """Score file, torch network and uncompressed network in one pass over the test split. ``model``: None
-    where the file cannot be run here."""
+    where the file cannot be run here. ``step``: of the grid that holds the output; None: that of an 8-bit
+    grid with the range that the outputs have."""
     file = AsFile(model, threads) if model is not None else None
     module.eval()
     device = next(module.parameters()).device
     scores: dict[str, list[NDArray[np.float32]]] = {"torch": [], "file": [], "teacher": []}
-    same, largest = [], 0.0
+    same, apart = [], _Apart()
     with torch.no_grad():
         for start in range(0, len(data), SCORING_BATCH):
             inputs, targets = data.batch(torch.arange(start, min(start + SCORING_BATCH, len(data))), None)
@@ -137,17 +94,45 @@ def test_once(
             for key, output in outputs.items():
                 scores[key].append(task.score(output, targets).float().numpy())
             same.append((ours.argmax(1) == ran.argmax(1)).float().reshape(-1).numpy())
-            largest = max(largest, float((ours - ran).abs().max()))
+            apart.add(ours, ran, None if start else module(nudged(inputs).to(device)).float().cpu())
     mean = {key: float(np.concatenate(parts).mean()) for key, parts in scores.items()}
-    return TestResult(
+    found = TestResult(
         n=len(data),
         torch_accuracy=mean["torch"],
         accuracy=mean["file"],
         accuracy_ci=wilson_interval(mean["file"], len(data)),
         baseline_accuracy=mean["teacher"],
         agreement=float(np.concatenate(same).mean()) if file is not None else None,
-        largest_difference=largest if file is not None else None,
+        largest_difference=apart.largest if file is not None else None,
     )
+    if file is None:
+        return found
+    step = step or apart.step
+    return replace(
+        found, largest_steps=apart.largest / step, steps=apart.most / step, own_steps=apart.own / step
+    )
+
+
+class _Apart:
+    """How far two lie apart, batch by batch."""
+
+    def __init__(self) -> None:
+        self.largest = self.most = self.own = 0.0
+        self.low = self.high = 0.0
+
+    def add(self, ours: Tensor, theirs: Tensor, again: Tensor | None) -> None:
+        """``again``: the first once more, with inputs next to the same."""
+        found = difference(ours, theirs)
+        self.largest, self.most = max(self.largest, float(found.max())), max(self.most, at_share(found))
+        if again is not None:
+            self.own = at_share(difference(ours, again))
+        low, high = torch.aminmax(ours)
+        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+
+    @property
+    def step(self) -> float:
+        """Of an 8-bit grid that holds all outputs."""
+        return max(self.high - self.low, 1e-12) / 255
 
 
 def at_hand(
@@ -228,6 +213,11 @@ def verification(
         )
     if test.agreement is not None and test.agreement < dialect.agreement:
         failures.append(f"file and torch network agree on {test.agreement:.2%} of the test split only")
+    if dialect.exact and test.steps is not None and test.steps > max(STEPS, OWN * (test.own_steps or 0.0)):
+        failures.append(
+            f"the file's outputs lie {test.steps:.1f} quantization steps from the torch network's at 99.9 %"
+            f" of them ({test.largest_steps:.1f} at most)"
+        )
     if latency:
         latency = {
             **latency,

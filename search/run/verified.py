@@ -56,6 +56,9 @@ def verified(found: Mapping[str, Any]) -> list[Row]:
         share = test["agreement"]  # None: the file was not run here
         text = "not run here" if share is None else f"{share:.2%}"
         rows.append(Row("same answers as the torch network", "", text, ""))
+        if (steps := test.get("largest_steps")) is not None:
+            text = f"{steps:.1f} quantization steps"
+            rows.append(Row("largest difference of an output from it", "", text, ""))
     return rows
 
 

@@ -28,12 +28,14 @@ from leanfront.search.trial.trial import Problem, Sampler, foretold
 if TYPE_CHECKING:
     from leanfront.compression.capture.trace import Traced
     from leanfront.latency_models.cost import Cost, CostModel
+    from leanfront.search.gate.prove import Proof
     from leanfront.search.task import Task
     from leanfront.search.trial.scorer import Scorer
 
 Log = Callable[[str], None]
 _PACKAGES = ("leanfront", "torch", "torch-pruning", "optuna", "onnx", "onnxruntime", "numpy", "pandas")
 _SAMPLES = 200
+_PROVED_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,22 @@ def load(config: SearchConfig) -> Loaded:
     except SpaceError as error:
         raise ConfigError(str(error)) from error
     return Loaded(config, profile, task, traced, space, sampler)
+
+
+def proved(loaded: Loaded, log: Log) -> "Proof":
+    """What holds of the network and of what is made of it, before anything is measured or trained."""
+    import torch
+
+    from leanfront.search.gate.prove import prove_task
+    from leanfront.search.task import as_data
+
+    data = as_data(loaded.task.train)
+    count = min(len(data), 2 * _PROVED_BATCH)
+    starts = range(0, count, _PROVED_BATCH)
+    batches = [
+        data.batch(torch.arange(start, min(start + _PROVED_BATCH, count)), None)[0] for start in starts
+    ]
+    return prove_task(loaded.task.model, loaded.traced, batches, log)
 
 
 def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True) -> Problem:

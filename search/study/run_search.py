@@ -27,7 +27,7 @@ from leanfront.search.run.run_folder import (
 from leanfront.search.run.run_lock import Watch, owned
 from leanfront.search.storage_url import storage_url
 from leanfront.search.study.loop import Budget, Interrupt, search_loop
-from leanfront.search.study.prepare import cores, load, prepare, threads_of_workers
+from leanfront.search.study.prepare import cores, load, prepare, proved, threads_of_workers
 from leanfront.search.study.progress import Progress
 from leanfront.search.study.storage import open_storage
 from leanfront.search.study.study import enqueue_seeds, open_study, recover
@@ -51,6 +51,7 @@ def run_search(
     Raises:
         ConfigError, TaskError, TraceError, ProfileError, TableError, RunError, StorageURLError: wrong input,
             one sentence.
+        GateError: what would be made of the network is not what is said of it.
         RuntimeError: trials fail one after the other, or workers die.
     """
     folder = folder or default_run(config_path, config)
@@ -81,6 +82,7 @@ def run_search(
         sweep(run)
         if url := storage_url(settings.storage):
             open_storage(url, run.journal, note)  # what cannot be reached is said before anything is measured
+        proved(loaded, note).demand()
         problem = prepare(loaded, run, note)
         run.update_environment(
             budget={"deadline": deadline, "trials": settings.trials, "workers": settings.workers}

@@ -158,7 +158,9 @@ def test_the_victims_are_the_weakest_channels_by_their_old_numbers():
 
     assert victims(before, {"0": 6, "4": 11, "8": 16}) == {"0": (1, 6), "4": (10,)}
     kept = [0, 2, 3, 4, 5, 7]
-    torch.testing.assert_close(cut(before, before.network.resized({"0": 6})).module.get_submodule("0").weight, model[0].weight[kept])
+    torch.testing.assert_close(
+        cut(before, before.network.resized({"0": 6})).module.get_submodule("0").weight, model[0].weight[kept]
+    )
 
 
 def test_a_missing_nni_is_one_sentence_that_says_what_to_install(monkeypatch):

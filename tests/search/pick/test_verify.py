@@ -72,6 +72,10 @@ def test_a_promise_that_was_kept() -> None:
         ),
         ({"test": replace(GOOD, accuracy=0.9021)}, "scores 0.9021"),
         ({"test": replace(GOOD, agreement=0.9949)}, "agree on 99.49%"),
+        (
+            {"test": replace(GOOD, largest_steps=9.0, steps=3.2, own_steps=1.0)},
+            "outputs lie 3.2 quantization steps from the torch network's at 99.9 % of them (9.0 at most)",
+        ),
         ({"promised_ms": 0.116}, "predicted latency 0.1160 ms, measured 0.1000 ms"),
         ({"promised_ms": 0.084}, "predicted latency 0.0840 ms"),
         ({"not_fused": ["b", "c"]}, "layers not run as integer kernels: b, c"),
@@ -83,6 +87,11 @@ def test_a_promise_that_was_broken(changes: dict[str, Any], said: str) -> None:
     assert not found.passed
     assert len(found.failures) == 1
     assert said in found.failures[0]
+
+
+def test_a_file_may_move_as_far_as_its_network_does_by_itself() -> None:
+    assert held(test=replace(GOOD, largest_steps=30.0, steps=10.0, own_steps=4.0)).passed
+    assert not held(test=replace(GOOD, largest_steps=30.0, steps=13.0, own_steps=4.0)).passed
 
 
 def test_a_machine_that_became_slow_is_judged_by_the_ratio() -> None:
@@ -116,6 +125,7 @@ def test_layers_are_found_by_the_names_that_onnxruntime_gives() -> None:
 
 @pytest.fixture(scope="module")
 def network() -> tuple[Task, nn.Module, nn.Module, bytes, Policy]:
+    torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
         nn.ReLU(),
@@ -163,6 +173,9 @@ def test_the_test_split_is_read_once_by_all(
     assert abs(found.accuracy - found.torch_accuracy) <= 0.01
     assert found.accuracy_ci == wilson_interval(found.accuracy, 300)
     assert found.largest_difference < 0.1
+    assert found.largest_steps is not None
+    assert 0 <= found.own_steps <= found.steps + 1
+    assert found.steps <= found.largest_steps < 3
 
 
 def test_the_wrong_file_is_noticed(network: tuple[Task, nn.Module, nn.Module, bytes, Policy]) -> None:
@@ -173,7 +186,8 @@ def test_the_wrong_file_is_noticed(network: tuple[Task, nn.Module, nn.Module, by
     wrong = nn.Sequential(module, shifted).eval()
     found = test_once(content, wrong, teacher, task, task.test, threads=1)
     assert found.agreement < 0.1
-    assert len(held(test=found).failures) == 2
+    assert found.largest_steps >= found.steps > 10
+    assert len(held(test=found).failures) == 3
 
 
 def test_kernels_of_a_real_file(network: tuple[Task, nn.Module, nn.Module, bytes, Policy]) -> None:
@@ -200,6 +214,10 @@ def test_the_card_says_what_was_found() -> None:
     ):
         assert line in text
     assert "Verified." in text
+    assert "quantization steps" not in text  # as a verification of before has it
+    moved = replace(GOOD, largest_steps=1.25, steps=1.0, own_steps=0.5)
+    text_of_steps = card(held(test=moved), policy, resized, "toy", "task.py", "today")
+    assert "| largest difference of an output from it |  | 1.2 quantization steps |" in text_of_steps
     assert "latency" not in card(held(latency={}), policy, resized, "toy", "task.py", "today")
     elsewhere = replace(
         held(latency={}), search={"latency_ms": 2.0, "energy_mj": 8.0, "estimates": "Latency is estimated"}

@@ -1,0 +1,66 @@
+"""Which kernels onnxruntime runs for a file, against what its dialect promises."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from leanfront.compression.export.dialects import QDQ, Dialect
+from leanfront.compression.graph import Network
+from leanfront.compression.policy import Policy
+from leanfront.latency_models.benchmark.timing import session
+from leanfront.latency_models.kernel_table.keys import INTEGER_OPS
+
+
+def integer_layers(optimised: dict[str, str], layers: Iterable[str]) -> dict[str, str]:
+    """Layer -> the operation that onnxruntime runs for it, "" where none bears its name.
+
+    ``optimised``: node name -> operation of the optimised graph. onnxruntime keeps a layer's name and adds
+    a suffix ("_token_3", "_nchwc", "/MatMulAddFusion").
+    """
+    found = {}
+    for layer in layers:
+        names = [
+            name for name in optimised
+            if name == layer or name.startswith((f"{layer}_token", f"{layer}_nchwc", f"{layer}/"))
+        ]  # fmt: skip
+        operations = [optimised[name] for name in names]
+        found[layer] = next((op for op in operations if op in INTEGER_OPS), (operations or [""])[0])
+    return found
+
+
+def optimised_nodes(model: bytes, threads: int) -> dict[str, str]:
+    """Node name -> operation of the graph that onnxruntime runs for a model."""
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimised.onnx"
+        session(model, threads, save=str(path))
+        graph = onnx.load_model(path, load_external_data=False).graph
+    return {node.name or f"#{index}": node.op_type for index, node in enumerate(graph.node)}
+
+
+def kernel_report(
+    model: bytes, network: Network, policy: Policy, threads: int, dialect: Dialect = QDQ
+) -> dict[str, Any]:
+    """Which layers run as fused integer kernels, which of them against what a dialect promises of its files,
+    and the operations in all. Of a file that cannot be run here "not_run" says that nothing was checked."""
+    if not dialect.runs_here:
+        said = (
+            f"onnxruntime does not run files of kind {dialect.name!r}: accuracy, answers and kernels of the"
+            " file were not checked"
+        )
+        return {"integer": [], "not_fused": [], "not_wanted": [], "operations": {}, "not_run": said}
+    nodes = optimised_nodes(model, threads)
+    runs = integer_layers(nodes, network.layer)
+    integer = [name for name, op in runs.items() if op in INTEGER_OPS]
+    promised = [
+        layer.name for layer in network.layers if dialect.promises_integers(layer, policy[layer.name])
+    ]
+    return {
+        "integer": integer,
+        "not_fused": [name for name in promised if name not in integer],
+        "not_wanted": [name for name in integer if name not in promised],
+        "operations": dict(Counter(nodes.values())),
+    }

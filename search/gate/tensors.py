@@ -1,0 +1,268 @@
+"""Inputs and outputs of networks as tensors, whatever containers they come in; how far two of them lie
+apart."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from leanfront.latency_models.benchmark.timing import session
+
+FLOATS = 1e-4
+"""Share of a tensor's range by which two computations in floats may differ."""
+STEPS = 3.0
+"""Quantization steps by which a file and its network may differ, at ``SHARE`` of the outputs."""
+SHARE = 0.999
+
+_NUDGE = 1e-6
+
+Arguments = tuple[Any, ...] | Mapping[str, Any]
+"""What a module is called with: positional arguments, or keywords."""
+
+
+def arguments(inputs: Any) -> Arguments:
+    """From what a user gives: a tuple has positional arguments, a dictionary keywords, else it is the only
+    argument."""
+    return inputs if isinstance(inputs, tuple | Mapping) else (inputs,)
+
+
+def as_batch(given: Arguments) -> Any:
+    """The other way round: what a user gives for arguments."""
+    alone = isinstance(given, tuple) and len(given) == 1 and not isinstance(given[0], tuple | Mapping)
+    return given[0] if isinstance(given, tuple) and alone else given
+
+
+def example_of(traced: Any) -> Arguments:
+    """What a network was captured with: one tensor, or all arguments."""
+    example = getattr(traced, "example", None)
+    if example is None:
+        return arguments(traced.example_input)
+    given: Arguments = example.args or dict(example.kwargs)
+    return given
+
+
+def called(module: Callable[..., Any], given: Arguments) -> Any:
+    """What a module makes of its arguments."""
+    return module(**given) if isinstance(given, Mapping) else module(*given)
+
+
+def read_by(graph: fx.Graph, given: Arguments) -> tuple[Any, ...]:
+    """Arguments as the inputs of a graph take them: each leaf of its own, or, where it takes fewer than there
+    are, each argument."""
+    leaves = pytree.tree_leaves(given)
+    taken = sum(node.op == "placeholder" for node in graph.nodes)
+    whole = given.values() if isinstance(given, Mapping) else given
+    return tuple(leaves if len(leaves) <= taken else whole)
+
+
+def tensors(values: Any) -> list[Tensor]:
+    """The tensors in containers of any kind, flattened."""
+    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def batch_size(given: Arguments) -> int:
+    """Examples in a batch: what its first tensor with dimensions has. 1 where there is none."""
+    return next((len(tensor) for tensor in tensors(given) if tensor.dim()), 1)
+
+
+def one_by_one(given: Arguments) -> list[Arguments]:
+    """A batch as batches of one. What has another first dimension than the batch is the same for each."""
+    size = batch_size(given)
+
+    def taken(leaf: Any, index: int) -> Any:
+        batched = isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == size
+        return leaf[index : index + 1] if batched else leaf
+
+    return [pytree.tree_map(lambda leaf, i=index: taken(leaf, i), given) for index in range(size)]
+
+
+def together(examples: Sequence[Arguments]) -> Arguments:
+    """Batches of one as one batch."""
+    flat = [pytree.tree_flatten(example) for example in examples]
+    leaves = []
+    for parts in zip(*(leaves for leaves, _ in flat), strict=True):
+        batched = isinstance(parts[0], Tensor) and parts[0].dim() > 0 and len(parts[0]) == 1
+        leaves.append(torch.cat(parts) if batched else parts[0])
+    joined: Arguments = pytree.tree_unflatten(leaves, flat[0][1])
+    return joined
+
+
+def drawn_like(example: Arguments, count: int, seed: int) -> list[Arguments]:
+    """Random batches of one like an example: floats normal, with its mean and deviation if it has any; of
+    integers and truth values (and of floats that are not finite: masks) those that the example has."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.numel():
+            return leaf
+        values = leaf.detach().cpu()
+        if values.is_floating_point() and bool(values.isfinite().all()):
+            noise = torch.randn(values.shape, generator=generator)
+            wide = values.float()
+            deviation = float(wide.std(correction=0))
+            if deviation > 0:
+                noise = noise * deviation + wide.mean()
+            return noise.to(leaf.dtype).to(leaf.device)
+        picked = torch.randint(values.numel(), values.shape, generator=generator)
+        return values.reshape(-1)[picked].to(leaf.device)
+
+    return [pytree.tree_map(drawn, example) for _ in range(count)]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients within; the modes of all parts are put back behind it."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def copied(given: Arguments, module: nn.Module) -> Arguments:
+    """Arguments that a module may change in place, where its parameters are."""
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+    def copy(leaf: Any) -> Any:
+        return leaf.detach().to(device, copy=True) if isinstance(leaf, Tensor) else leaf
+
+    found: Arguments = pytree.tree_map(copy, given)
+    return found
+
+
+def answers(module: nn.Module, given: Arguments) -> list[Tensor]:
+    """The tensors that a module puts out in evaluation mode. What is given stays as it is."""
+    with evaluating(module):
+        return [tensor.detach().clone() for tensor in tensors(called(module, copied(given, module)))]
+
+
+def answers_of_each(module: nn.Module, examples: Iterable[Arguments]) -> list[Tensor]:
+    """The outputs of batches of one, each output's joined."""
+    return joined(answers(module, example) for example in examples)
+
+
+def joined(each: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+    """Lists of outputs, output by output: those without dimensions stacked, the others in a row."""
+    return [
+        torch.cat([part.reshape(1) if part.dim() == 0 else part for part in parts])
+        for parts in zip(*each, strict=True)
+    ]
+
+
+class File:
+    """An exported network in onnxruntime, called as its module is."""
+
+    def __init__(self, model: bytes, optimise: bool = True) -> None:
+        """Raises TableError: onnxruntime refuses the file."""
+        self._session = session(model, optimise=optimise)
+        self._inputs = {value.name for value in self._session.get_inputs()}
+        self.outputs: tuple[str, ...] = tuple(value.name for value in self._session.get_outputs())
+
+    def arrays(self, example: Arguments) -> list[NDArray[Any]]:
+        """What it puts out for a batch of one. Its inputs are called input, input1 ... in the order of the
+        tensors that go in; one that it does not read, it may not have."""
+        feed = {}
+        for index, tensor in enumerate(tensors(example)):
+            name = f"input{index or ''}"
+            if name in self._inputs:
+                feed[name] = tensor.detach().cpu().contiguous().numpy()
+        found: list[NDArray[Any]] = self._session.run(None, feed)
+        return found
+
+    def answers(self, examples: Iterable[Arguments]) -> list[Tensor]:
+        """The outputs of batches of one, each output's joined."""
+        return joined([torch.from_numpy(np.asarray(a)) for a in self.arrays(one)] for one in examples)
+
+
+def difference(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Value for value, (n,) float64; infinite where one is a number and the other is none, or where the
+    shapes differ."""
+    if ours.shape != theirs.shape:
+        return torch.full((1,), math.inf, dtype=torch.float64)
+    one, other = ours.detach().cpu().double().reshape(-1), theirs.detach().cpu().double().reshape(-1)
+    apart = (one - other).abs()
+    same = (one == other) | (one.isnan() & other.isnan())
+    apart[same] = 0.0
+    return apart.nan_to_num(nan=math.inf, posinf=math.inf)
+
+
+def width(tensor: Tensor) -> float:
+    """The range of a tensor's finite values; of values that lie far from 0 beside each other, a twentieth of
+    that distance: floats have no more digits. Never 0."""
+    values = tensor.detach().cpu().double()
+    values = values[values.isfinite()]
+    if not values.numel():
+        return 1.0
+    low, high = (float(value) for value in torch.aminmax(values))
+    return max(high - low, max(abs(low), abs(high)) / 20, 1e-12)
+
+
+def tolerance(module: nn.Module) -> float:
+    """Share of a tensor's range by which a computation in the module's floats may differ."""
+    kinds = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    return max([FLOATS, *(8 * float(torch.finfo(kind).eps) for kind in kinds)])
+
+
+def share_of_range(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """The largest difference of any output, as a share of the range that ``ours`` has."""
+    if len(ours) != len(theirs):
+        return math.inf
+    pairs = zip(ours, theirs, strict=True)
+    return max((_largest(difference(a, b)) / width(a) for a, b in pairs), default=0.0)
+
+
+def grid_step(tensor: Tensor, bits: int = 8) -> float:
+    """The step of a grid of so many bits that holds a tensor, whose range has 0 in it as all grids' do."""
+    values = tensor.detach().cpu().double()
+    values = values[values.isfinite()]
+    low, high = (float(v) for v in torch.aminmax(values)) if values.numel() else (0.0, 1.0)
+    return max(max(high, 0.0) - min(low, 0.0), 1e-12) / float(2**bits - 1)
+
+
+def in_steps(
+    ours: Sequence[Tensor], theirs: Sequence[Tensor], steps: Mapping[int, float], bits: int = 8
+) -> tuple[float, float]:
+    """Differences in quantization steps: at ``SHARE`` of the values of the output where that is largest, and
+    at all of them. ``steps``: index of an output -> the step of the grid that it has; the others' are those
+    of a grid of ``bits`` that holds them."""
+    if len(ours) != len(theirs):
+        return math.inf, math.inf
+    most, largest = 0.0, 0.0
+    for index, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        apart = difference(one, other) / (steps.get(index) or grid_step(one, bits))
+        if apart.numel():
+            most = max(most, at_share(apart))
+            largest = max(largest, _largest(apart))
+    return most, largest
+
+
+def at_share(apart: Tensor) -> float:
+    """What ``SHARE`` of some differences do not exceed."""
+    # no interpolation: between a number and infinity there is none
+    rank = min(apart.numel() - 1, math.ceil(SHARE * apart.numel()) - 1)
+    return float(apart.sort().values[rank])
+
+
+def nudged(inputs: Any, seed: int = 0) -> Any:
+    """Inputs a millionth off: what floats round."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def off(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        return leaf * (1 + _NUDGE * torch.randn(leaf.shape, generator=generator).to(leaf))
+
+    return pytree.tree_map(off, inputs)
+
+
+def _largest(apart: Tensor) -> float:
+    return float(apart.max()) if apart.numel() else 0.0
