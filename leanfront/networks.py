@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from leanfront.compression.capture.trace import Traced, TraceError, trace
+from leanfront.compression.capture.trace import Traced, trace
 from leanfront.compression.export.dialects import Dialect, dialect_of
 from leanfront.compression.export.template import ExportError, Template, template
 from leanfront.compression.export.walk import exported

@@ -81,8 +81,8 @@ class Flow:
     """A tensor on its way, with a batch of one: its shape, the dimension of its channels, and their numbers.
 
     A parameter of the model's own may have its channels along any dimension, so each of its values has a
-    number: ``numbers`` then has its whole shape (``wild``). ``fixed``: there is nothing to cut in it, whatever
-    its dimension of channels.
+    number: ``numbers`` then has its whole shape (``wild``). ``fixed``: there is nothing to cut in it,
+    whatever its dimension of channels.
     """
 
     shape: Shape
@@ -93,7 +93,7 @@ class Flow:
 
     @property
     def from_end(self) -> int:
-        """The dimension of channels counted from the end, negative: tensors are aligned so where they meet."""
+        """The dimension of channels counted from the end, negative: so tensors are aligned where they meet."""
         return self.axis - len(self.shape)
 
     @property
@@ -472,12 +472,9 @@ def _concatenated(self: Follower, node: fx.Node, bound: Bound, flows: Flows, sha
 
 
 def _stacked(self: Follower, node: fx.Node, bound: Bound, flows: Flows, shape: Shape) -> Flow | None:
-    inputs = [flows[source] for source in node.args[0] if source in flows]  # type: ignore[union-attr]
-    if (
-        len(inputs) != len(node.args[0])
-        or len({flow.axis for flow in inputs}) > 1
-        or any(f.wild for f in inputs)
-    ):  # type: ignore[arg-type]
+    given: Any = node.args[0]
+    inputs = [flows[source] for source in given if source in flows]
+    if len(inputs) != len(given) or len({flow.axis for flow in inputs}) > 1 or any(f.wild for f in inputs):
         return None
     dim = bound.get("dim", 0) % len(shape)
     for other in inputs[1:]:
@@ -556,8 +553,8 @@ _RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("softmax", "log_softmax"), _kept),
     **dict.fromkeys(("mean", "reduce"), _reduced),
     **dict.fromkeys(
-        ("maxpool", "avgpool", "global_avgpool", "upsample", "upsample_cubic", "upsample_nearest", "batchnorm",
-         "groupnorm"), _each_channel
+        ("maxpool", "avgpool", "global_avgpool", "upsample", "upsample_cubic", "upsample_nearest",
+         "batchnorm", "groupnorm"), _each_channel
     ),
     **dict.fromkeys(("reshape", "flatten", "transpose", "slice", "gather", "expand"), _moved),
     "concat": _concatenated,

@@ -1,4 +1,4 @@
-"""Classes of channels: which are one, in which groups they are cut, and which blocks keep a share of their own."""
+"""Classes of channels: which are one, in which groups they are cut, which blocks keep their own share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """The normal form of a captured program: layers, norms and dropouts are modules of torch under the user's own
 names, everything else an ATen operator; what computes nothing is gone, and sizes can be changed.
 
-Nothing behind this room knows how the user wrote it: a function, a subclass, weight_norm, a hook, a mask: what
-is computed counts.
+Nothing behind this room knows how the user wrote it: a function, a subclass, weight_norm, a hook, a mask:
+what is computed counts.
 """
 
 import math
@@ -21,7 +21,7 @@ Make = Callable[["NormalForm", fx.Node], nn.Module | None]
 
 
 class NormalForm:
-    """A program on its way to the normal form; ``graph`` is changed in place. ``notes``: what is kept, why."""
+    """A program on its way to the normal form; ``graph`` is changed in place. ``notes``: what stays, why."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         self.graph = graph
@@ -146,7 +146,7 @@ class NormalForm:
                 self.graph.graph.erase_node(node)
 
     def _precision_single(self) -> None:
-        """Half-precision networks are followed in single precision: a policy says what is held in few bits."""
+        """Half-precision networks are followed in single precision: a policy says what has few bits."""
         halves = (torch.float16, torch.bfloat16)
         floats = [*self.graph.named_parameters(), *self.graph.named_buffers()]
         if not any(value.dtype in halves for _, value in floats):
@@ -178,7 +178,7 @@ class NormalForm:
                 self.replace(node, node.args[0])
 
     def _written_out(self) -> None:
-        """Several tensors at once become single ones, sizes are written as reshapes, attention as products."""
+        """Several tensors at once become single ones, sizes are reshapes, attention is products."""
         for step in (_pieces, _shapes, _attention, _products, _means, _batch_statistics):
             step(self)
             self.graph.graph.eliminate_dead_code()
@@ -284,8 +284,8 @@ _NOTHING = {
 _SAME_SHAPE = {
     aten.expand.default, aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.squeeze.dim,
     aten.squeeze.dims, aten.squeeze.default, aten._unsafe_view.default, aten.expand_as.default,
-    aten.reshape_as.default, aten.slice.Tensor, aten.adaptive_avg_pool2d.default, aten.constant_pad_nd.default,
-    aten.pad.default,
+    aten.reshape_as.default, aten.slice.Tensor, aten.adaptive_avg_pool2d.default,
+    aten.constant_pad_nd.default, aten.pad.default,
 }  # fmt: skip
 _CASTS = {aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.type_as.default}
 
@@ -303,7 +303,8 @@ def _does_nothing(node: fx.Node) -> bool:
         halves = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
         return halves.get(before.dtype, before.dtype) == halves.get(after.dtype, after.dtype)
     if node.target in (aten.add.Tensor, aten.sub.Tensor):
-        return node.args[1] == 0 and before.shape == after.shape and before.dtype == after.dtype
+        nothing = isinstance(node.args[1], int | float) and node.args[1] == 0
+        return nothing and before.shape == after.shape and before.dtype == after.dtype
     if node.target not in _SAME_SHAPE or len(before.shape) != len(after.shape):
         return False
     return all(_same(one, other) for one, other in zip(before.shape, after.shape, strict=True))
@@ -323,17 +324,17 @@ def _pieces(form: NormalForm) -> None:
         aten.tensor_split.sections, aten.split.sizes,
     )  # fmt: skip
     for node in form.functions(*targets):
-        read, values = node.args[0], node.meta.get("val")
+        read, values = node.args[0], list(node.meta["val"])
         assert isinstance(read, fx.Node)
         shape = read.meta["val"].shape
-        dim = _argument(node, "dim", {aten.unbind.int: 1}.get(node.target, 2), 0) % len(shape)
+        dim = _argument(node, "dim", 1 if node.target is aten.unbind.int else 2, 0) % len(shape)
         if not isinstance(shape[dim], int) or not all(user.target is operator.getitem for user in node.users):
             continue
         starts = [0]
         for value in values:
             starts.append(starts[-1] + (1 if node.target is aten.unbind.int else int(value.shape[dim])))
         for user in list(node.users):
-            place = int(user.args[1]) % len(values)
+            place = int(str(user.args[1])) % len(values)
             if node.target is aten.unbind.int:
                 made = form.function(user, aten.select.int, (read, dim, place))
             else:
@@ -393,7 +394,7 @@ def _attention(form: NormalForm) -> None:
         shape, keys = query.meta["val"].shape, key.meta["val"].shape
         if grouped or (causal and not (isinstance(shape[-2], int) and isinstance(keys[-2], int))):
             continue
-        scale = node.kwargs.get("scale")
+        scale: Any = node.kwargs.get("scale")
         factor = float(scale) if scale is not None else float(shape[-1]) ** -0.5
         turned = form.function(node, aten.transpose.int, (key, -2, -1))
         scores = form.function(node, aten.matmul.default, (query, turned))
@@ -510,7 +511,7 @@ def _own_weight(form: NormalForm, node: fx.Node, weight: Any) -> Tensor | None:
             return None
         before = form._weights.setdefault(form.roots(weight), [])
         shared = any(value.shape == other.shape and bool(torch.equal(value, other)) for other in before)
-        readers = len({user for user in weight.users}) if isinstance(weight, fx.Node) else 1
+        readers = len(set(weight.users)) if isinstance(weight, fx.Node) else 1
         if not shared and readers == 1:
             before.append(value)
             return value.clone()
@@ -639,8 +640,8 @@ def _norm_made(form: NormalForm, node: fx.Node, module: nn.Module, owned: Mappin
 
 
 def _batch_norm(form: NormalForm, node: fx.Node) -> None:
-    x, weight, bias, mean, variance, momentum, eps = node.args[:7]
-    assert isinstance(x, fx.Node)
+    given: list[Any] = list(node.args)
+    x, weight, bias, mean, variance, momentum, eps = given[:7]
     if len(node.users) != 1 or next(iter(node.users)).target is not operator.getitem:
         return
     item = next(iter(node.users))
@@ -746,8 +747,9 @@ def _order_of_channels(read: fx.Node, *moves: fx.Node) -> tuple[int, Tensor] | N
 
 
 _SINGLE = tuple(
-    f"torch.nn.modules.{room}." for room in ("activation", "pooling", "flatten", "dropout", "linear", "upsampling",
-                                             "padding", "normalization", "batchnorm", "conv", "pixelshuffle")
+    f"torch.nn.modules.{room}."
+    for room in ("activation", "pooling", "flatten", "dropout", "linear", "upsampling", "padding",
+                 "normalization", "batchnorm", "conv", "pixelshuffle")
 )  # fmt: skip
 """Modules of torch of which one call is one operation."""
 

@@ -1,7 +1,7 @@
 """From a torch module to a Network: shapes, connections, and which channels must be cut together."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,6 @@ from leanfront.compression.capture.channels import (
     Flow,
     Follower,
     Shape,
-    default_axis,
-    parameter_axis,
     spatial,
 )
 from leanfront.compression.capture.classes import Classes, classes_of
@@ -38,8 +36,8 @@ class Traced:
 
     example: what it was captured with. shapes: node name -> shape of its tensor in the uncut network, with a
     batch of one. axes: the dimension of its channels. classes: the class of each of its channels: what has
-    the same is one channel, -1 stays. blocks: number of the block of each class; block_numbers: (group, block) -> its number. notes: a line for each thing with
-    weights that is kept as it is, and why.
+    the same is one channel, -1 stays. blocks: number of the block of each class; block_numbers: (group,
+    block) -> its number. notes: a line for each thing with weights that is kept as it is, and why.
     """
 
     module: fx.GraphModule
@@ -74,7 +72,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Traced:
     graph = form.made()
     reader = _Reader(graph)
     with torch.no_grad():
-        reader.run(*example.tensors)
+        reader.read_with(*example.tensors)
     if not reader.layers:
         raise TraceError("the model has no convolution and no linear layer of its own: nothing to compress")
     network, classes = reader.network()
@@ -115,9 +113,9 @@ class _Reader(fx.Interpreter):
         self.outputs: list[fx.Node] = []
         self.notes: list[str] = []
 
-    def run(self, *inputs: Any) -> Any:
-        """With flat inputs."""
-        return super().run(*inputs, enable_io_processing=False)
+    def read_with(self, *inputs: Tensor) -> None:
+        """Run with flat inputs, however the user nests them."""
+        self.run(*inputs, enable_io_processing=False)
 
     def run_node(self, n: fx.Node) -> Any:
         """Compute a node and note it."""
@@ -147,14 +145,14 @@ class _Reader(fx.Interpreter):
                 held = -1  # with the operation that moves by it
             self.read[node] = _Read("constant", (), detail=str(node.target), held_bytes=held)
         elif node.op == "call_module":
-            self._module(node, self.module.get_submodule(str(node.target)), shape)  # type: ignore[union-attr]
+            self._module(node, self.module.get_submodule(str(node.target)), shape)
         else:
             self._function(node, args, kwargs, shape)
 
     def _module(self, node: fx.Node, module: nn.Module, shape: Shape) -> None:
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        flow, name = self.flows[source], str(node.target)
+        flow = self.flows[source]
         if (kind := kind_of(module)) is not None:
             self._layer(node, source, kind, module, shape)
         elif isinstance(module, nn.Dropout):

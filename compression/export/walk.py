@@ -19,6 +19,7 @@ from leanfront.compression.graph import Kernel, Network, kernels
 from leanfront.compression.graph.branches import ALIAS
 from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy import Policy, tensor_bits
+from leanfront.compression.policy.file_size import LARGE
 from leanfront.compression.policy.grids import ActivationGrid, stand_in_grids, with_moved
 from leanfront.compression.techniques.compress import Compressed
 
@@ -108,6 +109,7 @@ class _Walk:
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
         self.out = Writer()
         self.value: dict[str, str] = {}  # value of the template -> value of the file
+        self.stored: dict[tuple[str, tuple[int, ...]], str] = {}  # weights that several nodes read
 
     def held(self, grids: Mapping[str, ActivationGrid]) -> dict[str, ActivationGrid]:
         """Grids of all tensors that the policy holds in integers, from those that have a quantizer."""
@@ -198,8 +200,11 @@ class _Walk:
         array = self.parameters.get(original)
         array = numpy_helper.to_array(self.constants[original]) if array is None else array
         place = [self.resolved(source) for source in node.input].index(original)
-        array = _cut_constant(self.template, self.network, node, original, array)
-        return self.out.constant(self._sized(node, place, array))
+        array = self._sized(node, place, _cut_constant(self.template, self.network, node, original, array))
+        key = (original, array.shape)
+        if array.nbytes <= LARGE or key not in self.stored:
+            self.stored[key] = self.out.constant(array)
+        return self.stored[key]
 
     def _sized(self, node: onnx.NodeProto, place: int, array: NDArray[np.generic]) -> NDArray[np.generic]:
         """Where a slice begins and ends, and how many channels of zeros a padding adds, after the cut."""

@@ -46,7 +46,8 @@ class Operation:
     view of the tensor that it reads.
     integer: engines have a kernel for integers. joining: which they use if all that is joined is held in
     integers. never_negative; keeps_sign: never negative where nothing that goes in is. bounded: from 0 to 6.
-    form: how a stand-in is made from shapes.
+    form: how a stand-in is made from shapes. file_bytes: what a node takes in a file besides what it holds,
+    with its attributes and small constants (mean of exported files).
     """
 
     name: str
@@ -72,6 +73,7 @@ class Operation:
     keeps_sign: bool = False
     bounded: bool = False
     form: Form = ""
+    file_bytes: int = 40
 
     @property
     def layer(self) -> bool:
@@ -153,7 +155,7 @@ _ROWS = (
     replace(_LAYER, name="linear", aten=_aten("linear")),
     # other arithmetic with weights, which stands in ``Node.macs``
     replace(
-        _PLAIN, name="convolution",
+        _PLAIN, name="convolution", file_bytes=180,
         aten=_aten(
             "conv1d conv1d.padding conv3d conv3d.padding conv_transpose1d conv_transpose3d.input "
             "convolution bilinear"
@@ -270,14 +272,14 @@ _ROWS = (
     ),
     # pools and what sums up
     replace(
-        _MOVED, name="maxpool", stream="window", form="window", onnx=_onnx("MaxPool"),
+        _MOVED, name="maxpool", file_bytes=165, stream="window", form="window", onnx=_onnx("MaxPool"),
         aten=_aten(
             "max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices "
             "max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"
         ),
     ),
     replace(
-        _PLAIN, name="avgpool", stream="window", form="window", integer=True, keeps_sign=True,
+        _PLAIN, name="avgpool", file_bytes=165, stream="window", form="window", integer=True, keeps_sign=True,
         within_inputs=True, onnx=_onnx("AveragePool"),
         aten=_aten(
             "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
@@ -288,7 +290,7 @@ _ROWS = (
         _PLAIN, name="global_avgpool", stream="mean", form="global", integer=True, keeps_sign=True,
         within_inputs=True, onnx=_onnx("GlobalAveragePool"),
     ),
-    replace(_PLAIN, name="mean", stream="mean", form="mean", aten=_aten("mean.dim")),
+    replace(_PLAIN, name="mean", file_bytes=85, stream="mean", form="mean", aten=_aten("mean.dim")),
     replace(
         _PLAIN, name="reduce", stream="mean",
         aten=_aten(
@@ -303,7 +305,7 @@ _ROWS = (
         ),
     ),
     replace(
-        _PLAIN, name="upsample", form="linear", keeps_sign=True,
+        _PLAIN, name="upsample", file_bytes=285, form="linear", keeps_sign=True,
         aten=_aten(
             "upsample_linear1d upsample_linear1d.vec upsample_bilinear2d upsample_bilinear2d.vec "
             "upsample_trilinear3d upsample_trilinear3d.vec _upsample_bilinear2d_aa "
@@ -311,13 +313,13 @@ _ROWS = (
         ),
     ),
     replace(
-        _PLAIN, name="upsample_cubic", form="linear",
+        _PLAIN, name="upsample_cubic", file_bytes=285, form="linear",
         aten=_aten(
             "upsample_bicubic2d upsample_bicubic2d.vec _upsample_bicubic2d_aa _upsample_bicubic2d_aa.vec"
         ),
     ),
     replace(
-        _PLAIN, name="upsample_nearest", form="nearest", keeps_sign=True,
+        _PLAIN, name="upsample_nearest", file_bytes=285, form="nearest", keeps_sign=True,
         aten=_aten(
             "upsample_nearest1d upsample_nearest1d.vec upsample_nearest2d upsample_nearest2d.vec "
             "upsample_nearest3d upsample_nearest3d.vec _upsample_nearest_exact1d "
@@ -331,7 +333,7 @@ _ROWS = (
         aten=_aten("cat concat stack hstack vstack"),
     ),
     replace(
-        _MOVED, name="slice",
+        _MOVED, name="slice", file_bytes=88,
         onnx=_onnx("Slice Split Gather GatherElements GatherND DepthToSpace SpaceToDepth"),
         aten=_aten(
             "slice.Tensor slice_scatter select.int select_scatter narrow split.Tensor split.sizes "
@@ -342,14 +344,14 @@ _ROWS = (
     ),
     replace(_MOVED, name="gather", aten=_aten("index_select")),
     replace(
-        _MOVED, name="pad", onnx=_onnx("Pad"),
+        _MOVED, name="pad", file_bytes=125, onnx=_onnx("Pad"),
         aten=_aten(
             "pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
             "replication_pad2d replication_pad3d"
         ),
     ),
     replace(
-        _MOVED, name="transpose", onnx=_onnx("Transpose"),
+        _MOVED, name="transpose", file_bytes=50, onnx=_onnx("Transpose"),
         aten=_aten("permute transpose.int t swapaxes swapdims movedim.int movedim.intlist moveaxis.int"
                    " numpy_T mT adjoint"),
     ),
@@ -360,13 +362,13 @@ _ROWS = (
     ),
     # other views of a tensor
     replace(
-        _VIEW, name="reshape", onnx=_onnx("Reshape Squeeze Unsqueeze"),
+        _VIEW, name="reshape", file_bytes=80, onnx=_onnx("Reshape Squeeze Unsqueeze"),
         aten=_aten(
             "view view_as reshape reshape_as _unsafe_view unflatten.int squeeze squeeze.dim squeeze.dims "
             "unsqueeze ravel atleast_1d atleast_2d atleast_3d view_as_real view_as_complex"
         ),
     ),
-    replace(_VIEW, name="flatten", aten=_aten("flatten.using_ints"), onnx=_onnx("Flatten")),
+    replace(_VIEW, name="flatten", file_bytes=75, aten=_aten("flatten.using_ints"), onnx=_onnx("Flatten")),
     replace(
         _VIEW, name="identity", form="unary", fuses="anything", onnx=_onnx("Identity Dropout Cast"),
         aten=(

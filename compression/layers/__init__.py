@@ -1,4 +1,4 @@
-"""Kinds of layers with weights that are cut and quantized: one row each says what anybody asks of a module."""
+"""Kinds of layers with weights that are cut and quantized: one row says what anybody asks of one."""
 
 from leanfront.compression.layers.kinds import KINDS, LayerKind, kind_of, layer_shape
 

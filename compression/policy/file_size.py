@@ -20,7 +20,6 @@ INTEGER_BIAS_BYTES = 52
 ZERO_POINTS_BYTES = 46  # those of an integer linear layer
 UNPACKING_BYTES = 89
 ACTIVATION_BYTES = 22
-OTHER_BYTES = 40
 STORED_TENSOR_BYTES = 47  # its name where it is read, its shape, its type
 QUANTIZER_BYTES = 90
 MOVED_QUANTIZER_BYTES = 78  # behind an operation that keeps the range, whose grid is stored already
@@ -120,7 +119,7 @@ def _own_bytes(kernel: Kernel) -> int:
     row = operation(kernel.op)
     if not row.written:
         return own
-    return own + OTHER_BYTES + STORED_TENSOR_BYTES * (row.parameters or _said_channel_bytes(kernel) // 4)
+    return own + row.file_bytes + STORED_TENSOR_BYTES * (row.parameters or _said_channel_bytes(kernel) // 4)
 
 
 def _channel_bytes(kernel: Kernel) -> int:
