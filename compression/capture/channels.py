@@ -93,7 +93,7 @@ class Flow:
 
     @property
     def from_end(self) -> int:
-        """The dimension of channels counted from the end, negative: so tensors are aligned where they meet."""
+        """The dimension of channels counted from the end, negative: tensors meet aligned so."""
         return self.axis - len(self.shape)
 
     @property

@@ -162,7 +162,7 @@ _ROWS = (
         ),
     ),
     replace(
-        _PLAIN, name="recurrent",
+        _PLAIN, name="recurrent", file_bytes=1050,
         aten=_aten("lstm.input gru.input rnn_tanh.input rnn_relu.input lstm_cell gru_cell rnn_tanh_cell"
                    " rnn_relu_cell"),
         onnx=_onnx("LSTM GRU RNN"),
