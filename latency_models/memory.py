@@ -21,7 +21,7 @@ def tensor_bytes(batch: PolicyBatch) -> Array:
     return held_bytes(batch.elements, batch.bits)
 
 
-def held_bytes(elements: NDArray[Any], bits: NDArray[np.int64]) -> Array:
+def held_bytes(elements: NDArray[Any], bits: NDArray[Any]) -> Array:
     """The same of tensors of so many elements that are held at such bits."""
     return np.asarray(_BYTES.take(bits) * elements)
 

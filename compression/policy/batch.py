@@ -14,7 +14,7 @@ from leanfront.compression.graph.kernels import Kernel, kernels
 from leanfront.compression.graph.network import Network, block_kept
 from leanfront.compression.policy.file_size import FileSize
 from leanfront.compression.policy.policy import LayerPolicy, Policy, unregistered
-from leanfront.compression.policy.precision import Precision
+from leanfront.compression.policy.precision import Bits, Precision
 
 Counts = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -292,7 +292,7 @@ class PolicyBatch:
         return found
 
     @cached_property
-    def bits(self) -> Counts:
+    def bits(self) -> Bits:
         """(kernels, n): bits at which each kernel's output tensor is held, as ``tensor_bits`` has it; 0 where
         it is absent."""
         return self._precision[0]
@@ -303,7 +303,7 @@ class PolicyBatch:
         return self._precision[1]
 
     @cached_property
-    def _precision(self) -> tuple[Counts, Flags]:
+    def _precision(self) -> tuple[Bits, Flags]:
         rows = self._plan.layer_rows
         return self._plan.rule.of(
             self.weight_bits[rows], self.activation_bits[rows], self.absent, self.aliases

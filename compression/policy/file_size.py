@@ -55,8 +55,10 @@ class FileSize:
         self._stored_bytes = column([per_channel[row] for row in self._stored])
         self._own = np.array([_own_bytes(k) for k in kernels], dtype=np.int64)
         self._constant = FILE_BYTES + int(self._own.sum())
-        kinds = [_moved_kind(k) for k in kernels]
-        self._moved = column(kinds) * len(_QUANTIZER_BYTES[0])
+        written = [row for row, k in enumerate(kernels) if operation(k.op).written or operation(k.op).given]
+        self._tensors = np.array(written, dtype=np.int64)
+        moved = [row for row in written if operation(kernels[row].op).same_range]
+        self._moved = np.array(moved, dtype=np.int64)
         self._joins = [
             (row, [index[name] for name in kernel.inputs])
             for row, kernel in enumerate(kernels)
@@ -64,7 +66,7 @@ class FileSize:
         ]
 
     def of(
-        self, widths: NDArray[np.int64], reduced: NDArray[np.int64], bits: NDArray[np.int64],
+        self, widths: NDArray[np.int64], reduced: NDArray[np.int64], bits: NDArray[np.int16],
         weight_bits: NDArray[np.int64], integer: NDArray[Any],
     ) -> NDArray[np.int64]:  # fmt: skip
         """Bytes of each of n files.
@@ -87,7 +89,7 @@ class FileSize:
         weights += _FIXED_BYTES.take(kind)
         weights += _CHANNEL_BYTES.take(kind) * out
         total = self._constant + weights.sum(axis=0)
-        total += _QUANTIZER_BYTES.take(bits + self._moved).sum(axis=0)
+        total += self._quantizers(bits)
         if len(self._products) > 1:
             total -= _shared_bytes(out[self._products] * integer[self._rows[self._products]])
         if self._stored:
@@ -98,8 +100,19 @@ class FileSize:
                 total -= self._own[row] * gone[row]
             for row, inputs in self._joins:
                 alias = gone[inputs].any(axis=0) & ~gone[row]
-                total -= alias * (self._own[row] + _QUANTIZER_BYTES[0].take(bits[row]))
+                total -= alias * (self._own[row] + _QUANTIZER_BYTES.take(bits[row]))
         return np.asarray(total)
+
+    def _quantizers(self, bits: NDArray[np.int16]) -> NDArray[np.int64]:
+        """(n,): bytes of what quantizes the tensors."""
+        coded = (bits <= 8) & (bits > 0)
+        narrow = coded & (bits < 8)
+        count, moved, clipped = (
+            flags.sum(axis=0, dtype=np.int64)
+            for flags in (coded[self._tensors], coded[self._moved], narrow[self._tensors])
+        )
+        less = QUANTIZER_BYTES - MOVED_QUANTIZER_BYTES
+        return np.asarray(QUANTIZER_BYTES * count - less * moved + CLIP_BYTES * clipped)
 
 
 def _shared_bytes(widths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -136,12 +149,6 @@ def _channel_bytes(kernel: Kernel) -> int:
 
 def _said_channel_bytes(kernel: Kernel) -> int:
     return sum(node.channel_bytes for node in kernel.nodes if not operation(node.op).parameters)
-
-
-def _moved_kind(kernel: Kernel) -> int:
-    """Row of ``_QUANTIZER_BYTES``."""
-    row = operation(kernel.op)
-    return 0 if not row.same_range else 1 if row.written else 2
 
 
 def quantizer_bytes(moved: bool, bits: int) -> int:
@@ -181,7 +188,4 @@ _FIXED_BYTES, _CHANNEL_BYTES = (
     .transpose(2, 0, 1)
     .copy()
 )
-_QUANTIZER_BYTES = np.array(
-    [*([quantizer_bytes(moved, bits) for bits in range(33)] for moved in (False, True)), [0] * 33]
-)
-"""[what it is behind: another operation, one that keeps the range, an alias][bits]"""
+_QUANTIZER_BYTES = np.array([quantizer_bytes(False, bits) for bits in range(33)])

@@ -20,8 +20,10 @@ SAME_RANGE_OPS = named(lambda row: row.same_range)
 """Operations that move values and compute none: their output keeps the quantizer of their input."""
 
 Counts = NDArray[np.int64]
+Bits = NDArray[np.int16]
 Flags = NDArray[np.bool_]
 _NONE: Mapping[int, Any] = {}
+_FLOAT, _INTEGER = np.int16(32), np.int16(8)
 
 
 def computes_in_integers(layer: Layer, layer_policy: LayerPolicy) -> bool:
@@ -103,7 +105,7 @@ class Precision:
                 found += inputs[other]
         return tuple(found)
 
-    def of_one(self, policy: Mapping[str, LayerPolicy]) -> tuple[Counts, Flags]:
+    def of_one(self, policy: Mapping[str, LayerPolicy]) -> tuple[Bits, Flags]:
         """What ``of`` says of one policy, (kernels,) each."""
         layers = [policy[layer.name] for layer in self.layers]
         weight_bits = np.array([[layer.weight_bits] for layer in layers]).reshape(-1, 1)
@@ -117,7 +119,7 @@ class Precision:
         activation_bits: Counts,
         absent: Mapping[int, Flags] = _NONE,
         aliases: Mapping[int, tuple[int, Flags]] = _NONE,
-    ) -> tuple[Counts, Flags]:
+    ) -> tuple[Bits, Flags]:
         """Per kernel and policy, (kernels, n): bits of its output tensor (32: float), and whether it computes
         in integers; 0 and no where it is absent.
 
@@ -126,7 +128,8 @@ class Precision:
             absent: row -> where (n,) branches that are left out take the kernel with them.
             aliases: row of a join -> row of the tensor that it becomes another name of, and where (n,).
         """
-        bits = np.full((self._count, weight_bits.shape[1]), 32, dtype=np.int64)
+        bits = np.full((self._count, weight_bits.shape[1]), 32, dtype=np.int16)
+        activation_bits = activation_bits.astype(np.int16)
         integer = np.zeros(bits.shape, dtype=np.bool_)
         coded = (weight_bits <= 8) & (activation_bits <= 8)
         stored = {layer.row: own for layer, own in zip(self.layers, coded, strict=True)}
@@ -135,12 +138,12 @@ class Precision:
                 integer[layer.row] = stored[layer.row]
                 if layer.row in absent:
                     integer[layer.row] &= ~absent[layer.row]
-                held = np.where(integer[layer.row], own, 32)
+                held = np.where(integer[layer.row], own, _FLOAT)
                 for source in layer.wanted:
                     np.minimum(bits[source], held, out=bits[source])
         for row in sorted(aliases, reverse=True):  # an alias hands on the wish of its readers
             stays, alias = aliases[row]
-            held = np.where(alias, bits[row], 32)
+            held = np.where(alias, bits[row], _FLOAT)
             for source in self.moved[stays]:
                 np.minimum(bits[source], held, out=bits[source])
         for row, source in self.sums:
@@ -149,12 +152,18 @@ class Precision:
             if layer.fuses:
                 bits[layer.row][(bits[layer.row] == 32) & integer[layer.row]] = 8
         for row, inputs, moves in self.others:
-            integer[row] = (bits[list(inputs)] <= 8).all(axis=0)
-            made = np.where(integer[row], bits[inputs[0]] if moves else 8, 32)
+            first, *others = inputs
+            np.less_equal(bits[first], 8, out=integer[row])
+            for source in others:
+                integer[row] &= bits[source] <= 8
+            if moves and not others:
+                made = bits[first]  # 8 or fewer, or floats
+            else:
+                made = np.where(integer[row], bits[first] if moves else _INTEGER, _FLOAT)
             if row in aliases:
                 stays, alias = aliases[row]
                 integer[row] = np.where(alias, bits[stays] <= 8, integer[row])
-                made = np.where(alias, np.where(integer[row], bits[stays], 32), made)
+                made = np.where(alias, np.where(integer[row], bits[stays], _FLOAT), made)
             bits[row] = np.where(bits[row] < 32, bits[row], made)
         for row, flags in absent.items():
             integer[row] &= ~flags

@@ -19,7 +19,7 @@ from leanfront.latency_models.cost import check_bits
 from leanfront.latency_models.memory import held_bytes
 
 Array = NDArray[np.float64]
-Bits = NDArray[np.int64]
+Bits = NDArray[Any]
 Flags = NDArray[np.bool_]
 
 
