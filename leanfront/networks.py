@@ -25,7 +25,7 @@ from leanfront.hw_profiles import HardwareProfile, load_profile
 from leanfront.latency_models.cost import Cost
 from leanfront.latency_models.files import replace_file
 from leanfront.search.gate.files import held
-from leanfront.search.gate.tensors import arguments, drawn_like, one_by_one
+from leanfront.search.gate.tensors import arguments, drawn_like, example_of, one_by_one
 
 _TRIED = 4
 """Inputs that a file is tried on before it is written."""
@@ -213,7 +213,7 @@ def _compare(compressed: CompressedNetwork, model: bytes, path: Path, dialect: D
     if not (dialect.runs_here and dialect.exact):
         return
     captured = compressed.captured
-    example = arguments(captured.traced.example_input)
+    example = example_of(captured.traced)
     inner = Compressed(compressed.module, compressed.network, compressed.policy)  # type: ignore[arg-type]
     examples = compressed.examples or drawn_like(example, _TRIED, seed=0)
     found = held(captured._template, inner, model, examples, dialect)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
-from leanfront.search.gate.tensors import Arguments, tensors, width
+from leanfront.search.gate.tensors import Arguments, read_by, tensors, width
 
 Kept = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 """Layer -> indices of the input and of the output channels that stay."""
@@ -76,7 +76,7 @@ class _Run:
         graph = self.module.graph
         values: dict[fx.Node, _Pair] = {}
         last = {source: node for node in graph.nodes for source in node.all_input_nodes}
-        inputs = iter(graph.process_inputs(*given))
+        inputs = iter(read_by(graph, given))
         for node in graph.nodes:
             if node.op == "output":
                 ended = self._both(values, node.args[0])

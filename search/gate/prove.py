@@ -40,6 +40,7 @@ from leanfront.search.gate.tensors import (
     arguments,
     as_batch,
     drawn_like,
+    example_of,
     one_by_one,
     share_of_range,
     together,
@@ -134,7 +135,7 @@ def prove(
 
 def prove_task(model: nn.Module, traced: Traced, batches: Iterable[Any], log: Callable[[str], None]) -> Proof:
     """``prove`` for a search: a network that was captured already."""
-    return prove(model, Captured(traced), traced.example_input, batches, log=log)
+    return prove(model, Captured(traced), example_of(traced), batches, log=log)
 
 
 class _Gate:

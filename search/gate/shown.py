@@ -19,9 +19,11 @@ from leanfront.search.gate.tensors import (
     FLOATS,
     Arguments,
     File,
+    called,
     copied,
     evaluating,
     in_steps,
+    read_by,
     share_of_range,
     tensors,
     tolerance,
@@ -59,7 +61,7 @@ def every_tensor(module: fx.GraphModule, given: Arguments) -> dict[str, Tensor]:
     """Node name -> its tensor, of one call in evaluation mode."""
     recorder = _Recorder(module)
     with evaluating(module):
-        recorder.run(*copied(given, module))
+        recorder.run(*read_by(module.graph, copied(given, module)), enable_io_processing=False)
     return recorder.seen
 
 
@@ -121,7 +123,7 @@ def _calls(module: nn.Module, names: set[str], given: Arguments) -> list[_Call]:
         handles += [part.register_forward_pre_hook(before(name)), part.register_forward_hook(behind(name))]
     try:
         with evaluating(module):
-            module(*copied(given, module))
+            called(module, copied(given, module))
     finally:
         for handle in handles:
             handle.remove()
@@ -251,7 +253,7 @@ def operations(
         theirs = {name: torch.as_tensor(arrays[value]) for value, name in names.items() if value in arrays}
         led = _Led(module, theirs, steps)
         with evaluating(module):
-            led.run(*copied(example, module))
+            led.run(*read_by(module.graph, copied(example, module)), enable_io_processing=False)
         if led.first is not None:
             how = ", as onnxruntime fuses it" if optimise else ""
             return Operations(f"{_sentence([_reads(module, led.first)])}{how}")

@@ -2,14 +2,14 @@
 apart."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from leanfront.latency_models.benchmark.timing import session
@@ -22,17 +22,43 @@ SHARE = 0.999
 
 _NUDGE = 1e-6
 
-Arguments = tuple[Any, ...]
+Arguments = tuple[Any, ...] | Mapping[str, Any]
+"""What a module is called with: positional arguments, or keywords."""
 
 
 def arguments(inputs: Any) -> Arguments:
-    """What a module is called with: a tuple has all positional arguments, anything else is the only one."""
-    return inputs if isinstance(inputs, tuple) else (inputs,)
+    """From what a user gives: a tuple has positional arguments, a dictionary keywords, else it is the only
+    argument."""
+    return inputs if isinstance(inputs, tuple | Mapping) else (inputs,)
 
 
 def as_batch(given: Arguments) -> Any:
-    """Arguments as a batch of ``leanfront.compress``: one alone stands for itself."""
-    return given[0] if len(given) == 1 else given
+    """The other way round: what a user gives for arguments."""
+    alone = isinstance(given, tuple) and len(given) == 1 and not isinstance(given[0], tuple | Mapping)
+    return given[0] if isinstance(given, tuple) and alone else given
+
+
+def example_of(traced: Any) -> Arguments:
+    """What a network was captured with: one tensor, or all arguments."""
+    example = getattr(traced, "example", None)
+    if example is None:
+        return arguments(traced.example_input)
+    given: Arguments = example.args or dict(example.kwargs)
+    return given
+
+
+def called(module: Callable[..., Any], given: Arguments) -> Any:
+    """What a module makes of its arguments."""
+    return module(**given) if isinstance(given, Mapping) else module(*given)
+
+
+def read_by(graph: fx.Graph, given: Arguments) -> tuple[Any, ...]:
+    """Arguments as the inputs of a graph take them: each leaf of its own, or, where it takes fewer than there
+    are, each argument."""
+    leaves = pytree.tree_leaves(given)
+    taken = sum(node.op == "placeholder" for node in graph.nodes)
+    whole = given.values() if isinstance(given, Mapping) else given
+    return tuple(leaves if len(leaves) <= taken else whole)
 
 
 def tensors(values: Any) -> list[Tensor]:
@@ -116,7 +142,7 @@ def copied(given: Arguments, module: nn.Module) -> Arguments:
 def answers(module: nn.Module, given: Arguments) -> list[Tensor]:
     """The tensors that a module puts out in evaluation mode. What is given stays as it is."""
     with evaluating(module):
-        return [tensor.detach().clone() for tensor in tensors(module(*copied(given, module)))]
+        return [tensor.detach().clone() for tensor in tensors(called(module, copied(given, module)))]
 
 
 def answers_of_each(module: nn.Module, examples: Iterable[Arguments]) -> list[Tensor]:

@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from leanfront.search.gate.tensors import (
     File,
@@ -23,6 +23,7 @@ from leanfront.search.gate.tensors import (
     in_steps,
     nudged,
     one_by_one,
+    read_by,
     share_of_range,
     tensors,
     together,
@@ -37,7 +38,13 @@ def test_a_tuple_has_all_arguments_and_anything_else_is_the_only_one():
     assert as_batch(arguments(one)) is one
     assert arguments((1, 2)) == (1, 2)
     assert as_batch((1, 2)) == (1, 2)
-    assert arguments({"a": one}) == ({"a": one},)
+    assert arguments({"a": one}) == {"a": one}  # keywords
+    assert as_batch(({"a": one},)) == ({"a": one},)  # not a keyword
+    assert as_batch({"a": one}) == {"a": one}
+    graph = fx.symbolic_trace(Several()).graph
+    assert read_by(graph, (one, 2)) == read_by(graph, {"x": one, "y": 2}) == (one, 2)
+    nested = fx.symbolic_trace(nn.Identity()).graph  # takes one thing with two tensors in it
+    assert read_by(nested, ({"a": one, "b": one},)) == ({"a": one, "b": one},)
 
 
 def test_a_batch_is_taken_apart_and_put_together_whatever_it_is_in():
@@ -95,6 +102,7 @@ def test_a_module_answers_in_evaluation_mode_and_is_left_as_it_was():
     assert torch.equal(x, torch.ones(2, 3))
     assert module.training
     assert not module.drop.training
+    assert torch.equal(answers(module, {"y": y, "x": x})[0], first)
     each = answers_of_each(module, one_by_one((x, y)))
     assert each[2].tolist() == [3.0, 3.0]  # of numbers one for each
     with evaluating(module):
