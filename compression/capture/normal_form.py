@@ -453,32 +453,50 @@ def _means(form: NormalForm) -> None:
 
 
 def _batch_statistics(form: NormalForm) -> None:
-    """A batch norm without statistics of its own is arithmetic with those of the batch."""
+    """Norms with statistics of what they read, for each channel, are arithmetic: their number of channels is
+    nowhere written then."""
     for node in form.functions(aten._native_batch_norm_legit.no_stats):
-        x, weight, bias, _, _, eps = node.args
-        assert isinstance(x, fx.Node)
+        given: list[Any] = list(node.args)
         items = list(node.users)
-        if any(user.target is not operator.getitem or user.args[1] != 0 for user in items):
-            continue
-        rank = x.meta["val"].dim()
-        over, each = [d for d in range(rank) if d != 1], [1, -1] + [1] * (rank - 2)
-        centred = form.function(
-            node, aten.sub.Tensor, (x, form.function(node, aten.mean.dim, (x, over, True)))
-        )
-        square = form.function(node, aten.mul.Tensor, (centred, centred))
-        variance = form.function(node, aten.mean.dim, (square, over, True))
-        variance = form.function(node, aten.add.Tensor, (variance, eps))
-        made = form.function(
-            node, aten.mul.Tensor, (centred, form.function(node, aten.rsqrt.default, (variance,)))
-        )
-        for target, value in ((aten.mul.Tensor, weight), (aten.add.Tensor, bias)):
-            if value is not None:
-                held = form.function(node, aten.reshape.default, (value, each))
-                made = form.function(node, target, (made, held))
-        for item in items:
-            made.meta = dict(item.meta)
-            form.replace(item, made)
-        form.graph.graph.erase_node(node)
+        if all(user.target is operator.getitem and user.args[1] == 0 for user in items):
+            rank = given[0].meta["val"].dim()
+            made = _normed(form, node, given[0], [d for d in range(rank) if d != 1], *given[1:3], given[5])
+            for item in items:
+                made.meta = dict(item.meta)
+                form.replace(item, made)
+            form.graph.graph.erase_node(node)
+    for node in form.functions(aten.instance_norm.default, aten.group_norm.default):
+        given = list(node.args)
+        value = given[0].meta["val"]
+        over = list(range(2, value.dim()))
+        if node.target is aten.instance_norm.default:
+            weight, bias, own, eps = given[1], given[2], given[5], given[7]
+        else:
+            weight, bias = _argument(node, "weight", 2, None), _argument(node, "bias", 3, None)
+            own, eps = given[1] == value.shape[1], _argument(node, "eps", 4, 1e-5)
+        if own and over:
+            made = _normed(form, node, given[0], over, weight, bias, eps)
+            made.meta = dict(node.meta)
+            form.replace(node, made)
+
+
+def _normed(
+    form: NormalForm, node: fx.Node, x: fx.Node, over: list[int], weight: Any, bias: Any, eps: float
+) -> fx.Node:
+    """(x - mean) / sqrt(variance + eps) * weight + bias, statistics over some dimensions."""
+    each = [1, -1] + [1] * (x.meta["val"].dim() - 2)
+    centred = form.function(node, aten.sub.Tensor, (x, form.function(node, aten.mean.dim, (x, over, True))))
+    square = form.function(node, aten.mul.Tensor, (centred, centred))
+    variance = form.function(node, aten.mean.dim, (square, over, True))
+    variance = form.function(node, aten.add.Tensor, (variance, eps))
+    made = form.function(
+        node, aten.mul.Tensor, (centred, form.function(node, aten.rsqrt.default, (variance,)))
+    )
+    for target, value in ((aten.mul.Tensor, weight), (aten.add.Tensor, bias)):
+        if value is not None:
+            held = form.function(node, aten.reshape.default, (value, each))
+            made = form.function(node, target, (made, held))
+    return made
 
 
 # --- modules

@@ -150,8 +150,9 @@ class _Walk:
         op, attributes = node.op_type, dict(self.template.attributes[layer.name])
         if layer.shape.op == "linear":
             op = "Gemm" if len(self.template.shapes[kernel.nodes[0].name]) == 2 else "MatMul"
-        elif layer.shape.groups > 1:
-            attributes["group"] = layer.shape.groups  # a depthwise layer has as many as it has channels left
+        else:
+            attributes.pop("group", None)  # a depthwise layer has as many groups as it has channels left
+            attributes |= {"group": layer.shape.groups} if layer.shape.groups > 1 else {}
         read = self.value[self.resolved(TENSOR + kernel.inputs[0])]
         call = layer_call(
             kernel, op, read, self.weights[layer.name], self.policy[layer.name], self.grids, attributes
@@ -183,8 +184,10 @@ class _Walk:
         outputs = [out.name() for _ in node.output]
         copied.ClearField("metadata_props")
         copied.ClearField("doc_string")
-        name = target.removeprefix(TENSOR)
-        copied.name = "" if name in self.network.layer else name
+        shown = target.startswith(TENSOR)  # torch's own names of what lies between may be a node's
+        copied.name = target.removeprefix(TENSOR) if shown else ""
+        if copied.name in self.network.layer:
+            copied.name = ""
         del copied.input[:], copied.output[:]
         copied.input.extend(inputs)
         copied.output.extend(outputs)
