@@ -179,7 +179,7 @@ class NormalForm:
 
     def _written_out(self) -> None:
         """Several tensors at once become single ones, sizes are reshapes, attention is products."""
-        for step in (_pieces, _shapes, _attention, _products, _means, _batch_statistics):
+        for step in (_pieces, _shapes, _shuffles, _attention, _products, _means, _batch_statistics):
             step(self)
             self.graph.graph.eliminate_dead_code()
 
@@ -370,6 +370,31 @@ def _shapes(form: NormalForm) -> None:
         assert isinstance(read, fx.Node)
         ones = [d for d, size in enumerate(read.meta["val"].shape) if isinstance(size, int) and size == 1]
         node.target, node.args = aten.squeeze.dims, (read, ones)
+
+
+def _shuffles(form: NormalForm) -> None:
+    """Shuffles of pixels and channels that files write as reshapes are reshapes, whose sizes can change."""
+    for node in form.functions(aten.pixel_unshuffle.default, aten.channel_shuffle.default):
+        x, factor = node.args
+        assert isinstance(x, fx.Node)
+        batch, channels, *image = x.meta["val"].shape
+        if len(image) != 2 or not all(isinstance(size, int) for size in (channels, *image)):
+            continue
+        height, width = image
+        count = int(str(factor))
+        if node.target is aten.channel_shuffle.default:
+            apart, order = [-1, count, channels // count, height, width], [0, 2, 1, 3, 4]
+            whole = [-1, channels, height, width]
+        else:
+            apart = [-1, channels, height // count, count, width // count, count]
+            order = [0, 1, 3, 5, 2, 4]
+            whole = [-1, channels * count * count, height // count, width // count]
+        value = x.meta["val"]
+        first = form.function(node, aten.reshape.default, (x, apart), value.new_empty((batch, *apart[1:])))
+        turned = form.function(node, aten.permute.default, (first, order), first.meta["val"].permute(order))
+        last = form.function(node, aten.reshape.default, (turned, whole))
+        last.meta = dict(node.meta)
+        form.replace(node, last)
 
 
 def _size_left_open(node: fx.Node) -> None:

@@ -104,6 +104,10 @@ class _Walk:
             if node.op in ("identity", ALIAS) or (node.op == "batchnorm" and kernel.layer is not None)
         }
         self.alias |= {TENSOR + k.name: INPUT + k.name for k in fused if operation(k.op).given}
+        for kernel in kernels(template.network):  # what was fused behind a join goes with it
+            left = network.node.get(kernel.name)
+            if left is not None and left.op == ALIAS:
+                self.alias |= {TENSOR + node.name: TENSOR + kernel.name for node in kernel.nodes[:-1]}
         self.pooled = {TENSOR + k.nodes[0].name: k for k in fused if k.op == "global_avgpool"}
         self.tensor_of = {self.resolved(TENSOR + k.name): k for k in fused if k.op != ALIAS}
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}

@@ -46,8 +46,8 @@ class Operation:
     view of the tensor that it reads.
     integer: engines have a kernel for integers. joining: which they use if all that is joined is held in
     integers. never_negative; keeps_sign: never negative where nothing that goes in is. bounded: from 0 to 6.
-    form: how a stand-in is made from shapes. file_bytes: what a node takes in a file besides what it holds,
-    with its attributes and small constants (mean of exported files).
+    form: how a stand-in is made from shapes. file_bytes: what a node takes in a file besides its name and what
+    it holds, with its attributes and small constants (mean of 130 exported networks).
     """
 
     name: str
@@ -131,7 +131,7 @@ _ROWS = (
     # what is there before anything is computed
     replace(_CONSTANT, name="input", given=True, written=False),
     replace(
-        _CONSTANT, name="constant", stored=True,
+        _CONSTANT, name="constant", file_bytes=20, stored=True,
         aten=_aten(
             "zeros zeros_like new_zeros zero ones ones_like new_ones full full_like new_full "
             "empty.memory_format empty_like new_empty arange arange.start arange.start_step linspace eye "
@@ -155,14 +155,14 @@ _ROWS = (
     replace(_LAYER, name="linear", aten=_aten("linear")),
     # other arithmetic with weights, which stands in ``Node.macs``
     replace(
-        _PLAIN, name="convolution", file_bytes=180,
+        _PLAIN, name="convolution", file_bytes=148,
         aten=_aten(
             "conv1d conv1d.padding conv3d conv3d.padding conv_transpose1d conv_transpose3d.input "
             "convolution bilinear"
         ),
     ),
     replace(
-        _PLAIN, name="recurrent", file_bytes=1050,
+        _PLAIN, name="recurrent", file_bytes=1850,
         aten=_aten("lstm.input gru.input rnn_tanh.input rnn_relu.input lstm_cell gru_cell rnn_tanh_cell"
                    " rnn_relu_cell"),
         onnx=_onnx("LSTM GRU RNN"),
@@ -171,30 +171,30 @@ _ROWS = (
         _PLAIN, name="attention", onnx=_onnx("Attention"),
         aten=_aten("scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu"),
     ),
-    replace(_PLAIN, name="embedding", aten=_aten("embedding"), reads_held=False),
+    replace(_PLAIN, name="embedding", file_bytes=25, aten=_aten("embedding"), reads_held=False),
     # products
     replace(
-        _PLAIN, name="matmul", work="product", stream="product",
+        _PLAIN, name="matmul", file_bytes=26, work="product", stream="product",
         aten=_aten("matmul bmm mm mv dot baddbmm addmm addbmm addmv einsum"),
     ),
     # two tensors, value by value
     replace(
-        _PLAIN, name="add", form="binary", adds=True, takes_activation=True, integer=True, joining=True,
+        _PLAIN, name="add", file_bytes=29, form="binary", adds=True, takes_activation=True, integer=True, joining=True,
         keeps_sign=True, aten=_aten("add.Tensor add.Scalar"), onnx=_onnx("Add"),
     ),
     replace(
-        _PLAIN, name="sub", form="binary", onnx=_onnx("Sub"),
+        _PLAIN, name="sub", file_bytes=26, form="binary", onnx=_onnx("Sub"),
         aten=_aten("sub.Tensor sub.Scalar rsub.Tensor rsub.Scalar"),
     ),
     replace(
-        _PLAIN, name="mul", form="binary", keeps_sign=True, aten=_aten("mul.Tensor mul.Scalar"),
+        _PLAIN, name="mul", file_bytes=23, form="binary", keeps_sign=True, aten=_aten("mul.Tensor mul.Scalar"),
         onnx=_onnx("Mul"),
     ),
     replace(
-        _PLAIN, name="div", form="binary", onnx=_onnx("Div"),
+        _PLAIN, name="div", file_bytes=26, form="binary", onnx=_onnx("Div"),
         aten=_aten("div.Tensor div.Scalar div.Tensor_mode div.Scalar_mode"),
     ),
-    replace(_PLAIN, name="identity_arithmetic", form="binary"),
+    replace(_PLAIN, name="identity_arithmetic", file_bytes=34, form="binary"),
     # norms
     replace(
         _NORM, name="batchnorm", fuses="layer", takes_activation=True, parameters=4,
@@ -205,48 +205,48 @@ _ROWS = (
         onnx=_onnx("BatchNormalization"),
     ),
     replace(
-        _NORM, name="layernorm", stream="opaque", aten=_aten("layer_norm native_layer_norm"),
+        _NORM, name="layernorm", file_bytes=35, stream="opaque", aten=_aten("layer_norm native_layer_norm"),
         onnx=_onnx("LayerNormalization"),
     ),
     replace(
-        _NORM, name="rmsnorm", stream="opaque", aten=_aten("rms_norm _fused_rms_norm"),
+        _NORM, name="rmsnorm", file_bytes=210, stream="opaque", aten=_aten("rms_norm _fused_rms_norm"),
         onnx=_onnx("RMSNormalization"),
     ),
     replace(
-        _NORM, name="groupnorm", stream="opaque", aten=_aten("group_norm native_group_norm instance_norm"),
+        _NORM, name="groupnorm", file_bytes=40, stream="opaque", aten=_aten("group_norm native_group_norm instance_norm"),
         onnx=_onnx("InstanceNormalization GroupNormalization"),
     ),
     # activations
     replace(
-        _ACTIVATION, name="relu", aten=_aten("relu"), onnx=_onnx("Relu"), fuses="arithmetic",
+        _ACTIVATION, name="relu", file_bytes=20, aten=_aten("relu"), onnx=_onnx("Relu"), fuses="arithmetic",
         never_negative=True,
     ),
     replace(
-        _ACTIVATION, name="relu6", aten=_aten("relu6"), fuses="arithmetic", never_negative=True, bounded=True
+        _ACTIVATION, name="relu6", file_bytes=58, aten=_aten("relu6"), fuses="arithmetic", never_negative=True, bounded=True
     ),
-    replace(_ACTIVATION, name="hardswish", aten=_aten("hardswish"), onnx=_onnx("HardSwish")),
+    replace(_ACTIVATION, name="hardswish", file_bytes=31, aten=_aten("hardswish"), onnx=_onnx("HardSwish")),
     replace(
-        _ACTIVATION, name="hardsigmoid", aten=_aten("hardsigmoid"), onnx=_onnx("HardSigmoid"),
+        _ACTIVATION, name="hardsigmoid", file_bytes=60, aten=_aten("hardsigmoid"), onnx=_onnx("HardSigmoid"),
         never_negative=True, bounded=True,
     ),
-    replace(_ACTIVATION, name="silu", aten=_aten("silu"), onnx=_onnx("Swish")),
-    replace(_ACTIVATION, name="gelu", aten=_aten("gelu"), onnx=_onnx("Gelu")),
+    replace(_ACTIVATION, name="silu", file_bytes=46, aten=_aten("silu"), onnx=_onnx("Swish")),
+    replace(_ACTIVATION, name="gelu", file_bytes=60, aten=_aten("gelu"), onnx=_onnx("Gelu")),
     replace(
-        _ACTIVATION, name="sigmoid", aten=_aten("sigmoid"), onnx=_onnx("Sigmoid"), never_negative=True,
+        _ACTIVATION, name="sigmoid", file_bytes=27, aten=_aten("sigmoid"), onnx=_onnx("Sigmoid"), never_negative=True,
         bounded=True,
     ),
-    replace(_ACTIVATION, name="tanh", aten=_aten("tanh"), onnx=_onnx("Tanh")),
-    replace(_ACTIVATION, name="leaky_relu", aten=_aten("leaky_relu"), onnx=_onnx("LeakyRelu")),
+    replace(_ACTIVATION, name="tanh", file_bytes=27, aten=_aten("tanh"), onnx=_onnx("Tanh")),
+    replace(_ACTIVATION, name="leaky_relu", file_bytes=48, aten=_aten("leaky_relu"), onnx=_onnx("LeakyRelu")),
     replace(
-        _PLAIN, name="softmax", form="unary", never_negative=True, bounded=True, onnx=_onnx("Softmax"),
+        _PLAIN, name="softmax", file_bytes=44, form="unary", never_negative=True, bounded=True, onnx=_onnx("Softmax"),
         aten=_aten("softmax.int _softmax _safe_softmax"),
     ),
     replace(
-        _PLAIN, name="log_softmax", form="unary", aten=_aten("log_softmax.int _log_softmax"),
+        _PLAIN, name="log_softmax", file_bytes=44, form="unary", aten=_aten("log_softmax.int _log_softmax"),
         onnx=_onnx("LogSoftmax"),
     ),
     replace(
-        _PLAIN, name="elementwise", form="unary",
+        _PLAIN, name="elementwise", file_bytes=55, form="unary",
         aten=_aten(
             "abs absolute neg negative positive sign sgn exp exp2 expm1 log log2 log10 log1p sqrt rsqrt "
             "square reciprocal sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh erf erfc "
@@ -272,14 +272,14 @@ _ROWS = (
     ),
     # pools and what sums up
     replace(
-        _MOVED, name="maxpool", file_bytes=165, stream="window", form="window", onnx=_onnx("MaxPool"),
+        _MOVED, name="maxpool", file_bytes=164, stream="window", form="window", onnx=_onnx("MaxPool"),
         aten=_aten(
             "max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices "
             "max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"
         ),
     ),
     replace(
-        _PLAIN, name="avgpool", file_bytes=165, stream="window", form="window", integer=True, keeps_sign=True,
+        _PLAIN, name="avgpool", file_bytes=152, stream="window", form="window", integer=True, keeps_sign=True,
         within_inputs=True, onnx=_onnx("AveragePool"),
         aten=_aten(
             "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
@@ -287,12 +287,12 @@ _ROWS = (
         ),
     ),
     replace(
-        _PLAIN, name="global_avgpool", stream="mean", form="global", integer=True, keeps_sign=True,
+        _PLAIN, name="global_avgpool", file_bytes=31, stream="mean", form="global", integer=True, keeps_sign=True,
         within_inputs=True, onnx=_onnx("GlobalAveragePool"),
     ),
-    replace(_PLAIN, name="mean", file_bytes=85, stream="mean", form="mean", aten=_aten("mean.dim")),
+    replace(_PLAIN, name="mean", file_bytes=96, stream="mean", form="mean", aten=_aten("mean.dim")),
     replace(
-        _PLAIN, name="reduce", stream="mean",
+        _PLAIN, name="reduce", file_bytes=75, stream="mean",
         aten=_aten(
             "mean sum sum.dim_IntList prod prod.dim_int amax amin aminmax max max.dim min min.dim median "
             "median.dim argmax argmin any any.dim any.dims all all.dim all.dims norm.Scalar "
@@ -305,7 +305,7 @@ _ROWS = (
         ),
     ),
     replace(
-        _PLAIN, name="upsample", file_bytes=285, form="linear", keeps_sign=True,
+        _PLAIN, name="upsample", file_bytes=258, form="linear", keeps_sign=True,
         aten=_aten(
             "upsample_linear1d upsample_linear1d.vec upsample_bilinear2d upsample_bilinear2d.vec "
             "upsample_trilinear3d upsample_trilinear3d.vec _upsample_bilinear2d_aa "
@@ -313,13 +313,13 @@ _ROWS = (
         ),
     ),
     replace(
-        _PLAIN, name="upsample_cubic", file_bytes=285, form="linear",
+        _PLAIN, name="upsample_cubic", file_bytes=258, form="linear",
         aten=_aten(
             "upsample_bicubic2d upsample_bicubic2d.vec _upsample_bicubic2d_aa _upsample_bicubic2d_aa.vec"
         ),
     ),
     replace(
-        _PLAIN, name="upsample_nearest", file_bytes=285, form="nearest", keeps_sign=True,
+        _PLAIN, name="upsample_nearest", file_bytes=290, form="nearest", keeps_sign=True,
         aten=_aten(
             "upsample_nearest1d upsample_nearest1d.vec upsample_nearest2d upsample_nearest2d.vec "
             "upsample_nearest3d upsample_nearest3d.vec _upsample_nearest_exact1d "
@@ -329,11 +329,11 @@ _ROWS = (
     ),
     # what moves values
     replace(
-        _MOVED, name="concat", form="concat", same_range=False, joining=True, onnx=_onnx("Concat"),
+        _MOVED, name="concat", file_bytes=39, form="concat", same_range=False, joining=True, onnx=_onnx("Concat"),
         aten=_aten("cat concat stack hstack vstack"),
     ),
     replace(
-        _MOVED, name="slice", file_bytes=88,
+        _MOVED, name="slice", file_bytes=66,
         onnx=_onnx("Slice Split Gather GatherElements GatherND DepthToSpace SpaceToDepth"),
         aten=_aten(
             "slice.Tensor slice_scatter select.int select_scatter narrow split.Tensor split.sizes "
@@ -342,33 +342,33 @@ _ROWS = (
             "masked_select"
         ),
     ),
-    replace(_MOVED, name="gather", aten=_aten("index_select")),
+    replace(_MOVED, name="gather", file_bytes=0, aten=_aten("index_select")),
     replace(
-        _MOVED, name="pad", file_bytes=125, onnx=_onnx("Pad"),
+        _MOVED, name="pad", file_bytes=124, onnx=_onnx("Pad"),
         aten=_aten(
             "pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
             "replication_pad2d replication_pad3d"
         ),
     ),
     replace(
-        _MOVED, name="transpose", file_bytes=50, onnx=_onnx("Transpose"),
+        _MOVED, name="transpose", file_bytes=44, onnx=_onnx("Transpose"),
         aten=_aten("permute transpose.int t swapaxes swapdims movedim.int movedim.intlist moveaxis.int"
                    " numpy_T mT adjoint"),
     ),
     replace(
-        _PLAIN, name="expand", stream="placed", onnx=_onnx("Expand Tile"),
+        _PLAIN, name="expand", file_bytes=62, stream="placed", onnx=_onnx("Expand Tile"),
         aten=_aten("expand expand_as repeat tile repeat_interleave.self_int broadcast_to meshgrid"
                    " meshgrid.indexing"),
     ),
     # other views of a tensor
     replace(
-        _VIEW, name="reshape", file_bytes=80, onnx=_onnx("Reshape Squeeze Unsqueeze"),
+        _VIEW, name="reshape", file_bytes=67, onnx=_onnx("Reshape Squeeze Unsqueeze"),
         aten=_aten(
             "view view_as reshape reshape_as _unsafe_view unflatten.int squeeze squeeze.dim squeeze.dims "
             "unsqueeze ravel atleast_1d atleast_2d atleast_3d view_as_real view_as_complex"
         ),
     ),
-    replace(_VIEW, name="flatten", file_bytes=75, aten=_aten("flatten.using_ints"), onnx=_onnx("Flatten")),
+    replace(_VIEW, name="flatten", file_bytes=74, aten=_aten("flatten.using_ints"), onnx=_onnx("Flatten")),
     replace(
         _VIEW, name="identity", form="unary", fuses="anything", onnx=_onnx("Identity Dropout Cast"),
         aten=(

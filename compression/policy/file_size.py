@@ -15,6 +15,7 @@ FILE_BYTES = 180
 NAME_COPIES = 3  # a layer's name stands at its node, at its output and where that is read
 CONVOLUTION_BYTES = 150  # with its attributes: kernel, strides, pads, dilations
 LINEAR_BYTES = 90
+PRODUCT_BYTES = 84  # a product at each position, and the addition behind it, which bears no name
 CODED_WEIGHT_BYTES = 57  # the node that decodes it, and the stored scales
 INTEGER_BIAS_BYTES = 52
 ZERO_POINTS_BYTES = 46  # those of an integer linear layer
@@ -127,12 +128,15 @@ def _own_bytes(kernel: Kernel) -> int:
     """Bytes of a kernel besides weights, channels and quantizers."""
     own = kernel.held_bytes + (ACTIVATION_BYTES if kernel.activation else 0)
     if kernel.layer is not None:
-        linear = kernel.layer.shape.op == "linear"
-        return own + (LINEAR_BYTES if linear else CONVOLUTION_BYTES) + NAME_COPIES * len(kernel.layer.name)
+        name = len(kernel.layer.name)
+        if kernel.layer.shape.op != "linear":
+            return own + CONVOLUTION_BYTES + NAME_COPIES * name
+        return own + (PRODUCT_BYTES + name if kernel.output.spatial else LINEAR_BYTES + NAME_COPIES * name)
     row = operation(kernel.op)
     if not row.written:
         return own
-    return own + row.file_bytes + STORED_TENSOR_BYTES * (row.parameters or _said_channel_bytes(kernel) // 4)
+    own += row.file_bytes + (0 if row.stored else len(kernel.nodes[0].name))  # a constant's is a number
+    return own + STORED_TENSOR_BYTES * (row.parameters or _said_channel_bytes(kernel) // 4)
 
 
 def _channel_bytes(kernel: Kernel) -> int:
