@@ -485,7 +485,8 @@ def _batch_statistics(form: NormalForm) -> None:
         items = list(node.users)
         if all(user.target is operator.getitem and user.args[1] == 0 for user in items):
             rank = given[0].meta["val"].dim()
-            made = _normed(form, node, given[0], [d for d in range(rank) if d != 1], *given[1:3], given[5])
+            over = [d for d in range(rank) if d != 1]
+            made = _normed(form, node, given[0], over, given[1], given[2], given[5])
             for item in items:
                 made.meta = dict(item.meta)
                 form.replace(item, made)
@@ -543,7 +544,7 @@ def _module_path(node: fx.Node) -> str:
 
 
 def _own_weight(form: NormalForm, node: fx.Node, weight: Any) -> Tensor | None:
-    """The weight of a layer as a parameter of its own; None, with a note, where others read it, too."""
+    """The weight of a layer as a parameter of its own; None where others read it, too."""
     if isinstance(weight, fx.Node) and weight.op == "get_attr":
         if len(weight.users) == 1:
             return form.held(str(weight.target))
@@ -559,7 +560,6 @@ def _own_weight(form: NormalForm, node: fx.Node, weight: Any) -> Tensor | None:
             before.append(value)
             return value.clone()
         shared = True
-    form.notes.append(f"{_layer_name(form, node, weight)} is kept as it is: its weight is used several times")
     return None
 
 
@@ -641,10 +641,6 @@ def _transposed(form: NormalForm, node: fx.Node) -> None:
     if value is None:
         return
     if groups > 1:
-        form.notes.append(
-            f"{_layer_name(form, node, weight)} is kept as it is: a transposed convolution in groups is not"
-            " compressed"
-        )
         return
     n = value.dim() - 2
     _layer_made(
@@ -787,14 +783,6 @@ def _order_of_channels(read: fx.Node, *moves: fx.Node) -> tuple[int, Tensor] | N
         if bool((moved == first).all()):
             return axis, first.reshape(-1).clone()
     return None
-
-
-_SINGLE = tuple(
-    f"torch.nn.modules.{room}."
-    for room in ("activation", "pooling", "flatten", "dropout", "linear", "upsampling", "padding",
-                 "normalization", "batchnorm", "conv", "pixelshuffle")
-)  # fmt: skip
-"""Modules of torch of which one call is one operation."""
 
 
 def _wanted_name(node: fx.Node) -> str:

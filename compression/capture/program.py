@@ -17,6 +17,9 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ShapesCollection
 from torch.utils import _pytree as pytree
 
+# torch's own, about the pytrees of graphs that are copied: nobody here can do anything about it
+warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+
 
 class TraceError(ValueError):
     """A model that cannot be followed from its inputs to its outputs."""

@@ -212,6 +212,15 @@ class _Reader(fx.Interpreter):
             kernel=kernel, stride=stride, detail=detail, channel_bytes=8 * index,
             macs=self._macs(node, op, shape),
         )  # fmt: skip
+        self._note_kept(node, op)
+
+    def _note_kept(self, node: fx.Node, op: str) -> None:
+        """Say of weights that are left as they are, and no layer's, why."""
+        weights = [s for s in node.all_input_nodes if s.op == "get_attr" and len(self.flows[s].shape) > 1]
+        if op in _KEPT and weights:
+            name = str(weights[0].target).rpartition(".")[0] or str(weights[0].target)
+            if not any(note.startswith(f"{name} is kept") for note in self.notes):
+                self.notes.append(f"{name} is kept as it is: {_KEPT[op]}")
 
     def _one_of_several(self, node: fx.Node, parent: fx.Node, shape: Shape) -> None:
         """One of the tensors that an operation puts out together: the first that is read stands for it."""
@@ -225,6 +234,7 @@ class _Reader(fx.Interpreter):
             (row.name or "other") if first else "other", tuple(source.name for source in sources),
             detail=_operator(parent), macs=self._macs(parent, row.name, shape) if first else 0,
         )  # fmt: skip
+        self._note_kept(parent, row.name)
 
     def _named(
         self, row: Operation, node: fx.Node, bound: Mapping[str, Any], inputs: list[Flow], made: Flow
@@ -322,6 +332,13 @@ class _Reader(fx.Interpreter):
         )
         return Network(tuple(nodes), layers, tuple(dict.fromkeys(n.name for n in self.outputs))), classes
 
+
+_KEPT: Mapping[str, str] = {
+    "recurrent": "recurrent layers are not compressed, but counted and priced",
+    "embedding": "a table that is looked up is not compressed, but counted and priced",
+    "convolution": "its weights are used several times, or it is a transposed convolution in groups",
+}
+"""Operations with weights that are no layers, and what is said of them."""
 
 _NORMS: tuple[tuple[type[nn.Module], str], ...] = (
     (_BatchNorm, "batchnorm"), (nn.LayerNorm, "layernorm"), (nn.GroupNorm, "groupnorm"),

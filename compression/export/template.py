@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -75,6 +75,7 @@ def template(traced: Traced) -> Template:
     kinds = {node.name: _onnx_kind(node.meta["dtype"]) for node in shown.graph.nodes if "dtype" in node.meta}
     names = _show_every_tensor(shown, traced.network)
     given = [INPUT + name for name in inputs]
+    _parse_operators_once()
     for chatty in ("torch.onnx", "onnx_ir", "onnxscript"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
@@ -102,6 +103,17 @@ def template(traced: Traced) -> Template:
         model.SerializeToString(), traced.network, traced.axes, traced.shapes, kinds, inputs,
         {layer.name: _attributes(traced.module, layer.name) for layer in traced.network.layers},
     )  # fmt: skip
+
+
+def _parse_operators_once() -> None:
+    """torch.onnx parses its operators anew for each file, half of the time of a small one. Private, and so only
+    where it is as it was."""
+    from torch.onnx._internal.exporter import _registration
+
+    apis = getattr(_registration, "onnxscript_apis", None)
+    parse = getattr(apis, "get_torchlib_ops", None)
+    if apis is not None and parse is not None and not hasattr(parse, "cache_info"):
+        apis.get_torchlib_ops = cache(parse)
 
 
 def _onnx_kind(dtype: torch.dtype) -> int:

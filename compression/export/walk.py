@@ -178,26 +178,33 @@ class _Walk:
             shape = list(self.template.shapes[made.name])  # dimensions of size 1 change places
             shape[self.template.axes[made.name]] = self.network.node[made.name].width
             sizes = out.constant(np.array(shape, dtype=np.int64))
-            self._produced(target, out.add("Reshape", [inputs[0], sizes], name=made.name))
+            self._produced(target, out.add("Reshape", [inputs[0], sizes], name=self._node_name(target)))
             return
         copied = onnx.NodeProto()
         copied.CopyFrom(node)
         relu6 = node.op_type == "Clip" and made is not None and made.output.op == "relu6"
         if relu6 and made is not None and self.dialect.clips(self.bits[made.name]):
             copied.op_type, inputs = "Relu", inputs[:1]  # the highest level is 6 or less
+        if node.op_type == "Reshape" and made is not None and made.nodes[0].op == "flatten":
+            inputs[1] = out.constant(np.array([1, made.nodes[0].width], dtype=np.int64))
+            del copied.attribute[:]
+            copied.attribute.append(helper.make_attribute("allowzero", 1))
         outputs = [out.name() for _ in node.output]
         copied.ClearField("metadata_props")
         copied.ClearField("doc_string")
-        shown = target.startswith(TENSOR)  # torch's own names of what lies between may be a node's
-        copied.name = target.removeprefix(TENSOR) if shown else ""
-        if copied.name in self.network.layer:
-            copied.name = ""
+        copied.name = self._node_name(target)
         del copied.input[:], copied.output[:]
         copied.input.extend(inputs)
         copied.output.extend(outputs)
         out.nodes.append(copied)
         for original, name in zip(node.output, outputs, strict=True):
             self._produced(original, name)
+
+    def _node_name(self, target: str) -> str:
+        """What a node that puts out a value of the template is called: names of layers are theirs alone, and
+        torch's own of what lies between may be another node's."""
+        name = target.removeprefix(TENSOR)
+        return "" if name in self.network.layer or name == target else name
 
     def _read(self, node: onnx.NodeProto, name: str) -> str:
         """The value of the file that a node's input is; "": left out."""
@@ -263,7 +270,9 @@ class _Walk:
     def _global_average(self, kernel: Kernel, read: str) -> str:
         """A mean over height and width as GlobalAveragePool: onnxruntime has no integer kernel for
         ReduceMean."""
-        pooled = self.out.add("GlobalAveragePool", [read], name=kernel.nodes[0].name)
+        pooled = self.out.add(
+            "GlobalAveragePool", [read], name=self._node_name(TENSOR + kernel.nodes[0].name)
+        )
         if kernel.output.spatial:
             return pooled
         if kernel.name in self.grids:  # the pooling is fused only when its own output is quantized

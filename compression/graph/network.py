@@ -120,7 +120,12 @@ class Network(Graph):
                 nodes[index] = node
         layers = []
         for row, (own, source) in enumerate(self._layer_sources):
-            key = (row, nodes[source].width, nodes[own].width)
+            shape = self.layers[row].shape
+            key = (
+                row,
+                nodes[source].width if self.nodes[source].width == shape.in_channels else shape.in_channels,
+                nodes[own].width if self.nodes[own].width == shape.out_channels else shape.out_channels,
+            )  # where something else is read along another dimension, its width is another
             layers.append(made.get(key) or self._resized(*key))
         if left_out:
             return rest(nodes, layers, left_out)

@@ -46,8 +46,8 @@ class Operation:
     view of the tensor that it reads.
     integer: engines have a kernel for integers. joining: which they use if all that is joined is held in
     integers. never_negative; keeps_sign: never negative where nothing that goes in is. bounded: from 0 to 6.
-    form: how a stand-in is made from shapes. file_bytes: what a node takes in a file besides its name and what
-    it holds, with its attributes and small constants (mean of 130 exported networks).
+    form: how a stand-in is made from shapes. file_bytes: what a node takes in a file besides its name and
+    what it holds, with its attributes and small constants (mean of 130 exported networks).
     """
 
     name: str
@@ -179,7 +179,8 @@ _ROWS = (
     ),
     # two tensors, value by value
     replace(
-        _PLAIN, name="add", file_bytes=29, form="binary", adds=True, takes_activation=True, integer=True, joining=True,
+        _PLAIN, name="add", file_bytes=29, form="binary", adds=True, takes_activation=True, integer=True,
+        joining=True,
         keeps_sign=True, aten=_aten("add.Tensor add.Scalar"), onnx=_onnx("Add"),
     ),
     replace(
@@ -187,7 +188,8 @@ _ROWS = (
         aten=_aten("sub.Tensor sub.Scalar rsub.Tensor rsub.Scalar"),
     ),
     replace(
-        _PLAIN, name="mul", file_bytes=23, form="binary", keeps_sign=True, aten=_aten("mul.Tensor mul.Scalar"),
+        _PLAIN, name="mul", file_bytes=23, form="binary", keeps_sign=True,
+        aten=_aten("mul.Tensor mul.Scalar"),
         onnx=_onnx("Mul"),
     ),
     replace(
@@ -213,7 +215,8 @@ _ROWS = (
         onnx=_onnx("RMSNormalization"),
     ),
     replace(
-        _NORM, name="groupnorm", file_bytes=40, stream="opaque", aten=_aten("group_norm native_group_norm instance_norm"),
+        _NORM, name="groupnorm", file_bytes=40, stream="opaque",
+        aten=_aten("group_norm native_group_norm instance_norm"),
         onnx=_onnx("InstanceNormalization GroupNormalization"),
     ),
     # activations
@@ -222,7 +225,8 @@ _ROWS = (
         never_negative=True,
     ),
     replace(
-        _ACTIVATION, name="relu6", file_bytes=58, aten=_aten("relu6"), fuses="arithmetic", never_negative=True, bounded=True
+        _ACTIVATION, name="relu6", file_bytes=58, aten=_aten("relu6"), fuses="arithmetic",
+        never_negative=True, bounded=True
     ),
     replace(_ACTIVATION, name="hardswish", file_bytes=31, aten=_aten("hardswish"), onnx=_onnx("HardSwish")),
     replace(
@@ -232,13 +236,15 @@ _ROWS = (
     replace(_ACTIVATION, name="silu", file_bytes=46, aten=_aten("silu"), onnx=_onnx("Swish")),
     replace(_ACTIVATION, name="gelu", file_bytes=60, aten=_aten("gelu"), onnx=_onnx("Gelu")),
     replace(
-        _ACTIVATION, name="sigmoid", file_bytes=27, aten=_aten("sigmoid"), onnx=_onnx("Sigmoid"), never_negative=True,
+        _ACTIVATION, name="sigmoid", file_bytes=27, aten=_aten("sigmoid"), onnx=_onnx("Sigmoid"),
+        never_negative=True,
         bounded=True,
     ),
     replace(_ACTIVATION, name="tanh", file_bytes=27, aten=_aten("tanh"), onnx=_onnx("Tanh")),
     replace(_ACTIVATION, name="leaky_relu", file_bytes=48, aten=_aten("leaky_relu"), onnx=_onnx("LeakyRelu")),
     replace(
-        _PLAIN, name="softmax", file_bytes=44, form="unary", never_negative=True, bounded=True, onnx=_onnx("Softmax"),
+        _PLAIN, name="softmax", file_bytes=44, form="unary", never_negative=True, bounded=True,
+        onnx=_onnx("Softmax"),
         aten=_aten("softmax.int _softmax _safe_softmax"),
     ),
     replace(
@@ -287,7 +293,8 @@ _ROWS = (
         ),
     ),
     replace(
-        _PLAIN, name="global_avgpool", file_bytes=31, stream="mean", form="global", integer=True, keeps_sign=True,
+        _PLAIN, name="global_avgpool", file_bytes=31, stream="mean", form="global", integer=True,
+        keeps_sign=True,
         within_inputs=True, onnx=_onnx("GlobalAveragePool"),
     ),
     replace(_PLAIN, name="mean", file_bytes=96, stream="mean", form="mean", aten=_aten("mean.dim")),
@@ -329,7 +336,8 @@ _ROWS = (
     ),
     # what moves values
     replace(
-        _MOVED, name="concat", file_bytes=39, form="concat", same_range=False, joining=True, onnx=_onnx("Concat"),
+        _MOVED, name="concat", file_bytes=39, form="concat", same_range=False, joining=True,
+        onnx=_onnx("Concat"),
         aten=_aten("cat concat stack hstack vstack"),
     ),
     replace(

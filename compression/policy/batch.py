@@ -281,7 +281,9 @@ class PolicyBatch:
         found = np.empty_like(self.weight_bits)
         for row, kernel in enumerate(self.kernels):
             if kernel.layer is not None:
-                found[self.layer_index[kernel.layer.name]] = self.widths[row]
+                out = kernel.layer.shape.out_channels  # another width: it is read along another dimension
+                own = self.widths[row] if kernel.output.width == out else np.where(self.widths[row], out, 0)
+                found[self.layer_index[kernel.layer.name]] = own
         return found
 
     @cached_property

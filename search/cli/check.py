@@ -77,7 +77,7 @@ def check_table(answer: dict[str, Any]) -> None:
         print_table(answer["layers"], title="layers")
     for note in answer["kept_as_they_are"]:
         print(note)
-    if answer["priced_by_what_they_move"]:
+    if answer.get("priced_by_what_they_move"):
         print(answer["priced_by_what_they_move"])
     for check in answer["checks"]:
         print(f"{_VERDICTS[check['passed']]:<14} {check['sentence']}")

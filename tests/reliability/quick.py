@@ -19,6 +19,7 @@ import leanfront.search.study.loop
 import leanfront.search.study.run_search
 from leanfront.compression.policy import Policy
 from leanfront.search.config import SearchConfig, parse_config
+from leanfront.search.gate.prove import Proof
 from leanfront.search.study.run_search import run_search
 from leanfront.search.trial.trial import Problem
 from tests.search.study.test_study import Candidate, Scorer, problem_of
@@ -58,6 +59,7 @@ def start(folder: Path, trials: int, workers: int, *more: str, **environment: st
 def main() -> None:
     leanfront.search.study.run_search.load = load  # type: ignore[assignment]
     leanfront.search.study.run_search.prepare = prepare  # type: ignore[assignment]
+    leanfront.search.study.run_search.proved = lambda loaded, log: Proof(())  # type: ignore[assignment]
     leanfront.search.study.run_search.use_threads = lambda count: None
     leanfront.search.study.run_search._PROGRAM = (__file__, "worker")  # type: ignore[assignment]
     leanfront.search.study.loop._SECONDS_AFTER_A_FULL_DISK = 0.2

@@ -138,7 +138,7 @@ def test_every_tensor_has_the_shape_that_the_network_says(name: str, kind: str, 
         output = ShapeProp(module).propagate(data(name, batch))
         assert torch.isfinite(output).all()
         for node in module.graph.nodes:
-            shape = getattr(node, "meta", {}).get("shape")
+            shape = getattr(node.meta.get("tensor_meta"), "shape", None)
             if shape is not None and node.name in resized.node and node.op != "get_attr":
                 assert shape[traced.axes[node.name]] == resized.node[node.name].width, node.name
                 assert shape.numel() in (resized.node[node.name].elements * b for b in (1, batch)), node.name
