@@ -26,6 +26,7 @@ class NormalForm:
     def __init__(self, graph: fx.GraphModule) -> None:
         self.graph = graph
         self.notes: list[str] = []
+        self.norms: dict[tuple[str, fx.Node], fx.Node] = {}
         self._names: set[str] = set()
         self._values: dict[fx.Node, Tensor | None] = {}
         self._weights: dict[frozenset[str], list[Tensor]] = {}
@@ -94,8 +95,8 @@ class NormalForm:
         self._names.add(name)
         return name
 
-    def put(self, node: fx.Node, name: str, module: nn.Module, read: fx.Node) -> None:
-        """Call a module in place of an operator."""
+    def put(self, node: fx.Node, name: str, module: nn.Module, read: fx.Node) -> fx.Node:
+        """Call a module in place of an operator; the call."""
         owner = ""
         for part in name.split(".")[:-1]:  # a name may lead through what is no module yet
             inner = f"{owner}.{part}".lstrip(".")
@@ -115,6 +116,7 @@ class NormalForm:
         called.meta = dict(node.meta)
         node.replace_all_uses_with(called)
         self.graph.graph.erase_node(node)
+        return called
 
     def function(self, node: fx.Node, target: Any, args: tuple[Any, ...], shape: Any = None) -> fx.Node:
         """An operator before ``node``; ``shape``: of what it puts out, as a node with that shape."""
@@ -662,6 +664,9 @@ def _norm_made(form: NormalForm, node: fx.Node, module: nn.Module, owned: Mappin
         return False
     first = next((s for s in owned.values() if isinstance(s, fx.Node) and s.op == "get_attr"), None)
     path = str(first.target).rpartition(".")[0] if first is not None else _module_path(node)
+    if path and (before := form.norms.get((path, node.args[0]))) is not None:  # the same of the same
+        form.replace(node, before)
+        return True
     name = form.name(path or "norm")
     if name != path and path in form._names and first is not None:
         form.notes.append(f"{path} is used several times: each use has a norm of its own, {name} this one")
@@ -674,7 +679,7 @@ def _norm_made(form: NormalForm, node: fx.Node, module: nn.Module, owned: Mappin
             setattr(module, key, _parameter(own))
         else:
             setattr(module, key, own.detach().clone())
-    form.put(node, name, module, node.args[0])
+    form.norms[path, node.args[0]] = form.put(node, name, module, node.args[0])
     return True
 
 

@@ -106,8 +106,8 @@ def template(traced: Traced) -> Template:
 
 
 def _parse_operators_once() -> None:
-    """torch.onnx parses its operators anew for each file, half of the time of a small one. Private, and so only
-    where it is as it was."""
+    """torch.onnx parses its operators anew for each file, half of the time of a small one. What does that is
+    private, and changed only where it is as it was."""
     from torch.onnx._internal.exporter import _registration
 
     apis = getattr(_registration, "onnxscript_apis", None)

@@ -162,7 +162,7 @@ _ROWS = (
         ),
     ),
     replace(
-        _PLAIN, name="recurrent", file_bytes=1850,
+        _PLAIN, name="recurrent", file_bytes=1680,
         aten=_aten("lstm.input gru.input rnn_tanh.input rnn_relu.input lstm_cell gru_cell rnn_tanh_cell"
                    " rnn_relu_cell"),
         onnx=_onnx("LSTM GRU RNN"),
@@ -211,7 +211,7 @@ _ROWS = (
         onnx=_onnx("LayerNormalization"),
     ),
     replace(
-        _NORM, name="rmsnorm", file_bytes=210, stream="opaque", aten=_aten("rms_norm _fused_rms_norm"),
+        _NORM, name="rmsnorm", file_bytes=200, stream="opaque", aten=_aten("rms_norm _fused_rms_norm"),
         onnx=_onnx("RMSNormalization"),
     ),
     replace(
