@@ -679,7 +679,8 @@ def _norm_made(form: NormalForm, node: fx.Node, module: nn.Module, owned: Mappin
             setattr(module, key, _parameter(own))
         else:
             setattr(module, key, own.detach().clone())
-    form.norms[path, node.args[0]] = form.put(node, name, module, node.args[0])
+    read = node.args[0]
+    form.norms[path, read] = form.put(node, name, module, read)
     return True
 
 

@@ -211,7 +211,7 @@ _ROWS = (
         onnx=_onnx("LayerNormalization"),
     ),
     replace(
-        _NORM, name="rmsnorm", file_bytes=200, stream="opaque", aten=_aten("rms_norm _fused_rms_norm"),
+        _NORM, name="rmsnorm", file_bytes=265, stream="opaque", aten=_aten("rms_norm _fused_rms_norm"),
         onnx=_onnx("RMSNormalization"),
     ),
     replace(
