@@ -226,7 +226,7 @@ class Follower:
         """What an operator puts out, a tensor of ``shape``. ``args``: as it was called, with a batch of one;
         ``flows``: the tensors on their way."""
         inputs = [flows[source] for source in node.all_input_nodes if source in flows]
-        rule = _BY_TARGET.get(str(node.target)) or _RULES.get(row.name)
+        rule = _BY_TARGET.get(str(node.target)) or _RULES.get(row.channels)
         made = rule(self, node, arguments(node, args, kwargs), flows, shape) if rule and inputs else None
         if made is None:
             return self.opaque(inputs, shape) if inputs else self.created(node, shape)
@@ -252,9 +252,11 @@ def _inputs(node: fx.Node, flows: Flows) -> list[Flow]:
 def _met(self: Follower, node: fx.Node, bound: Bound, flows: Flows, shape: Shape) -> Flow | None:
     """Tensors value by value, the smaller ones repeated."""
     inputs = _inputs(node, flows)
-    if np.broadcast_shapes(*(flow.shape for flow in inputs)) != shape:
+    try:
+        together = np.broadcast_shapes(*(flow.shape for flow in inputs))
+    except ValueError:  # not value by value, after all
         return None
-    return _joined(self, inputs, shape)
+    return _joined(self, inputs, shape) if together == shape else None
 
 
 def _joined(self: Follower, inputs: Sequence[Flow], shape: Shape) -> Flow | None:
@@ -301,17 +303,6 @@ def _over(numbers: Tensor, rank: int) -> Tensor:
     return numbers.reshape((1,) * (rank - numbers.dim()) + tuple(numbers.shape))
 
 
-def _kept(self: Follower, node: fx.Node, bound: Bound, flows: Flows, shape: Shape) -> Flow | None:
-    """Operations that go along one dimension: softmax, sums so far."""
-    (flow,) = _inputs(node, flows)
-    dims = _dims(bound, len(flow.shape))
-    if dims is None or shape != flow.shape:
-        return None
-    if flow.wild:
-        return flow if not dims else None
-    return None if flow.axis in dims else flow
-
-
 def _dims(bound: Bound, rank: int) -> set[int] | None:
     dims = next((bound[name] for name in ("dim", "dims", "axis") if name in bound), None)
     if dims is None:
@@ -321,6 +312,7 @@ def _dims(bound: Bound, rank: int) -> set[int] | None:
 
 
 def _reduced(self: Follower, node: fx.Node, bound: Bound, flows: Flows, shape: Shape) -> Flow | None:
+    """What goes along some dimensions, which stay (softmax, sums so far) or go: not those of channels."""
     inputs = _inputs(node, flows)
     if len(inputs) != 1:
         return None
@@ -546,28 +538,18 @@ def _runs_cut(node: fx.Node, bound: Bound, read: Flow, moved: Tensor, line: Tens
 
 
 _RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(
-        ("add", "sub", "mul", "div", "identity_arithmetic", "elementwise", "relu", "relu6", "hardswish",
-         "hardsigmoid", "silu", "gelu", "sigmoid", "tanh", "leaky_relu", "identity"), _met
-    ),
-    **dict.fromkeys(("softmax", "log_softmax"), _kept),
-    **dict.fromkeys(("mean", "reduce"), _reduced),
-    **dict.fromkeys(
-        ("maxpool", "avgpool", "global_avgpool", "upsample", "upsample_cubic", "upsample_nearest",
-         "batchnorm", "groupnorm"), _each_channel
-    ),
-    **dict.fromkeys(("reshape", "flatten", "transpose", "slice", "gather", "expand"), _moved),
-    "concat": _concatenated,
-    "pad": _padded,
-    "matmul": _contracted,
-}  # fmt: skip
-
-_BY_TARGET: Mapping[str, Rule] = {
-    "aten.stack.default": _stacked,
-    "aten.cumsum.default": _kept,
-    "aten.prelu.default": _each_channel,
-    "aten.glu.default": _kept,
+    "meet": _met,
+    "along": _reduced,
+    "reduced": _reduced,
+    "each": _each_channel,
+    "moved": _moved,
+    "joined": _concatenated,
+    "padded": _padded,
+    "contracted": _contracted,
 }
+"""What a row says of channels -> the rule."""
+
+_BY_TARGET: Mapping[str, Rule] = {"aten.stack.default": _stacked, "aten.prelu.default": _each_channel}
 """Operators whose channels go another way than those of their row."""
 
 TURNS = {torch.ops.aten.transpose.int, torch.ops.aten.permute.default, torch.ops.aten.swapaxes.default}

@@ -17,8 +17,6 @@ from leanfront.compression.capture.program import DROPOUT
 
 aten = torch.ops.aten
 
-Make = Callable[["NormalForm", fx.Node], nn.Module | None]
-
 
 class NormalForm:
     """A program on its way to the normal form; ``graph`` is changed in place. ``notes``: what stays, why."""
@@ -196,13 +194,14 @@ class NormalForm:
         parameters = {name for name, _ in self.graph.named_parameters()}
         count = 0
         for node in reversed(list(self.graph.graph.nodes)):
-            if node.op != "call_function" or not node.users or not (value := _whole(self.constant(node))):
+            value = self.constant(node) if node.op == "call_function" and node.users else None
+            if not isinstance(value, Tensor):
                 continue
             if self.roots(node) & parameters or _is_view(node):
                 continue
             name = f"_constant_{count}"
             count += 1
-            self.graph.register_buffer(name, value[0].detach().clone().contiguous())
+            self.graph.register_buffer(name, value.detach().clone().contiguous())
             with self.graph.graph.inserting_before(node):
                 folded = self.graph.graph.get_attr(name)
             folded.meta = dict(node.meta)
@@ -266,13 +265,18 @@ def _set(module: nn.Module, name: str, value: Tensor) -> None:
         module.register_buffer(name, value)
 
 
+_OWN = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+"""What layers and norms hold."""
+
+
 def _drop_unused(graph: fx.GraphModule) -> None:
-    """Take out parameters and buffers that nothing reads."""
+    """Take out parameters and buffers that nothing reads, those that a layer's weight was computed from among
+    them."""
     read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     called = {str(node.target) for node in graph.graph.nodes if node.op == "call_module"}
     for name, _ in (*list(graph.named_parameters()), *list(graph.named_buffers())):
         owner, _, key = name.rpartition(".")
-        if name not in read and owner not in called:
+        if name not in read and not (owner in called and key in _OWN):
             delattr(graph.get_submodule(owner), key)
 
 
@@ -548,21 +552,15 @@ def _module_path(node: fx.Node) -> str:
 def _own_weight(form: NormalForm, node: fx.Node, weight: Any) -> Tensor | None:
     """The weight of a layer as a parameter of its own; None where others read it, too."""
     if isinstance(weight, fx.Node) and weight.op == "get_attr":
-        if len(weight.users) == 1:
-            return form.held(str(weight.target))
-        shared = True
-    else:
-        value = form.constant(weight)
-        if value is None:
-            return None
-        before = form._weights.setdefault(form.roots(weight), [])
-        shared = any(value.shape == other.shape and bool(torch.equal(value, other)) for other in before)
-        readers = len(set(weight.users)) if isinstance(weight, fx.Node) else 1
-        if not shared and readers == 1:
-            before.append(value)
-            return value.clone()
-        shared = True
-    return None
+        return form.held(str(weight.target)) if len(weight.users) == 1 else None
+    value = form.constant(weight)
+    if value is None or (isinstance(weight, fx.Node) and len(weight.users) > 1):
+        return None
+    before = form._weights.setdefault(form.roots(weight), [])
+    if any(value.shape == other.shape and bool(torch.equal(value, other)) for other in before):
+        return None  # computed anew for each use
+    before.append(value)
+    return value.clone()
 
 
 def _parameter(value: Tensor) -> nn.Parameter:
@@ -754,10 +752,6 @@ _TURNS = {aten.transpose.int, aten.permute.default, aten.swapaxes.default}
 
 
 # --- constants and orders
-
-
-def _whole(value: Any) -> tuple[Tensor] | None:
-    return (value,) if isinstance(value, Tensor) else None
 
 
 def _is_view(node: fx.Node) -> bool:

@@ -194,8 +194,8 @@ def _exported(model: nn.Module, example: Arguments, name: str) -> torch.export.E
             ) from second
         raise TraceError(
             f"torch.export cannot capture {name}: {_said(error)}{_where(error)}; rewrite that line without"
-            " decisions on values of tensors, or compress a part of the network that has none:"
-            ' Task(..., part="backbone")'
+            " decisions on values of tensors, or capture a part of the network that has none (model.backbone,"
+            " say) with the inputs that it gets"
         ) from error
 
 

@@ -23,6 +23,12 @@ Fuses = Literal["", "layer", "arithmetic", "anything"]
 """Behind what a node becomes part of the kernel before it: nothing, layers without activation, layers and
 what ``takes_activation``, anything that is computed."""
 
+Channels = Literal["", "meet", "along", "reduced", "each", "moved", "joined", "padded", "contracted"]
+"""What happens to channels. "": they are mixed, or nobody knows: they stay. meet: value by value, with those
+of the other operands. along: each line of some dimensions alone. reduced: these dimensions go. each: every
+channel of an image alone. moved: values are moved and none computed. joined, padded, contracted:
+concatenation, padding, matrix products."""
+
 Form = Literal[
     "", "given", "unary", "binary", "concat", "window", "global", "mean", "linear", "nearest", "moved", "norm"
 ]
@@ -46,8 +52,9 @@ class Operation:
     view of the tensor that it reads.
     integer: engines have a kernel for integers. joining: which they use if all that is joined is held in
     integers. never_negative; keeps_sign: never negative where nothing that goes in is. bounded: from 0 to 6.
-    form: how a stand-in is made from shapes. file_bytes: what a node takes in a file besides its name and
-    what it holds, with its attributes and small constants (mean of 130 exported networks).
+    channels: see ``Channels``. form: how a stand-in is made from shapes. file_bytes: what a node takes in a
+    file besides its name and what it holds, with its attributes and small constants (mean of 130 exported
+    networks).
     """
 
     name: str
@@ -72,6 +79,7 @@ class Operation:
     never_negative: bool = False
     keeps_sign: bool = False
     bounded: bool = False
+    channels: Channels = ""
     form: Form = ""
     file_bytes: int = 40
 
@@ -115,10 +123,11 @@ _PYTHON = (
 
 _PLAIN = Operation("")
 _MOVED = Operation(
-    "", stream="placed", form="moved", same_range=True, within_inputs=True, integer=True, keeps_sign=True
+    "", stream="placed", channels="moved", form="moved", same_range=True, within_inputs=True, integer=True,
+    keeps_sign=True
 )  # fmt: skip
 _VIEW = replace(_MOVED, work="free", stream="free", same_tensor=True)
-_ACTIVATION = Operation("", form="unary", activation=True)
+_ACTIVATION = Operation("", form="unary", activation=True, channels="meet")
 _CONSTANT = Operation("", work="free", stream="free", form="given")
 _LAYER = Operation("", work="layer", stream="layer", integer=True)
 _NORM = Operation("", form="norm")
@@ -174,32 +183,33 @@ _ROWS = (
     replace(_PLAIN, name="embedding", file_bytes=25, aten=_aten("embedding"), reads_held=False),
     # products
     replace(
-        _PLAIN, name="matmul", file_bytes=26, work="product", stream="product",
+        _PLAIN, name="matmul", channels="contracted", file_bytes=26, work="product", stream="product",
         aten=_aten("matmul bmm mm mv dot baddbmm addmm addbmm addmv einsum"),
     ),
     # two tensors, value by value
     replace(
-        _PLAIN, name="add", file_bytes=29, form="binary", adds=True, takes_activation=True, integer=True,
+        _PLAIN, name="add", channels="meet", file_bytes=29, form="binary", adds=True, takes_activation=True,
+        integer=True,
         joining=True,
         keeps_sign=True, aten=_aten("add.Tensor add.Scalar"), onnx=_onnx("Add"),
     ),
     replace(
-        _PLAIN, name="sub", file_bytes=26, form="binary", onnx=_onnx("Sub"),
+        _PLAIN, name="sub", channels="meet", file_bytes=26, form="binary", onnx=_onnx("Sub"),
         aten=_aten("sub.Tensor sub.Scalar rsub.Tensor rsub.Scalar"),
     ),
     replace(
-        _PLAIN, name="mul", file_bytes=23, form="binary", keeps_sign=True,
+        _PLAIN, name="mul", channels="meet", file_bytes=23, form="binary", keeps_sign=True,
         aten=_aten("mul.Tensor mul.Scalar"),
         onnx=_onnx("Mul"),
     ),
     replace(
-        _PLAIN, name="div", file_bytes=26, form="binary", onnx=_onnx("Div"),
+        _PLAIN, name="div", channels="meet", file_bytes=26, form="binary", onnx=_onnx("Div"),
         aten=_aten("div.Tensor div.Scalar div.Tensor_mode div.Scalar_mode"),
     ),
-    replace(_PLAIN, name="identity_arithmetic", file_bytes=34, form="binary"),
+    replace(_PLAIN, name="identity_arithmetic", channels="meet", file_bytes=34, form="binary"),
     # norms
     replace(
-        _NORM, name="batchnorm", fuses="layer", takes_activation=True, parameters=4,
+        _NORM, name="batchnorm", channels="each", fuses="layer", takes_activation=True, parameters=4,
         aten=_aten(
             "batch_norm native_batch_norm cudnn_batch_norm _native_batch_norm_legit "
             "_native_batch_norm_legit.no_stats _native_batch_norm_legit_no_training"
@@ -243,22 +253,24 @@ _ROWS = (
     replace(_ACTIVATION, name="tanh", file_bytes=27, aten=_aten("tanh"), onnx=_onnx("Tanh")),
     replace(_ACTIVATION, name="leaky_relu", file_bytes=48, aten=_aten("leaky_relu"), onnx=_onnx("LeakyRelu")),
     replace(
-        _PLAIN, name="softmax", file_bytes=44, form="unary", never_negative=True, bounded=True,
+        _PLAIN, name="softmax", channels="along", file_bytes=44, form="unary", never_negative=True,
+        bounded=True,
         onnx=_onnx("Softmax"),
         aten=_aten("softmax.int _softmax _safe_softmax"),
     ),
     replace(
-        _PLAIN, name="log_softmax", file_bytes=44, form="unary", aten=_aten("log_softmax.int _log_softmax"),
+        _PLAIN, name="log_softmax", channels="along", file_bytes=44, form="unary",
+        aten=_aten("log_softmax.int _log_softmax"),
         onnx=_onnx("LogSoftmax"),
     ),
     replace(
-        _PLAIN, name="elementwise", file_bytes=55, form="unary",
+        _PLAIN, name="elementwise", channels="meet", file_bytes=55, form="unary",
         aten=_aten(
             "abs absolute neg negative positive sign sgn exp exp2 expm1 log log2 log10 log1p sqrt rsqrt "
             "square reciprocal sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh erf erfc "
             "erfinv sinc floor ceil round round.decimals trunc frac sigmoid_backward logit log_sigmoid elu "
             "selu celu softplus mish prelu _prelu_kernel rrelu hardtanh hardshrink softshrink "
-            "threshold glu pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor float_power.Tensor_Scalar clamp "
+            "threshold pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor float_power.Tensor_Scalar clamp "
             "clamp.Tensor clamp_min clamp_min.Tensor clamp_max clamp_max.Tensor clip maximum minimum "
             "max.other min.other fmax fmin addcmul addcdiv lerp.Scalar lerp.Tensor hypot floor_divide "
             "floor_divide.Scalar remainder.Scalar remainder.Tensor fmod.Scalar fmod.Tensor eq.Scalar "
@@ -266,26 +278,32 @@ _ROWS = (
             "ge.Scalar ge.Tensor isnan isinf isfinite nan_to_num where.self where.ScalarSelf "
             "where.ScalarOther where.Scalar masked_fill.Scalar masked_fill.Tensor logical_and logical_or "
             "logical_not logical_xor bitwise_and.Tensor bitwise_and.Scalar bitwise_or.Tensor "
-            "bitwise_or.Scalar bitwise_xor.Tensor bitwise_not tril triu fill.Scalar fill.Tensor copy "
-            "grid_sampler grid_sampler_2d _weight_norm"
+            "bitwise_or.Scalar bitwise_xor.Tensor bitwise_not fill.Scalar fill.Tensor copy"
         ),
         onnx=_onnx(
             "Abs Neg Exp Log Sqrt Erf Reciprocal Elu Softplus Clip Pow Min Max PRelu Where Sign Sin Cos "
             "Tan Asin Acos Atan Sinh Cosh Floor Ceil Round Mod Selu Celu Mish Softsign ThresholdedRelu "
             "Equal Greater GreaterOrEqual Less LessOrEqual And Or Xor Not IsNaN IsInf BitwiseAnd BitwiseOr "
-            "BitwiseNot Trilu"
+            "BitwiseNot"
         ),
+    ),
+    replace(
+        _PLAIN, name="sampled", file_bytes=66, form="unary", onnx=_onnx("GridSample Trilu"),
+        aten=_aten("grid_sampler grid_sampler_2d grid_sampler_3d affine_grid_generator tril triu glu"
+                   " _weight_norm"),
     ),
     # pools and what sums up
     replace(
-        _MOVED, name="maxpool", file_bytes=164, stream="window", form="window", onnx=_onnx("MaxPool"),
+        _MOVED, name="maxpool", channels="each", file_bytes=164, stream="window", form="window",
+        onnx=_onnx("MaxPool"),
         aten=_aten(
             "max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices "
             "max_pool3d_with_indices adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"
         ),
     ),
     replace(
-        _PLAIN, name="avgpool", file_bytes=152, stream="window", form="window", integer=True, keeps_sign=True,
+        _PLAIN, name="avgpool", channels="each", file_bytes=152, stream="window", form="window",
+        integer=True, keeps_sign=True,
         within_inputs=True, onnx=_onnx("AveragePool"),
         aten=_aten(
             "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
@@ -293,13 +311,17 @@ _ROWS = (
         ),
     ),
     replace(
-        _PLAIN, name="global_avgpool", file_bytes=31, stream="mean", form="global", integer=True,
+        _PLAIN, name="global_avgpool", channels="each", file_bytes=31, stream="mean", form="global",
+        integer=True,
         keeps_sign=True,
         within_inputs=True, onnx=_onnx("GlobalAveragePool"),
     ),
-    replace(_PLAIN, name="mean", file_bytes=96, stream="mean", form="mean", aten=_aten("mean.dim")),
     replace(
-        _PLAIN, name="reduce", file_bytes=75, stream="mean",
+        _PLAIN, name="mean", channels="reduced", file_bytes=96, stream="mean", form="mean",
+        aten=_aten("mean.dim"),
+    ),
+    replace(
+        _PLAIN, name="reduce", channels="reduced", file_bytes=75, stream="mean",
         aten=_aten(
             "mean sum sum.dim_IntList prod prod.dim_int amax amin aminmax max max.dim min min.dim median "
             "median.dim argmax argmin any any.dim any.dims all all.dim all.dims norm.Scalar "
@@ -312,7 +334,7 @@ _ROWS = (
         ),
     ),
     replace(
-        _PLAIN, name="upsample", file_bytes=258, form="linear", keeps_sign=True,
+        _PLAIN, name="upsample", channels="each", file_bytes=258, form="linear", keeps_sign=True,
         aten=_aten(
             "upsample_linear1d upsample_linear1d.vec upsample_bilinear2d upsample_bilinear2d.vec "
             "upsample_trilinear3d upsample_trilinear3d.vec _upsample_bilinear2d_aa "
@@ -320,13 +342,13 @@ _ROWS = (
         ),
     ),
     replace(
-        _PLAIN, name="upsample_cubic", file_bytes=258, form="linear",
+        _PLAIN, name="upsample_cubic", channels="each", file_bytes=258, form="linear",
         aten=_aten(
             "upsample_bicubic2d upsample_bicubic2d.vec _upsample_bicubic2d_aa _upsample_bicubic2d_aa.vec"
         ),
     ),
     replace(
-        _PLAIN, name="upsample_nearest", file_bytes=290, form="nearest", keeps_sign=True,
+        _PLAIN, name="upsample_nearest", channels="each", file_bytes=290, form="nearest", keeps_sign=True,
         aten=_aten(
             "upsample_nearest1d upsample_nearest1d.vec upsample_nearest2d upsample_nearest2d.vec "
             "upsample_nearest3d upsample_nearest3d.vec _upsample_nearest_exact1d "
@@ -336,7 +358,8 @@ _ROWS = (
     ),
     # what moves values
     replace(
-        _MOVED, name="concat", file_bytes=39, form="concat", same_range=False, joining=True,
+        _MOVED, name="concat", channels="joined", file_bytes=39, form="concat", same_range=False,
+        joining=True,
         onnx=_onnx("Concat"),
         aten=_aten("cat concat stack hstack vstack"),
     ),
@@ -352,7 +375,7 @@ _ROWS = (
     ),
     replace(_MOVED, name="gather", file_bytes=0, aten=_aten("index_select")),
     replace(
-        _MOVED, name="pad", file_bytes=124, onnx=_onnx("Pad"),
+        _MOVED, name="pad", channels="padded", file_bytes=124, onnx=_onnx("Pad"),
         aten=_aten(
             "pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d "
             "replication_pad2d replication_pad3d"
@@ -364,7 +387,7 @@ _ROWS = (
                    " numpy_T mT adjoint"),
     ),
     replace(
-        _PLAIN, name="expand", file_bytes=62, stream="placed", onnx=_onnx("Expand Tile"),
+        _PLAIN, name="expand", channels="moved", file_bytes=62, stream="placed", onnx=_onnx("Expand Tile"),
         aten=_aten("expand expand_as repeat tile repeat_interleave.self_int broadcast_to meshgrid"
                    " meshgrid.indexing"),
     ),
@@ -378,7 +401,8 @@ _ROWS = (
     ),
     replace(_VIEW, name="flatten", file_bytes=74, aten=_aten("flatten.using_ints"), onnx=_onnx("Flatten")),
     replace(
-        _VIEW, name="identity", form="unary", fuses="anything", onnx=_onnx("Identity Dropout Cast"),
+        _VIEW, name="identity", channels="meet", form="unary", fuses="anything",
+        onnx=_onnx("Identity Dropout Cast"),
         aten=(
             *_aten(
                 "clone alias contiguous detach lift lift_fresh lift_fresh_copy to.dtype to.dtype_layout "

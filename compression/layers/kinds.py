@@ -1,4 +1,4 @@
-"""The table of layers: a torch module, its axes, its shape as prices see it, and its ONNX operation."""
+"""The table of layers: a torch module, its axes, its shape as prices see it, its attributes in a file."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,13 @@ class LayerKind:
 
     op: of its ``LayerShape``; a sequence is an image of height 1, and a volume one whose height counts depth
     times height. module: the class of torch. out_axis, in_axis: of its weight, the dimensions of output and
-    input channels. last: channels are the last dimension of its tensors, else the second. onnx: its operation
-    in a file.
+    input channels. last: channels are the last dimension of its tensors, else the second.
     """
 
     op: str
     module: type[nn.Module]
     out_axis: int
     in_axis: int
-    onnx: str
     last: bool = False
 
     def channel_axis(self, rank: int) -> int:
@@ -71,13 +69,13 @@ def paddings(module: nn.modules.conv._ConvNd) -> list[int]:
 
 
 KINDS: tuple[LayerKind, ...] = (
-    LayerKind("linear", nn.Linear, 0, 1, "Gemm", last=True),
-    LayerKind("conv2d", nn.Conv1d, 0, 1, "Conv"),
-    LayerKind("conv2d", nn.Conv2d, 0, 1, "Conv"),
-    LayerKind("conv2d", nn.Conv3d, 0, 1, "Conv"),
-    LayerKind("conv_transpose2d", nn.ConvTranspose1d, 1, 0, "ConvTranspose"),
-    LayerKind("conv_transpose2d", nn.ConvTranspose2d, 1, 0, "ConvTranspose"),
-    LayerKind("conv_transpose2d", nn.ConvTranspose3d, 1, 0, "ConvTranspose"),
+    LayerKind("linear", nn.Linear, 0, 1, last=True),
+    LayerKind("conv2d", nn.Conv1d, 0, 1),
+    LayerKind("conv2d", nn.Conv2d, 0, 1),
+    LayerKind("conv2d", nn.Conv3d, 0, 1),
+    LayerKind("conv_transpose2d", nn.ConvTranspose1d, 1, 0),
+    LayerKind("conv_transpose2d", nn.ConvTranspose2d, 1, 0),
+    LayerKind("conv_transpose2d", nn.ConvTranspose3d, 1, 0),
 )
 
 _BY_CLASS = {kind.module: kind for kind in KINDS}
