@@ -3,7 +3,7 @@
 import sys
 import traceback
 
-_NEEDED = {"onnxruntime": "onnxruntime", "onnx": "onnx", "torch": "torch", "torch_pruning": "torch-pruning"}
+_NEEDED = {"onnxruntime": "onnxruntime", "onnx": "onnx", "torch": "torch"}
 _NEEDED |= {"sklearn": "scikit-learn", "onnxscript": "onnxscript", "optuna": "optuna", "plotly": "plotly"}
 
 

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("hw_profiles", "latency_models", "compression", "search", "leanfront")
-HEAVY = {"torch", "torch_pruning", "optuna", "pandas", "onnx", "onnxruntime", "plotly"}
+HEAVY = {"torch", "optuna", "pandas", "onnx", "onnxruntime", "plotly"}
 LOW = ("hw_profiles", "compression.graph", "compression.policy")
 COSTS = (*LOW, "latency_models")
 TORCH_ROOMS = ("capture", "layers", "techniques", "training", "export")
@@ -161,7 +161,7 @@ def test_heavy_libraries_stay_in_their_rooms(module):
     if within(module, LOW):
         assert not used & HEAVY
     if within(module, ("latency_models",)):
-        assert not used & {"torch", "torch_pruning", "optuna"}
+        assert not used & {"torch", "optuna"}
     if not within(module, ("search.report",)):
         assert "plotly" not in used
     if not within(module, ("search",)):

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import fx
 
-from leanfront.compression.capture.channels import STAYS, Flow, Numbers
+from leanfront.compression.capture.channels import STAYS, Flow, Numbers, one_of_each
 from leanfront.compression.graph import Segment
 
 Array = NDArray[np.int64]
@@ -110,8 +110,6 @@ def _groups(
     of_node: Mapping[fx.Node, Array], layers: Sequence[fx.Node], count: int
 ) -> tuple[Array, dict[int, str]]:
     """Of each class its group, and the groups' names: of the first layer that has it."""
-    from leanfront.compression.capture.channels import one_of_each
-
     one, other = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     for node in layers:
         own = of_node[node][of_node[node] >= 0]

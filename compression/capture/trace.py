@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -85,21 +85,6 @@ def trace(model: nn.Module, example_inputs: Any) -> Traced:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Read:
-    """What is known of one node before its channels are."""
-
-    op: str
-    inputs: tuple[str, ...]
-    layer: str | None = None
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    detail: str = ""
-    held_bytes: int = 0
-    channel_bytes: int = 0
-    macs: int = 0
-
-
 class _Reader(fx.Interpreter):
     """Runs a graph with a batch of one, and notes of each node what it is."""
 
@@ -107,7 +92,7 @@ class _Reader(fx.Interpreter):
         super().__init__(graph, garbage_collect_values=False)
         self.follower = Follower()
         self.flows: dict[fx.Node, Flow] = {}
-        self.read: dict[fx.Node, _Read] = {}
+        self.read: dict[fx.Node, Node] = {}  # still without channels
         self.layers: dict[str, tuple[Layer, fx.Node]] = {}
         self.several: dict[fx.Node, Operation] = {}
         self.outputs: list[fx.Node] = []
@@ -136,14 +121,15 @@ class _Reader(fx.Interpreter):
     ) -> None:
         follower = self.follower
         if node.op == "placeholder":
-            self.flows[node], self.read[node] = follower.stayed(shape), _Read("input", ())
+            self.flows[node], self.read[node] = follower.stayed(shape), Node(node.name, "input", (), ())
         elif node.op == "get_attr":
             self.flows[node] = follower.parameter(shape)
             whole = value.numel() * value.element_size()
             held = 0 if value.dtype is torch.float32 else whole
-            if all(user.target is torch.ops.aten.index_select.default for user in node.users):
-                held = -1  # with the operation that moves by it
-            self.read[node] = _Read("constant", (), detail=str(node.target), held_bytes=held)
+            if not all(user.target is torch.ops.aten.index_select.default for user in node.users):
+                self.read[node] = Node(
+                    node.name, "constant", (), (), detail=str(node.target), held_bytes=held
+                )  # an order of channels is a part of what moves by it
         elif node.op == "call_module":
             self._module(node, self.module.get_submodule(str(node.target)), shape)
         else:
@@ -152,12 +138,11 @@ class _Reader(fx.Interpreter):
     def _module(self, node: fx.Node, module: nn.Module, shape: Shape) -> None:
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        flow = self.flows[source]
         if (kind := kind_of(module)) is not None:
             self._layer(node, source, kind, module, shape)
         elif isinstance(module, nn.Dropout):
-            self.flows[node] = flow
-            self.read[node] = _Read("identity", (source.name,), detail=type(module).__name__)
+            self.flows[node] = self.flows[source]
+            self.read[node] = Node(node.name, "identity", (source.name,), (), detail=type(module).__name__)
         else:
             read = self.flows[source]
             made, spans = self.follower.norm(module, read)
@@ -174,19 +159,20 @@ class _Reader(fx.Interpreter):
                 else 4 * affine * math.prod(getattr(module, "normalized_shape", ()))
             )
             self.flows[node] = Flow(shape, made.axis, made.numbers, fixed=made.fixed)
-            self.read[node] = _Read(
-                op, (source.name,), detail=type(module).__name__, channel_bytes=bytes_each, held_bytes=fixed
-            )
+            self.read[node] = Node(
+                node.name, op, (source.name,), (), detail=type(module).__name__, channel_bytes=bytes_each,
+                held_bytes=fixed,
+            )  # fmt: skip
 
     def _layer(
         self, node: fx.Node, source: fx.Node, kind: LayerKind, module: nn.Module, shape: Shape
     ) -> None:
         name = str(node.target)
         read, made, whole = self.follower.layer(kind, module, self.flows[source], shape)
-        if self.read[source].op != "constant":
+        if source.op != "get_attr":
             self.flows[source] = read
         self.flows[node] = made
-        self.read[node] = _Read(kind.op, (source.name,), layer=name)
+        self.read[node] = Node(node.name, kind.op, (source.name,), (), layer=name)
         layer = Layer(name, layer_shape(kind, module, shape), None, getattr(module, "bias", None) is not None)
         whole = whole and not layer.shape.depthwise
         self.layers[name] = Layer(name, layer.shape, None, layer.bias, whole), node
@@ -206,9 +192,8 @@ class _Reader(fx.Interpreter):
         kernel, stride = self._window(op, bound, sources, flow)
         index = node.target is torch.ops.aten.index_select.default
         self.flows[node] = flow
-        self.read[node] = _Read(
-            op,
-            tuple(source.name for source in sources if self.read[source].held_bytes >= 0),
+        self.read[node] = Node(
+            node.name, op, tuple(source.name for source in sources if source in self.read), (),
             kernel=kernel, stride=stride, detail=detail, channel_bytes=8 * index,
             macs=self._macs(node, op, shape),
         )  # fmt: skip
@@ -230,9 +215,9 @@ class _Reader(fx.Interpreter):
             self.follower.numbers.stay(self.flows[source].numbers)
         self.flows[node] = self.follower.stayed(shape)
         row = self.several[parent]
-        self.read[node] = _Read(
-            (row.name or "other") if first else "other", tuple(source.name for source in sources),
-            detail=_operator(parent), macs=self._macs(parent, row.name, shape) if first else 0,
+        self.read[node] = Node(
+            node.name, (row.name or "other") if first else "other",
+            tuple(source.name for source in sources), (), detail=_operator(parent), macs=self._macs(parent, row.name, shape) if first else 0,
         )  # fmt: skip
         self._note_kept(parent, row.name)
 
@@ -245,13 +230,7 @@ class _Reader(fx.Interpreter):
         if row.layer:
             op = "convolution"
         elif name in ("aten.hardtanh.default", "aten.clamp.default"):
-            bounds = [
-                bound.get(key)
-                for keys in (("min_val", "min"), ("max_val", "max"))
-                for key in keys
-                if key in bound
-            ]
-            op = "relu6" if bounds == [0, 6] else op
+            op = "relu6" if list(bound.values())[1:] == [0, 6] else op
         elif name == "aten.mean.dim" and inputs[0].axis == 1 and (rank := len(inputs[0].shape)) > 2:
             dims = {int(d) % rank for d in bound.get("dim") or range(rank)}
             op = "global_avgpool" if dims == set(range(2, rank)) else op
@@ -313,24 +292,19 @@ class _Reader(fx.Interpreter):
             self.follower.numbers.stay(self.flows[node].numbers)
         layer_nodes = [node for _, node in self.layers.values()]
         classes = classes_of(self.follower.numbers, self.flows, layer_nodes)
-        nodes = []
-        for node, flow in self.flows.items():
-            read, axis = self.read[node], classes.axes[node.name]
-            if read.held_bytes < 0:
-                continue
-            shape = flow.shape
-            nodes.append(
-                Node(
-                    node.name, read.op, read.inputs, classes.segments[node.name], _beside(shape, axis, read),
-                    read.layer, read.kernel, read.stride, read.detail, read.held_bytes, read.channel_bytes,
-                    read.macs,
-                )
-            )  # fmt: skip
+        nodes = tuple(
+            replace(
+                read,
+                channels=classes.segments[read.name],
+                spatial=_beside(self.flows[node].shape, classes.axes[read.name]),
+            )
+            for node, read in self.read.items()
+        )
         layers = tuple(
             Layer(layer.name, layer.shape, classes.group[node.name], layer.bias, layer.whole_groups)
             for layer, node in self.layers.values()
         )
-        return Network(tuple(nodes), layers, tuple(dict.fromkeys(n.name for n in self.outputs))), classes
+        return Network(nodes, layers, tuple(dict.fromkeys(n.name for n in self.outputs))), classes
 
 
 _KEPT: Mapping[str, str] = {
@@ -370,7 +344,7 @@ def _image(flow: Flow) -> Shape:
     return flow.shape[2:] if len(flow.shape) > 2 else (1, 1)
 
 
-def _beside(shape: Shape, axis: int, read: _Read) -> Shape:
+def _beside(shape: Shape, axis: int) -> Shape:
     """Sizes beside the channels; a sequence of a convolution is an image of height 1, a volume one whose
     height counts depth times height."""
     if axis == 1 and len(shape) in (3, 5) and shape[0] == 1:

@@ -39,7 +39,7 @@ class Template:
 
     By name of a node: axes: the dimension of its channels; shapes: of its tensor, with a batch of one; kinds:
     ONNX's number for the type of its values. inputs: nodes of what the network reads, in order. attributes:
-    layer -> those of its operation.
+    layer -> those of its operation. owners: parameter of a norm, or order of channels -> its node.
     """
 
     graph: bytes
@@ -49,6 +49,7 @@ class Template:
     kinds: Mapping[str, int]
     inputs: tuple[str, ...]
     attributes: Mapping[str, Mapping[str, Any]]
+    owners: Mapping[str, str]
 
     def input_name(self, place: int) -> str:
         """What an input is called in a file."""
@@ -102,6 +103,7 @@ def template(traced: Traced) -> Template:
     return Template(
         model.SerializeToString(), traced.network, traced.axes, traced.shapes, kinds, inputs,
         {layer.name: _attributes(traced.module, layer.name) for layer in traced.network.layers},
+        _owners(traced),
     )  # fmt: skip
 
 
@@ -119,6 +121,20 @@ def _parse_operators_once() -> None:
 def _onnx_kind(dtype: torch.dtype) -> int:
     kind = helper.np_dtype_to_tensor_dtype(torch.zeros((), dtype=dtype).numpy().dtype)
     return int(kind)
+
+
+def _owners(traced: Traced) -> Mapping[str, str]:
+    """Parameter of a norm, or order of channels -> the node that has it."""
+    module, found = traced.module, {}
+    for node in module.graph.nodes:
+        target = str(node.target)
+        if node.op == "call_module" and target not in traced.network.layer:
+            for key in module.get_submodule(target).state_dict():
+                found[f"{target}.{key}"] = node.name
+        elif node.target is torch.ops.aten.index_select.default:
+            orders = [source for source in node.all_input_nodes if source.op == "get_attr"]
+            found |= {str(order.target): node.name for order in orders}
+    return found
 
 
 def _attributes(module: fx.GraphModule, name: str) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from leanfront.compression.export.dialects import QDQ, Dialect, layer_call
 from leanfront.compression.export.onnx_writer import IR_VERSION, OPSET, Writer, nodes_read
 from leanfront.compression.export.template import INPUT, TENSOR, Template, template
 from leanfront.compression.export.weights import LayerWeights, random_weights
-from leanfront.compression.graph import Kernel, Network, kernels
+from leanfront.compression.graph import Kernel, Network, Node, kernels
 from leanfront.compression.graph.branches import ALIAS
 from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy import Policy, tensor_bits
@@ -223,7 +223,7 @@ class _Walk:
     def _sized(self, node: onnx.NodeProto, place: int, array: NDArray[np.generic]) -> NDArray[np.generic]:
         """Where a slice begins and ends, and how many channels of zeros a padding adds, after the cut."""
         made = self.network.node.get(node.output[0].removeprefix(TENSOR))
-        if made is None or not made.inputs or node.op_type not in ("Slice", "Pad", "Gather"):
+        if made is None or not made.inputs or node.op_type not in ("Slice", "Pad"):
             return array
         read, axis = self.network.node[made.inputs[0]], self.template.axes[made.name]
         whole = self.template.network.node
@@ -231,8 +231,6 @@ class _Walk:
             return array
         call = self.calls.get(made.name)
         bound = arguments(call, call.args, call.kwargs) if call is not None else {}
-        if node.op_type == "Gather" and array.ndim == 1 and made.op == "gather":
-            return array if len(array) == made.width and self.calls else np.arange(made.width) % read.width
         if node.op_type == "Slice" and place in (1, 2) and self._axis_sliced(node) == axis:
             start = bound.get("start", 0) or 0
             return np.array([start if place == 1 else bound.get("end", start + made.width)], dtype=np.int64)
@@ -326,11 +324,12 @@ def _cut_constant(
     own = next((n for n in network.nodes if n.op == "constant" and n.detail == name), None)
     if own is not None:
         return array.take(range(own.width), axis=template.axes[own.name])
+    owner = network.node.get(template.owners.get(name, ""))
+    if owner is not None and array.ndim == 1:
+        return _owned(template, network, owner, array)
     made = network.node.get(node.output[0].removeprefix(TENSOR))
     if made is None:
         return array
-    if made.op in ("batchnorm", "layernorm") and array.ndim == 1 and array.dtype == np.float32:
-        return array[: made.width]
     axis, uncut = template.axes[made.name], template.network.node[made.name].width
     if array.dtype != np.int64 or array.ndim != 1 or made.width == uncut:
         return array
@@ -338,6 +337,19 @@ def _cut_constant(
         array = array.copy()
         array[axis] = made.width
     return array
+
+
+def _owned(
+    template: Template, network: Network, owner: Node, array: NDArray[np.generic]
+) -> NDArray[np.generic]:
+    """The parameter of a norm, or an order of channels, for those that a node has left; that of the cut
+    network fits already."""
+    if array.dtype != np.int64:
+        uncut = template.network.node[owner.name].width
+        return array[: owner.width] if len(array) == uncut else array
+    read = network.node[owner.inputs[0]].width
+    fits = len(array) == owner.width and int(array.max(initial=0)) < read
+    return array if fits else np.arange(owner.width) % read
 
 
 def _pads_zeros(node: onnx.NodeProto) -> bool:

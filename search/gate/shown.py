@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from leanfront.compression.capture.program import called
 from leanfront.compression.export.dialects import QDQ, Dialect
 from leanfront.compression.export.template import Template
 from leanfront.compression.export.walk import shown
@@ -19,7 +20,6 @@ from leanfront.search.gate.tensors import (
     FLOATS,
     Arguments,
     File,
-    called,
     copied,
     evaluating,
     in_steps,

@@ -2,7 +2,7 @@
 apart."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from leanfront.compression.capture.program import called
+from leanfront.compression.capture.trace import Traced
 from leanfront.latency_models.benchmark.timing import session
 
 FLOATS = 1e-4
@@ -38,18 +40,9 @@ def as_batch(given: Arguments) -> Any:
     return given[0] if isinstance(given, tuple) and alone else given
 
 
-def example_of(traced: Any) -> Arguments:
-    """What a network was captured with: one tensor, or all arguments."""
-    example = getattr(traced, "example", None)
-    if example is None:
-        return arguments(traced.example_input)
-    given: Arguments = example.args or dict(example.kwargs)
-    return given
-
-
-def called(module: Callable[..., Any], given: Arguments) -> Any:
-    """What a module makes of its arguments."""
-    return module(**given) if isinstance(given, Mapping) else module(*given)
+def example_of(traced: Traced) -> Arguments:
+    """What a network was captured with."""
+    return traced.example.args or dict(traced.example.kwargs)
 
 
 def read_by(graph: fx.Graph, given: Arguments) -> tuple[Any, ...]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from leanfront.search.trial.scorer import Scorer
 
 Log = Callable[[str], None]
-_PACKAGES = ("leanfront", "torch", "torch-pruning", "optuna", "onnx", "onnxruntime", "numpy", "pandas")
+_PACKAGES = ("leanfront", "torch", "optuna", "onnx", "onnxruntime", "numpy", "pandas")
 _SAMPLES = 200
 _PROVED_BATCH = 16
 

@@ -1,4 +1,4 @@
-"""The cut once more, by nni's ModelSpeedup: a second implementation to hold torch-pruning against.
+"""The cut once more, by nni's ModelSpeedup: a second implementation to hold ours against.
 
 nni was archived by its authors (last release 3.0, in 2023), so nothing else in leanfront depends on it.
 """

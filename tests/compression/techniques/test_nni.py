@@ -1,4 +1,4 @@
-"""Two implementations of the cut against each other: torch-pruning's and nni's."""
+"""Two implementations of the cut against each other: ours and nni's."""
 
 import importlib.util
 import os
