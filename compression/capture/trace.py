@@ -217,7 +217,8 @@ class _Reader(fx.Interpreter):
         row = self.several[parent]
         self.read[node] = Node(
             node.name, (row.name or "other") if first else "other",
-            tuple(source.name for source in sources), (), detail=_operator(parent), macs=self._macs(parent, row.name, shape) if first else 0,
+            tuple(source.name for source in sources), (),
+            detail=_operator(parent), macs=self._macs(parent, row.name, shape) if first else 0,
         )  # fmt: skip
         self._note_kept(parent, row.name)
 
