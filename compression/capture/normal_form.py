@@ -179,7 +179,7 @@ class NormalForm:
 
     def _written_out(self) -> None:
         """Several tensors at once become single ones, sizes are reshapes, attention is products."""
-        for step in (_pieces, _shapes, _shuffles, _attention, _products, _means, _batch_statistics):
+        for step in _STEPS:
             step(self)
             self.graph.graph.eliminate_dead_code()
 
@@ -347,6 +347,48 @@ def _pieces(form: NormalForm) -> None:
                 made = form.function(user, aten.slice.Tensor, (read, dim, starts[place], starts[place + 1]))
             made.meta = dict(user.meta)
             form.replace(user, made)
+
+
+def _written_over(form: NormalForm) -> None:
+    """A tensor of which a slice is written over is what stays on either side, with the new slice between:
+    joined, each has a range and channels of its own."""
+    for node in form.functions(aten.copy.default):
+        over, new = node.args[:2]
+        assert isinstance(over, fx.Node)
+        if isinstance(new, fx.Node) and _alike(over.meta["val"], new.meta["val"]):
+            form.replace(node, new)
+    for node in form.functions(aten.slice_scatter.default, aten.select_scatter.default):
+        over, new = node.args[:2]
+        assert isinstance(over, fx.Node)
+        assert isinstance(new, fx.Node)
+        value, one = over.meta["val"], node.target is aten.select_scatter.default
+        dim = int(_argument(node, "dim", 2, 0)) % value.dim()
+        size, start = value.shape[dim], _argument(node, "index" if one else "start", 3, 0) or 0
+        end = (start + 1 or None) if one else _argument(node, "end", 4, None)
+        if not one and _alike(value, new.meta["val"]):  # all of it
+            form.replace(node, new)
+            continue
+        known = all(isinstance(number, int) for number in (size, start, end or 0))
+        if not known or _argument(node, "step", 5, 1) != 1 or value.dtype != new.meta["val"].dtype:
+            continue
+        start, stop, _ = slice(start, end).indices(size)
+        if one:
+            shaped = new.meta["val"].unsqueeze(dim)
+            new = form.function(node, aten.unsqueeze.default, (new, dim), shaped)
+        parts = []
+        for first, last in ((0, start), (stop, size)):
+            if first < last:
+                left = value.narrow(dim, first, last - first)
+                parts.append(form.function(node, aten.slice.Tensor, (over, dim, first, last), left))
+        parts.insert(1 if start else 0, new)
+        joined = form.function(node, aten.cat.default, (parts, dim))
+        joined.meta = dict(node.meta)
+        form.replace(node, joined)
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    shapes = ([str(size) for size in value.shape] for value in (one, other))
+    return one.dtype == other.dtype and next(shapes) == next(shapes)
 
 
 def _argument(node: fx.Node, name: str, place: int, default: Any) -> Any:
@@ -735,6 +777,8 @@ def _dropout(form: NormalForm, node: fx.Node) -> None:
     assert isinstance(read, fx.Node)
     form.put(node, form.name(_module_path(node) or "dropout"), nn.Dropout(float(share)), read)  # type: ignore[arg-type]
 
+
+_STEPS = (_pieces, _written_over, _shapes, _shuffles, _attention, _products, _means, _batch_statistics)
 
 _MAKERS: Mapping[Any, Callable[[NormalForm, fx.Node], None]] = {
     aten.linear.default: _linear,

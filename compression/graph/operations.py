@@ -289,8 +289,10 @@ _ROWS = (
     ),
     replace(
         _PLAIN, name="sampled", file_bytes=66, form="unary", onnx=_onnx("GridSample Trilu"),
-        aten=_aten("grid_sampler grid_sampler_2d grid_sampler_3d affine_grid_generator tril triu glu"
-                   " _weight_norm"),
+        aten=_aten(
+            "grid_sampler grid_sampler_2d grid_sampler_3d affine_grid_generator slice_scatter select_scatter "
+            "tril triu glu _weight_norm"
+        ),
     ),
     # pools and what sums up
     replace(
@@ -367,7 +369,7 @@ _ROWS = (
         _MOVED, name="slice", file_bytes=66,
         onnx=_onnx("Slice Split Gather GatherElements GatherND DepthToSpace SpaceToDepth"),
         aten=_aten(
-            "slice.Tensor slice_scatter select.int select_scatter narrow split.Tensor split.sizes "
+            "slice.Tensor select.int narrow split.Tensor split.sizes "
             "split_with_sizes chunk tensor_split.sections unbind.int index.Tensor gather take_along_dim "
             "roll flip rot90 pixel_shuffle pixel_unshuffle channel_shuffle unfold im2col diagonal "
             "masked_select"

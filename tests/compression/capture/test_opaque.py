@@ -1,5 +1,7 @@
 """What no rule follows keeps the channels that it reads; it is never a crash, and never something else."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -71,3 +73,40 @@ def test_weights_that_a_layer_was_computed_from_are_gone() -> None:
     assert {name for name, _ in captured.module.named_parameters()} == {
         "0.weight", "0.bias", "2.weight", "2.bias",
     }  # fmt: skip
+
+
+class Written(Around):
+    """Some channels are written over: two tensors with ranges of their own."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.c = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).clone()
+        if self.way == "added":
+            y[:, 2:6] += 20 * self.c(x)
+        elif self.way == "set":
+            y[:, 4:] = 20 * self.c(x)
+        elif self.way == "first":
+            y[:, :4] = 20 * self.c(x)
+        elif self.way == "one":
+            y[:, -1] = 20 * self.c(x)[:, 2]
+        elif self.way == "all":
+            y[:] = 20 * self.c(x).repeat(1, 2, 1, 1)
+        elif self.way == "steps":
+            y[:, ::2] = 20 * self.c(x)
+        return self.b(y)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+@pytest.mark.parametrize("way", ["added", "set", "first", "one", "all", "steps"])
+def test_channels_that_are_written_over_keep_their_ranges(way: str, sparsity: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    captured = lf.capture(Written(way).eval(), torch.randn(1, 3, 6, 6))
+    policy = lf.uniform(captured, sparsity, weight_bits=8, activation_bits=8)
+    compressed = lf.compress(captured, policy, calibration=[torch.randn(8, 3, 6, 6)])
+    lf.export(compressed, tmp_path / "model.onnx")  # holds the file against the network
+    cut = {name for name, layer in policy.items() if layer.sparsity and captured.network.layer[name].group}
+    assert way == "steps" or not sparsity or cut
