@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import rankdata, spearmanr
-from torch import nn
 
 from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.policy import Policy
@@ -31,6 +30,7 @@ from leanfront.search.samplers.cascade.surrogate import Observation, Prior, Surr
 from leanfront.search.study.prepare import Loaded, load
 from leanfront.search.task import as_data
 from leanfront.search.trial import sensitivity
+from leanfront.search.trial.in_task import InTask
 from leanfront.search.trial.scorer import SCORING_BATCH, Scorer, evaluate
 
 RESULTS = Path(__file__).parent / "results"
@@ -107,12 +107,12 @@ def scored(
         started = time.perf_counter()
         candidate = short.start(policy)
         candidate.score(0)
-        untrained = _parts(short, fold(candidate.compressed).module)
+        untrained = _parts(short, short.in_task(fold(candidate.compressed).module))
         candidate.score(1)
-        trained = _parts(short, fold(candidate.compressed).module)
+        trained = _parts(short, short.in_task(fold(candidate.compressed).module))
         last = long.start(policy)
         own = last.score(0)
-        scores, _ = evaluate(fold(last.compressed).module, test, long.task)
+        scores, _ = evaluate(long.in_task(fold(last.compressed).module), test, long.comparison)
         params = loaded.space.params_of(policy)
         yield {
             "digest": policy.digest,
@@ -149,10 +149,10 @@ def _test_batches(scorer: Scorer) -> Iterator[Batch]:
     with torch.no_grad():
         for part in torch.split(torch.arange(len(data)), SCORING_BATCH):
             inputs, targets = data.batch(part, None)
-            yield inputs, targets, scorer.teacher(inputs).float()
+            yield inputs, targets, scorer.teacher.both(inputs)[1]
 
 
-def _parts(scorer: Scorer, module: nn.Module) -> dict[str, dict[str, float]]:
+def _parts(scorer: Scorer, network: InTask) -> dict[str, dict[str, float]]:
     """Images -> accuracy and divergence on so many search images, each part holding those before."""
     found = {}
     scores = divergence = np.zeros(0)
@@ -160,7 +160,7 @@ def _parts(scorer: Scorer, module: nn.Module) -> dict[str, dict[str, float]]:
     for images in PARTS:
         more = list(itertools.islice(batches, max(0, (images - len(scores)) // SCORING_BATCH)))
         if more:
-            right, apart = evaluate(module, more, scorer.task)
+            right, apart = evaluate(network, more, scorer.comparison)
             scores = np.concatenate([scores, right.numpy()])
             divergence = np.concatenate([divergence, np.full(len(right), apart)])
         found[str(images)] = {"accuracy": float(scores.mean()), "divergence": float(divergence.mean())}

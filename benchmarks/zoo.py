@@ -46,7 +46,6 @@ def row(name: str, size: int, cases: Path | None) -> Iterator[dict[str, Any]]:
         File,
         answers,
         answers_of_each,
-        as_batch,
         drawn_like,
         share_of_range,
         together,
@@ -59,7 +58,7 @@ def row(name: str, size: int, cases: Path | None) -> Iterator[dict[str, Any]]:
     model.eval()
     examples = drawn_like(example, 8, 1)
     randomised(model, [together(examples[:4]), together(examples[4:])])
-    batches = [as_batch(together(examples[:4])), as_batch(together(examples[4:]))]
+    batches = [together(examples[:4]), together(examples[4:])]
 
     started = time.perf_counter()
     captured = lf.capture(model, example)

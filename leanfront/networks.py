@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from leanfront.compression.capture.trace import Traced, trace
+from leanfront.compression.capture.part import calls_of_part, trace_part, with_part
+from leanfront.compression.capture.program import Arguments
+from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.dialects import Dialect, dialect_of
 from leanfront.compression.export.template import ExportError, Template, template
 from leanfront.compression.export.walk import exported
@@ -27,7 +29,7 @@ from leanfront.hw_profiles import HardwareProfile, load_profile
 from leanfront.latency_models.cost import Cost
 from leanfront.latency_models.files import replace_file
 from leanfront.search.gate.files import held
-from leanfront.search.gate.tensors import arguments, drawn_like, example_of, one_by_one
+from leanfront.search.gate.tensors import drawn_like, one_by_one
 
 _TRIED = 4
 """Inputs that a file is tried on before it is written."""
@@ -37,10 +39,13 @@ _TRIED = 4
 class Captured:
     """A network as leanfront follows it; made by ``capture``. The module it was made of is never touched.
 
-    ``notes``: a line for each thing with weights that is kept as it is, and why.
+    ``notes``: a line for each thing with weights that is kept as it is, and why. ``part``: the submodule that
+    was captured, of ``whole``; None: all of it.
     """
 
     traced: Traced = field(repr=False)
+    whole: nn.Module | None = field(default=None, repr=False)
+    part: str | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -67,6 +72,15 @@ class Captured:
         """Names of the residual branches that can be left out whole."""
         return tuple(branch.name for branch in self.network.branches)
 
+    def gets(self, batch: Any) -> list[Any]:
+        """What is captured is called with for a batch of inputs of the whole network: the batch itself, or,
+        of a part, what each of its calls gets."""
+        batch = _tensors(batch)
+        if self.part is None:
+            return [batch]
+        assert self.whole is not None
+        return calls_of_part(self.whole, self.part, batch)
+
     @cached_property
     def _template(self) -> Template:
         return template(self.traced)
@@ -89,6 +103,16 @@ class CompressedNetwork:
     """A few inputs, batches of one, of those that it was calibrated with: ``export`` tries the file on
     them."""
 
+    @property
+    def whole(self) -> nn.Module:
+        """The user's network with the compressed part in its place: the weights around it are those of the
+        user's module, not copies. Where all of it was captured, ``module``."""
+        captured = self.captured
+        if captured.part is None:
+            return self.module
+        assert captured.whole is not None
+        return with_part(captured.whole, captured.part, self.module)
+
     @cached_property
     def kept(self) -> Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]:
         """Layer -> (inputs, outputs): indices of the uncut layer's channels that stay, ascending. Layers of
@@ -107,18 +131,21 @@ class Exported:
     notes: tuple[str, ...] = ()
 
 
-def capture(model: nn.Module, example_inputs: Any) -> Captured:
-    """Follow a network from its inputs to its outputs.
+def capture(model: nn.Module, example_inputs: Any, part: str | None = None) -> Captured:
+    """Follow a network, or a part of one, from its inputs to its outputs.
 
     Args:
         model: any module that torch.export captures; it is copied, and used in evaluation mode.
         example_inputs: as the module takes them, with a batch of one: a tensor, a tuple of arguments, or a
             dictionary of keywords; tensors may lie in lists and dictionaries of their own.
+        part: name of a submodule that is captured instead, with what it gets for ``example_inputs``: for
+            networks around it that decide on values (a detector's boxes, say).
 
     Raises:
-        TraceError: it cannot be followed; the sentence names the operation.
+        TraceError: it cannot be followed; the sentence names the operation. There is no such part, or it is
+            never called.
     """
-    return Captured(trace(model, example_inputs))
+    return Captured(trace_part(model, example_inputs, part), None if part is None else model, part)
 
 
 def uniform(
@@ -161,14 +188,14 @@ def compress(
     """Apply a policy to a copy: leave branches out, cut channels, put quantizers in, estimate what they need.
 
     Args:
-        calibration: batches of inputs, as the module takes them: integer activations need their ranges, and
-            batch norms of a cut network are estimated again on them.
+        calibration: batches of inputs, as the user's module takes them (of a part, the whole): integer
+            activations need their ranges, and batch norms of a cut network are estimated again on them.
         multiple: channel counts are rounded to it (a profile's ``channel_multiple``).
 
     Raises:
         PolicyError: the policy does not fit the network, or has integer activations and nothing to calibrate.
     """
-    batches = [_tensors(batch) for batch in calibration or ()]
+    batches = [call for batch in calibration or () for call in captured.gets(batch)]
     made = compressed_by(captured.traced, policy, multiple)
     if any(layer.activation_bits < 16 for layer in policy.there().values()) and not batches:
         raise PolicyError("integer activations need their ranges; give calibration, an iterable of inputs")
@@ -176,15 +203,20 @@ def compress(
         if policy.absent or any(layer.sparsity for layer in policy.values()):
             re_estimate(made.module, batches)
         calibrate(made.module, batches)
-    examples = tuple(one for batch in batches[:1] for one in one_by_one(arguments(batch))[:_TRIED])
+    examples = tuple(one for batch in batches[:1] for one in one_by_one(Arguments.of(batch))[:_TRIED])
     return CompressedNetwork(made.module.eval(), made.network, made.policy, captured, multiple, examples)
 
 
 def _tensors(batch: Any) -> Any:
     """A batch as the module takes it, with tensors where there are arrays."""
-    if isinstance(batch, np.ndarray | list):
+    if isinstance(batch, np.ndarray) or (isinstance(batch, list) and not _holds_tensors(batch)):
         return torch.as_tensor(batch)
     return pytree.tree_map_only(np.ndarray, torch.as_tensor, batch)
+
+
+def _holds_tensors(batch: list[Any]) -> bool:
+    """Whether a list is an argument with tensors in it, and not a tensor that is written as numbers."""
+    return any(isinstance(leaf, torch.Tensor | np.ndarray) for leaf in pytree.tree_leaves(batch))
 
 
 def export(compressed: CompressedNetwork, path: Path | str, to: str = "onnx") -> Exported:
@@ -220,9 +252,8 @@ def _compare(compressed: CompressedNetwork, model: bytes, path: Path, dialect: D
     if not (dialect.runs_here and dialect.exact):
         return
     captured = compressed.captured
-    example = example_of(captured.traced)
     inner = Compressed(compressed.module, compressed.network, compressed.policy)  # type: ignore[arg-type]
-    examples = compressed.examples or drawn_like(example, _TRIED, seed=0)
+    examples = compressed.examples or drawn_like(captured.traced.example, _TRIED, seed=0)
     found = held(captured._template, inner, model, examples, dialect)
     if not found.passed:
         raise ExportError(f"{path} is not written: the file equals the network {found.why}")

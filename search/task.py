@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import Dataset
+from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset, default_collate
 
 from leanfront.search.readers.images import TaskError as TaskError
 
@@ -34,8 +35,9 @@ class Data(Protocol):
         """The number of examples."""
         ...
 
-    def batch(self, indices: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """The examples at indices (N,) int64: inputs (N, C, H, W) float32, scaled, and targets (N, ...).
+    def batch(self, indices: Tensor, generator: torch.Generator | None) -> tuple[Any, Any]:
+        """The examples at indices (N,) int64: inputs as the model takes them (a tensor (N, ...), scaled; a
+        tuple of arguments, a dictionary of keywords), and targets as loss and score take them.
 
         With a generator the inputs carry training augmentation drawn from it; with None they carry none.
         """
@@ -123,25 +125,39 @@ class DatasetData:
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]  # as_data refuses a dataset without a length
 
-    def batch(self, indices: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """See Data.batch. Raises TaskError when an example is not a pair of a tensor and a target."""
+    def batch(self, indices: Tensor, generator: torch.Generator | None) -> tuple[Any, Any]:
+        """See Data.batch. Raises TaskError when an example is not a pair of inputs and a target."""
         seed = 0 if generator is None else int(torch.randint(2**31, (), generator=generator))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             examples = [self.dataset[index] for index in indices.tolist()]
         for example in examples:
             _require(
-                isinstance(example, (tuple, list)) and len(example) == 2 and isinstance(example[0], Tensor),
-                f"An example is a pair (tensor, target), but {type(self.dataset).__name__} gave "
+                isinstance(example, (tuple, list))
+                and len(example) == 2
+                and any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(example[0])),
+                f"An example is a pair (inputs, target), but {type(self.dataset).__name__} gave "
                 f"{_shown(example)}; add a transform such as ToTensor",
             )
-        shapes = sorted({tuple(example[0].shape) for example in examples})
+        flat = [pytree.tree_leaves(example[0]) for example in examples]
+        shapes = sorted({tuple(leaf.shape) for leaf in (leaves[0] for leaves in flat)})
         _require(
             len(shapes) == 1,
             f"All inputs of a batch have one shape, but {shapes[:3]} came; add a resize transform",
         )
-        inputs = torch.stack([example[0] for example in examples]).to(torch.float32)
-        return inputs, torch.stack([torch.as_tensor(example[1]) for example in examples])
+        inputs = default_collate([example[0] for example in examples])
+        return _single(inputs), default_collate([example[1] for example in examples])
+
+
+def _single(inputs: Any) -> Any:
+    """Floats of single precision; class numbers and ids as they are."""
+    return pytree.tree_map_only(
+        Tensor,
+        lambda tensor: (
+            tensor.float() if tensor.is_floating_point() or tensor.dtype == torch.uint8 else tensor
+        ),
+        inputs,
+    )
 
 
 def as_data(source: object) -> Data:
@@ -171,21 +187,33 @@ def top1(outputs: Tensor, targets: Tensor) -> Tensor:
 class Task:
     """What a search works on: a trained network and three splits of data.
 
-    model: takes inputs (N, C, H, W), gives outputs (N, K); example_input: float, batch 1, (1, C, H, W);
-    train: what it may learn from; search: what policies are scored on, unseen in training; test: scored
-    once, at the end; loss: (outputs, targets) -> scalar; score: (outputs, targets) -> (N,), one number in
-    0..1 per example, higher is better, so that a confidence interval can be given; classes: how many, None
-    for the width of the output. Raises TaskError for a part of the wrong kind.
+    model: any module that torch.export captures; example_input: what it takes, with a batch of one: a tensor,
+    a tuple of arguments, or a dictionary of keywords; train: what it may learn from; search: what policies
+    are scored on, unseen in training; test: scored once, at the end; loss: (outputs, targets) -> scalar;
+    score: (outputs, targets) -> (N,), one number in 0..1 per example, higher is better, so that a confidence
+    interval can be given; classes: how many, None for the width of the output.
+
+    part: name of a submodule that alone is compressed and exported; it is trained and scored inside of the
+    whole model, whose other weights stay as they are. distil: (student's outputs, teacher's outputs) ->
+    scalar (of a part, its own outputs, a list with those of each call), instead of what follows from their
+    kind: softmax for classes, sigmoid for yes and no, least squares over the teacher's variance for numbers.
+    training_loss: (model, inputs, targets) -> scalar, for a model that computes its own loss while it trains;
+    instead of loss(model(inputs), targets).
+
+    Raises TaskError for anything of the wrong kind.
     """
 
     model: nn.Module
-    example_input: Tensor
+    example_input: Any
     train: Data | Dataset[Any]
     search: Data | Dataset[Any]
     test: Data | Dataset[Any]
-    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
-    score: Callable[[Tensor, Tensor], Tensor] = top1
+    loss: Callable[[Any, Any], Tensor] = cross_entropy
+    score: Callable[[Any, Any], Tensor] = top1
     classes: int | None = None
+    part: str | None = None
+    distil: Callable[[Any, Any], Tensor] | None = None
+    training_loss: Callable[[nn.Module, Any, Any], Tensor] | None = None
 
     def __post_init__(self) -> None:
         _require(
@@ -193,27 +221,31 @@ class Task:
             f"A task's model is a torch nn.Module, but {_shown(self.model)} came; give the network object "
             "itself",
         )
-        example = self.example_input
+        tensors = [leaf for leaf in pytree.tree_leaves(self.example_input) if isinstance(leaf, Tensor)]
+        images = isinstance(self.example_input, Tensor)
         _require(
-            isinstance(example, Tensor)
-            and example.is_floating_point()
-            and example.ndim > 1
-            and len(example) == 1,
-            f"A task's example_input is a float tensor of one example, (1, C, H, W), but {_shown(example)} "
-            "came; give for instance torch.zeros(1, 3, 32, 32)",
+            bool(tensors)
+            and not any(tensor.dtype == torch.uint8 for tensor in tensors)
+            and (not images or (self.example_input.ndim > 1 and len(self.example_input) == 1)),
+            "A task's example_input is what the model takes, with a batch of one: a tensor (1, ...), a tuple "
+            f"of arguments or a dictionary of keywords, but {_shown(self.example_input)} came; give for "
+            "instance torch.zeros(1, 3, 32, 32)",
         )
         for split in ("train", "search", "test"):
             try:
                 as_data(getattr(self, split))
             except TaskError as problem:
                 raise TaskError(f"In the task's {split}: {problem}") from None
-        for name in ("loss", "score"):
+        for name, arguments in _FUNCTIONS.items():
             given = getattr(self, name)
             _require(
-                callable(given),
-                f"A task's {name} is a function of (outputs, targets), but {_shown(given)} came; give a "
-                "function",
+                callable(given) or (given is None and name in ("distil", "training_loss")),
+                f"A task's {name} is a function of ({arguments}), but {_shown(given)} came; give a function",
             )
+        _require(
+            self.part is None or isinstance(self.part, str),
+            f"A task's part is the name of a submodule, but {_shown(self.part)} came; give its name",
+        )
         _require(
             self.classes is None or (type(self.classes) is int and self.classes >= 2),
             f"A task's classes is a whole number from 2, or None, but {_shown(self.classes)} came; correct "
@@ -221,23 +253,13 @@ class Task:
         )
 
 
-def class_count(task: Task) -> int:
-    """The task's classes; where it gives none, the width of the model's output for the example input."""
-    if task.classes is not None:
-        return task.classes
-    modes = {module: module.training for module in task.model.modules()}
-    try:
-        with torch.no_grad():
-            output = task.model.eval()(task.example_input)
-    finally:
-        for module, training in modes.items():
-            module.training = training
-    _require(
-        isinstance(output, Tensor) and output.ndim == 2,
-        f"A task without classes needs a model that gives (N, classes), but it gave {_shown(output)}; set "
-        "classes",
-    )
-    return int(output.shape[1])
+_FUNCTIONS = {
+    "loss": "outputs, targets",
+    "score": "outputs, targets",
+    "distil": "student's outputs, teacher's outputs",
+    "training_loss": "model, inputs, targets",
+}
+"""What each function of a task takes."""
 
 
 def check_labels(data: object, classes: int, split: str) -> None:

@@ -133,7 +133,7 @@ def main() -> None:
     train = torch.cat(scorer.calibration_batches)
     held_out, targets = scorer.search.batch(torch.arange(len(scorer.search)), None)
     with torch.no_grad():
-        teacher = F.log_softmax(scorer.teacher(held_out), dim=1)
+        teacher = F.log_softmax(scorer.teacher.inner(held_out), dim=1)
     images = _Tensors(train, held_out)
     rows, correct, divergence = [], [], []
     started = time.perf_counter()

@@ -44,14 +44,12 @@ class Arguments:
     @property
     def tensors(self) -> list[Tensor]:
         """All tensors, in order."""
-        return [
-            leaf for leaf in pytree.tree_leaves((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)
-        ]
+        return [leaf for leaf in pytree.tree_leaves(self) if isinstance(leaf, Tensor)]
 
     def changed(self, change: Any) -> "Arguments":
         """The same with ``change`` made to each tensor."""
-        args, kwargs = pytree.tree_map_only(Tensor, change, (self.args, dict(self.kwargs)))
-        return Arguments(args, kwargs)
+        changed: Arguments = pytree.tree_map_only(Tensor, change, self)
+        return changed
 
     def batch(self, count: int) -> "Arguments":
         """A batch of so many copies of the example; what has no batch stays."""
@@ -62,6 +60,12 @@ class Arguments:
         return module(*self.args, **self.kwargs)
 
 
+# torch's tree_map, tree_leaves and the like go into them as into tuples and dictionaries
+pytree.register_pytree_node(
+    Arguments, lambda given: ([given.args, dict(given.kwargs)], None), lambda parts, _: Arguments(*parts)
+)
+
+
 def called(module: nn.Module, inputs: Any) -> Any:
     """A module called with a batch of inputs as ``Arguments.of`` takes them."""
     return Arguments.of(inputs).call(module)
@@ -69,6 +73,19 @@ def called(module: nn.Module, inputs: Any) -> Any:
 
 def _batched(tensor: Tensor) -> bool:
     return tensor.dim() > 0 and tensor.shape[0] == 1
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients within; the modes of all parts are put back behind it."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 @torch.library.custom_op("leanfront::dropout", mutates_args=())
@@ -101,10 +118,13 @@ def program(model: nn.Module, example: Arguments) -> fx.GraphModule:
     if not tensors:
         raise TraceError("the example inputs hold no tensor; give what the module takes, with a batch of one")
     if tensors[0].dim() and tensors[0].shape[0] != 1:
-        raise TraceError(f"the example input must have a batch of one, not {tensors[0].shape[0]}")
+        raise TraceError(
+            f"the example input must have a batch of one, not {tensors[0].shape[0]}; of a network that takes"
+            ' lists of images compress a part: part="backbone", say'
+        )
     copied = _copied(model)
     _check_numbers(copied)
-    _check_runs(copied, example)
+    _check_puts_out(type(model).__name__, outputs_of(copied, example))
     exported = _exported(copied, example, type(model).__name__)
     for node in exported.graph.nodes:
         if node.op == "call_function" and str(node.target) in DROPOUTS and node.args[1]:
@@ -147,20 +167,28 @@ def _check_numbers(model: nn.Module) -> None:
             raise TraceError(f"{name!r} has values that are no numbers (NaN); load weights that are whole")
 
 
-def _check_runs(model: nn.Module, example: Arguments) -> None:
+def outputs_of(model: nn.Module, example: Arguments) -> Any:
+    """What a module puts out for an example, in evaluation mode.
+
+    Raises:
+        TraceError: it does not take these inputs, or does not run on them.
+    """
     name = type(model).__name__
     try:
         inspect.signature(model.forward).bind(*example.args, **example.kwargs)
     except TypeError as error:
         raise TraceError(f"{name} does not take these inputs: {error}") from error
     try:
-        with torch.no_grad(), _quiet():
-            outputs = example.call(model)
+        with evaluating(model), _quiet():
+            return example.call(model)
     except Exception as error:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in example.tensors)
         raise TraceError(
             f"the model does not run on its example input of shape {shapes}: {_said(error)}"
         ) from error
+
+
+def _check_puts_out(name: str, outputs: Any) -> None:
     leaves = pytree.tree_leaves(outputs)
     for leaf in leaves:
         if not isinstance(leaf, Tensor | None):
@@ -194,8 +222,8 @@ def _exported(model: nn.Module, example: Arguments, name: str) -> torch.export.E
             ) from second
         raise TraceError(
             f"torch.export cannot capture {name}: {_said(error)}{_where(error)}; rewrite that line without"
-            " decisions on values of tensors, or capture a part of the network that has none (model.backbone,"
-            " say) with the inputs that it gets"
+            " decisions on values of tensors, or compress a part of the network that has none:"
+            ' part="backbone", say'
         ) from error
 
 

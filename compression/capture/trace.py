@@ -19,6 +19,7 @@ from leanfront.compression.capture.channels import (
 )
 from leanfront.compression.capture.classes import Classes, classes_of
 from leanfront.compression.capture.normal_form import NormalForm
+from leanfront.compression.capture.only_training import only_in_training
 from leanfront.compression.capture.program import Arguments, TraceError, program
 from leanfront.compression.capture.sizes import arguments
 from leanfront.compression.graph import Layer, Network, Node
@@ -74,15 +75,28 @@ def trace(model: nn.Module, example_inputs: Any) -> Traced:
     with torch.no_grad():
         reader.read_with(*example.tensors)
     if not reader.layers:
-        raise TraceError("the model has no convolution and no linear layer of its own: nothing to compress")
+        why = "; ".join(dict.fromkeys([*form.notes, *reader.notes]))
+        raise TraceError(
+            "the model has no convolution and no linear layer of its own that can be compressed"
+            + (f": {why}" if why else "")
+        )
     network, classes = reader.network()
     return Traced(
         graph, network, example,
         shapes={node.name: flow.shape for node, flow in reader.flows.items()},
         axes=classes.axes, classes=classes.of_node, blocks=classes.blocks,
         block_numbers=classes.block_numbers,
-        notes=tuple(dict.fromkeys([*form.notes, *reader.notes])),
+        notes=tuple(dict.fromkeys([*form.notes, *reader.notes, *_training_notes(model, example)])),
     )  # fmt: skip
+
+
+def _training_notes(model: nn.Module, example: Arguments) -> list[str]:
+    names = only_in_training(model, example)
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    said = (
+        f"{shown}: what is done in training alone (a drop path, noise) is not done to the compressed network"
+    )
+    return [said] if names else []
 
 
 class _Reader(fx.Interpreter):

@@ -6,11 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-Batch = tuple[Tensor, Tensor, Tensor]
-"""Inputs (N, ...), targets (N, ...), teacher outputs (N, classes, ...)."""
+from leanfront.compression.training.distillation import Comparison
+
+Batch = tuple[Any, Any, Any]
+"""Inputs as the network takes them, targets, and the teacher's answers."""
+
+Lesson = Callable[[Any, Any, Any], Tensor]
+"""(inputs, targets, the teacher's answers) -> what is minimised."""
 
 
 class Diverged(RuntimeError):
@@ -29,27 +33,39 @@ class FineTune:
     warm_up: float = 0.1
 
 
-def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 * KL(teacher || student) of the softened class probabilities, mean over examples.
+def lesson(
+    both: Callable[[Any], tuple[Any, Any]],
+    loss: Callable[[Any, Any], Tensor],
+    comparison: Comparison,
+    options: FineTune,
+    device: str = "cpu",
+) -> Lesson:
+    """(1 - w) * the task's loss + w * the distillation's, w the distillation weight; what has no weight is
+    not computed.
 
-    Classes are dimension 1; further dimensions (pixels of a segmentation) count as examples.
+    Args:
+        both: inputs -> what the loss gets, and what is compared with the teacher's answers; in bfloat16.
+        loss: (outputs, targets) -> scalar.
     """
-    log_student = F.log_softmax(student / temperature, dim=1)
-    soft_teacher = F.softmax(teacher / temperature, dim=1)
-    divergence = F.kl_div(log_student, soft_teacher, reduction="none").sum(dim=1).mean()
-    return divergence * temperature**2
+    weight = options.distillation_weight
+
+    def computed(inputs: Any, targets: Any, teacher: Any) -> Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            outputs, answers = both(inputs)
+        terms = [(1 - weight) * loss(outputs, targets).float()] if weight < 1 else []
+        if weight > 0:
+            terms.append(weight * comparison.loss(answers, teacher, options.temperature).float())
+        return torch.stack(terms).sum()
+
+    return computed
 
 
 def fine_tune(
-    module: nn.Module,
-    batches: Iterable[Batch],
-    steps: int,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    options: FineTune,
+    module: nn.Module, batches: Iterable[Batch], steps: int, lesson: Lesson, options: FineTune
 ) -> float:
     """Train ``module`` in place for ``steps`` batches with SGD and a one-cycle learning rate.
 
-    The loss is (1 - w) * task loss + w * distillation loss, w the distillation weight. The learning rate
+    ``lesson`` computes the loss with the module, alone or inside of what it is a part of. The learning rate
     rises linearly over the first ``warm_up`` of the steps and falls as a half cosine to 0.
 
     Returns:
@@ -66,23 +82,16 @@ def fine_tune(
         {"params": plain},
     ]
     optimizer = torch.optim.SGD(parts, options.learning_rate, options.momentum, nesterov=True)
-    device = next(module.parameters()).device.type
     recent: list[float] = []
     for step, (inputs, targets, teacher) in zip(range(steps), batches, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * _one_cycle((step + 1) / steps, options.warm_up)
-        with torch.autocast(device, torch.bfloat16):
-            outputs = module(inputs)
-        outputs = outputs.float()
-        weight = options.distillation_weight
-        total = (1 - weight) * loss(outputs, targets) if weight < 1 else outputs.new_zeros(())
-        if weight > 0:
-            total = total + weight * distillation_loss(outputs, teacher, options.temperature)
+        total = lesson(inputs, targets, teacher)
         value = float(total.detach())
         if not math.isfinite(value):
             raise Diverged(f"the loss became {value} at step {step + 1} of {steps}")
         optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(module.parameters(), 5.0)  # few-bit networks jump at the start
         optimizer.step()
         if step >= steps * 0.9:

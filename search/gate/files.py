@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from leanfront.compression.capture.program import Arguments
 from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.export.dialects import QDQ, Dialect
 from leanfront.compression.export.template import Template
@@ -14,7 +15,6 @@ from leanfront.compression.techniques.quantize import quantizers
 from leanfront.search.gate.shown import operations
 from leanfront.search.gate.tensors import (
     STEPS,
-    Arguments,
     File,
     answers,
     answers_of_each,

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
-from leanfront.search.gate.tensors import Arguments, read_by, tensors, width
+from leanfront.compression.capture.program import Arguments
+from leanfront.search.gate.tensors import read_by, tensors, width
 
 Kept = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 """Layer -> indices of the input and of the output channels that stay."""

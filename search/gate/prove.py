@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import leanfront
+from leanfront.compression.capture.program import Arguments
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
@@ -35,12 +36,8 @@ from leanfront.search.gate.masked import masked
 from leanfront.search.gate.policies import DEEP, FLOAT, INTEGER, MIXED, MODERATE, drawn, in_floats
 from leanfront.search.gate.shown import first_in_capture, first_in_cut, said
 from leanfront.search.gate.tensors import (
-    Arguments,
     answers,
-    arguments,
-    as_batch,
     drawn_like,
-    example_of,
     one_by_one,
     share_of_range,
     together,
@@ -110,9 +107,10 @@ def prove(
     was found is kept in the cache folder.
 
     Args:
-        model: the user's module, which is left as it is. captured: what ``leanfront.capture`` made of it.
-            example_inputs: as it was captured with. batches: inputs as the module takes them, whose ranges
-            integer tensors get; random ones like the example where there are none.
+        model: the user's module (of a part, the submodule), which is left as it is. captured: what
+            ``leanfront.capture`` made of it. example_inputs: as it was captured with. batches: inputs as the
+            module takes them, whose ranges integer tensors get; random ones like the example where there are
+            none.
         seed: of the policies, and of the random inputs. log: hears when it is not remembered, and takes a
         while.
     """
@@ -121,7 +119,7 @@ def prove(
         return kept
     log("proving what is made of the network, once: captured, cut, written and run in onnxruntime")
     started = time.monotonic()
-    gate = _Gate(model, captured, arguments(example_inputs), batches, seed)
+    gate = _Gate(model, captured, Arguments.of(example_inputs), batches, seed)
     with redirect_stderr(io.StringIO()):  # torch.fx prints what it raises, too
         checks = tuple(gate.checks())
     proof = Proof(checks, round(time.monotonic() - started, 2))
@@ -135,7 +133,7 @@ def prove(
 
 def prove_task(model: nn.Module, traced: Traced, batches: Iterable[Any], log: Callable[[str], None]) -> Proof:
     """``prove`` for a search: a network that was captured already."""
-    return prove(model, Captured(traced), example_of(traced), batches, log=log)
+    return prove(model, Captured(traced), traced.example, batches, log=log)
 
 
 class _Gate:
@@ -149,11 +147,12 @@ class _Gate:
         batches: Iterable[Any] | None,
         seed: int,
     ) -> None:
-        self.model, self.captured, self.seed = model, captured, seed
-        given = [arguments(batch) for batch in batches or ()]
+        # by itself, where it is a part: what it gets is given
+        self.model, self.captured, self.seed = model, Captured(captured.traced), seed
+        given = [Arguments.of(batch) for batch in batches or ()]
         if not given:
             given = [together(drawn_like(example, 8, seed + place)) for place in range(2)]
-        self.calibration = [as_batch(batch) for batch in given]
+        self.calibration = given
         every = (one for batch in given for one in one_by_one(batch))
         self.examples = [one for one, _ in zip(every, range(EXAMPLES), strict=False)]
         self.examples += [self.examples[0]] * (BATCH - len(self.examples))

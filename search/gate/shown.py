@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from leanfront.compression.capture.program import called
+from leanfront.compression.capture.program import Arguments, called, evaluating
 from leanfront.compression.export.dialects import QDQ, Dialect
 from leanfront.compression.export.template import Template
 from leanfront.compression.export.walk import shown
@@ -18,10 +18,8 @@ from leanfront.compression.techniques.quantize import QUANTIZER, quantizers
 from leanfront.search.gate.masked import Kept, masked
 from leanfront.search.gate.tensors import (
     FLOATS,
-    Arguments,
     File,
     copied,
-    evaluating,
     in_steps,
     read_by,
     share_of_range,

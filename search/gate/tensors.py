@@ -2,8 +2,7 @@
 apart."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from leanfront.compression.capture.program import called
-from leanfront.compression.capture.trace import Traced
+from leanfront.compression.capture.program import Arguments, called, evaluating
 from leanfront.latency_models.benchmark.timing import session
 
 FLOATS = 1e-4
@@ -24,34 +22,13 @@ SHARE = 0.999
 
 _NUDGE = 1e-6
 
-Arguments = tuple[Any, ...] | Mapping[str, Any]
-"""What a module is called with: positional arguments, or keywords."""
-
-
-def arguments(inputs: Any) -> Arguments:
-    """From what a user gives: a tuple has positional arguments, a dictionary keywords, else it is the only
-    argument."""
-    return inputs if isinstance(inputs, tuple | Mapping) else (inputs,)
-
-
-def as_batch(given: Arguments) -> Any:
-    """The other way round: what a user gives for arguments."""
-    alone = isinstance(given, tuple) and len(given) == 1 and not isinstance(given[0], tuple | Mapping)
-    return given[0] if isinstance(given, tuple) and alone else given
-
-
-def example_of(traced: Traced) -> Arguments:
-    """What a network was captured with."""
-    return traced.example.args or dict(traced.example.kwargs)
-
 
 def read_by(graph: fx.Graph, given: Arguments) -> tuple[Any, ...]:
     """Arguments as the inputs of a graph take them: each leaf of its own, or, where it takes fewer than there
     are, each argument."""
     leaves = pytree.tree_leaves(given)
     taken = sum(node.op == "placeholder" for node in graph.nodes)
-    whole = given.values() if isinstance(given, Mapping) else given
-    return tuple(leaves if len(leaves) <= taken else whole)
+    return tuple(leaves if len(leaves) <= taken else (*given.args, *given.kwargs.values()))
 
 
 def tensors(values: Any) -> list[Tensor]:
@@ -108,19 +85,6 @@ def drawn_like(example: Arguments, count: int, seed: int) -> list[Arguments]:
     return [pytree.tree_map(drawn, example) for _ in range(count)]
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients within; the modes of all parts are put back behind it."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
-
-
 def copied(given: Arguments, module: nn.Module) -> Arguments:
     """Arguments that a module may change in place, where its parameters are."""
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
@@ -154,9 +118,9 @@ def joined(each: Iterable[Sequence[Tensor]]) -> list[Tensor]:
 class File:
     """An exported network in onnxruntime, called as its module is."""
 
-    def __init__(self, model: bytes, optimise: bool = True) -> None:
+    def __init__(self, model: bytes, optimise: bool = True, threads: int = 1) -> None:
         """Raises TableError: onnxruntime refuses the file."""
-        self._session = session(model, optimise=optimise)
+        self._session = session(model, threads, optimise=optimise)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self.outputs: tuple[str, ...] = tuple(value.name for value in self._session.get_outputs())
 

@@ -220,11 +220,11 @@ def export_and_verify(
         test = test_once(
             model if dialect.runs_here else None,
             fold(compressed).module,
-            loaded.traced.module,
+            loaded.traced,
             task,
             as_data(task.test),
             threads,
-            output_steps(compressed).get(0),
+            output_steps(compressed),
         )
     latency, memory = _measured(model, baseline, loaded, row, log, dialect)
     assert row.latency_ms is not None

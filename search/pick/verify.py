@@ -1,6 +1,6 @@
 """Prove an exported network: load it in onnxruntime, and compare it with what the search said."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.dialects import QDQ, Dialect
+from leanfront.compression.training.distillation import tensors_in
 from leanfront.hw_profiles import HardwareProfile
 from leanfront.latency_models.benchmark.timing import noise, remembered_ms, time_models
 from leanfront.latency_models.kit.installed_tables import device_of
@@ -20,7 +23,8 @@ from leanfront.search.gate.kernels import kernel_report as kernel_report
 from leanfront.search.gate.tensors import STEPS, at_share, difference, nudged
 from leanfront.search.run.significance import wilson_interval
 from leanfront.search.task import Data, Task
-from leanfront.search.trial.scorer import SCORING_BATCH, AsFile
+from leanfront.search.trial.in_task import AsFile, InTask, answer_spec, comparison_of, model_around
+from leanfront.search.trial.scorer import SCORING_BATCH
 
 LATENCY_TOLERANCE = 0.15
 SLOW = 1.1
@@ -71,54 +75,90 @@ class Verification:
 def test_once(
     model: bytes | None,
     module: nn.Module,
-    teacher: nn.Module,
+    traced: Traced,
     task: Task,
     data: Data,
     threads: int,
-    step: float | None = None,  # noqa: PT028 (it is no test)
+    steps: Mapping[int, float],
 ) -> TestResult:
     """Score file, torch network and uncompressed network in one pass over the test split. ``model``: None
-    where the file cannot be run here. ``step``: of the grid that holds the output; None: that of an 8-bit
-    grid with the range that the outputs have."""
-    file = AsFile(model, threads) if model is not None else None
-    module.eval()
+    where the file cannot be run here. ``traced``: the uncompressed network. ``steps``: index of an output ->
+    that of the grid that holds it; the others' are those of an 8-bit grid with the range that they have."""
+    around = model_around(task)
     device = next(module.parameters()).device
-    scores: dict[str, list[NDArray[np.float32]]] = {"torch": [], "file": [], "teacher": []}
-    same, apart = [], _Apart()
-    with torch.no_grad():
-        for start in range(0, len(data), SCORING_BATCH):
-            inputs, targets = data.batch(torch.arange(start, min(start + SCORING_BATCH, len(data))), None)
-            ours = module(inputs.to(device)).float().cpu()
-            ran = file(inputs) if file is not None else ours
-            outputs = {"torch": ours, "file": ran, "teacher": teacher(inputs.to(device)).float().cpu()}
-            for key, output in outputs.items():
-                scores[key].append(task.score(output, targets).float().numpy())
-            same.append((ours.argmax(1) == ran.argmax(1)).float().reshape(-1).numpy())
-            apart.add(ours, ran, None if start else module(nudged(inputs).to(device)).float().cpu())
+    networks = {"torch": InTask(task, module, around), "teacher": InTask(task, traced.module, around)}
+    if model is not None:
+        networks["file"] = InTask(task, AsFile(model, answer_spec(traced), threads), around)
+    scores: dict[str, list[NDArray[np.float32]]] = {name: [] for name in networks}
+    same: list[NDArray[np.float32]] = []
+    apart: list[_Apart] = []
+    for start in range(0, len(data), SCORING_BATCH):
+        inputs, targets = data.batch(torch.arange(start, min(start + SCORING_BATCH, len(data))), None)
+        answers = {}
+        for name, network in networks.items():
+            outputs, answers[name] = _both(network, inputs if name == "file" else _on(inputs, device))
+            scores[name].append(task.score(outputs, targets).float().numpy())
+        if "file" not in networks:
+            continue
+        agreed = comparison_of(task, answers["teacher"], targets).agreement(answers["torch"], answers["file"])
+        same += [] if agreed is None else [agreed.numpy()]
+        ours, ran = tensors_in(answers["torch"]), tensors_in(answers["file"])
+        apart = apart or [_Apart(steps.get(index)) for index in range(len(ours))]
+        again: list[Any] = [None] * len(ours)
+        if start == 0:
+            again = tensors_in(_both(networks["torch"], _on(nudged(inputs), device))[1])
+        for one, *found in zip(apart, ours, ran, again, strict=True):
+            one.add(*found)
+    return _result(scores, same, apart, len(data))
+
+
+def _result(
+    scores: Mapping[str, list[NDArray[np.float32]]],
+    same: list[NDArray[np.float32]],
+    apart: Sequence["_Apart"],
+    count: int,
+) -> TestResult:
     mean = {key: float(np.concatenate(parts).mean()) for key, parts in scores.items()}
+    accuracy = mean.get("file", mean["torch"])
     found = TestResult(
-        n=len(data),
+        n=count,
         torch_accuracy=mean["torch"],
-        accuracy=mean["file"],
-        accuracy_ci=wilson_interval(mean["file"], len(data)),
+        accuracy=accuracy,
+        accuracy_ci=wilson_interval(accuracy, count),
         baseline_accuracy=mean["teacher"],
-        agreement=float(np.concatenate(same).mean()) if file is not None else None,
-        largest_difference=apart.largest if file is not None else None,
+        agreement=float(np.concatenate(same).mean()) if same else None,
+        largest_difference=max((one.largest for one in apart), default=None),
     )
-    if file is None:
+    if not apart:
         return found
-    step = step or apart.step
+    worst = max(apart, key=lambda one: one.most / one.step)
     return replace(
-        found, largest_steps=apart.largest / step, steps=apart.most / step, own_steps=apart.own / step
+        found,
+        largest_steps=max(one.largest / one.step for one in apart),
+        steps=worst.most / worst.step,
+        own_steps=worst.own / worst.step,
     )
+
+
+@torch.no_grad()
+def _both(network: InTask, inputs: Any) -> tuple[Any, Any]:
+    """A network's outputs and answers, for the score."""
+    network.whole.eval()
+    outputs, answers = network.both(inputs)
+    return _on(outputs, "cpu"), _on(answers, "cpu")
+
+
+def _on(values: Any, device: torch.device | str) -> Any:
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), values)
 
 
 class _Apart:
-    """How far two lie apart, batch by batch."""
+    """How far two lie apart in one of their outputs, batch by batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: float | None) -> None:
         self.largest = self.most = self.own = 0.0
         self.low = self.high = 0.0
+        self._step = step
 
     def add(self, ours: Tensor, theirs: Tensor, again: Tensor | None) -> None:
         """``again``: the first once more, with inputs next to the same."""
@@ -131,8 +171,8 @@ class _Apart:
 
     @property
     def step(self) -> float:
-        """Of an 8-bit grid that holds all outputs."""
-        return max(self.high - self.low, 1e-12) / 255
+        """Of the grid that holds the output; where there is none, of an 8-bit grid that would."""
+        return self._step or max(self.high - self.low, 1e-12) / 255
 
 
 def at_hand(

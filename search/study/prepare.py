@@ -58,7 +58,7 @@ def load(config: SearchConfig) -> Loaded:
         ProfileError, TaskError, DialectError, TraceError, ConfigError: what is wrong with them, in one
             sentence.
     """
-    from leanfront.compression.capture.trace import trace
+    from leanfront.compression.capture.part import trace_part
     from leanfront.compression.export.dialects import dialect_of
     from leanfront.search.task import load_task
 
@@ -68,7 +68,7 @@ def load(config: SearchConfig) -> Loaded:
     sampler = sampler_named(config.search.sampler)  # which the task's file may have registered
     dialect_of(config.export.to)
     profile = read_profile(file)  # only now: a task may bring a section and a cost model of its own
-    traced = trace(task.model, task.example_input)
+    traced = trace_part(task.model, task.example_input, task.part)
     spaces = config.space
     try:
         space = Space(
@@ -85,14 +85,19 @@ def proved(loaded: Loaded, log: Log) -> "Proof":
 
     from leanfront.search.gate.prove import prove_task
     from leanfront.search.task import as_data
+    from leanfront.search.trial.in_task import inputs_of_inner
 
+    task = loaded.task
     data = as_data(loaded.task.train)
     count = min(len(data), 2 * _PROVED_BATCH)
     starts = range(0, count, _PROVED_BATCH)
     batches = [
         data.batch(torch.arange(start, min(start + _PROVED_BATCH, count)), None)[0] for start in starts
     ]
-    return prove_task(loaded.task.model, loaded.traced, batches, log)
+    inner = task.model if task.part is None else task.model.get_submodule(task.part)
+    around = None if task.part is None else task.model
+    calls = [call for batch in batches for call in inputs_of_inner(task, around, batch)]
+    return prove_task(inner, loaded.traced, calls, log)
 
 
 def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True) -> Problem:

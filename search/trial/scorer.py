@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.deployed_form import fold
@@ -24,15 +24,24 @@ from leanfront.compression.policy import Policy
 from leanfront.compression.techniques.compress import Compressed, compress
 from leanfront.compression.techniques.quantize import calibrate
 from leanfront.compression.training.batch_norms import re_estimate
-from leanfront.compression.training.finetune import Batch, Diverged, FineTune, distillation_loss, fine_tune
+from leanfront.compression.training.distillation import CLASSES, Comparison, Divergence, tensors_in
+from leanfront.compression.training.finetune import Batch, Diverged, FineTune, fine_tune
 from leanfront.compression.training.weight_inheritance import inherit
 from leanfront.hw_profiles import load_profile
 from leanfront.latency_models.benchmark.measuring_lock import Note, training
-from leanfront.latency_models.benchmark.timing import session
 from leanfront.search.config import SearchConfig
 from leanfront.search.run.disk import when_there_is_space
 from leanfront.search.run.significance import Scores, wilson_interval
-from leanfront.search.task import Task, TaskError, as_data, check_labels, class_count
+from leanfront.search.task import Task, TaskError, as_data, check_labels
+from leanfront.search.trial.in_task import (
+    AsFile,
+    InTask,
+    answer_spec,
+    comparison_of,
+    constant_answers,
+    inputs_of_inner,
+    model_around,
+)
 
 T = TypeVar("T")
 SCORING_BATCH = 250
@@ -61,53 +70,21 @@ class Score:
     seconds_scoring: float
 
 
-class AsFile(nn.Module):
-    """The exported network as onnxruntime runs it, one example at a time.
-
-    For a CPU: there torch takes three to five times as long for the same in floats with fake quantization
-    (VGG-11), and the score is that of the file itself.
-    """
-
-    def __init__(self, model: bytes, threads: int | None = None) -> None:
-        """``threads``: as many as torch has."""
-        super().__init__()
-        self._session = session(model, threads or torch.get_num_threads())
-        self._input = self._session.get_inputs()[0].name
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(N, ...) -> the network's first output, (N, ...)."""
-        one_by_one = [{self._input: one[None].numpy()} for one in inputs.contiguous()]
-        return torch.from_numpy(np.concatenate([self._session.run(None, feed)[0] for feed in one_by_one]))
-
-
 class TrialFailed(RuntimeError):
     """A policy that could not be scored: its training diverged, or it ran out of memory."""
 
 
-def evaluate(module: nn.Module, batches: Iterable[Batch], task: Task) -> tuple[Tensor, float]:
-    """The task's score of each example, (N,), in float32, and the mean divergence from the teacher.
-
-    A single output, (N,) or (N, 1), has no classes to differ in. It counts as the mean of a normal
-    distribution whose variance is that of the teacher's outputs: half the mean squared difference over it.
-    """
-    module.eval()
+def evaluate(network: InTask, batches: Iterable[Batch], comparison: Comparison) -> tuple[Tensor, float]:
+    """The task's score of each example, (N,), in float32, and the mean divergence from the teacher."""
+    network.whole.eval()
     scores: list[Tensor] = []
-    divergence = 0.0
-    single: list[tuple[Tensor, Tensor]] = []
+    divergence = Divergence(comparison)
     with torch.no_grad():
         for inputs, targets, teacher in batches:
-            outputs = module(inputs).float()
-            scores.append(task.score(outputs, targets).float().cpu())
-            if outputs.dim() == 1 or outputs.shape[1] == 1:
-                single.append((outputs.double(), teacher.double()))
-            else:
-                divergence += len(inputs) * float(distillation_loss(outputs, teacher, 1.0))
-    if single:
-        ours, theirs = (torch.cat(each) for each in zip(*single, strict=True))
-        variance = theirs.var(correction=0).clamp(min=1e-12)
-        return torch.cat(scores), float(0.5 * ((ours - theirs) ** 2).mean() / variance)
-    mean = divergence / sum(map(len, scores))
-    return torch.cat(scores), 0.0 if mean < 0 else mean  # rounding can leave a network's own just below 0
+            outputs, answers = network.both(inputs)
+            scores.append(network.task.score(outputs, targets).float().cpu())
+            divergence.add(answers, teacher)
+    return torch.cat(scores), divergence.value()
 
 
 class Scorer:
@@ -135,27 +112,67 @@ class Scorer:
         self.train = as_data(task.train)
         self.search = as_data(task.search)
         self._short_batches: dict[int, Iterable[Batch]] = {}
-        self.teacher = _placed(copy.deepcopy(traced.module), self.device).eval()
+        around = model_around(task)
+        self._around = None if around is None else _placed(around, self.device)
+        self.teacher = self.in_task(_placed(copy.deepcopy(traced.module), self.device).eval())
+
+    def in_task(self, module: nn.Module) -> InTask:
+        """A network as the task calls it."""
+        return InTask(self.task, module, self._around)
 
     def baseline(self) -> Score:
         """The uncompressed model on the search split.
 
         Raises:
-            TaskError: it scores no better than guessing, gives something else than one tensor, or a label
-                lies outside its classes.
+            TaskError: it scores no better than an answer that is the same for every example, or a label lies
+                outside its classes.
         """
-        classes = class_count(self.task)
-        for split in ("train", "search", "test"):
-            check_labels(getattr(self.task, split), classes, split)
+        kinds = self.comparison.kinds
+        if kinds == (CLASSES,):
+            classes = self.task.classes or self._answer.shape[1]
+            for split in ("train", "search", "test"):
+                check_labels(getattr(self.task, split), classes, split)
         with training(self.note):
             score = self.scored(self.teacher, 0.0, time.perf_counter())
-        if score.accuracy_ci[0] <= 1.0 / classes:
+        best, said = self._chance()
+        if score.accuracy_ci[0] <= best:
             raise TaskError(
                 f"the uncompressed model must beat guessing, but it scores {score.accuracy:.4f} on"
-                f" {len(self.search)} search examples of {classes} classes (chance: {1 / classes:.4f});"
+                f" {len(self.search)} search examples (always {said}: {best:.4f});"
                 " check its weights, the labels and the normalisation of the data"
             )
         return score
+
+    def _chance(self) -> tuple[float, str]:
+        """The best score of an answer that is the same for every example, and that answer; -1 where outputs
+        are of no kind that has such answers."""
+        kinds, best = self.comparison.kinds, (-1.0, "")
+        if len(kinds) != 1 or self.task.part is not None:
+            return best
+        targets = [targets for _, targets, _ in self.search_batches]
+        if not all(isinstance(each, Tensor) for each in targets):
+            return best
+        for said, answer in constant_answers(kinds[0], self._answer, torch.cat(targets)):
+            scores = [self._score_of_all(answer, each) for each in targets]
+            best = max(best, (float(torch.cat(scores).mean()), said))
+        return best
+
+    def _score_of_all(self, answer: Tensor, targets: Tensor) -> Tensor:
+        """The score of each example if all had one answer."""
+        outputs = [answer.expand(len(targets), *answer.shape[1:]).clone()]
+        return self.task.score(pytree.tree_unflatten(outputs, self.answer_spec), targets).float().cpu()
+
+    @cached_property
+    def comparison(self) -> Comparison:
+        """How answers are compared with the teacher's."""
+        _, targets, answers = next(iter(self.search_batches))
+        return comparison_of(self.task, answers, targets)
+
+    @property
+    def _answer(self) -> Tensor:
+        """A batch of the teacher's answers."""
+        (first, *_) = tensors_in(next(iter(self.search_batches))[2])
+        return first
 
     def start(self, policy: Policy) -> "CandidateTraining":
         """Compress a policy's network, not yet trained, to be scored rung by rung.
@@ -181,16 +198,30 @@ class Scorer:
             steps = int(epochs * len(self.train) / batch)
             if steps > 0:
                 batches = self._batches(steps * batch, seed=self.config.search.seed + 1)
-                fine_tune(compressed.module, batches, steps, self.task.loss, self.settings(learning_rate))
+                self.fine_tune(compressed, batches, steps, learning_rate)
                 self.re_estimate(compressed)
             trained = time.perf_counter()
             return compressed, self.scored(self.as_run(compressed), trained - started, trained)
 
-    def as_run(self, compressed: Compressed) -> nn.Module:
+    def fine_tune(
+        self, compressed: Compressed, batches: Iterable[Batch], steps: int, learning_rate: float
+    ) -> None:
+        """Train a compressed network in its task."""
+        settings = self.settings(learning_rate)
+        lesson = self.in_task(compressed.module).lesson(self.comparison, settings)
+        fine_tune(compressed.module, batches, steps, lesson, settings)
+
+    def as_run(self, compressed: Compressed) -> InTask:
         """The network to score: on a CPU what is exported of it, which runs there several times as fast."""
         if self.device.type != "cpu":
-            return fold(compressed).module
-        return AsFile(exported(template(self.traced), compressed).SerializeToString())
+            return self.in_task(fold(compressed).module)
+        model = exported(template(self.traced), compressed).SerializeToString()
+        return self.in_task(AsFile(model, self.answer_spec))
+
+    @cached_property
+    def answer_spec(self) -> pytree.TreeSpec:
+        """The containers that the network's outputs are in."""
+        return answer_spec(self.traced)
 
     def prepared(self, policy: Policy, rough: bool = False) -> Compressed:
         """Cut and quantized, batch norms and ranges estimated, not yet trained. ``rough``: in bfloat16."""
@@ -228,7 +259,7 @@ class Scorer:
                 if policy.absent or any(layer.sparsity or layer.more for layer in policy.values()):
                     re_estimate(compressed.module, self._first(self.calibration_batches, norm_images))
                 calibrate(compressed.module, self._first(self.calibration_batches, range_images))
-                return self.scored(fold(compressed).module, 0.0, started, images)
+                return self.scored(self.in_task(fold(compressed).module), 0.0, started, images)
 
     def re_estimate(self, compressed: Compressed) -> None:
         """Batch-norm statistics of the compressed network itself."""
@@ -244,13 +275,13 @@ class Scorer:
         )
 
     def scored(
-        self, module: nn.Module, seconds_training: float, started: float, images: int | None = None
+        self, network: InTask, seconds_training: float, started: float, images: int | None = None
     ) -> Score:
         """A network's score on the first ``images`` of the search images (all), since ``started``."""
         batches = self.search_batches
         if images is not None:
             batches = itertools.islice(batches, -(-images // SCORING_BATCH))
-        scores, divergence = evaluate(module, batches, self.task)
+        scores, divergence = evaluate(network, batches, self.comparison)
         accuracy = float(scores.mean())
         if not math.isfinite(accuracy) or not math.isfinite(divergence):
             raise TrialFailed("the score is not a number")
@@ -265,27 +296,27 @@ class Scorer:
         count = len(self.search)
         parts = torch.split(torch.randperm(count, generator=torch.Generator().manual_seed(0)), SCORING_BATCH)
 
-        def images() -> Iterator[tuple[Tensor, Tensor]]:
+        def images() -> Iterator[tuple[Any, Any]]:
             for part in parts:
                 inputs, targets = self.search.batch(part, None)
-                yield _laid_out(inputs, self.device), targets.to(self.device)
+                yield _laid_out(inputs, self.device), _on(targets, self.device)
 
         @torch.no_grad()
-        def outputs() -> Iterator[Tensor]:
+        def outputs() -> Iterator[Any]:
             for inputs, _ in images():
                 with self.rough(False):  # whoever asks first, the teacher's answers are exact
-                    answers = self.teacher(inputs)
+                    _, answers = self.teacher.both(inputs)
                 yield answers
 
-        kept_images = _kept(images, count * self.traced.example_input.numel())
+        kept_images = _kept(images, count * self._input_size)
         kept_outputs = _kept(outputs, count * self._output_size)
         return _Again(
             lambda: ((*pair, teacher) for pair, teacher in zip(kept_images, kept_outputs, strict=True))
         )
 
     @cached_property
-    def calibration_batches(self) -> list[Tensor]:
-        """Training images, augmented, for batch norms and ranges.
+    def calibration_batches(self) -> list[Any]:
+        """What is compressed gets for training images, augmented, for batch norms and ranges.
 
         Without augmentation a network that has learnt them by heart shows other statistics than on new
         images: on the VGG-11 example re-estimation alone then costs 0.9 points, and 0.0 with it.
@@ -293,15 +324,18 @@ class Scorer:
         count = min(max(BATCHNORM_IMAGES, self.config.finetune.calibration_images), len(self.train))
         generator = torch.Generator().manual_seed(self.config.search.seed)
         order = torch.randperm(len(self.train), generator=generator)[:count]
-        return [
+        batches = [
             _laid_out(self.train.batch(part, generator)[0], self.device)
             for part in torch.split(order, self.config.finetune.batch)
         ]
+        return [call for batch in batches for call in inputs_of_inner(self.task, self._around, batch)]
 
-    @staticmethod
-    def _first(batches: list[Tensor], images: int) -> list[Tensor]:
-        count = -(-images // len(batches[0]))
-        return batches[:count]
+    def _first(self, batches: list[Any], images: int) -> list[Any]:
+        """As many of the calibration batches as hold so many images."""
+        each = min(self.config.finetune.batch, len(self.train))
+        held = min(max(BATCHNORM_IMAGES, self.config.finetune.calibration_images), len(self.train))
+        calls = len(batches) // -(-held // each)  # of a part, for one batch of images
+        return batches[: -(-images // each) * calls]
 
     def short_batches(self, rung: int) -> Iterable[Batch]:
         """What every short fine-tune trains on from the rung before up to this one: the same images, drawn
@@ -313,15 +347,22 @@ class Scorer:
             seed = self.config.search.seed + (rung << 32)  # the seed itself is smaller
             self._short_batches[rung] = _kept(
                 lambda: self._batches(images, seed),
-                images * (self.traced.example_input.numel() + self._output_size),
+                images * (self._input_size + self._output_size),
             )
         return self._short_batches[rung]
 
+    @property
+    def _input_size(self) -> int:
+        """Numbers in one example."""
+        return sum(tensor.numel() for tensor in tensors_in(self.task.example_input))
+
     @cached_property
     def _output_size(self) -> int:
+        """Numbers in what is compared of one example."""
+        self.teacher.whole.eval()
         with torch.no_grad():
-            example = self.teacher(_laid_out(self.traced.example_input, self.device))
-        return int(example.numel())
+            _, answers = self.teacher.both(_laid_out(self.task.example_input, self.device))
+        return sum(tensor.numel() for tensor in tensors_in(answers))
 
     def _batches(self, images: int, seed: int) -> Iterator[Batch]:
         """Augmented training batches with the teacher's outputs, ``images`` in all."""
@@ -335,8 +376,8 @@ class Scorer:
             inputs, targets = self.train.batch(part, generator)
             inputs = _laid_out(inputs, self.device)
             with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16):
-                teacher = self.teacher(inputs).float()
-            yield inputs, targets.to(self.device), teacher
+                _, teacher = self.teacher.both(inputs)
+            yield inputs, _on(targets, self.device), teacher
 
 
 class CandidateTraining:
@@ -367,7 +408,9 @@ class CandidateTraining:
             last = rung == len(images) - 1
             scored_on = UNTRAINED_IMAGES if not last and not images[rung] else None
             with scorer.rough(not last):
-                network = scorer.as_run(self.compressed) if last else fold(self.compressed).module
+                network = (
+                    scorer.as_run(self.compressed) if last else scorer.in_task(fold(self.compressed).module)
+                )
                 return scorer.scored(network, spent, trained, scored_on)
 
     def inherit(self, policy: Policy) -> "CandidateTraining":
@@ -402,9 +445,7 @@ class CandidateTraining:
         scorer, options = self._scorer, self._scorer.config.finetune
         batches = scorer.short_batches(rung)
         steps = -(-images // options.batch)
-        fine_tune(
-            self.compressed.module, batches, steps, scorer.task.loss, scorer.settings(options.learning_rate)
-        )
+        scorer.fine_tune(self.compressed, batches, steps, options.learning_rate)
         scorer.re_estimate(self.compressed)
 
     def keep(self, checkpoint: Path) -> None:
@@ -465,10 +506,18 @@ def _kept(make: Callable[[], Iterator[T]], floats: int) -> Iterable[T]:
     return _Again(make) if floats * 4 > KEPT_BYTES else list(make())
 
 
-def _laid_out(inputs: Tensor, device: torch.device) -> Tensor:
+def _laid_out(inputs: Any, device: torch.device) -> Any:
     """On the device, channels last where there are images: convolutions train 1.6 times as fast on a CPU."""
-    inputs = inputs.to(device)
-    return inputs.contiguous(memory_format=torch.channels_last) if inputs.dim() == 4 else inputs
+
+    def laid(tensor: Tensor) -> Tensor:
+        tensor = tensor.to(device)
+        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+    return pytree.tree_map_only(Tensor, laid, inputs)
+
+
+def _on(targets: Any, device: torch.device) -> Any:
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), targets)
 
 
 def _placed(module: nn.Module, device: torch.device) -> nn.Module:

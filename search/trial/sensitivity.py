@@ -109,6 +109,7 @@ def _read(path: Path) -> Sensitivities | None:
 
 def _key(scorer: "Scorer", space: Space) -> str:
     """Hash of whatever the sensitivities depend on."""
+    from leanfront.compression.training.distillation import tensors_in
     from leanfront.search.trial.scorer import SCORING_BATCH
 
     digest = hashlib.sha256(
@@ -120,6 +121,6 @@ def _key(scorer: "Scorer", space: Space) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     seen = itertools.islice(scorer.search_batches, -(-IMAGES // SCORING_BATCH))
-    for batch in (*scorer.calibration_batches, *(inputs for inputs, _, _ in seen)):
-        digest.update(batch.cpu().contiguous().numpy().tobytes())
+    for tensor in tensors_in([*scorer.calibration_batches, *(inputs for inputs, _, _ in seen)]):
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]

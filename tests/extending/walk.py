@@ -72,7 +72,7 @@ def walked(folder: Path, added: str, *settings: str, wish: tuple[str, ...] = ())
     task.write_text(TASK + added)
     (folder / "search.toml").write_text(CONFIG)
     chosen = [f"--set={one}" for one in ("search.sampler=random", *settings)]
-    with _placed(folder):
+    with placed(folder):
         command("search", ".", "--run", "run", *chosen)
         task.rename(folder / "away.py")
         front = json.loads(command("front", "run", "--format", "json"))
@@ -121,7 +121,7 @@ def _fill(found: dict[Any, Any], entries: dict[Any, Any]) -> None:
 
 
 @contextmanager
-def _placed(folder: Path) -> Iterator[None]:
+def placed(folder: Path) -> Iterator[None]:
     """In a folder with a cache of its own; what commands set for their process is put back."""
     here, threads = Path.cwd(), torch.get_num_threads()
     with patch.dict(os.environ, {"LEANFRONT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}):

@@ -22,7 +22,6 @@ from leanfront.search.task import (
     Task,
     TaskError,
     as_data,
-    class_count,
     load_state,
     load_task,
     top1,
@@ -189,8 +188,8 @@ def test_top1_scores_each_example() -> None:
     ("changes", "words"),
     [
         ({"model": nn.Linear}, r"model is a torch nn.Module, but type .*Linear"),
-        ({"example_input": torch.zeros(2, 3)}, r"one example, .*float32 tensor \(2, 3\)"),
-        ({"example_input": torch.zeros(1, 3, dtype=torch.uint8)}, r"float tensor.*torch.uint8"),
+        ({"example_input": torch.zeros(2, 3)}, r"batch of one.*float32 tensor \(2, 3\)"),
+        ({"example_input": torch.zeros(1, 3, dtype=torch.uint8)}, r"batch of one.*torch.uint8"),
         ({"search": [1, 2]}, r"In the task's search: .*but list came"),
         ({"test": Listed()}, r"In the task's test: .*empty"),
         ({"loss": "cross_entropy"}, r"loss is a function .*str 'cross_entropy'"),
@@ -204,15 +203,8 @@ def test_a_task_of_wrong_parts_is_refused(changes: dict[str, object], words: str
         make_task(**changes)
 
 
-def test_classes_come_from_the_task_or_the_width_of_the_output() -> None:
-    task = make_task(model=net().train())
-    before = {key: value.clone() for key, value in task.model.state_dict().items()}
-    assert class_count(task) == 3
-    assert task.model.training
-    assert all(value.equal(before[key]) for key, value in task.model.state_dict().items())
-    assert class_count(make_task(classes=7)) == 7
-    with pytest.raises(TaskError, match=r"gave a torch.float32 tensor \(1, 2, 5, 4\); set classes"):
-        class_count(make_task(model=nn.Identity()))
+def width(task: Task) -> int:
+    return int(task.model(task.example_input).shape[1])
 
 
 GOOD = """
@@ -233,10 +225,10 @@ def write(folder: Path, text: str) -> Path:
 
 def test_load_task_passes_the_options(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
-    assert class_count(load_task(path, {"width": 5, "depth": 2})) == 5
-    assert class_count(load_task(path, {})) == 2
+    assert width(load_task(path, {"width": 5, "depth": 2})) == 5
+    assert width(load_task(path, {})) == 2
     anything = write(tmp_path, GOOD.replace("*, depth=1", "**rest"))
-    assert class_count(load_task(anything, {"unheard_of": 1})) == 2
+    assert width(load_task(anything, {"unheard_of": 1})) == 2
 
 
 def test_two_task_files_of_one_name_stay_apart_and_see_their_neighbours(tmp_path: Path) -> None:
@@ -246,7 +238,7 @@ def test_two_task_files_of_one_name_stay_apart_and_see_their_neighbours(tmp_path
         text = f"from width_of_{folder} import WIDTH\n" + GOOD.replace("width=2", "width=WIDTH")
         write(tmp_path / folder, text)
     one, two = (load_task(tmp_path / folder / "task.py", {}) for folder in ("one", "two"))
-    assert (class_count(one), class_count(two)) == (3, 4)
+    assert [each.model(each.example_input).shape[1] for each in (one, two)] == [3, 4]
 
 
 @pytest.mark.parametrize(
@@ -392,7 +384,7 @@ def test_the_cifar10_examples_hold_their_trained_networks(name: str) -> None:
     inputs, targets = splits[1].batch(picked, None)
     with torch.no_grad():
         assert 0.8 < float(task.score(task.model(inputs), targets).mean()) < 0.95
-    assert torch.fx.symbolic_trace(task.model)(task.example_input).shape == (1, class_count(task))
+    assert torch.fx.symbolic_trace(task.model)(task.example_input).shape == (1, width(task))
 
 
 @pytest.mark.parametrize("name", ["cifar10_vgg11", "cifar10_resnet20"])

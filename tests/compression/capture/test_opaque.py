@@ -110,3 +110,24 @@ def test_channels_that_are_written_over_keep_their_ranges(way: str, sparsity: fl
     lf.export(compressed, tmp_path / "model.onnx")  # holds the file against the network
     cut = {name for name, layer in policy.items() if layer.sparsity and captured.network.layer[name].group}
     assert way == "steps" or not sparsity or cut
+
+
+class DropPath(nn.Module):
+    """A branch is left out at random, in training."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.share:
+            return x
+        return x * (torch.rand(len(x), 1, 1, 1) >= self.share)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_what_is_done_in_training_alone_is_said(share: float) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout(0.5), DropPath(share), nn.Conv2d(4, 2, 1)).eval()
+    notes = [note for note in lf.capture(model, torch.randn(1, 3, 4, 4)).notes if "training alone" in note]
+    assert len(notes) == (share > 0)
+    assert all(note.startswith("2: ") for note in notes)

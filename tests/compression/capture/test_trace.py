@@ -139,7 +139,7 @@ def test_models_that_cannot_be_followed() -> None:
     image = torch.zeros(1, 3, 4, 4)
     with pytest.raises(TraceError, match=r"cannot capture Branching: .*line \d+ of .*test_trace.*a part"):
         trace(Branching(), image)
-    with pytest.raises(TraceError, match="nothing to compress"):
+    with pytest.raises(TraceError, match="no linear layer of its own that can be compressed"):
         trace(nn.Sequential(nn.ReLU(), nn.Flatten()), image)
     with pytest.raises(TraceError, match="batch of one, not 2"):
         trace(nn.Conv2d(3, 3, 1), image.repeat(2, 1, 1, 1))

@@ -91,7 +91,7 @@ def test_what_cannot_be_run_here_is_said_and_not_checked() -> None:
         labels = model(x).argmax(1).numpy()
     data = ArrayData(x.numpy(), labels, (0.0,) * 3, (1.0,) * 3)
     task = Task(model, torch.zeros(1, 3, 8, 8), data, data, data)
-    found = held_once(None, model, model, task, data, threads=1)
+    found = held_once(None, model, trace(model, task.example_input), task, data, threads=1, steps={})
     assert (found.accuracy, found.torch_accuracy, found.agreement) == (1.0, 1.0, None)
     network = trace(model, task.example_input).network
     policy = Policy.uniform(network, LayerPolicy())

@@ -14,7 +14,8 @@ from leanfront.compression.policy import LayerPolicy, Policy, PolicyError
 from leanfront.compression.techniques.compress import compress
 from leanfront.compression.techniques.prune import CutError, check_shapes, cut, victims
 from leanfront.compression.techniques.quantize import calibrate
-from leanfront.compression.training.finetune import FineTune, fine_tune
+from leanfront.compression.training.distillation import Comparison
+from leanfront.compression.training.finetune import FineTune, fine_tune, lesson
 from tests.networks import ALL, built, example, inputs
 
 
@@ -131,7 +132,14 @@ def test_the_teacher_is_never_touched() -> None:
     x = inputs("Residual", 8, 0)
     calibrate(compressed.module, [x])
     batch = (x, torch.zeros(8, dtype=torch.int64), traced.module(x).detach())
-    fine_tune(compressed.module, [batch] * 3, 3, nn.functional.cross_entropy, FineTune())
+    student, options = compressed.module, FineTune()
+
+    def both(inputs: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = student(inputs).float()
+        return outputs, outputs
+
+    loss = lesson(both, nn.functional.cross_entropy, Comparison(), options)
+    fine_tune(student, [batch] * 3, 3, loss, options)
 
     assert all(torch.equal(traced.module.state_dict()[key], value) for key, value in before.items())
     assert {name: id(module) for name, module in traced.module.named_modules()} == modules

@@ -1,5 +1,6 @@
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,8 +11,25 @@ from leanfront.compression.capture.trace import trace
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import compress
 from leanfront.compression.techniques.quantize import calibrate
-from leanfront.compression.training.finetune import Diverged, FineTune, distillation_loss, fine_tune
+from leanfront.compression.training.distillation import Comparison
+from leanfront.compression.training.finetune import Diverged, FineTune, fine_tune, lesson
 from tests.networks import built, example, inputs
+
+
+def train(
+    module: nn.Module,
+    batches: list[tuple[Tensor, Tensor, Tensor]],
+    steps: int,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    options: FineTune,
+) -> float:
+    """Fine-tune a network that is not a part of another."""
+
+    def both(inputs: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = module(inputs).float()
+        return outputs, outputs
+
+    return fine_tune(module, batches, steps, lesson(both, loss, Comparison(), options), options)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
@@ -21,13 +39,13 @@ def test_distillation_is_torchs_divergence(temperature: float) -> None:
         F.log_softmax(student / temperature, 1), F.log_softmax(teacher / temperature, 1),
         reduction="batchmean", log_target=True,
     )  # fmt: skip
-    torch.testing.assert_close(distillation_loss(student, teacher, temperature), wanted)
+    torch.testing.assert_close(Comparison().loss(student, teacher, temperature), wanted)
 
 
 def test_a_student_like_its_teacher_learns_nothing() -> None:
     teacher = torch.randn(8, 5)
     student = teacher.clone().requires_grad_()
-    loss = distillation_loss(student, teacher, 4.0)
+    loss = Comparison().loss(student, teacher, 4.0)
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0.0, abs=1e-5)
     torch.testing.assert_close(student.grad, torch.zeros(8, 5))
@@ -36,7 +54,7 @@ def test_a_student_like_its_teacher_learns_nothing() -> None:
 def test_pixels_count_as_examples() -> None:
     student, teacher = torch.randn(2, 3, 4, 6, 7, generator=torch.Generator().manual_seed(0))
     flat = [x.permute(0, 2, 3, 1).reshape(-1, 4) for x in (student, teacher)]
-    torch.testing.assert_close(distillation_loss(student, teacher, 2.0), distillation_loss(*flat, 2.0))
+    torch.testing.assert_close(Comparison().loss(student, teacher, 2.0), Comparison().loss(*flat, 2.0))
 
 
 def batches(count: int, teacher: nn.Module) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -60,7 +78,7 @@ def test_training_brings_a_cut_network_back() -> None:
         return float((compressed.module.eval()(x).argmax(1) == labels).float().mean())
 
     before = agreement()
-    loss = fine_tune(compressed.module, data, 40, F.cross_entropy, FineTune(learning_rate=0.05))
+    loss = train(compressed.module, data, 40, F.cross_entropy, FineTune(learning_rate=0.05))
     assert not compressed.module.training
     assert agreement() > before + 0.1
     assert 0 < loss < 5
@@ -75,12 +93,12 @@ def test_steps_are_counted_and_the_weights_decide_which_loss() -> None:
         return F.cross_entropy(outputs, targets)
 
     batch = (torch.randn(6, 4), torch.zeros(6, dtype=torch.int64), torch.zeros(6, 3))
-    fine_tune(model, [batch] * 9, 4, loss, FineTune(distillation_weight=0.5))
+    train(model, [batch] * 9, 4, loss, FineTune(distillation_weight=0.5))
     assert seen == [6] * 4
-    fine_tune(model, [batch] * 9, 4, loss, FineTune(distillation_weight=1.0))
+    train(model, [batch] * 9, 4, loss, FineTune(distillation_weight=1.0))
     assert len(seen) == 4  # the task's own loss has no part in it
     nan = (batch[0], batch[1], torch.full((6, 3), math.nan))
-    fine_tune(model, [nan], 1, loss, FineTune(distillation_weight=0.0))  # nor the teacher here
+    train(model, [nan], 1, loss, FineTune(distillation_weight=0.0))  # nor the teacher here
 
 
 def test_the_steps_by_hand() -> None:
@@ -98,9 +116,9 @@ def test_the_steps_by_hand() -> None:
         return outputs.sum()
 
     start = copy.deepcopy(model)
-    fine_tune(start, [batch], 1, summed, options)
+    train(start, [batch], 1, summed, options)
     torch.testing.assert_close(start.weight, torch.ones(2, 2))
-    fine_tune(model, [batch, batch], 2, summed, options)
+    train(model, [batch, batch], 2, summed, options)
     torch.testing.assert_close(model.weight, torch.full((2, 2), 1 - 0.1 * 1.9))
 
 
@@ -109,7 +127,7 @@ def test_biases_and_norms_do_not_decay() -> None:
     before = copy.deepcopy(model)
     batch = (torch.randn(4, 2), torch.zeros(4, dtype=torch.int64), torch.zeros(4, 2))
     options = FineTune(learning_rate=0.1, distillation_weight=0.0, weight_decay=0.1)
-    fine_tune(model, [batch] * 3, 3, lambda outputs, _: outputs.sum() * 0.0, options)
+    train(model, [batch] * 3, 3, lambda outputs, _: outputs.sum() * 0.0, options)
     assert (model[0].weight.abs() < before[0].weight.abs()).all()
     assert torch.equal(model[0].bias, before[0].bias)
     assert torch.equal(model[1].weight, before[1].weight)
@@ -122,7 +140,7 @@ def test_divergence_is_noticed(bits: int) -> None:
     (x, labels, out), *_ = data = batches(3, traced.module)
     calibrate(module, [x])
     with pytest.raises(Diverged, match="step 1 of 3"):
-        fine_tune(module, data, 3, lambda o, t: F.cross_entropy(o, t) * math.nan, FineTune())
+        train(module, data, 3, lambda o, t: F.cross_entropy(o, t) * math.nan, FineTune())
     broken = [(x, labels, out), (x * math.nan, labels, out)]
     with pytest.raises(Diverged, match="step 2 of 2"):
-        fine_tune(module, broken, 2, F.cross_entropy, FineTune())
+        train(module, broken, 2, F.cross_entropy, FineTune())

@@ -232,7 +232,7 @@ def test_given_batches_are_what_ranges_are_taken_from(monkeypatch):
     monkeypatch.setattr(gate, "compress", watched)
     batches = [torch.rand(4, 5, 6) for _ in range(2)]
     assert prove(*network("Sequence"), batches=iter(batches)).passed
-    assert [batch is given for batch, given in zip(seen, batches * 2, strict=True)] == [True] * 4
+    assert [batch.args[0] is given for batch, given in zip(seen, batches * 2, strict=True)] == [True] * 4
 
 
 def test_random_policies_fit_and_try_everything():
@@ -260,7 +260,9 @@ def test_a_file_is_not_written_that_is_not_its_network(tmp_path, monkeypatch):
     policy = lf.uniform(captured, sparsity=0.5, weight_bits=8, activation_bits=8)
     batch = torch.randn(16, 3, 8, 8)
     compressed = lf.compress(captured, policy, calibration=[batch])
-    assert [torch.equal(one[0], batch[i : i + 1]) for i, one in enumerate(compressed.examples)] == [True] * 4
+    assert [torch.equal(one.args[0], batch[i : i + 1]) for i, one in enumerate(compressed.examples)] == [
+        True
+    ] * 4
     assert lf.export(compressed, tmp_path / "right.onnx").path.exists()
     normal = Qdq.bias
 

@@ -10,16 +10,14 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, fx, nn
 
+from leanfront.compression.capture.program import Arguments, evaluating
 from leanfront.search.gate.tensors import (
     File,
     answers,
     answers_of_each,
-    arguments,
-    as_batch,
     at_share,
     difference,
     drawn_like,
-    evaluating,
     in_steps,
     nudged,
     one_by_one,
@@ -34,17 +32,17 @@ from leanfront.search.gate.tensors import (
 
 def test_a_tuple_has_all_arguments_and_anything_else_is_the_only_one():
     one = torch.zeros(2)
-    assert arguments(one)[0] is one
-    assert as_batch(arguments(one)) is one
-    assert arguments((1, 2)) == (1, 2)
-    assert as_batch((1, 2)) == (1, 2)
-    assert arguments({"a": one}) == {"a": one}  # keywords
-    assert as_batch(({"a": one},)) == ({"a": one},)  # not a keyword
-    assert as_batch({"a": one}) == {"a": one}
+    given = {"a": one}
+    assert Arguments.of(one).args[0] is one
+    assert Arguments.of((1, 2)).args == (1, 2)
+    assert Arguments.of(given).kwargs == given
+    assert Arguments.of((given,)).args == (given,)  # not a keyword
+    assert Arguments.of(Arguments.of(given)).kwargs == given
     graph = fx.symbolic_trace(Several()).graph
-    assert read_by(graph, (one, 2)) == read_by(graph, {"x": one, "y": 2}) == (one, 2)
+    assert read_by(graph, Arguments.of({"x": one, "y": 2})) == (one, 2)
+    assert read_by(graph, Arguments.of((one, 2))) == (one, 2)
     nested = fx.symbolic_trace(nn.Identity()).graph  # takes one thing with two tensors in it
-    assert read_by(nested, ({"a": one, "b": one},)) == ({"a": one, "b": one},)
+    assert read_by(nested, Arguments.of(({"a": one, "b": one},))) == ({"a": one, "b": one},)
 
 
 def test_a_batch_is_taken_apart_and_put_together_whatever_it_is_in():

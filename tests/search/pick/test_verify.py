@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from leanfront.compression.capture.trace import trace
+from leanfront.compression.capture.trace import Traced, trace
 from leanfront.compression.export.template import template
 from leanfront.compression.export.walk import exported
 from leanfront.compression.policy import LayerPolicy, Policy
@@ -124,7 +124,7 @@ def test_layers_are_found_by_the_names_that_onnxruntime_gives() -> None:
 
 
 @pytest.fixture(scope="module")
-def network() -> tuple[Task, nn.Module, nn.Module, bytes, Policy]:
+def network() -> tuple[Task, nn.Module, Traced, bytes, Policy]:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
@@ -144,11 +144,11 @@ def network() -> tuple[Task, nn.Module, nn.Module, bytes, Policy]:
     compressed = compress(traced, policy)
     calibrate(compressed.module, [x])
     content = bytes(exported(template(traced), compressed).SerializeToString())
-    return task, compressed.module, traced.module, content, policy
+    return task, compressed.module, traced, content, policy
 
 
 def test_the_test_split_is_read_once_by_all(
-    network: tuple[Task, nn.Module, nn.Module, bytes, Policy],
+    network: tuple[Task, nn.Module, Traced, bytes, Policy],
 ) -> None:
     task, module, teacher, content, _ = network
     reads: list[int] = []
@@ -162,12 +162,12 @@ def test_the_test_split_is_read_once_by_all(
             reads.extend(indices.tolist())
             return task.test.batch(indices, None)  # type: ignore[union-attr]
 
-    found = test_once(content, module, teacher, task, Counted(), threads=1)
+    found = test_once(content, module, teacher, task, Counted(), threads=1, steps={})
     assert reads == list(range(300))
     assert (found.n, found.baseline_accuracy) == (300, 1.0)
     x = torch.from_numpy(np.asarray(task.test.images))  # type: ignore[union-attr]
     with torch.no_grad():
-        right = module(x).argmax(1) == teacher(x).argmax(1)
+        right = module(x).argmax(1) == teacher.module(x).argmax(1)
     assert found.torch_accuracy == pytest.approx(float(right.float().mean()))
     assert found.agreement >= 0.99
     assert abs(found.accuracy - found.torch_accuracy) <= 0.01
@@ -178,19 +178,19 @@ def test_the_test_split_is_read_once_by_all(
     assert found.steps <= found.largest_steps < 3
 
 
-def test_the_wrong_file_is_noticed(network: tuple[Task, nn.Module, nn.Module, bytes, Policy]) -> None:
+def test_the_wrong_file_is_noticed(network: tuple[Task, nn.Module, Traced, bytes, Policy]) -> None:
     task, module, teacher, content, _ = network
     shifted = nn.Linear(4, 4, bias=False)
     with torch.no_grad():
         shifted.weight.copy_(torch.eye(4).roll(1, 0))
     wrong = nn.Sequential(module, shifted).eval()
-    found = test_once(content, wrong, teacher, task, task.test, threads=1)
+    found = test_once(content, wrong, teacher, task, task.test, threads=1, steps={})
     assert found.agreement < 0.1
     assert found.largest_steps >= found.steps > 10
     assert len(held(test=found).failures) == 3
 
 
-def test_kernels_of_a_real_file(network: tuple[Task, nn.Module, nn.Module, bytes, Policy]) -> None:
+def test_kernels_of_a_real_file(network: tuple[Task, nn.Module, Traced, bytes, Policy]) -> None:
     task, *_, content, policy = network
     layers = trace(task.model, task.example_input).network
     report = kernel_report(content, layers, policy, threads=1)

@@ -14,11 +14,13 @@ from leanfront.compression.capture.trace import trace
 from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.training.batch_norms import re_estimate
+from leanfront.compression.training.distillation import VALUES, Comparison
 from leanfront.search.config import parse_config
 from leanfront.search.run.significance import wilson_interval
 from leanfront.search.samplers import sampler_named
 from leanfront.search.task import ArrayData, Task, TaskError
-from leanfront.search.trial.scorer import AsFile, Scorer, TrialFailed, evaluate, load_weights, save_weights
+from leanfront.search.trial.in_task import AsFile, InTask
+from leanfront.search.trial.scorer import Scorer, TrialFailed, evaluate, load_weights, save_weights
 from tests.networks import built, example, inputs
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -63,7 +65,9 @@ def test_the_baseline_is_scored_on_the_search_split() -> None:
 
 
 def test_a_network_that_guesses_stops_the_search() -> None:
-    with pytest.raises(TaskError, match=r"must beat guessing.* on 120 search examples of 10 classes"):
+    with pytest.raises(
+        TaskError, match=r"must beat guessing.* on 120 search examples \(always class \d: 0.1"
+    ):
         scorer(small_task(guess=True)).baseline()
 
 
@@ -139,7 +143,9 @@ def test_what_needs_no_training_is_scored_as_its_file_on_all_images(monkeypatch:
     assert all(
         torch.equal(value, before[name]) for name, value in candidate.compressed.module.state_dict().items()
     )
-    scores, divergence = evaluate(fold(candidate.compressed).module, judge.search_batches, judge.task)
+    scores, divergence = evaluate(
+        judge.in_task(fold(candidate.compressed).module), judge.search_batches, judge.comparison
+    )
     assert len(score.scores) == 120
     assert score.scores.tolist() == scores.tolist()
     assert score.divergence == pytest.approx(divergence, rel=0.05)
@@ -198,7 +204,9 @@ def test_evaluate_gives_one_score_per_example_and_no_gradient() -> None:
     with torch.no_grad():
         wrong = torch.zeros(50, 10)
         inputs, targets = task.test.batch(torch.arange(50), None)
-        scores, divergence = evaluate(task.model.train(), [(inputs, targets, wrong)], task)
+        scores, divergence = evaluate(
+            InTask(task, task.model.train(), None), [(inputs, targets, wrong)], Comparison()
+        )
         chances = task.model(inputs).softmax(1)
     assert divergence == pytest.approx(float(-(0.1 * (10 * chances).log()).sum(1).mean()))
     assert scores.shape == (50,)
@@ -219,10 +227,11 @@ def test_single_outputs_diverge_by_their_squared_difference(shape: tuple[int, ..
     task = small_task()
     task = replace(task, score=lambda outputs, targets: (outputs.flatten() > 3).float())
     batches = [(part, part, part.reshape(shape)) for part in wanted.split(4)]
-    scores, divergence = evaluate(Off(), batches, task)
+    scores, divergence = evaluate(InTask(task, Off(), None), batches, Comparison((VALUES,)))
     assert scores.tolist() == [0, 0, 1, 1, 1, 1]
     assert divergence == pytest.approx(0.5 * 0.25 / float(wanted.var(correction=0)))
-    assert evaluate(torch.nn.Identity(), [(wanted, wanted, wanted)], task)[1] == 0.0
+    same = InTask(task, torch.nn.Identity(), None)
+    assert evaluate(same, [(wanted, wanted, wanted)], Comparison((VALUES,)))[1] == 0.0
 
 
 def test_weights_round_trip(tmp_path: Path) -> None:
@@ -240,13 +249,14 @@ def test_weights_round_trip(tmp_path: Path) -> None:
 def test_a_network_is_scored_as_the_file_that_will_run(weight_bits: int) -> None:
     judge = scorer(small_task(), images=0)
     compressed = judge.prepared(policy(judge, weight_bits=weight_bits))
-    file, in_torch = judge.as_run(compressed), fold(compressed).module
+    as_run, in_torch = judge.as_run(compressed), fold(compressed).module
+    file = as_run.inner
     assert isinstance(file, AsFile)
-    ours, divergence = evaluate(file, judge.search_batches, judge.task)
-    theirs, expected = evaluate(in_torch, judge.search_batches, judge.task)
+    ours, divergence = evaluate(as_run, judge.search_batches, judge.comparison)
+    theirs, expected = evaluate(judge.in_task(in_torch), judge.search_batches, judge.comparison)
     assert (ours != theirs).float().mean() <= 0.01
     assert divergence == pytest.approx(expected, rel=0.02, abs=1e-4)
     inputs_of_one = next(iter(judge.search_batches))[0][:7]
     assert torch.allclose(file(inputs_of_one), in_torch(inputs_of_one), atol=0.05)
     judge.device = torch.device("cuda")  # where torch is the faster one
-    assert not isinstance(judge.as_run(compressed), AsFile)
+    assert not isinstance(judge.as_run(compressed).inner, AsFile)

@@ -59,7 +59,9 @@ def test_a_sensitivity_is_the_divergence_of_that_network() -> None:
     calibrate(compressed.module, judge.calibration_batches[: sensitivity.RANGE_IMAGES // 32])
     inputs, _ = judge.search.batch(torch.arange(len(judge.search)), None)
     with torch.no_grad():
-        student, teacher = (module(inputs).log_softmax(1) for module in (compressed.module, judge.teacher))
+        student, teacher = (
+            module(inputs).log_softmax(1) for module in (compressed.module, judge.teacher.inner)
+        )
     divergence = float((teacher.exp() * (teacher - student)).sum(1).mean())
     assert found.divergence[f"bits/{layer.name}"][space.pairs.index((2, 8))] == pytest.approx(
         divergence, rel=1e-2

@@ -1,0 +1,166 @@
+"""A network the way its task uses it: alone, or in the place of a part of the task's model."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
+
+from leanfront.compression.capture.part import calls_of_part, with_part
+from leanfront.compression.capture.program import Arguments, called, evaluating
+from leanfront.compression.capture.trace import Traced
+from leanfront.compression.training.distillation import (
+    CLASSES,
+    LOGITS,
+    VALUES,
+    AnswerKind,
+    Comparison,
+    kinds_of_answers,
+    tensors_in,
+)
+from leanfront.compression.training.finetune import FineTune, Lesson, lesson
+from leanfront.search.gate.tensors import File, one_by_one
+from leanfront.search.task import Task
+
+_CONSTANTS = 5
+"""Most frequent classes that are tried as an answer to everything."""
+
+
+class AsFile(nn.Module):
+    """The exported network as onnxruntime runs it, one example at a time.
+
+    For a CPU: there torch takes three to five times as long for the same in floats with fake quantization
+    (VGG-11), and the score is that of the file itself.
+    """
+
+    def __init__(self, model: bytes, spec: pytree.TreeSpec, threads: int | None = None) -> None:
+        """``spec``: the containers that the network's outputs are in. ``threads``: as many as torch has."""
+        super().__init__()
+        self._file = File(model, threads=threads or torch.get_num_threads())
+        self._spec = spec
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Called as the network is, with a batch; its outputs, in their containers."""
+        found = self._file.answers(one_by_one(Arguments(args, kwargs)))
+        return pytree.tree_unflatten(found, self._spec)
+
+
+class InTask:
+    """A network in its task: what it is called with, and what is compared with the teacher.
+
+    inner: the network itself. whole: what the task calls, ``inner`` or the task's model around it.
+    """
+
+    def __init__(self, task: Task, inner: nn.Module, around: nn.Module | None) -> None:
+        """``around``: the task's model, whose weights are shared and stay as they are; None where ``inner``
+        is all of it."""
+        self.task, self.inner = task, inner
+        self.whole = inner if around is None else with_part(around, str(task.part), inner)
+
+    def both(self, inputs: Any) -> tuple[Any, Any]:
+        """What the task gets for a batch of inputs, and what is compared with the teacher's: of a part its
+        own outputs, since what is made of them (boxes, say) need not be of one shape."""
+        if self.whole is self.inner:
+            outputs = _floats(called(self.whole, inputs))
+            return outputs, outputs
+        with self._heard() as told:
+            outputs = _floats(called(self.whole, inputs))
+        return outputs, told
+
+    def lesson(self, comparison: Comparison, options: FineTune) -> Lesson:
+        """The loss of a batch: the task's and the distillation's."""
+        own, loss = self.task.training_loss, self.task.loss
+        device = next(self.inner.parameters()).device.type
+        if self.whole is not self.inner:
+            self._modes_around(own is not None)
+        if own is None:
+            return lesson(self.both, loss, comparison, options, device)
+
+        def trained(inputs: Any) -> tuple[Any, Any]:
+            with self._heard() as told:
+                wanted = own(self.whole, *inputs)
+            return wanted, told if self.whole is not self.inner else told[0]
+
+        def computed(inputs: Any, targets: Any, teacher: Any) -> Tensor:
+            return whole_lesson((inputs, targets), targets, teacher)
+
+        whole_lesson = lesson(trained, lambda wanted, _: wanted, comparison, options, device)
+        return computed
+
+    def _modes_around(self, training: bool) -> None:
+        """The model around a part in evaluation mode, or, where it computes its own loss only while it
+        trains, in that, but for batch norms, which stay as they are."""
+        inner = set(self.inner.modules())
+        for module in self.whole.modules():
+            if module not in inner:
+                module.training = training and not isinstance(module, _BatchNorm)
+
+    def _heard(self) -> "_Heard":
+        return _Heard(self.inner)
+
+
+class _Heard:
+    """What a module puts out while it is listened to, call by call."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __enter__(self) -> list[Any]:
+        told: list[Any] = []
+        self._handle = self._module.register_forward_hook(lambda _, __, output: told.append(_floats(output)))
+        return told
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+
+def model_around(task: Task) -> nn.Module | None:
+    """A copy of the task's model that is not trained, for ``InTask``; None where all of it is compressed."""
+    return None if task.part is None else copy.deepcopy(task.model).eval().requires_grad_(False)
+
+
+def answer_spec(traced: Traced) -> pytree.TreeSpec:
+    """The containers that a network's outputs are in."""
+    with evaluating(traced.module):
+        return pytree.tree_structure(traced.example.call(traced.module))
+
+
+def inputs_of_inner(task: Task, around: nn.Module | None, batch: Any) -> list[Any]:
+    """What is compressed gets these for a batch of the task's inputs."""
+    return [batch] if around is None else list(calls_of_part(around, str(task.part), batch))
+
+
+def comparison_of(task: Task, answers: Any, targets: Any) -> Comparison:
+    """How answers are compared with the teacher's (``answers``, to ``targets``)."""
+    if task.part is not None:
+        return Comparison((VALUES,) * len(tensors_in(answers)), task.distil)
+    return Comparison(kinds_of_answers(answers, targets), task.distil)
+
+
+def constant_answers(kind: AnswerKind, like: Tensor, targets: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Answers that are the same for every example, in words and as one example's output, (1, ...): what a
+    network must be better than. ``like``: outputs of the network; ``targets``: of a whole split."""
+    like = like[:1].float()
+    if kind is CLASSES:
+        numbers = targets if targets.dim() < like.dim() else targets.argmax(dim=1)
+        values, counts = torch.unique(numbers, return_counts=True)
+        for place in counts.argsort(descending=True)[:_CONSTANTS]:
+            answer = torch.zeros_like(like)
+            answer[:, int(values[place])] = 1.0
+            yield f"class {int(values[place])}", answer
+    elif kind is LOGITS:
+        yield "yes", torch.ones_like(like)
+        yield "no", -torch.ones_like(like)
+    elif targets.shape[1:] == like.shape[1:]:
+        yield "the mean", targets.float().mean(dim=0, keepdim=True)
+        yield "the median", targets.float().median(dim=0, keepdim=True).values
+
+
+def _floats(outputs: Any) -> Any:
+    """Outputs as a loss and a score get them: floats of single precision."""
+    return pytree.tree_map_only(
+        Tensor, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, outputs
+    )
