@@ -24,7 +24,7 @@ from leanfront.compression.techniques.compress import Compressed
 from leanfront.compression.techniques.compress import compress as compressed_by
 from leanfront.compression.techniques.prune import kept_channels
 from leanfront.compression.techniques.quantize import calibrate
-from leanfront.compression.training.batch_norms import re_estimate
+from leanfront.compression.training.batch_norms import changed_norms, re_estimate
 from leanfront.hw_profiles import HardwareProfile, load_profile
 from leanfront.latency_models.cost import Cost
 from leanfront.latency_models.files import replace_file
@@ -200,8 +200,7 @@ def compress(
     if any(layer.activation_bits < 16 for layer in policy.there().values()) and not batches:
         raise PolicyError("integer activations need their ranges; give calibration, an iterable of inputs")
     if batches:
-        if policy.absent or any(layer.sparsity for layer in policy.values()):
-            re_estimate(made.module, batches)
+        re_estimate(made.module, batches, changed_norms(captured.traced, made))
         calibrate(made.module, batches)
     examples = tuple(one for batch in batches[:1] for one in one_by_one(Arguments.of(batch))[:_TRIED])
     return CompressedNetwork(made.module.eval(), made.network, made.policy, captured, multiple, examples)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -23,7 +23,14 @@ from leanfront.compression.export.walk import exported
 from leanfront.compression.policy import Policy
 from leanfront.compression.techniques.compress import Compressed, compress
 from leanfront.compression.techniques.quantize import calibrate
-from leanfront.compression.training.batch_norms import re_estimate
+from leanfront.compression.training.batch_norms import (
+    Shift,
+    changed_norms,
+    norms_of,
+    re_estimate,
+    set_statistics,
+    statistics,
+)
 from leanfront.compression.training.distillation import CLASSES, Comparison, Divergence, tensors_in
 from leanfront.compression.training.finetune import Batch, Diverged, FineTune, fine_tune
 from leanfront.compression.training.weight_inheritance import inherit
@@ -46,6 +53,9 @@ from leanfront.search.trial.in_task import (
 T = TypeVar("T")
 SCORING_BATCH = 250
 BATCHNORM_IMAGES = 1024
+PLAIN_IMAGES = 256
+HELD_BACK = 128
+"""Training images that say which statistics of batch norms, and which ranges, are nearest to the teacher."""
 UNTRAINED_IMAGES = 1000
 """Search images that a network is scored on before any training: its divergence needs few."""
 KEPT_BYTES = 600_000_000
@@ -59,7 +69,7 @@ class Score:
 
     accuracy: mean of the task's score, 0..1, with its 95 % confidence interval; divergence: mean
     KL(teacher || network) of the class probabilities, in nats (see ``evaluate``); scores: of each example,
-    (N,), in an order that is the same for all networks.
+    (N,), in an order that is the same for all networks; norms: what became of its batch norms.
     """
 
     accuracy: float
@@ -68,6 +78,7 @@ class Score:
     scores: Scores
     seconds_training: float
     seconds_scoring: float
+    norms: str = ""
 
 
 class TrialFailed(RuntimeError):
@@ -191,7 +202,7 @@ class Scorer:
         """The long fine-tune of a picked policy, from the weights of its trial where they were kept."""
         with training(self.note):
             started = time.perf_counter()
-            compressed = self.prepared(policy)
+            compressed, norms = self._prepared(policy, rough=False)
             if checkpoint is not None and checkpoint.exists():
                 load_weights(compressed.module, checkpoint)
             batch = self.config.finetune.batch
@@ -199,9 +210,10 @@ class Scorer:
             if steps > 0:
                 batches = self._batches(steps * batch, seed=self.config.search.seed + 1)
                 self.fine_tune(compressed, batches, steps, learning_rate)
-                self.re_estimate(compressed)
+                norms = self.settle_norms(compressed, frozenset(norms_of(compressed.module)), trained=True)
             trained = time.perf_counter()
-            return compressed, self.scored(self.as_run(compressed), trained - started, trained)
+            score = self.scored(self.as_run(compressed), trained - started, trained)
+            return compressed, replace(score, norms=norms)
 
     def fine_tune(
         self, compressed: Compressed, batches: Iterable[Batch], steps: int, learning_rate: float
@@ -225,17 +237,21 @@ class Scorer:
 
     def prepared(self, policy: Policy, rough: bool = False) -> Compressed:
         """Cut and quantized, batch norms and ranges estimated, not yet trained. ``rough``: in bfloat16."""
-        compressed = compress(self.traced, policy, self.multiple)
-        self.estimate(compressed, rough)
-        return compressed
+        return self._prepared(policy, rough)[0]
 
-    def estimate(self, compressed: Compressed, rough: bool) -> None:
-        """Batch norms and ranges of a network that was just cut and quantized. ``rough``: in bfloat16."""
+    def _prepared(self, policy: Policy, rough: bool) -> tuple[Compressed, str]:
+        compressed = compress(self.traced, policy, self.multiple)
+        return compressed, self.estimate(compressed, rough)
+
+    def estimate(self, compressed: Compressed, rough: bool) -> str:
+        """Batch norms and ranges of a network that was just cut and quantized; what became of its batch
+        norms, as ``settle_norms`` says. ``rough``: in bfloat16."""
         _placed(compressed.module, self.device)
         with self.rough(rough):
-            self.re_estimate(compressed)
+            norms = self.settle_norms(compressed, changed_norms(self.traced, compressed))
             wanted = self.config.finetune.calibration_images
             calibrate(compressed.module, self._first(self.calibration_batches, wanted))
+        return norms
 
     def rough(self, enabled: bool = True) -> torch.autocast:
         """Compute in bfloat16: three times as fast, and the uncompressed network's divergence from itself is
@@ -257,13 +273,57 @@ class Scorer:
             _placed(compressed.module, self.device)
             with self.rough():
                 if policy.absent or any(layer.sparsity or layer.more for layer in policy.values()):
-                    re_estimate(compressed.module, self._first(self.calibration_batches, norm_images))
+                    names = changed_norms(self.traced, compressed)
+                    re_estimate(compressed.module, self._first(self.calibration_batches, norm_images), names)
                 calibrate(compressed.module, self._first(self.calibration_batches, range_images))
                 return self.scored(self.in_task(fold(compressed).module), 0.0, started, images)
 
-    def re_estimate(self, compressed: Compressed) -> None:
-        """Batch-norm statistics of the compressed network itself."""
-        re_estimate(compressed.module, self._first(self.calibration_batches, BATCHNORM_IMAGES))
+    def settle_norms(self, compressed: Compressed, names: frozenset[str], trained: bool = False) -> str:
+        """Give the batch norms of ``names`` the statistics with which the network is nearest to its teacher
+        on training images that were held back, and say which: "kept" as they are, "corrected" by what the
+        cut changed, or estimated again on "plain" or on "augmented" images. ``trained``: since it was cut."""
+        module = compressed.module
+        if not names:
+            return "kept"
+        found = {"kept": statistics(module)}
+        augmented = self._first(self.calibration_batches, BATCHNORM_IMAGES)
+        for name, batches in (("plain", self._plain), ("augmented", augmented)):
+            re_estimate(module, batches, names)
+            found[name] = statistics(module)
+        if not trained:
+            own = {name: each for name, each in found["plain"].items() if name in names}
+            found["corrected"] = {**found["kept"], **self._shift.corrected(compressed, found["kept"], own)}
+        apart = {}
+        for name, wanted in found.items():
+            set_statistics(module, wanted)
+            apart[name] = self._held_back_divergence(module)
+        best = min(apart, key=lambda name: apart[name] if math.isfinite(apart[name]) else math.inf)
+        set_statistics(module, found[best])
+        return best
+
+    def _held_back_divergence(self, module: nn.Module) -> float:
+        network, divergence = self.in_task(module), Divergence(self.comparison)
+        network.whole.eval()
+        with torch.no_grad():
+            for inputs, teacher in self._held_back:
+                divergence.add(network.both(inputs)[1], teacher)
+        return divergence.value()
+
+    @cached_property
+    def _held_back(self) -> list[tuple[Any, Any]]:
+        """Plain training images that nothing is estimated on (where there are enough), with the teacher's
+        answers."""
+        self.teacher.whole.eval()
+        found = []
+        for part in torch.split(self._order[-HELD_BACK:], self.config.finetune.batch):
+            inputs = _laid_out(self.train.batch(part, None)[0], self.device)
+            with torch.no_grad(), self.rough(False):
+                found.append((inputs, self.teacher.both(inputs)[1]))
+        return found
+
+    @cached_property
+    def _shift(self) -> Shift:
+        return Shift.of(self.traced, self._plain)
 
     def settings(self, learning_rate: float) -> FineTune:
         """How this search fine-tunes."""
@@ -316,25 +376,42 @@ class Scorer:
 
     @cached_property
     def calibration_batches(self) -> list[Any]:
-        """What is compressed gets for training images, augmented, for batch norms and ranges.
+        """What is compressed gets these for training images, augmented, for batch norms and ranges.
 
         Without augmentation a network that has learnt them by heart shows other statistics than on new
         images: on the VGG-11 example re-estimation alone then costs 0.9 points, and 0.0 with it.
         """
-        count = min(max(BATCHNORM_IMAGES, self.config.finetune.calibration_images), len(self.train))
         generator = torch.Generator().manual_seed(self.config.search.seed)
-        order = torch.randperm(len(self.train), generator=generator)[:count]
+        torch.randperm(len(self.train), generator=generator)  # what ``_order`` draws
+        return self._calibration(generator, self._estimated)
+
+    @cached_property
+    def _plain(self) -> list[Any]:
+        """The first of these images without augmentation."""
+        return self._calibration(None, PLAIN_IMAGES)
+
+    def _calibration(self, generator: torch.Generator | None, images: int) -> list[Any]:
         batches = [
             _laid_out(self.train.batch(part, generator)[0], self.device)
-            for part in torch.split(order, self.config.finetune.batch)
+            for part in torch.split(self._order[: self._estimated][:images], self.config.finetune.batch)
         ]
         return [call for batch in batches for call in inputs_of_inner(self.task, self._around, batch)]
+
+    @cached_property
+    def _order(self) -> Tensor:
+        """Training images in an order of their own."""
+        generator = torch.Generator().manual_seed(self.config.search.seed)
+        return torch.randperm(len(self.train), generator=generator)
+
+    @property
+    def _estimated(self) -> int:
+        """How many of them norms and ranges are estimated on."""
+        return min(max(BATCHNORM_IMAGES, self.config.finetune.calibration_images), len(self.train))
 
     def _first(self, batches: list[Any], images: int) -> list[Any]:
         """As many of the calibration batches as hold so many images."""
         each = min(self.config.finetune.batch, len(self.train))
-        held = min(max(BATCHNORM_IMAGES, self.config.finetune.calibration_images), len(self.train))
-        calls = len(batches) // -(-held // each)  # of a part, for one batch of images
+        calls = len(batches) // -(-self._estimated // each)  # of a part, for one batch of images
         return batches[: -(-images // each) * calls]
 
     def short_batches(self, rung: int) -> Iterable[Batch]:
@@ -446,7 +523,7 @@ class CandidateTraining:
         batches = scorer.short_batches(rung)
         steps = -(-images // options.batch)
         scorer.fine_tune(self.compressed, batches, steps, options.learning_rate)
-        scorer.re_estimate(self.compressed)
+        scorer.settle_norms(self.compressed, frozenset(norms_of(self.compressed.module)), trained=True)
 
     def keep(self, checkpoint: Path) -> None:
         """Write the weights as they are now."""
