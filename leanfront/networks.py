@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from leanfront.compression.capture.trace import Traced, trace
 from leanfront.compression.export.dialects import Dialect, dialect_of
+from leanfront.compression.export.measured_sizes import measured
 from leanfront.compression.export.template import ExportError, Template, template
 from leanfront.compression.export.walk import exported
 from leanfront.compression.graph import Network
@@ -233,7 +234,8 @@ def cost(
 ) -> Cost:
     """What a network costs on a part under a policy (none: uncompressed, in floats).
 
-    A profile that is measured times the network here, which takes seconds; others are computed.
+    A profile that is measured times the network here, which takes seconds; others are computed. Of a captured
+    network the size is that of its file, which is written once for it (seconds).
 
     Raises:
         ProfileError: no such profile, or the part cannot run those bits. PolicyError, TableError: the policy
@@ -242,7 +244,7 @@ def cost(
     from leanfront.compression.export.network_model import network_model
     from leanfront.latency_models.pricing import price
 
-    network = network.network if isinstance(network, Captured) else network
+    network = measured(network.traced) if isinstance(network, Captured) else network
     policy = policy or Policy.uniform(network, LayerPolicy())
     hardware = profile if isinstance(profile, HardwareProfile) else load_profile(profile)
     return price(network, policy, hardware, network_model).cost
