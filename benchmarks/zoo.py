@@ -155,9 +155,10 @@ def written(made: Any) -> bytes:
 
 def predicted_bytes(captured: Any, policy: Any) -> int:
     """What a search takes for the size of the file."""
+    from leanfront.compression.export.measured_sizes import measured
     from leanfront.compression.policy.batch import PolicyBatch
 
-    return int(PolicyBatch.of(captured.network, [policy]).size_bytes()[0])
+    return int(PolicyBatch.of(measured(captured.traced), [policy]).size_bytes()[0])
 
 
 def integers(captured: Any, made: Any, content: bytes, examples: list[Any]) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ from leanfront.compression.capture.part import calls_of_part, trace_part, with_p
 from leanfront.compression.capture.program import Arguments
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.dialects import Dialect, dialect_of
+from leanfront.compression.export.measured_sizes import measured
 from leanfront.compression.export.template import ExportError, Template, template
 from leanfront.compression.export.walk import exported
 from leanfront.compression.graph import Network
@@ -263,7 +264,8 @@ def cost(
 ) -> Cost:
     """What a network costs on a part under a policy (none: uncompressed, in floats).
 
-    A profile that is measured times the network here, which takes seconds; others are computed.
+    A profile that is measured times the network here, which takes seconds; others are computed. Of a captured
+    network the size is that of its file, which is written once for it (seconds).
 
     Raises:
         ProfileError: no such profile, or the part cannot run those bits. PolicyError, TableError: the policy
@@ -272,7 +274,7 @@ def cost(
     from leanfront.compression.export.network_model import network_model
     from leanfront.latency_models.pricing import price
 
-    network = network.network if isinstance(network, Captured) else network
+    network = measured(network.traced) if isinstance(network, Captured) else network
     policy = policy or Policy.uniform(network, LayerPolicy())
     hardware = profile if isinstance(profile, HardwareProfile) else load_profile(profile)
     return price(network, policy, hardware, network_model).cost

@@ -121,11 +121,11 @@ class Dialect:
 
     def weight(self, out: Writer, call: LayerCall) -> str:
         """A layer's weight, as the tensor that its operation reads."""
-        return out.constant(call.weights.floats(call.axis).astype(np.float32))
+        return out.own(call.weights.floats(call.axis).astype(np.float32))
 
     def bias(self, out: Writer, call: LayerCall) -> str:
         """A layer's bias, (out_channels,), the same."""
-        return out.constant(call.weights.bias)
+        return out.own(call.weights.bias)
 
     def layer(self, out: Writer, call: LayerCall) -> str:
         """A layer with its weights; the tensor that it puts out. Its node bears the layer's name."""
@@ -157,8 +157,7 @@ class Qdq(Dialect):
 
     def quantized(self, out: Writer, tensor: str, grid: ActivationGrid) -> str:
         """QuantizeLinear and DequantizeLinear behind the tensor."""
-        scale = out.constant(np.float32(grid.scale))
-        zero = out.constant(np.uint8(grid.zero_point))
+        scale, zero = out.grid(grid)
         codes = out.add("QuantizeLinear", [tensor, scale, zero])
         if self.clips(grid.bits):
             # fewer levels than the storage type has; in floats it would keep kernels from fusing
@@ -172,7 +171,7 @@ class Qdq(Dialect):
 
     def padded(self, out: Writer, tensor: str, pads: str, grid: ActivationGrid) -> str:
         """Zeros around the codes themselves: onnxruntime would dequantize, pad and quantize again."""
-        scale, zero = out.constant(np.float32(grid.scale)), out.constant(np.uint8(grid.zero_point))
+        scale, zero = out.grid(grid)
         codes = out.add("Pad", [out.codes[tensor], pads, zero])
         return out.dequantized(codes, scale, zero)
 
@@ -191,7 +190,7 @@ class Qdq(Dialect):
         if not call.integer:  # a float kernel, and a small file
             decoded = out.add("Cast", [out.packed(held.codes, bits)], to=TensorProto.FLOAT)
             scales = along(held.scales, held.codes.ndim, call.axis)
-            return out.add("Mul", [decoded, out.constant(scales)])
+            return out.add("Mul", [decoded, out.own(scales)])
         finer = finer_steps(bits)
         if storage_bits(bits) < 8:
             name = out.add("Cast", [out.packed(held.codes, bits)], to=TensorProto.FLOAT)
@@ -199,7 +198,7 @@ class Qdq(Dialect):
             name = out.add("Cast", [name], to=TensorProto.INT8)
         else:
             name = out.packed(held.codes * np.int8(finer), 8)
-        stored = [name, out.constant(held.scales / np.float32(finer))]
+        stored = [name, out.own(held.scales / np.float32(finer))]
         if call.layer.shape.op == "linear":
             # onnxruntime fuses an integer Gemm only when zero points are there, a Conv without, too
             stored.append(out.constant(np.zeros(held.scales.shape, dtype=np.int8)))
@@ -211,7 +210,7 @@ class Qdq(Dialect):
         if not call.integer or held.scales is None or call.grid is None:
             return super().bias(out, call)
         codes, scales = bias_codes(held, call.policy.weight_bits, call.grid.scale)
-        stored = [out.constant(codes), out.constant(scales)]
+        stored = [out.own(codes), out.own(scales)]
         if call.layer.shape.op == "linear":
             stored.append(out.constant(np.zeros_like(codes)))
         return out.add("DequantizeLinear", stored, axis=0)

@@ -1,5 +1,6 @@
 """An ONNX file under construction: nodes, constants that are stored once, weights packed into few bits."""
 
+import string
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,38 +10,65 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from leanfront.compression.policy.file_size import LARGE, storage_bits
+from leanfront.compression.policy.grids import ActivationGrid
 
 OPSET = 21  # the first with 4-bit integers; onnxruntime 1.20 and later read it
 IR_VERSION = 10
+_DIGITS = string.digits + string.ascii_letters
 
 
 @dataclass
 class Writer:
-    """The file under construction. Value names are short numbers: names are a fifth of a small file."""
+    """The file under construction. Value names are short numbers: names are a fifth of a small file. They
+    have the same length, in all but large files: which name is read how often is nothing to a file's size."""
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: list[onnx.TensorProto] = field(default_factory=list)
     opset: int = OPSET
     count: int = 0
-    shared: dict[tuple[str, tuple[int, ...], bytes], str] = field(default_factory=dict)
+    shared: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    grids: dict[int, tuple[ActivationGrid, str, str]] = field(default_factory=dict)
     codes: dict[str, str] = field(default_factory=dict)  # dequantized tensor -> its integer codes
 
     def name(self) -> str:
         """A name that nothing has yet."""
+        digits, rest = "", self.count
+        while rest or len(digits) < 2:
+            rest, digit = divmod(rest, len(_DIGITS))
+            digits = _DIGITS[digit] + digits
         self.count += 1
-        return f".{self.count:x}"  # no layer is named so
+        return f".{digits}"  # no layer is named so
 
-    def constant(self, value: NDArray[Any] | np.generic) -> str:
-        """A constant; equal ones are stored once, unless they are large."""
+    def constant(self, value: NDArray[Any] | np.generic, among: Any = None) -> str:
+        """A constant; equal ones are stored once, unless they are large. ``among``: only with those of the
+        same, where the others are equal by chance."""
         array = np.asarray(value)
         content = array.tobytes()
-        key = (array.dtype.char, array.shape, content if len(content) <= LARGE else b"")
+        key = (array.dtype.char, array.shape, content if len(content) <= LARGE else b"", among)
         if key in self.shared and len(content) <= LARGE:
             return self.shared[key]
         name = self.shared[key] = self.name()
         kind = helper.np_dtype_to_tensor_dtype(array.dtype)
         self.initializers.append(TensorProto(name=name, data_type=kind, dims=array.shape, raw_data=content))
         return name
+
+    def own(self, value: NDArray[Any]) -> str:
+        """What is trained: stored for itself, also where it is equal to another (biases of zeros, before any
+        training), for the size of a file must not depend on values."""
+        name, kind = self.name(), helper.np_dtype_to_tensor_dtype(value.dtype)
+        content = value.tobytes()
+        self.initializers.append(TensorProto(name=name, data_type=kind, dims=value.shape, raw_data=content))
+        return name
+
+    def grid(self, grid: ActivationGrid) -> tuple[str, str]:
+        """Scale and zero point of a grid, stored once for all tensors that are on this one, and not on one
+        that happens to be equal. A zero point of 0 is that of every tensor without negative values."""
+        if id(grid) not in self.grids:
+            scale, zero = np.asarray(np.float32(grid.scale)), np.asarray(np.uint8(grid.zero_point))
+            place = self.own(zero) if grid.zero_point else self.constant(zero)
+            self.grids[id(grid)] = grid, self.own(scale), place
+        _, stored, place = self.grids[id(grid)]
+        return stored, place
 
     def packed(self, codes: NDArray[np.int8], bits: int) -> str:
         """Weight codes in the smallest integers that hold them; the name of the stored tensor."""

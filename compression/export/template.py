@@ -39,7 +39,8 @@ class Template:
 
     By name of a node: axes: the dimension of its channels; shapes: of its tensor, with a batch of one; kinds:
     ONNX's number for the type of its values. inputs: nodes of what the network reads, in order. attributes:
-    layer -> those of its operation. owners: parameter of a norm, or order of channels -> its node.
+    layer -> those of its operation. owners: parameter of a norm, or order of channels -> its node. state:
+    names of what the module holds, which training may change.
     """
 
     graph: bytes
@@ -50,6 +51,7 @@ class Template:
     inputs: tuple[str, ...]
     attributes: Mapping[str, Mapping[str, Any]]
     owners: Mapping[str, str]
+    state: frozenset[str]
 
     def input_name(self, place: int) -> str:
         """What an input is called in a file."""
@@ -103,7 +105,7 @@ def template(traced: Traced) -> Template:
     return Template(
         model.SerializeToString(), traced.network, traced.axes, traced.shapes, kinds, inputs,
         {layer.name: _attributes(traced.module, layer.name) for layer in traced.network.layers},
-        _owners(traced),
+        _owners(traced), frozenset(traced.module.state_dict()),
     )  # fmt: skip
 
 

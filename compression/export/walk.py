@@ -1,6 +1,6 @@
 """Write a policy's network as ONNX: the template's graph, with batch norms folded, as a dialect spells it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 import numpy as np
 import onnx
@@ -19,7 +19,6 @@ from leanfront.compression.graph import Kernel, Network, Node, kernels
 from leanfront.compression.graph.branches import ALIAS
 from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy import Policy, tensor_bits
-from leanfront.compression.policy.file_size import LARGE
 from leanfront.compression.policy.grids import ActivationGrid, stand_in_grids, with_moved
 from leanfront.compression.techniques.compress import Compressed
 
@@ -45,8 +44,8 @@ def shown(
     return model, {name: value for name, value in values.items() if value in there}
 
 
-def _filled(template: Template, compressed: Compressed, dialect: Dialect) -> "_Walk":
-    walk = _Walk(template, compressed.network, compressed.policy, dialect)
+def _filled(template: Template, compressed: Compressed, dialect: Dialect) -> "Walk":
+    walk = Walk(template, compressed.network, compressed.policy, dialect)
     walk.weights, walk.grids = layer_weights(compressed), walk.held(activation_grids(compressed))
     walk.parameters = {
         name: tensor.detach().cpu().numpy() for name, tensor in compressed.module.state_dict().items()
@@ -60,7 +59,7 @@ def random_model(template: Template, network: Network, policy: Policy, seed: int
 
     ``network`` is the one after the cut.
     """
-    walk = _Walk(template, network, policy, QDQ)
+    walk = Walk(template, network, policy, QDQ)
     walk.weights = random_weights(network, policy, seed)
     walk.grids = walk.held(stand_in_grids(walk.kernels, policy))
     return walk.model()
@@ -76,7 +75,11 @@ def random_builder(traced: Traced) -> Callable[[Network, Policy], bytes]:
     return build
 
 
-class _Walk:
+_SIZED = ("Reshape", "Expand", "Resize")
+"""Types of ONNX that read the sizes of what they put out."""
+
+
+class Walk:
     """The walk over the template's graph, node by node, which writes the file.
 
     weights: of each layer; grids: of each kernel whose output is held in integers; parameters: by name, what
@@ -113,6 +116,7 @@ class _Walk:
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
         self.out = Writer()
         self.value: dict[str, str] = {}  # value of the template -> value of the file
+        self.begun: list[tuple[int, onnx.NodeProto]] = []  # node of the template, and its first in the file
         self.stored: dict[tuple[str, tuple[int, ...]], str] = {}  # weights that several nodes read
 
     def held(self, grids: Mapping[str, ActivationGrid]) -> dict[str, ActivationGrid]:
@@ -128,12 +132,14 @@ class _Walk:
     def model(self) -> onnx.ModelProto:
         """Write all that the outputs depend on."""
         for place, name in enumerate(self.template.inputs):
+            self.begun.append((len(self.out.nodes), onnx.NodeProto(output=[TENSOR + name])))
             self._produced(INPUT + name, self.template.input_name(place))
         needed = self._needed()
         for node in self.graph.node:
             target = node.output[0]
             if needed.isdisjoint(node.output) or target in self.alias:
                 continue
+            self.begun.append((len(self.out.nodes), node))
             if target in self.layer_of:
                 self._layer(target, node)
             else:
@@ -177,7 +183,7 @@ class _Walk:
         if node.op_type == "Transpose" and made is not None and operation(made.op).same_tensor:
             shape = list(self.template.shapes[made.name])  # dimensions of size 1 change places
             shape[self.template.axes[made.name]] = self.network.node[made.name].width
-            sizes = out.constant(np.array(shape, dtype=np.int64))
+            sizes = out.constant(np.array(shape, dtype=np.int64), among=self._cuttable(made.name))
             self._produced(target, out.add("Reshape", [inputs[0], sizes], name=self._node_name(target)))
             return
         copied = onnx.NodeProto()
@@ -186,7 +192,8 @@ class _Walk:
         if relu6 and made is not None and self.dialect.clips(self.bits[made.name]):
             copied.op_type, inputs = "Relu", inputs[:1]  # the highest level is 6 or less
         if node.op_type == "Reshape" and made is not None and made.nodes[0].op == "flatten":
-            inputs[1] = out.constant(np.array([1, made.nodes[0].width], dtype=np.int64))
+            flat = np.array([1, made.nodes[0].width], dtype=np.int64)
+            inputs[1] = out.constant(flat, among=self._cuttable(made.name))
             del copied.attribute[:]
             copied.attribute.append(helper.make_attribute("allowzero", 1))
         outputs = [out.name() for _ in node.output]
@@ -214,11 +221,41 @@ class _Walk:
         array = self.parameters.get(original)
         array = numpy_helper.to_array(self.constants[original]) if array is None else array
         place = [self.resolved(source) for source in node.input].index(original)
+        among = self._counted(node, original, place, array)
         array = self._sized(node, place, _cut_constant(self.template, self.network, node, original, array))
+        literal = array.size == 1 and original not in self.template.state
+        if literal or not np.issubdtype(array.dtype, np.floating):
+            return self.out.constant(array, among)
         key = (original, array.shape)
-        if array.nbytes <= LARGE or key not in self.stored:
-            self.stored[key] = self.out.constant(array)
+        if key not in self.stored:
+            self.stored[key] = self.out.own(array)
         return self.stored[key]
+
+    def _cuttable(self, *names: str) -> Hashable:
+        """The channels of nodes, where some can be cut; sizes and orders of channels that are cut otherwise
+        are different constants, equal as they may be."""
+        channels = tuple(self.template.network.node[name].channels for name in names)
+        return channels if any(s.group for segments in channels for s in segments) else None
+
+    def _counted(
+        self, node: onnx.NodeProto, original: str, place: int, array: NDArray[np.generic]
+    ) -> Hashable:
+        """The channels that a constant of the template counts or orders, of those that can be cut."""
+        whole = self.template.network
+        owner = whole.node.get(self.template.owners.get(original, ""))
+        if owner is not None:
+            return self._cuttable(owner.name, *owner.inputs)
+        made = whole.node.get(node.output[0].removeprefix(TENSOR))
+        if made is None:
+            return None
+        axis, counts = self.template.axes[made.name], False
+        if node.op_type == "Slice":
+            counts = place in (1, 2) and self._axis_sliced(node) == axis
+        elif node.op_type == "Pad":
+            counts = place == 1 and bool(array.reshape(2, -1)[:, axis : axis + 1].any())
+        elif node.op_type in _SIZED:
+            counts = array.reshape(-1)[axis : axis + 1].tolist() == [made.width]
+        return self._cuttable(made.name, *made.inputs) if counts else None
 
     def _sized(self, node: onnx.NodeProto, place: int, array: NDArray[np.generic]) -> NDArray[np.generic]:
         """Where a slice begins and ends, and how many channels of zeros a padding adds, after the cut."""
@@ -333,7 +370,7 @@ def _cut_constant(
     axis, uncut = template.axes[made.name], template.network.node[made.name].width
     if array.dtype != np.int64 or array.ndim != 1 or made.width == uncut:
         return array
-    if node.op_type in ("Reshape", "Expand", "Resize") and len(array) > axis and array[axis] == uncut:
+    if node.op_type in _SIZED and len(array) > axis and array[axis] == uncut:
         array = array.copy()
         array[axis] = made.width
     return array

@@ -3,10 +3,19 @@
 from leanfront.compression.graph.branches import Branch
 from leanfront.compression.graph.kernels import Kernel, kernels
 from leanfront.compression.graph.network import Network
-from leanfront.compression.graph.nodes import Layer, LayerShape, Node, Segment
+from leanfront.compression.graph.nodes import Layer, LayerShape, Node, Segment, Written
 from leanfront.compression.graph.operations import Operation, operation
 
 __all__ = [
-    "Branch", "Kernel", "Layer", "LayerShape", "Network", "Node", "Operation", "Segment", "kernels",
+    "Branch",
+    "Kernel",
+    "Layer",
+    "LayerShape",
+    "Network",
+    "Node",
+    "Operation",
+    "Segment",
+    "Written",
+    "kernels",
     "operation",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from leanfront.compression.graph.operations import named
@@ -94,6 +94,23 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Written:
+    """Bytes that an operation takes in a file, as they were measured in one.
+
+    fixed: its nodes, and the constants that it alone reads, in floats; each: of those for each channel of its
+    output. coded, narrow: what it takes more where its tensor is held in integers, of 8 bits and of fewer.
+    shared: name of what it reads together with others -> bytes of it. values: that bear a name.
+    """
+
+    fixed: int
+    each: int
+    coded: int
+    narrow: int
+    shared: tuple[tuple[str, int], ...] = ()
+    values: int = 1
+
+
+@dataclass(frozen=True)
 class Node:
     """One operation and the tensor that it puts out.
 
@@ -101,7 +118,8 @@ class Node:
     sizes after that. ``layer`` is set where the operation is a layer. ``detail`` says which operation an
     op "other" really is. ``held_bytes``, ``channel_bytes``: what it stores in a file, beside the weights of
     layers, in all and for each channel of its output. ``macs``: multiply-accumulates of what has weights and
-    is no layer (a recurrent one, say), batch 1.
+    is no layer (a recurrent one, say), batch 1. ``written``: what it takes in a file, where that was measured
+    (``export.measured_sizes``); it says more than ``held_bytes`` and ``channel_bytes``.
     """
 
     name: str
@@ -116,6 +134,7 @@ class Node:
     held_bytes: int = 0
     channel_bytes: int = 0
     macs: int = 0
+    written: Written | None = field(default=None, repr=False)  # says nothing of what it is
 
     @cached_property
     def width(self) -> int:

@@ -9,29 +9,48 @@ from numpy.typing import NDArray
 
 from leanfront.compression.graph.kernels import Kernel
 from leanfront.compression.graph.operations import operation
+from leanfront.compression.policy.grids import never_negative
 
-# Fitted to exported files of a dozen kinds of network: bytes besides the values of weights and biases.
-FILE_BYTES = 180
-NAME_COPIES = 3  # a layer's name stands at its node, at its output and where that is read
-CONVOLUTION_BYTES = 150  # with its attributes: kernel, strides, pads, dilations
-LINEAR_BYTES = 90
-PRODUCT_BYTES = 66  # a product at each position, and the addition behind it, which bears no name
-CODED_WEIGHT_BYTES = 57  # the node that decodes it, and the stored scales
-INTEGER_BIAS_BYTES = 52
-ZERO_POINTS_BYTES = 46  # those of an integer linear layer
-UNPACKING_BYTES = 89
-ACTIVATION_BYTES = 22
-STORED_TENSOR_BYTES = 47  # its name where it is read, its shape, its type
-QUANTIZER_BYTES = 90
-MOVED_QUANTIZER_BYTES = 78  # behind an operation that keeps the range, whose grid is stored already
-CLIP_BYTES = 33
+NAME_BYTES = 3
+"""Of a value's name, in all but large files."""
+SHORT_NAMES = 62**2
+"""Names of values that have so many bytes; those of more values have one more."""
+_AT_ONCE = 2048
+"""Policies that are priced at once: what is computed for them stays in a processor's cache."""
 LARGE = 4096
 """Bytes of a constant, up to which equal ones are stored once."""
+
+# What is in every file, and what protobuf makes of it: the nodes and constants that hold a policy's integers.
+FILE_BYTES = 31
+TENSOR_BYTES = 11  # type, name, and how long all is; two bytes more for each dimension
+SCALAR_BYTES = 15  # a float
+BYTE_BYTES = 12  # an integer of 8 bits
+QUANTIZE_BYTES, DEQUANTIZE_BYTES, CLIP_BYTES = 38, 40, 28
+CAST_BYTES, MUL_BYTES, MAX_BYTES = 29, 22, 22
+DECODE_BYTES = 48  # DequantizeLinear with an axis
+READ_BYTES = 5  # one more input of a node
+
+# Where nothing was measured: fitted to exported files of a dozen kinds of network.
+INFO_BYTES = 120  # inputs and outputs of the network
+NAME_COPIES = 3  # a layer's name stands at its node, at its output and where that is read
+CONVOLUTION_BYTES = 105  # with its attributes: kernel, strides, pads, dilations
+LINEAR_BYTES = 48
+PRODUCT_BYTES = 49  # a product at each position, and the addition behind it, which bears no name
+ACTIVATION_BYTES = 22
+STORED_TENSOR_BYTES = 47  # its name where it is read, its shape, its type
+VALUES = 2  # of an operation, and of what it reads
+VALUES_OF_QUANTIZER = 3  # codes, what they stand for, and a scale
+VALUES_OF_INTEGER_LAYER = 5  # codes and scales of weights and bias, decoded
 
 
 def storage_bits(weight_bits: int) -> int:
     """Bits that one weight takes in the file: 2, 4, 8 or 32 (3 bits are stored in 4, 5 to 7 in 8)."""
     return next(bits for bits in (2, 4, 8, 32) if weight_bits <= bits)
+
+
+def framed(size: int) -> int:
+    """Bytes of a part of a message that has so many: they are said before it."""
+    return size + 1 + max(1, -(-size.bit_length() // 7))
 
 
 class FileSize:
@@ -47,19 +66,45 @@ class FileSize:
             return np.array(values, dtype=np.int64).reshape(-1, 1)
 
         self._rows = np.array([row for row, _, _ in layers], dtype=np.int64)
+        self._sources = np.array([index[k.inputs[0]] for _, k, _ in layers], dtype=np.int64)
         self._windows = column([math.prod(shape.kernel) for shape in shapes])
         linear = column([shape.op == "linear" for shape in shapes])
-        self._linear = linear * len(_FIXED_BYTES[0])
+        self._linear = linear * len(_KINDS[0])
+        most = max((4 * shape.weight_count for shape in shapes), default=0)
+        self._lengths = [2**power for power in (7, 14, 21, 28) if 2**power <= most]
+        self._reads_many = any(shape.in_channels >= 2**7 for shape in shapes)
         self._products = np.flatnonzero(linear)
+        self._by_width = _by_width(max((shape.out_channels for shape in shapes), default=0) + 1)
+
+        measured = any(k.output.written for k in kernels)
         per_channel = [_channel_bytes(k) for k in kernels]
         self._stored = [row for row, each in enumerate(per_channel) if each]
         self._stored_bytes = column([per_channel[row] for row in self._stored])
         self._own = np.array([_own_bytes(k) for k in kernels], dtype=np.int64)
-        self._constant = FILE_BYTES + int(self._own.sum())
+        self._own[self._rows] += [_layer_bytes(shape.op == "linear", 32, False)[0] for shape in shapes]
+        self._constant = FILE_BYTES + int(self._own.sum()) + (0 if measured else INFO_BYTES)
+        self._shared = _shared_parts(kernels)
+        self._constant += sum(size for size, _ in self._shared)
+
         written = [row for row, k in enumerate(kernels) if operation(k.op).written or operation(k.op).given]
         self._tensors = np.array(written, dtype=np.int64)
-        moved = [row for row in written if operation(kernels[row].op).same_range]
-        self._moved = np.array(moved, dtype=np.int64)
+        self._quantizer_bytes = _quantizers(kernels)
+        both = np.array([self._quantizer_bytes[row] for row in written], dtype=np.float32).reshape(-1, 2)
+        self._coded, self._clipped = both[:, 0], both[:, 1] - both[:, 0]
+        unsigned = never_negative(kernels)
+        self._unsigned = np.array([33 * (kernels[row].name in unsigned) for row in written], dtype=np.int16)
+        self._unsigned = self._unsigned.reshape(-1, 1)
+        self._values = sum(n.written.values if n.written else VALUES for k in kernels for n in k.nodes)
+        self._most_values = self._values + VALUES_OF_QUANTIZER * len(written)
+        self._most_values += VALUES_OF_INTEGER_LAYER * len(layers)
+        moved = [row for row, k in enumerate(kernels) if operation(k.op).same_range and k.inputs]
+        self._moved = [(row, index[kernels[row].inputs[0]]) for row in moved]
+        self._readers = _readers(kernels)
+        self._named = [
+            (row, len(layer.name) - NAME_BYTES)
+            for row, k, layer in layers
+            if k.output.written and not k.activation and len(self._readers[row]) > 1
+        ]
         self._joins = [
             (row, [index[name] for name in kernel.inputs])
             for row, kernel in enumerate(kernels)
@@ -80,40 +125,175 @@ class FileSize:
             weight_bits: (layers, n).
             integer: (kernels, n) whether it computes in integers.
         """
-        out = widths[self._rows]
+        found = np.empty(widths.shape[1], dtype=np.int64)
+        for start in range(0, widths.shape[1], _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            found[part] = self._of(
+                widths[:, part], reduced[:, part], bits[:, part], weight_bits[:, part], integer[:, part]
+            )
+        return found
+
+    def _of(
+        self,
+        widths: NDArray[np.int64],
+        reduced: NDArray[np.int64],
+        bits: NDArray[np.int16],
+        weight_bits: NDArray[np.int64],
+        integer: NDArray[Any],
+    ) -> NDArray[np.int64]:
+        """``of`` for some of the policies."""
+        out, computes, bits = widths[self._rows], integer[self._rows], self._stored_bits(bits)
+        total = self._constant + self._weights(out, reduced, weight_bits, computes)
+        total += self._quantizers(bits, computes)
+        if len(self._products) > 1:
+            total -= _shared_bytes(out[self._products] * computes[self._products])
+        if self._stored:
+            total += (self._stored_bytes * widths[self._stored]).sum(axis=0)
+        gone = widths == 0
+        if left_out := np.flatnonzero(gone.any(axis=1)).tolist():
+            total -= self._left_out(left_out, gone, bits)
+        return np.asarray(total + _length_bytes(total))
+
+    def _stored_bits(self, bits: NDArray[np.int16]) -> NDArray[np.int16]:
+        """The same, but for tensors whose values were only moved: they are on the grid of what they were
+        moved from, however many bits their readers ask for."""
+        if not self._moved or not ((bits < 8) & (bits > 0)).any():
+            return bits
+        found = bits.copy()
+        for row, source in self._moved:
+            np.copyto(found[row], found[source], where=(found[row] <= 8) & (found[row] > 0))
+        return found
+
+    def _left_out(
+        self, rows: list[int], gone: NDArray[np.bool_], bits: NDArray[np.int16]
+    ) -> NDArray[np.int64]:
+        """(n,): bytes of what is not there. ``rows``: of kernels that are left out in some policy."""
+        idle = {row: gone[row] for row in rows}
+        total = sum(self._own[row] * gone[row] for row in rows)
+        aliases = {}
+        for row, inputs in self._joins:
+            aliases[row] = alias = gone[inputs].any(axis=0) & ~gone[row]
+            idle[row] = idle[row] | alias if row in idle else alias
+            total = total + alias * (self._own[row] + self._quantizer(row, bits[row]))
+        for size, readers in self._shared:
+            if idle.keys() >= set(readers):
+                total = total + size * np.logical_and.reduce([idle[row] for row in readers])
+
+        def reads(row: int) -> NDArray[np.int64]:
+            """How often the tensor of a kernel is read; by what reads another name of it, too."""
+            found = np.zeros(gone.shape[1], dtype=np.int64)
+            for reader in self._readers[row]:
+                alias = aliases.get(reader)
+                found += ~gone[reader] if alias is None else np.where(alias, reads(reader), ~gone[reader])
+            return found
+
+        for row, longer in self._named:
+            if not idle.keys().isdisjoint(self._readers[row]):
+                total = total + longer * (len(self._readers[row]) - reads(row)) * (bits[row] > 8)
+        return np.asarray(total)
+
+    def _weights(
+        self,
+        out: NDArray[np.int64],
+        reduced: NDArray[np.int64],
+        weight_bits: NDArray[np.int64],
+        computes: NDArray[Any],
+    ) -> NDArray[np.int64]:
+        """(n,): bytes of weights and biases, of what decodes them, and of how long they are."""
         weights = reduced * out
         weights *= self._windows
         weights *= _STORAGE_BITS.take(weight_bits)
         weights += 7
         weights >>= 3
-        kind = self._linear + 2 * weight_bits + integer[self._rows]
-        weights += _FIXED_BYTES.take(kind)
-        weights += _CHANNEL_BYTES.take(kind) * out
-        total = self._constant + weights.sum(axis=0)
-        total += self._quantizers(bits)
-        if len(self._products) > 1:
-            total -= _shared_bytes(out[self._products] * integer[self._rows[self._products]])
-        if self._stored:
-            total += (self._stored_bytes * widths[self._stored]).sum(axis=0)
-        gone = widths == 0
-        if left_out := np.flatnonzero(gone.any(axis=1)).tolist():
-            for row in left_out:
-                total -= self._own[row] * gone[row]
-            for row, inputs in self._joins:
-                alias = gone[inputs].any(axis=0) & ~gone[row]
-                total -= alias * (self._own[row] + _QUANTIZER_BYTES.take(bits[row]))
-        return np.asarray(total)
+        long = 2 * sum(_count(weights >= power) for power in self._lengths)
+        if self._reads_many:
+            long = long + _count((reduced >= 2**7) & (out > 0))
+        kind = self._linear + 2 * weight_bits
+        kind += computes
+        if (coded := _FINER.take(kind)).any():
+            long = long + SCALAR_BYTES * _ONES.take(np.bitwise_or.reduce(coded, axis=0))
+        place = _CLASS.take(kind)
+        place *= self._by_width.shape[1]
+        place += out
+        weights += self._by_width.take(place)
+        return np.asarray(weights.sum(axis=0) + long)
 
-    def _quantizers(self, bits: NDArray[np.int16]) -> NDArray[np.int64]:
-        """(n,): bytes of what quantizes the tensors."""
-        coded = (bits <= 8) & (bits > 0)
-        narrow = coded & (bits < 8)
-        count, moved, clipped = (
-            flags.sum(axis=0, dtype=np.int64)
-            for flags in (coded[self._tensors], coded[self._moved], narrow[self._tensors])
-        )
-        less = QUANTIZER_BYTES - MOVED_QUANTIZER_BYTES
-        return np.asarray(QUANTIZER_BYTES * count - less * moved + CLIP_BYTES * clipped)
+    def _quantizers(self, bits: NDArray[np.int16], computes: NDArray[Any]) -> NDArray[np.int64]:
+        """(n,): bytes of what quantizes the tensors, of what all quantizers, or all with as many bits, read
+        together, of what keeps float layers in floats between them, and by which names are longer."""
+        held = bits[self._tensors]
+        coded = ((held <= 8) & (held > 0)).astype(np.float32)
+        found = (self._coded @ coded).astype(np.int64)
+        if (narrow := (held < 8) & (held > 0)).any():
+            found += (self._clipped @ narrow.astype(np.float32)).astype(np.int64)
+        constants = np.bitwise_or.reduce(_GRIDS.take(held + self._unsigned), axis=0)
+        found += BYTE_BYTES * _ONES.take(constants)
+        if computes.all():
+            between = np.zeros((1, 1), dtype=np.bool_)
+        else:
+            made = bits[self._rows]
+            between = (bits[self._sources] <= 8) & (made <= 8) & (made > 0) & ~computes
+        found += MAX_BYTES * _count(between) + SCALAR_BYTES * between.any(axis=0)
+        if self._most_values > SHORT_NAMES:
+            values = self._values + VALUES_OF_QUANTIZER * coded.sum(axis=0).astype(np.int64)
+            values += VALUES_OF_INTEGER_LAYER * _count(computes)
+            found += VALUES * np.maximum(values - SHORT_NAMES, 0)
+        return found
+
+    def _quantizer(self, row: int, bits: NDArray[np.int16]) -> NDArray[np.int64]:
+        """(n,): bytes of what quantizes one tensor."""
+        coded, narrow = self._quantizer_bytes[row]
+        return np.where((bits > 8) | (bits == 0), 0, np.where(bits < 8, narrow, coded))
+
+
+def _usual_quantizers(kernels: tuple[Kernel, ...]) -> list[int]:
+    """Of each kernel the bytes of what quantizes its output to 8 bits: behind an operation that keeps the
+    range on a grid that is there already; of what has no negative values, with the zero point 0."""
+    unsigned = never_negative(kernels)
+    moved = QUANTIZE_BYTES + DEQUANTIZE_BYTES
+    return [
+        moved
+        if operation(kernel.op).same_range
+        else moved + SCALAR_BYTES + BYTE_BYTES * (kernel.name not in unsigned)
+        for kernel in kernels
+    ]
+
+
+def _quantizers(kernels: tuple[Kernel, ...]) -> list[tuple[int, int]]:
+    """Of each kernel what quantizes its output to 8 bits, and to fewer."""
+    return [
+        (k.output.written.coded, k.output.written.narrow) if k.output.written else (usual, usual + CLIP_BYTES)
+        for k, usual in zip(kernels, _usual_quantizers(kernels), strict=True)
+    ]
+
+
+def _count(flags: NDArray[np.bool_]) -> NDArray[np.int16]:
+    """(n,): how many of a column are set."""
+    return np.asarray(np.add.reduce(flags.view(np.int8), axis=0, dtype=np.int16))
+
+
+def _readers(kernels: tuple[Kernel, ...]) -> list[list[int]]:
+    """Of each kernel the rows of those that read its output."""
+    found: dict[str, list[int]] = {kernel.name: [] for kernel in kernels}
+    for row, kernel in enumerate(kernels):
+        for name in kernel.inputs:
+            found[name].append(row)
+    return list(found.values())
+
+
+def _shared_parts(kernels: tuple[Kernel, ...]) -> list[tuple[int, list[int]]]:
+    """What several kernels read together: bytes, and their rows."""
+    found: dict[str, tuple[int, list[int]]] = {}
+    for row, kernel in enumerate(kernels):
+        for node in kernel.nodes:
+            for name, size in node.written.shared if node.written else ():
+                found.setdefault(name, (size, []))[1].append(row)
+    return list(found.values())
+
+
+def _length_bytes(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Bytes that say how many bytes follow."""
+    return np.asarray(1 + sum((sizes >= 2**power).astype(np.int64) for power in (7, 14, 21, 28)))
 
 
 def _shared_bytes(widths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -126,6 +306,8 @@ def _shared_bytes(widths: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _own_bytes(kernel: Kernel) -> int:
     """Bytes of a kernel besides weights, channels and quantizers."""
+    if kernel.output.written is not None:
+        return sum(node.written.fixed for node in kernel.nodes if node.written is not None)
     own = kernel.held_bytes + (ACTIVATION_BYTES if kernel.activation else 0)
     if kernel.layer is not None:
         name = len(kernel.layer.name)
@@ -142,6 +324,8 @@ def _own_bytes(kernel: Kernel) -> int:
 def _channel_bytes(kernel: Kernel) -> int:
     """Bytes of a kernel for each channel of its output, besides those of a layer. Norms that are folded into
     a layer have none."""
+    if kernel.output.written is not None:
+        return sum(node.written.each for node in kernel.nodes if node.written is not None)
     row = operation(kernel.op)
     if row.parameters:
         return 4 * row.parameters
@@ -155,41 +339,67 @@ def _said_channel_bytes(kernel: Kernel) -> int:
     return sum(node.channel_bytes for node in kernel.nodes if not operation(node.op).parameters)
 
 
-def quantizer_bytes(moved: bool, bits: int) -> int:
-    """What quantizes a tensor; ``moved``: behind an operation that keeps the range. 0 bits: no tensor."""
-    if bits > 8 or bits == 0:
-        return 0
-    return (MOVED_QUANTIZER_BYTES if moved else QUANTIZER_BYTES) + (CLIP_BYTES if bits < 8 else 0)
-
-
-def _layer_bytes(linear: bool, weight_bits: int, integer: bool) -> tuple[int, int]:
-    """Bytes of a layer besides its weights, and bytes per output channel: its bias and scales."""
-    fixed, per_channel = 0, 4
-    if weight_bits <= 8:
-        fixed, per_channel = CODED_WEIGHT_BYTES, 8
+def _layer_bytes(linear: bool, weight_bits: int, integer: bool) -> tuple[int, int, int]:
+    """What a layer's weights and bias take besides the values of the weights: bytes, vectors of numbers of 4
+    bytes for each output channel, and of 1 byte."""
+    weight, vector = TENSOR_BYTES + (4 if linear else 8), TENSOR_BYTES + 2
     if integer:
-        fixed += INTEGER_BIAS_BYTES + linear * ZERO_POINTS_BYTES
-        fixed += UNPACKING_BYTES * (storage_bits(weight_bits) < 8)
-        per_channel += 4 + linear * 5
-    return fixed, per_channel
+        unpacking = 2 * CAST_BYTES + MUL_BYTES if storage_bits(weight_bits) < 8 else 0
+        zeros = 2 * (READ_BYTES + vector) if linear else 0
+        return weight + 3 * vector + 2 * DECODE_BYTES + unpacking + zeros, 3 + linear, int(linear)
+    if weight_bits <= 8:
+        return 2 * weight + vector + CAST_BYTES + MUL_BYTES, 2, 0
+    return weight + vector, 1, 0
+
+
+_KINDS = [
+    [_layer_bytes(linear, bits, integer) for bits in range(33) for integer in (False, True)]
+    for linear in (False, True)
+]
+_CLASSES = sorted({(fixed - kinds[-2][0], *rest) for kinds in _KINDS for fixed, *rest in kinds})
+"""What can be of a layer: bytes more than of one in floats, and its vectors."""
+_CLASS = np.array(
+    [[_CLASSES.index((fixed - kinds[-2][0], *rest)) for fixed, *rest in kinds] for kinds in _KINDS]
+)
+_FINER = np.array(
+    [
+        [integer << bits if storage_bits(bits) < 8 else 0 for bits in range(33) for integer in (0, 1)]
+        for _ in _KINDS
+    ],
+    dtype=np.uint8,
+)
+"""A bit for each number of steps in which an integer kernel's packed codes are finer: it is stored once."""
+_GRIDS = np.zeros((2, 33), dtype=np.uint8)
+"""The same for the highest codes of narrow tensors, and for 0: the lowest, and a zero point."""
+_GRIDS[:, 2:8] = [1 << bits | 1 for bits in range(2, 8)]
+_GRIDS[1, 8] = 1
+_ONES = np.array([number.bit_count() for number in range(256)])
+
+
+def _by_width(most: int) -> NDArray[np.int64]:
+    """(classes, widths): bytes of the vectors of a layer of so many output channels."""
+    width = np.arange(most)
+    four, one = _vector_bytes(width, 4), _vector_bytes(width, 1)
+    weight = width >= 2**7  # its own shape
+    there = width > 0
+    return np.array([there * fixed + wide * four + narrow * one + weight for fixed, wide, narrow in _CLASSES])
+
+
+def _vector_bytes(width: NDArray[np.int64], each: int) -> NDArray[np.int64]:
+    """Values and shape of a vector, besides what every tensor takes."""
+    content = each * width
+    return np.asarray(content + (width >= 2**7) + 2 * (_length_bytes(content) - 1))
 
 
 _SHARED_BYTES = np.array(
     [
-        sum(each * width + ZERO_POINTS_BYTES // 2 for each in (1, 4) if 0 < each * width <= LARGE)
+        sum(
+            TENSOR_BYTES + 2 + int(_vector_bytes(np.array(width), each))
+            for each in (1, 4)
+            if 0 < each * width <= LARGE
+        )
         for width in range(LARGE + 2)
     ]
 )
 """Of the zero points of a layer so wide: those of its weights, and of its bias."""
 _STORAGE_BITS = np.array([0, *(storage_bits(bits) for bits in range(1, 33))])
-_FIXED_BYTES, _CHANNEL_BYTES = (
-    np.array(
-        [
-            [_layer_bytes(linear, bits, integer) for bits in range(33) for integer in (False, True)]
-            for linear in (False, True)
-        ]
-    )
-    .transpose(2, 0, 1)
-    .copy()
-)
-_QUANTIZER_BYTES = np.array([quantizer_bytes(False, bits) for bits in range(33)])

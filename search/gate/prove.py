@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 import leanfront
 from leanfront.compression.capture.program import Arguments
 from leanfront.compression.capture.trace import Traced
+from leanfront.compression.export.measured_sizes import measured
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.compression.techniques.built_in import left_out
@@ -225,7 +226,7 @@ class _Gate:
         yield _kernels(name, compressed, content)
 
     def _size(self, name: str, policy: Policy, content: bytes) -> Check:
-        predicted = int(PolicyBatch.of(self.captured.network, [policy]).size_bytes()[0])
+        predicted = int(PolicyBatch.of(measured(self.captured.traced), [policy]).size_bytes()[0])
         off = abs(predicted - len(content))
         return Check(
             f"{name}: size", off <= max(SIZE_BYTES, SIZE_SHARE * len(content)), off, "bytes",

@@ -40,7 +40,7 @@ _PROVED_BATCH = 16
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a configuration names, loaded."""
+    """What a configuration names, loaded. The network of the ``space`` knows what it takes in a file."""
 
     config: SearchConfig
     profile: HardwareProfile
@@ -60,6 +60,7 @@ def load(config: SearchConfig) -> Loaded:
     """
     from leanfront.compression.capture.part import trace_part
     from leanfront.compression.export.dialects import dialect_of
+    from leanfront.compression.export.measured_sizes import measured
     from leanfront.search.task import load_task
 
     file = find_profile(config.hardware.profile)
@@ -69,10 +70,10 @@ def load(config: SearchConfig) -> Loaded:
     dialect_of(config.export.to)
     profile = read_profile(file)  # only now: a task may bring a section and a cost model of its own
     traced = trace_part(task.model, task.example_input, task.part)
-    spaces = config.space
+    spaces, network = config.space, measured(traced)
     try:
         space = Space(
-            traced.network, profile, spaces.sparsity, spaces.weight_bits, spaces.activation_bits, spaces.depth
+            network, profile, spaces.sparsity, spaces.weight_bits, spaces.activation_bits, spaces.depth
         )
     except SpaceError as error:
         raise ConfigError(str(error)) from error
@@ -128,9 +129,9 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
     if written is not None:
         _write_table(costs, written)
     reference = _uncompressed(loaded)
-    cost = costs.as_built(loaded.traced.network, reference)
+    cost = costs.as_built(loaded.space.network, reference)
     _say_what_is_special(loaded, costs, reference, cost, log)
-    prices_known = costs_of(config.search.objectives, lambda: loaded.traced.network, reference, cost)
+    prices_known = costs_of(config.search.objectives, lambda: loaded.space.network, reference, cost)
     baseline |= prices_known
     if (pair := _pair(reference)) != (32, 32):
         baseline |= {"weight_bits": pair[0], "activation_bits": pair[1]}

@@ -1,0 +1,191 @@
+"""What each operation of a network takes in a file, measured in files of it written without weights."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from leanfront.compression.capture.trace import Traced
+from leanfront.compression.export.dialects import LayerCall, Qdq
+from leanfront.compression.export.onnx_writer import Writer, nodes_read
+from leanfront.compression.export.template import TENSOR, Template, template
+from leanfront.compression.export.walk import Walk
+from leanfront.compression.export.weights import LayerWeights
+from leanfront.compression.graph import Network, Written, kernels
+from leanfront.compression.graph.operations import operation
+from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.policy.file_size import NAME_BYTES, framed
+from leanfront.compression.policy.grids import ActivationGrid, never_negative
+
+
+@lru_cache(maxsize=2)
+def measured(traced: Traced) -> Network:
+    """The network of a traced model, where each node says what it takes in a file (``Node.written``); as it
+    is, where no file can be written: whoever writes one says why. Takes as long as ``template`` (seconds)."""
+    try:
+        return _measured(template(traced))
+    except Exception:  # whatever comes out of torch or onnx
+        return traced.network
+
+
+def _measured(graph: Template) -> Network:
+    whole = graph.network
+    half = whole.resized({group: max(1, size // 2) for group, size in whole.group_sizes.items()})
+    floats, fewer, coded, narrow = (
+        _parts(graph, network, bits) for network, bits in ((whole, 32), (half, 32), (whole, 8), (whole, 4))
+    )
+    more = {}
+    for kernel in kernels(whole):
+        eight, four = (sum(p.own[n.name] - floats.own[n.name] for n in kernel.nodes) for p in (coded, narrow))
+        more[kernel.name] = eight, four
+    nodes = []
+    for node in whole.nodes:
+        wider = node.width - half.node[node.name].width
+        each = round((floats.content[node.name] - fewer.content[node.name]) / wider) if wider else 0
+        fixed = floats.own[node.name] + floats.constants[node.name] - each * node.width
+        shared = tuple(sorted(floats.shared[node.name].items()))
+        eight, four = more.get(node.name, (0, 0))
+        written = Written(fixed, each, eight, four, shared, floats.values[node.name])
+        nodes.append(replace(node, written=written))
+    return Network(tuple(nodes), whole.layers, whole.outputs)
+
+
+@dataclass
+class _Parts:
+    """Bytes of a file, by node of the network. own: its nodes, and what is stored for itself; constants:
+    those that it alone reads; shared: what it reads with others, by name; content: values of all that it
+    alone reads. values: names of values."""
+
+    own: dict[str, int]
+    constants: dict[str, int]
+    content: dict[str, int]
+    values: dict[str, int]
+    shared: dict[str, dict[str, int]]
+
+
+def _parts(graph: Template, network: Network, bits: int) -> _Parts:
+    """Of a file in which every tensor is held at so many bits, whoever wants that."""
+    walk = Walk(graph, network, Policy.uniform(network, LayerPolicy()), _WEIGHTLESS)
+    walk.bits = {kernel.name: bits for kernel in walk.kernels}
+    unsigned = never_negative(walk.kernels)
+    grids = {name: ActivationGrid(1.0, int(name not in unsigned), bits) for name in walk.bits if bits <= 8}
+    walk.out = out = _Weightless()
+    walk.weights = dict.fromkeys(network.layer, _NO_WEIGHTS)
+    walk.grids = walk.held(grids)
+    model = walk.model().graph
+    owners = _owners_of_nodes(walk)
+    zero = dict.fromkeys(network.node, 0)
+    found = _Parts({**zero}, {**zero}, {**zero}, {**zero}, {name: {} for name in zero})
+    made_by = {output: owners[id(node)][0] for node in out.nodes for output in node.output}
+    for infos, names in ((model.input, graph.inputs), (model.output, network.outputs)):
+        for info, name in zip(infos, names, strict=True):
+            found.own[name] += framed(info.ByteSize())
+            made_by.setdefault(info.name, name)
+    readers: dict[str, dict[str, None]] = {}
+    for index, node in enumerate(nodes_read(out.nodes, {info.name for info in model.output})):
+        size, own = node.ByteSize(), owners[id(node)]
+        for name in filter(None, node.input):
+            longer = len(name) - NAME_BYTES
+            size -= longer
+            if name in made_by and not name.startswith("."):
+                found.own[made_by[name]] += longer
+            readers.setdefault(name, {}).update(dict.fromkeys(own))
+        size -= sum(len(name) - NAME_BYTES for name in node.output if name.startswith("."))
+        if len(own) == 1:
+            found.own[own[0]] += framed(size)
+        for name in own[1:] and own:
+            found.shared[name][f"node {index}"] = framed(size)
+        found.values[own[0]] += len(node.output)
+    constants = {node.detail: node.name for node in network.nodes if operation(node.op).stored}
+    held = {name: constants.get(original) for (original, _), name in walk.stored.items()}
+    for tensor in out.initializers:
+        reading = tuple(readers.get(tensor.name, ()))
+        stands = held.get(tensor.name)  # a node of the network by itself, though none of the file
+        _constant(found, tensor, out.content, (stands,) if stands and reading else reading)
+    return found
+
+
+def _constant(
+    found: _Parts, tensor: onnx.TensorProto, contents: Mapping[str, int], readers: tuple[str, ...]
+) -> None:
+    """Count a constant. ``readers``: nodes of the network that read it."""
+    if not readers:
+        return
+    content = contents.get(tensor.name, len(tensor.raw_data))
+    size = tensor.ByteSize() - len(tensor.name) + NAME_BYTES
+    if tensor.name in contents:  # counted, not stored
+        size += framed(content)
+        found.own[readers[0]] += framed(size)
+    elif len(readers) == 1:
+        found.constants[readers[0]] += framed(size)
+    else:
+        for name in readers:
+            found.shared[name][tensor.name] = framed(size)
+    if tensor.name in contents or len(readers) == 1:
+        found.content[readers[0]] += content
+    found.values[readers[0]] += 1
+
+
+def _owners_of_nodes(walk: Walk) -> dict[int, tuple[str, ...]]:
+    """Identity of a node of the file -> nodes of the network that it is written for: the one whose tensor it
+    puts out, or those that it computes something for."""
+    wanted: dict[str, dict[str, None]] = {}
+    owners: dict[int, tuple[str, ...]] = {}
+    written = walk.out.nodes
+    end = len(written) - len(walk.network.outputs)
+    for node, name in zip(written[end:], walk.network.outputs, strict=True):
+        owners[id(node)] = (name,)
+    for begin, node in reversed(walk.begun):
+        named = [name.removeprefix(TENSOR) for name in node.output if name.startswith(TENSOR)]
+        found = dict.fromkeys(named) or {
+            owner: None for output in node.output for owner in wanted.get(output, ())
+        }
+        for source in node.input:
+            wanted.setdefault(source, {}).update(found)
+        for one in written[begin:end]:
+            owners[id(one)] = tuple(found)
+        end = begin
+    return owners
+
+
+@dataclass
+class _Weightless(Writer):
+    """A file under construction in which what is trained has no values. content: its bytes, by name."""
+
+    content: dict[str, int] = field(default_factory=dict)
+
+    def own(self, value: NDArray[Any]) -> str:
+        """Its name, shape and type."""
+        name = self.name()
+        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+        self.initializers.append(onnx.TensorProto(name=name, data_type=kind, dims=value.shape))
+        self.content[name] = value.nbytes
+        return name
+
+
+class _Nothing(Qdq):
+    """The kind of file that is measured, without weights and without what decodes them: their bytes depend
+    on bits and channels."""
+
+    name = "weightless"
+
+    def reads(self, out: Writer, call: LayerCall) -> str:
+        """What there is."""
+        return call.read
+
+    def weight(self, out: Writer, call: LayerCall) -> str:
+        """A name."""
+        return out.name()
+
+    def bias(self, out: Writer, call: LayerCall) -> str:
+        """A name."""
+        return out.name()
+
+
+_WEIGHTLESS = _Nothing()
+_NO_WEIGHTS = LayerWeights(np.zeros(0, np.float32), np.zeros((0, 0), np.float32))
