@@ -225,6 +225,35 @@ def test_the_bias_of_few_bit_weights_is_not_rounded_to_their_steps() -> None:
     assert (ours - theirs).abs().median() < 2e-3
 
 
+class Truncated(nn.Module):
+    """Values without what stands behind the point, and positions counted where words are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(8, 4), nn.Embedding(8, 4)
+        self.whole, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, words: Tensor, x: Tensor) -> Tensor:
+        there = words.ne(0).int()
+        places = (there.cumsum(1).type_as(there) * there).long()
+        given = self.words(words) + self.places(places) + self.whole(x.int().float())
+        return self.last(torch.relu(given).long().to(x.dtype))
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_what_changes_the_type_of_values_stands_in_the_file(bits: int) -> None:
+    torch.manual_seed(0)
+    words, x = torch.tensor([[3, 0, 5, 1, 0, 2]]), 4 * torch.randn(1, 6, 4)
+    traced = trace(Truncated(), (words, x))
+    compressed = compress(traced, Policy.uniform(traced.network, LayerPolicy(0.0, bits, bits)))
+    calibrate(compressed.module, [(words, x)])
+    with torch.no_grad():
+        ours = compressed.module(words, x)
+    opened = session(exported(template(traced), compressed).SerializeToString())
+    (theirs,) = opened.run(None, {"input": words.numpy(), "input1": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(theirs), ours, atol=1e-5 if bits == 32 else 0.02, rtol=0)
+
+
 def test_folding_leaves_the_trained_network_as_it_is() -> None:
     compressed, _ = made("Residual", "int8")
     before = {name: tensor.clone() for name, tensor in compressed.module.state_dict().items()}
