@@ -254,6 +254,31 @@ def test_what_changes_the_type_of_values_stands_in_the_file(bits: int) -> None:
     torch.testing.assert_close(torch.from_numpy(theirs), ours, atol=1e-5 if bits == 32 else 0.02, rtol=0)
 
 
+class Neutral(nn.Module):
+    """Parameters that change nothing before they are trained, none of them a layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.along, self.gain, self.shift = nn.Conv1d(4, 4, 3), nn.Parameter(torch.ones(())), nn.Linear(6, 2)
+        self.offset = nn.Parameter(torch.zeros(()))
+        nn.init.zeros_(self.along.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shift(self.along(x) * self.gain + self.offset)
+
+
+def test_parameters_that_change_nothing_yet_stand_in_the_file() -> None:
+    traced = trace(Neutral(), torch.zeros(1, 4, 8))
+    graph = template(traced)
+    compressed = compress(traced, Policy.uniform(traced.network, FLOAT))
+    with torch.no_grad():
+        for parameter in compressed.module.parameters():
+            parameter += 0.5
+    data = torch.randn(8, 4, 8, generator=torch.Generator().manual_seed(0))
+    (ours,), (theirs,) = answers(compressed.module, data), run(exported(graph, compressed), data)
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)
+
+
 def test_folding_leaves_the_trained_network_as_it_is() -> None:
     compressed, _ = made("Residual", "int8")
     before = {name: tensor.clone() for name, tensor in compressed.module.state_dict().items()}
