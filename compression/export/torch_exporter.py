@@ -6,9 +6,10 @@ What is private of torch is touched here alone, and only where it is as it was.
 
 import io
 import logging
+import operator
 import warnings
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 from functools import cache
 from typing import Any
 
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor, fx
 
 from leanfront.compression.export.onnx_writer import OPSET
+
+aten = torch.ops.aten
 
 
 class ExportError(RuntimeError):
@@ -34,16 +37,9 @@ def float_graph(
     _parse_operators_once()
     for chatty in ("torch.onnx", "onnx_ir", "onnxscript"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                module, tuple(inputs), dynamo=True, opset_version=OPSET, verbose=False, optimize=False,
-                input_names=input_names, output_names=output_names,
-            )  # fmt: skip
-    except Exception as error:
-        raise ExportError(f"torch.onnx cannot export the model: {error}") from error
-    assert program is not None
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = _exported(module, inputs, {"input_names": input_names, "output_names": output_names})
     graph = program.model.graph
     own_inputs = len(graph.inputs)
     # an optimiser would compute with the weights of what is copied as it is, or take out a bias of zeros, and
@@ -56,7 +52,53 @@ def float_graph(
     for value, const in held.items():
         value.const_value = const
     del graph.inputs[own_inputs:]
-    return program.model_proto
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+def _exported(module: fx.GraphModule, inputs: Sequence[Tensor], names: Mapping[str, list[str]]) -> Any:
+    """What torch.onnx makes of a module. It would follow the network once more, to express operations that it
+    does not know by those that it knows: half of the time, so that is only done where there are any."""
+    options: dict[str, Any] = {
+        "dynamo": True, "opset_version": OPSET, "verbose": False, "optimize": False, **names,
+    }  # fmt: skip
+    try:
+        with suppress(Exception):
+            program = torch.export.export(module, tuple(inputs), strict=False)
+            return torch.onnx.export(_as_it_is(program), **options)
+        return torch.onnx.export(module, tuple(inputs), **options)
+    except Exception as error:
+        raise ExportError(f"torch.onnx cannot export the model: {error}") from error
+
+
+def _as_it_is(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """A program that is not decomposed when it is asked to, with what it would have become where files show
+    it: batch norms, which torch.onnx knows under another name, and reshapes."""
+    graph = program.graph
+    for node in graph.nodes:
+        if node.target is aten.batch_norm.default and not node.args[5]:
+            x, weight, bias, mean, variance, _, momentum, eps = node.args[:8]
+            with graph.inserting_before(node):
+                normed = graph.call_function(
+                    aten._native_batch_norm_legit_no_training.default,
+                    (x, weight, bias, mean, variance, momentum, eps),
+                )
+            nothing = node.meta["val"].new_empty(0)
+            normed.meta = node.meta | {"val": (node.meta["val"], nothing, nothing)}
+            node.target, node.args = operator.getitem, (normed, 0)
+        elif node.target is aten.reshape.default:
+            node.target, (read, sizes) = aten.view.default, node.args
+            try:
+                read.meta["val"].view(sizes)
+            except (RuntimeError, ValueError):  # in another order than it is stored in
+                with graph.inserting_before(node):
+                    copied = graph.call_function(
+                        aten.clone.default, (read,), {"memory_format": torch.contiguous_format}
+                    )
+                copied.meta = node.meta | {"val": read.meta["val"].contiguous()}
+                node.args = (copied, list(node.meta["val"].shape))
+    program.run_decompositions = lambda *given, **options: program
+    return program
 
 
 def _simplify(model: Any) -> None:

@@ -56,9 +56,7 @@ def find_branches(network: Graph) -> tuple[Branch, ...]:
         if any(node.name in network.outputs for node in kernel.nodes):
             continue
         sides = (join.inputs, join.inputs[::-1])
-        offered = [
-            _branch(network, kernel, goes, stays, order) for goes, stays in sides if stays in computed
-        ]
+        offered = [_branch(network, kernel, goes, stays, order) for goes, stays in sides if stays in computed]
         best = max((b for b in offered if b is not None), key=lambda b: len(b.layers), default=None)
         if best is None:
             continue

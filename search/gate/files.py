@@ -104,8 +104,8 @@ def held(
     own = apart.own(itself, examples)
     if math.isfinite(rounded) and rounded <= max(apart.limit, OWN * own):
         why = (
-            f"operation by operation; from end to end within {apart.said(largest)}, where its own answers move"
-            f" by {apart.said(own)} with the rounding of floats"
+            f"operation by operation; from end to end within {apart.said(largest)}, where its own answers"
+            f" move by {apart.said(own)} with the rounding of floats"
         )
         return Found(True, largest, apart.unit, why)
     right = "though each operation by itself is right and its own answers move by"

@@ -9,7 +9,9 @@ import torch
 from onnx import ModelProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
+from benchmarks.networks import VisionTransformer
 from leanfront.compression.capture.trace import Traced, trace
+from leanfront.compression.export import torch_exporter
 from leanfront.compression.export.deployed_form import fold, layer_weights
 from leanfront.compression.export.template import Template, name_apart, template
 from leanfront.compression.export.walk import exported, random_model
@@ -277,6 +279,25 @@ def test_parameters_that_change_nothing_yet_stand_in_the_file() -> None:
     data = torch.randn(8, 4, 8, generator=torch.Generator().manual_seed(0))
     (ours,), (theirs,) = answers(compressed.module, data), run(exported(graph, compressed), data)
     np.testing.assert_allclose(theirs, ours, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Residual", "VisionTransformer"])
+def test_an_exporter_that_decomposes_writes_the_same_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+        raise NotImplementedError("an operation that torch.onnx does not know")
+
+    if name == "Residual":
+        traced = trace(built(name), example(name))
+    else:
+        traced = trace(VisionTransformer(24, 2, 3, patch=4, size=16), torch.zeros(1, 3, 16, 16))
+    compressed = compress(traced, Policy.uniform(traced.network, LayerPolicy(0.5)))
+    calls, export = [], torch.onnx.export
+    monkeypatch.setattr(torch.onnx, "export", lambda *a, **k: calls.append(a) or export(*a, **k))
+    content = exported(template(traced), compressed).SerializeToString()
+    assert len(calls) == 1
+    monkeypatch.setattr(torch_exporter, "_as_it_is", unknown)
+    again = template.__wrapped__(traced)
+    assert exported(again, compressed).SerializeToString() == content
 
 
 def test_folding_leaves_the_trained_network_as_it_is() -> None:

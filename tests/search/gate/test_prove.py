@@ -278,7 +278,7 @@ def test_a_file_is_not_written_that_is_not_its_network(tmp_path, monkeypatch):
 
 
 class Tossed(nn.Module):
-    """Doubles what it is off by, again and again (May 1976): the rounding of floats decides what comes out."""
+    """Doubles what it is off by, again and again (May 1976): rounding decides what comes out."""
 
     def __init__(self) -> None:
         super().__init__()
