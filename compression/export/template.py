@@ -5,13 +5,9 @@ name, whatever the exporter called them. Weights are not kept: they come with ea
 """
 
 import copy
-import io
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +18,8 @@ from torch import fx
 from torch.fx.graph import CodeGen
 
 from leanfront.compression.capture.trace import Traced
-from leanfront.compression.export.onnx_writer import OPSET
+from leanfront.compression.export.torch_exporter import ExportError as ExportError
+from leanfront.compression.export.torch_exporter import float_graph
 from leanfront.compression.graph import Network
 from leanfront.compression.layers import kind_of
 
@@ -62,10 +59,6 @@ class Template:
         return onnx.load_model_from_string(self.graph)
 
 
-class ExportError(RuntimeError):
-    """torch could not write the model as ONNX."""
-
-
 @lru_cache(maxsize=2)
 def template(traced: Traced) -> Template:
     """Export a traced model once with torch.onnx (seconds: never call this in a loop).
@@ -77,29 +70,9 @@ def template(traced: Traced) -> Template:
     inputs = tuple(node.name for node in shown.graph.nodes if node.op == "placeholder")
     kinds = {node.name: _onnx_kind(node.meta["dtype"]) for node in shown.graph.nodes if "dtype" in node.meta}
     names = _show_every_tensor(shown, traced.network)
-    given = [INPUT + name for name in inputs]
-    _parse_operators_once()
-    for chatty in ("torch.onnx", "onnx_ir", "onnxscript"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                shown, tuple(traced.example.tensors), dynamo=True, opset_version=OPSET, verbose=False,
-                optimize=False, input_names=given, output_names=[TENSOR + name for name in names],
-            )  # fmt: skip
-    except Exception as error:
-        raise ExportError(f"torch.onnx cannot export the model: {error}") from error
-    assert program is not None
-    graph = program.model.graph
-    own_inputs = len(graph.inputs)
-    # torch's optimiser would compute with the weights of what is copied as it is, and so freeze them at the
-    # values they have now; inputs it leaves alone
-    graph.inputs.extend(graph.initializers.values())
-    program.optimize()
-    del graph.inputs[own_inputs:]
-    model = program.model_proto
-    name_apart(model, [TENSOR + name for name in names])
+    put_out = [TENSOR + name for name in names]
+    model = float_graph(shown, traced.example.tensors, [INPUT + name for name in inputs], put_out)
+    name_apart(model, put_out)
     del model.graph.output[:]
     del model.graph.value_info[:]
     return Template(
@@ -107,17 +80,6 @@ def template(traced: Traced) -> Template:
         {layer.name: _attributes(traced.module, layer.name) for layer in traced.network.layers},
         _owners(traced), frozenset(traced.module.state_dict()),
     )  # fmt: skip
-
-
-def _parse_operators_once() -> None:
-    """torch.onnx parses its operators anew for each file, half of the time of a small one. What does that is
-    private, and changed only where it is as it was."""
-    from torch.onnx._internal.exporter import _registration
-
-    apis = getattr(_registration, "onnxscript_apis", None)
-    parse = getattr(apis, "get_torchlib_ops", None)
-    if apis is not None and parse is not None and not hasattr(parse, "cache_info"):
-        apis.get_torchlib_ops = cache(parse)
 
 
 def _onnx_kind(dtype: torch.dtype) -> int:

@@ -36,13 +36,18 @@ def find_branches(network: Graph) -> tuple[Branch, ...]:
     """The branches of a network, in order of their joins; ``Network.branches`` remembers them.
 
     A branch ends in an addition whose two operands have the same channels and sizes; nothing else reads what
-    is computed in it; there is a layer in it; and the network's input is not. An activation fused behind
+    is computed in it; there is a layer in it; and the network's input is not. The other operand depends on an
+    input: what is stored (a bias of attention scores) is no way around. An activation fused behind
     the addition must not change the other operand: that is the output of the same activation already, only
     moved or pooled since. The addition is no output of the network. Where both operands qualify, the one with
     more layers is the branch, or else the first. A branch has a layer of its own besides those of branches
     within it; so which branches a policy leaves out can be read off its layers.
     """
     order = {node.name: place for place, node in enumerate(network.nodes)}
+    computed: set[str] = set()
+    for node in network.nodes:
+        if operation(node.op).given or not computed.isdisjoint(node.inputs):
+            computed.add(node.name)
     found: list[Branch] = []
     for kernel in kernels(network):
         join = kernel.nodes[0]
@@ -51,7 +56,7 @@ def find_branches(network: Graph) -> tuple[Branch, ...]:
         if any(node.name in network.outputs for node in kernel.nodes):
             continue
         sides = (join.inputs, join.inputs[::-1])
-        offered = [_branch(network, kernel, goes, stays, order) for goes, stays in sides]
+        offered = [_branch(network, kernel, goes, stays, order) for goes, stays in sides if stays in computed]
         best = max((b for b in offered if b is not None), key=lambda b: len(b.layers), default=None)
         if best is None:
             continue

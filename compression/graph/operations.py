@@ -292,6 +292,10 @@ _ROWS = (
             "BitwiseNot"
         ),
     ),
+    replace(  # into another type: between the floats of a network it is gone, see the normal form
+        _PLAIN, name="cast", channels="meet", file_bytes=31, form="unary", keeps_sign=True,
+        aten=_aten("to.dtype to.dtype_layout to.other _to_copy type_as"),
+    ),
     replace(
         _PLAIN, name="sampled", file_bytes=66, form="unary", onnx=_onnx("GridSample Trilu"),
         aten=_aten(
@@ -409,12 +413,11 @@ _ROWS = (
     replace(_VIEW, name="flatten", file_bytes=74, aten=_aten("flatten.using_ints"), onnx=_onnx("Flatten")),
     replace(
         _VIEW, name="identity", channels="meet", form="unary", fuses="anything",
-        onnx=_onnx("Identity Dropout Cast"),
+        onnx=_onnx("Identity Dropout Cast"),  # files in half precision cast between floats
         aten=(
             *_aten(
-                "clone alias contiguous detach lift lift_fresh lift_fresh_copy to.dtype to.dtype_layout "
-                "to.device to.other _to_copy type_as dropout native_dropout feature_dropout alpha_dropout "
-                "feature_alpha_dropout resolve_conj resolve_neg"
+                "clone alias contiguous detach lift lift_fresh lift_fresh_copy to.device dropout "
+                "native_dropout feature_dropout alpha_dropout feature_alpha_dropout resolve_conj resolve_neg"
             ),
             "python.getitem",
         ),

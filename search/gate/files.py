@@ -1,9 +1,10 @@
 """Whether a file puts out what its network does."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from leanfront.compression.capture.program import Arguments
 from leanfront.compression.export.deployed_form import fold
@@ -39,6 +40,40 @@ class Found:
     why: str
 
 
+@dataclass(frozen=True)
+class _Apart:
+    """How far the outputs of a network in floats lie apart, as a share of their range; of one in integers, in
+    quantization steps. ``limit``: what is right in any network."""
+
+    unit: str
+    limit: float
+    of: Callable[[Sequence[Tensor], Sequence[Tensor]], float]
+    said: Callable[[float], str]
+
+    @staticmethod
+    def allowed(compressed: Compressed) -> "_Apart":
+        """What a file of a network is held to."""
+        bits, grids = lowest_bits(compressed), output_steps(compressed)
+        if bits > 8:
+            unit, limit = "of the range", tolerance(compressed.module)
+            return _Apart(unit, limit, share_of_range, lambda share: f"{share:.2g} of the range")
+        unit = "quantization steps"
+        return _Apart(
+            unit, STEPS, lambda ours, theirs: in_steps(ours, theirs, grids, bits)[0],
+            lambda steps: f"{steps:.1f} quantization steps",
+        )  # fmt: skip
+
+    def own(self, module: nn.Module, examples: Sequence[Arguments]) -> float:
+        """How far a network's answers move with nothing but the rounding of floats: all examples at once, and
+        each with inputs that are a millionth off."""
+        alone = answers_of_each(module, examples)
+        found = [self.of(alone, answers(module, together(examples)))]
+        for seed in range(2):
+            near = [nudged(example, seed * len(examples) + place) for place, example in enumerate(examples)]
+            found.append(self.of(alone, answers_of_each(module, near)))
+        return max(found)
+
+
 def held(
     template: Template,
     compressed: Compressed,
@@ -47,9 +82,9 @@ def held(
     dialect: Dialect = QDQ,
     against: nn.Module | None = None,
 ) -> Found:
-    """Compare a file with its network, from end to end; in integers, where that is too far, operation by
-    operation as well: a deep network whose values happen to be rounded the other way here and there moves as
-    far from itself.
+    """Compare a file with its network, from end to end; where that is too far, operation by operation as
+    well: a deep network whose values happen to be rounded the other way here and there moves as far from
+    itself.
 
     Args:
         content: the file. examples: batches of one. against: what a file in floats is compared with, else the
@@ -57,49 +92,24 @@ def held(
     """
     theirs = File(content).answers(examples)
     ours = answers_of_each(against or compressed.module, examples)
-    bits = lowest_bits(compressed)
-
-    def first() -> str:
-        return operations(template, compressed, examples[0], dialect).first
-
-    if bits > 8:
-        largest = share_of_range(ours, theirs)
-        if largest <= tolerance(compressed.module):
-            return Found(True, largest, "of the range", f"within {largest:.1g} of the range")
-        named = first() or "each operation by itself is right"
-        return Found(False, largest, "of the range", f"no nearer than {largest:.2g} of the range; {named}")
-    grids = output_steps(compressed)
-    most, largest = in_steps(ours, theirs, grids, bits)
-    unit = "quantization steps"
-    if most <= STEPS:
-        return Found(True, most, unit, f"within {most:.1f} quantization steps")
-    far = f"no nearer than {most:.1f} quantization steps (at most {largest:.1f})"
-    if named := first():
-        return Found(False, most, unit, f"{far}; {named}")
-    deployed = fold(compressed).module
-    rounded = in_steps(answers_of_each(deployed, examples), theirs, grids, bits)[0]
-    own = own_steps(deployed, examples, grids, bits)
-    if rounded <= max(STEPS, OWN * own):
+    apart = _Apart.allowed(compressed)
+    largest = apart.of(ours, theirs)
+    if largest <= apart.limit:
+        return Found(True, largest, apart.unit, f"within {apart.said(largest)}")
+    far = f"no nearer than {apart.said(largest)}"
+    if named := operations(template, compressed, examples[0], dialect).first:
+        return Found(False, largest, apart.unit, f"{far}; {named}")
+    itself = against or fold(compressed).module
+    rounded = apart.of(answers_of_each(itself, examples), theirs)
+    own = apart.own(itself, examples)
+    if math.isfinite(rounded) and rounded <= max(apart.limit, OWN * own):
         why = (
-            f"operation by operation; from end to end within {most:.1f} quantization steps, where its own"
-            f" answers move by {own:.1f} with the rounding of floats"
+            f"operation by operation; from end to end within {apart.said(largest)}, where its own answers"
+            f" move by {apart.said(own)} with the rounding of floats"
         )
-        return Found(True, most, unit, why)
-    why = f"{far}, though each operation by itself is right and its own answers move by {own:.1f} at most"
-    return Found(False, most, unit, why)
-
-
-def own_steps(
-    module: nn.Module, examples: Sequence[Arguments], grids: dict[int, float], bits: int = 8
-) -> float:
-    """Quantization steps by which a network's answers move with nothing but the rounding of floats: all
-    examples at once, and each with inputs that are a millionth off."""
-    alone = answers_of_each(module, examples)
-    found = [in_steps(alone, answers(module, together(examples)), grids, bits)[0]]
-    for seed in range(2):
-        near = [nudged(example, seed * len(examples) + place) for place, example in enumerate(examples)]
-        found.append(in_steps(alone, answers_of_each(module, near), grids, bits)[0])
-    return max(found)
+        return Found(True, largest, apart.unit, why)
+    right = "though each operation by itself is right and its own answers move by"
+    return Found(False, largest, apart.unit, f"{far}, {right} {apart.said(own)} at most")
 
 
 def lowest_bits(compressed: Compressed) -> int:

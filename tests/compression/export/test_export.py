@@ -9,7 +9,9 @@ import torch
 from onnx import ModelProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
+from benchmarks.networks import VisionTransformer
 from leanfront.compression.capture.trace import Traced, trace
+from leanfront.compression.export import torch_exporter
 from leanfront.compression.export.deployed_form import fold, layer_weights
 from leanfront.compression.export.template import Template, name_apart, template
 from leanfront.compression.export.walk import exported, random_model
@@ -223,6 +225,79 @@ def test_the_bias_of_few_bit_weights_is_not_rounded_to_their_steps() -> None:
     calibrate(compressed.module, [data])
     (ours,), (theirs,) = answers(compressed.module, data), run(exported(template(traced), compressed), data)
     assert (ours - theirs).abs().median() < 2e-3
+
+
+class Truncated(nn.Module):
+    """Values without what stands behind the point, and positions counted where words are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(8, 4), nn.Embedding(8, 4)
+        self.whole, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, words: Tensor, x: Tensor) -> Tensor:
+        there = words.ne(0).int()
+        places = (there.cumsum(1).type_as(there) * there).long()
+        given = self.words(words) + self.places(places) + self.whole(x.int().float())
+        return self.last(torch.relu(given).long().to(x.dtype))
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_what_changes_the_type_of_values_stands_in_the_file(bits: int) -> None:
+    torch.manual_seed(0)
+    words, x = torch.tensor([[3, 0, 5, 1, 0, 2]]), 4 * torch.randn(1, 6, 4)
+    traced = trace(Truncated(), (words, x))
+    compressed = compress(traced, Policy.uniform(traced.network, LayerPolicy(0.0, bits, bits)))
+    calibrate(compressed.module, [(words, x)])
+    with torch.no_grad():
+        ours = compressed.module(words, x)
+    opened = session(exported(template(traced), compressed).SerializeToString())
+    (theirs,) = opened.run(None, {"input": words.numpy(), "input1": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(theirs), ours, atol=1e-5 if bits == 32 else 0.02, rtol=0)
+
+
+class Neutral(nn.Module):
+    """Parameters that change nothing before they are trained, none of them a layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.along, self.gain, self.shift = nn.Conv1d(4, 4, 3), nn.Parameter(torch.ones(())), nn.Linear(6, 2)
+        self.offset = nn.Parameter(torch.zeros(()))
+        nn.init.zeros_(self.along.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shift(self.along(x) * self.gain + self.offset)
+
+
+def test_parameters_that_change_nothing_yet_stand_in_the_file() -> None:
+    traced = trace(Neutral(), torch.zeros(1, 4, 8))
+    graph = template(traced)
+    compressed = compress(traced, Policy.uniform(traced.network, FLOAT))
+    with torch.no_grad():
+        for parameter in compressed.module.parameters():
+            parameter += 0.5
+    data = torch.randn(8, 4, 8, generator=torch.Generator().manual_seed(0))
+    (ours,), (theirs,) = answers(compressed.module, data), run(exported(graph, compressed), data)
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["Residual", "VisionTransformer"])
+def test_an_exporter_that_decomposes_writes_the_same_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+        raise NotImplementedError("an operation that torch.onnx does not know")
+
+    if name == "Residual":
+        traced = trace(built(name), example(name))
+    else:
+        traced = trace(VisionTransformer(24, 2, 3, patch=4, size=16), torch.zeros(1, 3, 16, 16))
+    compressed = compress(traced, Policy.uniform(traced.network, LayerPolicy(0.5)))
+    calls, export = [], torch.onnx.export
+    monkeypatch.setattr(torch.onnx, "export", lambda *a, **k: calls.append(a) or export(*a, **k))
+    content = exported(template(traced), compressed).SerializeToString()
+    assert len(calls) == 1
+    monkeypatch.setattr(torch_exporter, "_as_it_is", unknown)
+    again = template.__wrapped__(traced)
+    assert exported(again, compressed).SerializeToString() == content
 
 
 def test_folding_leaves_the_trained_network_as_it_is() -> None:

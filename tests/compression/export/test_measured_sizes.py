@@ -20,7 +20,7 @@ from leanfront.compression.policy.batch import PolicyBatch, size_bytes
 from leanfront.compression.policy.file_size import NAME_BYTES, SHORT_NAMES
 from leanfront.networks import file_of
 from leanfront.search.gate.policies import DEEP, FLOAT, INTEGER, MIXED, MODERATE, drawn
-from leanfront.search.gate.tensors import as_batch, drawn_like, together
+from leanfront.search.gate.tensors import drawn_like, together
 from tests.compression.capture.random_networks import random_network
 
 EVERY = (*MIXED, (4, 4), (2, 8), (3, 4), (2, 32), (8, 4))
@@ -63,7 +63,7 @@ def policies(network: Network, seed: int) -> Iterator[Policy]:
 def hold(model: nn.Module, example: tuple[Tensor, ...], seed: int, within: int) -> None:
     captured = lf.capture(model.eval(), example)
     network = measured(captured.traced)
-    calibration = [as_batch(together(drawn_like(example, 4, 1)))]
+    calibration = [together(drawn_like(example, 4, 1))]
     tried = list(policies(network, seed))
     found = PolicyBatch.of(network, tried).size_bytes().tolist()
     for policy, size in zip(tried, found, strict=True):

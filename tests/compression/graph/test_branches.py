@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leanfront.compression.capture.trace import trace
-from leanfront.compression.graph import Network, kernels
+from leanfront.compression.graph import Layer, Network, Node, kernels
+from leanfront.compression.graph.nodes import LayerShape, Segment
 from leanfront.compression.policy import LayerPolicy, Policy, PolicyError, tensor_bits
 from leanfront.compression.policy.batch import PolicyBatch, size_bytes
 from leanfront.compression.policy.precision import integer_kernels
@@ -35,6 +36,24 @@ def network_of(name: str) -> Network:
 @pytest.mark.parametrize("name", RESIDUAL)
 def test_which_branches_there_are(name: str) -> None:
     assert {branch.name: branch.stays for branch in network_of(name).branches} == BRANCHES[name]
+
+
+@pytest.mark.parametrize(("bias", "found"), [("input", ["a"]), ("constant", [])])
+def test_what_is_added_to_a_constant_is_no_branch(bias: str, found: list[str]) -> None:
+    """As a bias of attention for each pair of places, which has the shape of the scores (Graham et al.
+    2021): without the scores nothing of the input would be left."""
+    channels = (Segment(None, 4),)
+    nodes = (
+        Node("x", "input", (), channels),
+        Node("bias", bias, (), channels, detail="bias"),
+        Node("twice", "mul", ("bias", "bias"), channels),
+        Node("a", "linear", ("x",), channels, layer="a"),
+        Node("sum", "add", ("a", "twice"), channels),
+        Node("end", "softmax", ("sum",), channels),
+        Node("beside", "softmax", ("x",), channels),
+    )
+    network = Network(nodes, (Layer("a", LayerShape("linear", 4, 4)),), ("end", "beside"))
+    assert [branch.name for branch in network.branches] == found
 
 
 def test_a_branch_within_another_goes_with_it() -> None:

@@ -279,6 +279,42 @@ def test_a_file_is_not_written_that_is_not_its_network(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["right.onnx"]
 
 
+class Tossed(nn.Module):
+    """Doubles what it is off by, again and again (May 1976): rounding decides what comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 4)
+        self.norm.running_var.fill_(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x)).sigmoid().mean((2, 3))
+        for _ in range(40):
+            x = 4 * x * (1 - x)
+        return self.last(x)
+
+
+def test_a_network_that_rounding_decides_is_judged_operation_by_operation(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model, given = Tossed().eval(), torch.randn(1, 3, 8, 8)
+    captured = lf.capture(model, given)
+    proof = prove(model, captured, given)
+    said = {check.name: check for check in proof.checks}["uncut: file"]
+    assert said.largest > 1e-3
+    assert said.passed
+    assert "operation by operation; from end to end within" in said.sentence
+    assert "where its own answers move by" in said.sentence
+
+    def wrong(self: Any, out: Any, call: Any) -> str:
+        shift = np.float32(1e-2 if call.layer.name == "last" else 0.0)
+        return normal(self, out, replace(call, weights=replace(call.weights, bias=call.weights.bias + shift)))
+
+    normal = Qdq.bias
+    monkeypatch.setattr(Qdq, "bias", wrong)
+    with pytest.raises(ExportError, match=r"of the range; the first operation that differs is 'last'"):
+        lf.export(lf.compress(captured, lf.uniform(captured)), tmp_path / "wrong.onnx")
+
+
 def test_a_search_and_a_check_stop_at_it(tmp_path, monkeypatch, capsys):
     from leanfront.search.cli import app
     from leanfront.search.study import prepare

@@ -1,0 +1,139 @@
+"""torch.onnx as it is used here: a graph of floats, without what it would take long over, and without the
+values that parameters have now.
+
+What is private of torch is touched here alone, and only where it is as it was.
+"""
+
+import io
+import logging
+import operator
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout, suppress
+from functools import cache
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, fx
+
+from leanfront.compression.export.onnx_writer import OPSET
+
+aten = torch.ops.aten
+
+
+class ExportError(RuntimeError):
+    """torch could not write the model as ONNX."""
+
+
+def float_graph(
+    module: fx.GraphModule, inputs: Sequence[Tensor], input_names: list[str], output_names: list[str]
+) -> onnx.ModelProto:
+    """A module as ONNX, with constants folded and no-ops taken out.
+
+    Raises:
+        ExportError: the exporter does not know an operation; its message is passed on.
+    """
+    _parse_operators_once()
+    for chatty in ("torch.onnx", "onnx_ir", "onnxscript"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = _exported(module, inputs, {"input_names": input_names, "output_names": output_names})
+    graph = program.model.graph
+    own_inputs = len(graph.inputs)
+    # an optimiser would compute with the weights of what is copied as it is, or take out a bias of zeros, and
+    # so freeze them at the values they have now: it sees inputs, and no values
+    held = {value: value.const_value for value in graph.initializers.values()}
+    graph.inputs.extend(held)
+    for value in held:
+        value.const_value = None
+    _simplify(program.model)
+    for value, const in held.items():
+        value.const_value = const
+    del graph.inputs[own_inputs:]
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+def _exported(module: fx.GraphModule, inputs: Sequence[Tensor], names: Mapping[str, list[str]]) -> Any:
+    """What torch.onnx makes of a module. It would follow the network once more, to express operations that it
+    does not know by those that it knows: half of the time, so that is only done where there are any."""
+    options: dict[str, Any] = {
+        "dynamo": True, "opset_version": OPSET, "verbose": False, "optimize": False, **names,
+    }  # fmt: skip
+    try:
+        with suppress(Exception):
+            program = torch.export.export(module, tuple(inputs), strict=False)
+            return torch.onnx.export(_as_it_is(program), **options)
+        return torch.onnx.export(module, tuple(inputs), **options)
+    except Exception as error:
+        raise ExportError(f"torch.onnx cannot export the model: {error}") from error
+
+
+def _as_it_is(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """A program that is not decomposed when it is asked to, with what it would have become where files show
+    it: batch norms, which torch.onnx knows under another name, and reshapes."""
+    graph = program.graph
+    for node in graph.nodes:
+        if node.target is aten.batch_norm.default and not node.args[5]:
+            x, weight, bias, mean, variance, _, momentum, eps = node.args[:8]
+            with graph.inserting_before(node):
+                normed = graph.call_function(
+                    aten._native_batch_norm_legit_no_training.default,
+                    (x, weight, bias, mean, variance, momentum, eps),
+                )
+            nothing = node.meta["val"].new_empty(0)
+            normed.meta = node.meta | {"val": (node.meta["val"], nothing, nothing)}
+            node.target, node.args = operator.getitem, (normed, 0)
+        elif node.target is aten.reshape.default:
+            node.target, (read, sizes) = aten.view.default, node.args
+            try:
+                read.meta["val"].view(sizes)
+            except (RuntimeError, ValueError):  # in another order than it is stored in
+                with graph.inserting_before(node):
+                    copied = graph.call_function(
+                        aten.clone.default, (read,), {"memory_format": torch.contiguous_format}
+                    )
+                copied.meta = node.meta | {"val": read.meta["val"].contiguous()}
+                node.args = (copied, list(node.meta["val"].shape))
+    program.run_decompositions = lambda *given, **options: program
+    return program
+
+
+def _simplify(model: Any) -> None:
+    """Fold constants and take out no-ops, in place: torch's own optimiser without its other rules, one of
+    which tries each slice with each other one."""
+    import onnx_ir.passes.common as passes
+    from onnxscript import optimizer, rewriter
+    from onnxscript.rewriter.rules import common as rules
+
+    no_ops = [
+        *rules.mul_by_1_rule.commute(), *rules.add_0_rule.commute(), rules.sub_0_rule, rules.div_by_1_rule,
+        rules.dropout_zero_rule, rules.dropout_inference_rule, rules.cast_cast_rule, rules.no_op_cast_rule,
+        rules.no_op_expand_rule, rules.flatten_to_reshape_rule, rules.reshape_reshape_rule,
+        rules.no_op_transpose_rule, rules.transpose_transpose_rule, rules.unsqueeze_unsqueeze_rule,
+        rules.squeeze_reshape_1d_rule,
+    ]  # fmt: skip
+    passes.InlinePass()(model)
+    for _ in range(2):
+        optimizer.fold_constants_ir(model, onnx_shape_inference=True)
+        rewriter.rewrite(model, no_ops)
+    for last in (
+        passes.RemoveUnusedNodesPass(),
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        passes.LiftSubgraphInitializersToMainGraphPass(), passes.DeduplicateInitializersPass(),
+        passes.CommonSubexpressionEliminationPass(), passes.OutputFixPass(), passes.NameFixPass(),
+    ):  # fmt: skip
+        last(model)
+
+
+def _parse_operators_once() -> None:
+    """torch.onnx parses its operators anew for each file, half of the time of a small one. What does that is
+    private, and changed only where it is as it was."""
+    from torch.onnx._internal.exporter import _registration
+
+    apis = getattr(_registration, "onnxscript_apis", None)
+    parse = getattr(apis, "get_torchlib_ops", None)
+    if apis is not None and parse is not None and not hasattr(parse, "cache_info"):
+        apis.get_torchlib_ops = cache(parse)
