@@ -169,15 +169,19 @@ class FileSize:
     ) -> NDArray[np.int64]:
         """(n,): bytes of what is not there. ``rows``: of kernels that are left out in some policy."""
         idle = {row: gone[row] for row in rows}
-        total = sum(self._own[row] * gone[row] for row in rows)
+        total = self._own[rows] @ gone[rows]
         aliases = {}
         for row, inputs in self._joins:
-            aliases[row] = alias = gone[inputs].any(axis=0) & ~gone[row]
+            alias = np.logical_or.reduce([gone[source] for source in inputs])
+            alias &= ~gone[row]
+            if not alias.any():
+                continue
+            aliases[row] = alias
             idle[row] = idle[row] | alias if row in idle else alias
-            total = total + alias * (self._own[row] + self._quantizer(row, bits[row]))
+            total += alias * self._with_quantizer(row).take(bits[row])
         for size, readers in self._shared:
             if idle.keys() >= set(readers):
-                total = total + size * np.logical_and.reduce([idle[row] for row in readers])
+                total += size * np.logical_and.reduce([idle[row] for row in readers])
 
         def reads(row: int) -> NDArray[np.int64]:
             """How often the tensor of a kernel is read; by what reads another name of it, too."""
@@ -189,8 +193,8 @@ class FileSize:
 
         for row, longer in self._named:
             if not idle.keys().isdisjoint(self._readers[row]):
-                total = total + longer * (len(self._readers[row]) - reads(row)) * (bits[row] > 8)
-        return np.asarray(total)
+                total += longer * (len(self._readers[row]) - reads(row)) * (bits[row] > 8)
+        return np.asarray(total, dtype=np.int64)
 
     def _weights(
         self,
@@ -240,10 +244,10 @@ class FileSize:
             found += VALUES * np.maximum(values - SHORT_NAMES, 0)
         return found
 
-    def _quantizer(self, row: int, bits: NDArray[np.int16]) -> NDArray[np.int64]:
-        """(n,): bytes of what quantizes one tensor."""
+    def _with_quantizer(self, row: int) -> NDArray[np.int64]:
+        """(33,): bytes of a kernel and of what quantizes its tensor, for the bits of that."""
         coded, narrow = self._quantizer_bytes[row]
-        return np.where((bits > 8) | (bits == 0), 0, np.where(bits < 8, narrow, coded))
+        return np.asarray(self._own[row] + np.array([0, *[narrow] * 7, coded, *[0] * 24]))
 
 
 def _usual_quantizers(kernels: tuple[Kernel, ...]) -> list[int]:
