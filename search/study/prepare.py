@@ -60,7 +60,7 @@ def load(config: SearchConfig) -> Loaded:
     """
     from leanfront.compression.capture.part import trace_part
     from leanfront.compression.export.dialects import dialect_of
-    from leanfront.compression.export.measured_sizes import measured
+    from leanfront.search.study.known_sizes import sized
     from leanfront.search.task import load_task
 
     file = find_profile(config.hardware.profile)
@@ -70,7 +70,7 @@ def load(config: SearchConfig) -> Loaded:
     dialect_of(config.export.to)
     profile = read_profile(file)  # only now: a task may bring a section and a cost model of its own
     traced = trace_part(task.model, task.example_input, task.part)
-    spaces, network = config.space, measured(traced)
+    spaces, network = config.space, sized(traced)
     try:
         space = Space(
             network, profile, spaces.sparsity, spaces.weight_bits, spaces.activation_bits, spaces.depth
