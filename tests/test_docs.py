@@ -415,6 +415,7 @@ def _train(code: str, folder: Path, images: torch.Tensor, labels: torch.Tensor) 
     torch.save(model.state_dict(), folder / "weights.pt")
 
 
+@pytest.mark.slow
 def test_this_machine_under_a_name_of_its_own(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,7 @@ run_grpc_proxy_server(get_storage(sys.argv[1]), host="localhost", port=int(sys.a
 """
 
 
+@pytest.mark.slow
 def test_a_worker_joins_from_a_copied_folder_directly_and_through_the_proxy(
     server: Server, tmp_path: Path
 ) -> None:

@@ -347,6 +347,7 @@ def accuracy(task: Task, data: Data, count: int) -> float:
         return float(task.score(task.model(inputs), targets).mean())
 
 
+@pytest.mark.slow  # make test runs the example's search, too
 def test_the_digits_example_trains_once_and_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LEANFRONT_CACHE", str(tmp_path))
     path = EXAMPLES / "digits/task.py"

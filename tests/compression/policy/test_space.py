@@ -1,3 +1,5 @@
+from functools import cache
+
 import numpy as np
 import optuna
 import pytest
@@ -169,6 +171,7 @@ def test_branches_that_are_left_out_are_found_again(name, seed):
     assert (same.size_bytes() == batch.size_bytes()).all()
 
 
+@cache
 def residual_space(name, sparsity=(0.0, 0.5), weight_bits=(4, 8, 32), activation_bits=(8, 32)) -> Space:
     traced = trace(built(name), example(name)).network
     return Space(traced, load_profile("toy"), sparsity, weight_bits, activation_bits)
