@@ -21,9 +21,10 @@ demo: $(VENV)/ready
 	$(BIN)/leanfront report $(DEMO_RUN)
 	$(BIN)/leanfront pick $(DEMO_RUN)
 
-# Two at a time, each file's tests together: they share what they make.
+# Two at a time with one thread each (more would wait for each other), each file's tests together: they share
+# what they make.
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/ready
 	$(BIN)/ruff check .
