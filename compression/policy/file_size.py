@@ -1,7 +1,7 @@
 """Size of the file that an export writes, without writing it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,13 @@ class FileSize:
         unsigned = never_negative(kernels)
         self._unsigned = np.array([33 * (kernels[row].name in unsigned) for row in written], dtype=np.int16)
         self._unsigned = self._unsigned.reshape(-1, 1)
+        self._signed = [
+            (row, [index[name] for name in k.inputs])
+            for row, k in enumerate(kernels)
+            if k.name not in unsigned and k.layer is None and operation(k.output.op).keeps_sign and k.inputs
+        ]
+        self._always = frozenset(index[name] for name in unsigned)
+        self._same_range = frozenset(row for row, k in enumerate(kernels) if operation(k.op).same_range)
         self._values = sum(n.written.values if n.written else VALUES for k in kernels for n in k.nodes)
         self._most_values = self._values + VALUES_OF_QUANTIZER * len(written)
         self._most_values += VALUES_OF_INTEGER_LAYER * len(layers)
@@ -144,12 +151,12 @@ class FileSize:
         """``of`` for some of the policies."""
         out, computes, bits = widths[self._rows], integer[self._rows], self._stored_bits(bits)
         total = self._constant + self._weights(out, reduced, weight_bits, computes)
-        total += self._quantizers(bits, computes)
+        gone = widths == 0
+        total += self._quantizers(bits, computes, self._newly_unsigned(gone) if gone.any() else {})
         if len(self._products) > 1:
             total -= _shared_bytes(out[self._products] * computes[self._products])
         if self._stored:
             total += (self._stored_bytes * widths[self._stored]).sum(axis=0)
-        gone = widths == 0
         if left_out := np.flatnonzero(gone.any(axis=1)).tolist():
             total -= self._left_out(left_out, gone, bits)
         return np.asarray(total + _length_bytes(total))
@@ -222,7 +229,27 @@ class FileSize:
         weights += self._by_width.take(place)
         return np.asarray(weights.sum(axis=0) + long)
 
-    def _quantizers(self, bits: NDArray[np.int16], computes: NDArray[Any]) -> NDArray[np.int64]:
+    def _newly_unsigned(self, gone: NDArray[np.bool_]) -> dict[int, NDArray[np.bool_]]:
+        """Rows of kernels -> (n,): whether their output has no negative values since a branch was left out
+        that had them."""
+        found: dict[int, NDArray[np.bool_]] = {}
+        there: dict[int, NDArray[np.bool_]] = {}
+        for row, inputs in self._signed:
+            each = [
+                found[source] | gone[source] if source in found else gone[source]
+                for source in inputs
+                if source not in self._always
+            ]
+            flags = np.logical_and.reduce(each) & ~gone[row] if each else ~gone[row]
+            if flags.any():
+                found[row] = flags
+                alias = np.logical_or.reduce([gone[source] for source in inputs])
+                there[row] = flags & ~alias
+        return there
+
+    def _quantizers(
+        self, bits: NDArray[np.int16], computes: NDArray[Any], fresh: Mapping[int, NDArray[np.bool_]]
+    ) -> NDArray[np.int64]:
         """(n,): bytes of what quantizes the tensors, of what all quantizers, or all with as many bits, read
         together, of what keeps float layers in floats between them, and by which names are longer."""
         held = bits[self._tensors]
@@ -230,7 +257,14 @@ class FileSize:
         found = (self._coded @ coded).astype(np.int64)
         if (narrow := (held < 8) & (held > 0)).any():
             found += (self._clipped @ narrow.astype(np.float32)).astype(np.int64)
-        constants = np.bitwise_or.reduce(_GRIDS.take(held + self._unsigned), axis=0)
+        unsigned = self._unsigned
+        if fresh:
+            unsigned = np.broadcast_to(unsigned, held.shape).copy()
+            for row, flags in fresh.items():
+                unsigned[self._tensors == row] += np.int16(33) * flags
+                if row not in self._same_range:  # its zero point is one that there is already
+                    found -= BYTE_BYTES * (flags & (bits[row] <= 8) & (bits[row] > 0))
+        constants = np.bitwise_or.reduce(_GRIDS.take(held + unsigned), axis=0)
         found += BYTE_BYTES * _ONES.take(constants)
         if computes.all():
             between = np.zeros((1, 1), dtype=np.bool_)
