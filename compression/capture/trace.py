@@ -324,7 +324,7 @@ class _Reader(fx.Interpreter):
 
 _KEPT: Mapping[str, str] = {
     "recurrent": "recurrent layers are not compressed, but counted and priced",
-    "embedding": "a table that is looked up keeps its bits (its columns are cut with the channels they meet)",
+    "embedding": "a table that is looked up is not compressed, but counted and priced",
     "convolution": "its weights are used several times, or it is a transposed convolution in groups",
 }
 """Operations with weights that are no layers, and what is said of them."""

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import leanfront as lf
-from leanfront.search.gate.prove import prove
 
 
 class Around(nn.Module):
@@ -132,37 +131,3 @@ def test_what_is_done_in_training_alone_is_said(share: float) -> None:
     notes = [note for note in lf.capture(model, torch.randn(1, 3, 4, 4)).notes if "training alone" in note]
     assert len(notes) == (share > 0)
     assert all(note.startswith("2: ") for note in notes)
-
-
-class Words(nn.Module):
-    """Tokens and positions that begin a stream."""
-
-    def __init__(self, words: int) -> None:
-        super().__init__()
-        self.word, self.place = nn.Embedding(words, 12, padding_idx=0), nn.Embedding(9, 12)
-        self.norm, self.a, self.b, self.out = (
-            nn.LayerNorm(12),
-            nn.Linear(12, 16),
-            nn.Linear(16, 12),
-            nn.Linear(12, 3),
-        )
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.word(ids) + self.place(torch.arange(ids.shape[1]))
-        x = x + self.b(self.a(self.norm(x)).relu())
-        return self.out(x.mean(1))
-
-
-@pytest.mark.parametrize("words", [20, 400_000])  # the values of a large table are not told apart
-def test_columns_of_tables_are_cut_with_the_stream(words: int) -> None:
-    torch.manual_seed(0)
-    ids = torch.randint(0, 20, (1, 9))
-    model = Words(words).eval()
-    captured = lf.capture(model, ids)
-    assert captured.groups == {"a": 16, "b": 12}
-    cut = lf.compress(captured, lf.uniform(captured, 0.5))
-    shapes = {name: tuple(value.shape) for name, value in cut.module.named_parameters()}
-    assert shapes["word.weight"] == (words, 6)
-    assert shapes["place.weight"] == (9, 6)
-    proof = prove(model, captured, ids)
-    assert proof.passed, proof.failures
