@@ -139,14 +139,24 @@ class DatasetData:
                 f"An example is a pair (inputs, target), but {type(self.dataset).__name__} gave "
                 f"{_shown(example)}; add a transform such as ToTensor",
             )
-        flat = [pytree.tree_leaves(example[0]) for example in examples]
-        shapes = sorted({tuple(leaf.shape) for leaf in (leaves[0] for leaves in flat)})
-        _require(
-            len(shapes) == 1,
-            f"All inputs of a batch have one shape, but {shapes[:3]} came; add a resize transform",
-        )
+        flat = [[leaf for leaf in pytree.tree_leaves(one[0]) if isinstance(leaf, Tensor)] for one in examples]
+        for leaves in zip(*flat, strict=True):
+            shapes = sorted({tuple(leaf.shape) for leaf in leaves})
+            _require(
+                len(shapes) == 1,
+                f"All inputs of a batch have one shape, but {shapes[:3]} came; add a resize transform",
+            )
         inputs = default_collate([example[0] for example in examples])
-        return _single(inputs), default_collate([example[1] for example in examples])
+        return _single(inputs), _together([example[1] for example in examples])
+
+
+def _together(targets: list[Any]) -> Any:
+    """Targets of several examples: numbers, lists of numbers and arrays are tensors, in containers or not."""
+    if isinstance(targets[0], Mapping):
+        return {name: _together([target[name] for target in targets]) for name in targets[0]}
+    if isinstance(targets[0], tuple):
+        return tuple(_together(list(parts)) for parts in zip(*targets, strict=True))
+    return torch.stack([torch.as_tensor(target) for target in targets])
 
 
 def _single(inputs: Any) -> Any:

@@ -147,6 +147,10 @@ def constant_answers(kind: AnswerKind, like: Tensor, targets: Tensor) -> Iterato
     if kind is CLASSES:
         numbers = targets if targets.dim() < like.dim() else targets.argmax(dim=1)
         values, counts = torch.unique(numbers, return_counts=True)
+        there = (values >= 0) & (
+            values < like.shape[1]
+        )  # others are not counted
+        values, counts = values[there], counts[there]
         for place in counts.argsort(descending=True)[:_CONSTANTS]:
             answer = torch.zeros_like(like)
             answer[:, int(values[place])] = 1.0

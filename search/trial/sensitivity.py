@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from leanfront.search.trial.scorer import Scorer
 
 Log = Callable[[str], None]
-METHOD = "2"
+METHOD = "3"
 """Part of the cache's key: another number whenever something here changes what is measured."""
 IMAGES = 500
 NORM_IMAGES = 256

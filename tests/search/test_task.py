@@ -392,3 +392,39 @@ def test_the_cifar10_examples_hold_their_trained_networks(name: str) -> None:
 def test_a_cifar10_example_without_data_says_where_to_get_it(name: str, tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"none.zip does not exist; download https://\S+"):
         load_task(EXAMPLES / name / "task.py", {"data": str(tmp_path / "none.zip")})
+
+
+class Pairs(Dataset):
+    def __init__(self, *examples: object) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> object:
+        return self.examples[index]
+
+
+@pytest.mark.parametrize(
+    ("targets", "wanted"),
+    [
+        ((0.5, 1.5), torch.tensor([0.5, 1.5])),
+        ((1, 2), torch.tensor([1, 2])),
+        (([1.0, 2.0, 3.0], [4.0, 5.0, 6.0]), torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])),
+    ],
+)
+def test_targets_of_a_dataset_are_tensors_of_single_precision(
+    targets: tuple[object, ...], wanted: torch.Tensor
+) -> None:
+    data = as_data(Pairs(*((torch.zeros(3), target) for target in targets)))
+    found = data.batch(torch.arange(2), None)[1]
+    assert found.dtype == wanted.dtype
+    assert torch.equal(found, wanted)
+
+
+def test_targets_in_containers_stay_in_them() -> None:
+    data = as_data(Pairs(*(({"a": torch.zeros(3)}, {"class": n, "box": (1.0, 2.0)}) for n in range(2))))
+    inputs, targets = data.batch(torch.arange(2), None)
+    assert inputs["a"].shape == (2, 3)
+    assert targets["class"].tolist() == [0, 1]
+    assert [side.tolist() for side in targets["box"]] == [[1.0, 1.0], [2.0, 2.0]]
