@@ -73,14 +73,14 @@ class Captured:
         """Names of the residual branches that can be left out whole."""
         return tuple(branch.name for branch in self.network.branches)
 
-    def gets(self, batch: Any) -> list[Any]:
-        """What is captured is called with for a batch of inputs of the whole network: the batch itself, or,
-        of a part, what each of its calls gets."""
-        batch = _tensors(batch)
+    def gets(self, batch: Any) -> list[Arguments]:
+        """What is captured gets for a batch of inputs of the whole network: the batch, or, of a part, what
+        each of its calls gets."""
+        batch, example = _tensors(batch), self.traced.example
         if self.part is None:
-            return [batch]
+            return [Arguments.of(batch).like(example)]
         assert self.whole is not None
-        return calls_of_part(self.whole, self.part, batch)
+        return [call.like(example) for call in calls_of_part(self.whole, self.part, batch)]
 
     @cached_property
     def _template(self) -> Template:
@@ -203,7 +203,7 @@ def compress(
     if batches:
         re_estimate(made.module, batches, changed_norms(captured.traced, made))
         calibrate(made.module, batches)
-    examples = tuple(one for batch in batches[:1] for one in one_by_one(Arguments.of(batch))[:_TRIED])
+    examples = tuple(one for batch in batches[:1] for one in one_by_one(batch)[:_TRIED])
     return CompressedNetwork(made.module.eval(), made.network, made.policy, captured, multiple, examples)
 
 

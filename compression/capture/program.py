@@ -51,6 +51,12 @@ class Arguments:
         changed: Arguments = pytree.tree_map_only(Tensor, change, self)
         return changed
 
+    def like(self, example: "Arguments") -> "Arguments":
+        """The same with the keywords, and the keys of dictionaries, in the order of an example: files know
+        their inputs by their place."""
+        args = [_ordered(one, other) for one, other in zip(self.args, example.args, strict=False)]
+        return Arguments((*args, *self.args[len(args) :]), _ordered(self.kwargs, example.kwargs))
+
     def batch(self, count: int) -> "Arguments":
         """A batch of so many copies of the example; what has no batch stays."""
         return self.changed(lambda t: torch.cat([t] * count) if _batched(t) else t)
@@ -58,6 +64,14 @@ class Arguments:
     def call(self, module: nn.Module) -> Any:
         """What a module makes of them."""
         return module(*self.args, **self.kwargs)
+
+
+def _ordered(given: Any, example: Any) -> Any:
+    if isinstance(given, dict) and isinstance(example, Mapping) and given.keys() == example.keys():
+        return {key: _ordered(given[key], example[key]) for key in example}
+    if type(given) in (list, tuple) and type(example) is type(given) and len(given) == len(example):
+        return type(given)(_ordered(one, other) for one, other in zip(given, example, strict=True))
+    return given
 
 
 # torch's tree_map, tree_leaves and the like go into them as into tuples and dictionaries

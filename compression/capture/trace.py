@@ -86,12 +86,13 @@ def trace(model: nn.Module, example_inputs: Any) -> Traced:
         shapes={node.name: flow.shape for node, flow in reader.flows.items()},
         axes=classes.axes, classes=classes.of_node, blocks=classes.blocks,
         block_numbers=classes.block_numbers,
-        notes=tuple(dict.fromkeys([*form.notes, *reader.notes, *_training_notes(model, example)])),
+        notes=tuple(dict.fromkeys([*form.notes, *reader.notes, *_training_notes(model, example, graph)])),
     )  # fmt: skip
 
 
-def _training_notes(model: nn.Module, example: Arguments) -> list[str]:
-    names = only_in_training(model, example)
+def _training_notes(model: nn.Module, example: Arguments, graph: nn.Module) -> list[str]:
+    dropouts = {name for name, part in graph.named_modules() if isinstance(part, nn.Dropout)}
+    names = [name for name in only_in_training(model, example) if name not in dropouts]
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     said = (
         f"{shown}: what is done in training alone (a drop path, noise) is not done to the compressed network"

@@ -150,7 +150,7 @@ class _Gate:
     ) -> None:
         # by itself, where it is a part: what it gets is given
         self.model, self.captured, self.seed = model, Captured(captured.traced), seed
-        given = [Arguments.of(batch) for batch in batches or ()]
+        given = [Arguments.of(batch).like(example) for batch in batches or ()]
         if not given:
             given = [together(drawn_like(example, 8, seed + place)) for place in range(2)]
         self.calibration = given

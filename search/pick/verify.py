@@ -88,7 +88,7 @@ def test_once(
     device = next(module.parameters()).device
     networks = {"torch": InTask(task, module, around), "teacher": InTask(task, traced.module, around)}
     if model is not None:
-        networks["file"] = InTask(task, AsFile(model, answer_spec(traced), threads), around)
+        networks["file"] = InTask(task, AsFile(model, traced, answer_spec(traced), threads), around)
     scores: dict[str, list[NDArray[np.float32]]] = {name: [] for name in networks}
     same: list[NDArray[np.float32]] = []
     apart: list[_Apart] = []

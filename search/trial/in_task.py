@@ -36,15 +36,19 @@ class AsFile(nn.Module):
     (VGG-11), and the score is that of the file itself.
     """
 
-    def __init__(self, model: bytes, spec: pytree.TreeSpec, threads: int | None = None) -> None:
-        """``spec``: the containers that the network's outputs are in. ``threads``: as many as torch has."""
+    def __init__(
+        self, model: bytes, traced: Traced, spec: pytree.TreeSpec, threads: int | None = None
+    ) -> None:
+        """``traced``: the uncompressed network; ``spec``: the containers that its outputs are in.
+        ``threads``: as many as torch has."""
         super().__init__()
+        self._example = traced.example
         self._file = File(model, threads=threads or torch.get_num_threads())
         self._spec = spec
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Called as the network is, with a batch; its outputs, in their containers."""
-        found = self._file.answers(one_by_one(Arguments(args, kwargs)))
+        found = self._file.answers(one_by_one(Arguments(args, kwargs).like(self._example)))
         return pytree.tree_unflatten(found, self._spec)
 
 
@@ -147,9 +151,7 @@ def constant_answers(kind: AnswerKind, like: Tensor, targets: Tensor) -> Iterato
     if kind is CLASSES:
         numbers = targets if targets.dim() < like.dim() else targets.argmax(dim=1)
         values, counts = torch.unique(numbers, return_counts=True)
-        there = (values >= 0) & (
-            values < like.shape[1]
-        )  # others are not counted
+        there = (values >= 0) & (values < like.shape[1])  # others are not counted
         values, counts = values[there], counts[there]
         for place in counts.argsort(descending=True)[:_CONSTANTS]:
             answer = torch.zeros_like(like)

@@ -228,7 +228,7 @@ class Scorer:
         if self.device.type != "cpu":
             return self.in_task(fold(compressed).module)
         model = exported(template(self.traced), compressed).SerializeToString()
-        return self.in_task(AsFile(model, self.answer_spec))
+        return self.in_task(AsFile(model, self.traced, self.answer_spec))
 
     @cached_property
     def answer_spec(self) -> pytree.TreeSpec:

@@ -131,3 +131,16 @@ def test_what_is_done_in_training_alone_is_said(share: float) -> None:
     notes = [note for note in lf.capture(model, torch.randn(1, 3, 4, 4)).notes if "training alone" in note]
     assert len(notes) == (share > 0)
     assert all(note.startswith("2: ") for note in notes)
+
+
+class Halved(nn.Module):
+    """A dropout of the user's own, as a function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, self.training)
+
+
+def test_a_dropout_that_is_captured_is_no_note() -> None:
+    captured = lf.capture(nn.Sequential(nn.Linear(4, 4), Halved(), nn.Linear(4, 2)).eval(), torch.randn(1, 4))
+    assert any(isinstance(part, nn.Dropout) for part in captured.module.modules())
+    assert not captured.notes
