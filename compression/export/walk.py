@@ -368,6 +368,8 @@ def _cut_constant(
     if made is None:
         return array
     axis, uncut = template.axes[made.name], template.network.node[made.name].width
+    if operation(made.op).parameters and array.shape == (uncut,) and bool((array == array[:1]).all()):
+        return array[: made.width]  # the gain or shift of a norm that has none: ones, zeros
     if array.dtype != np.int64 or array.ndim != 1 or made.width == uncut:
         return array
     if node.op_type in _SIZED and len(array) > axis and array[axis] == uncut:

@@ -1,5 +1,7 @@
 """Files that are timed, of networks that were cut, can be run: whatever norms and sizes are in them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -51,3 +53,23 @@ def test_they_run(name: str, bits: int) -> None:
     assert cut.layer["a"].shape.out_channels == 4
     model = random_builder(captured.traced)(cut, policy)
     assert session(model, 1).run(None, {"input": torch.randn(1, 3, 6, 6).numpy()})[0].shape[0] == 1
+
+
+class Plain(nn.Module):
+    """Norms without gains and shifts, one of which no layer takes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.a_norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8, affine=False)
+        self.alone, self.b = nn.BatchNorm2d(8, affine=False), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.alone(self.a_norm(self.a(x)).relu()).relu())
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_what_stands_for_missing_gains_is_cut_with_the_channels(bits: int, tmp_path: Path) -> None:
+    captured = lf.capture(Plain().eval(), torch.randn(1, 3, 6, 6))
+    policy = lf.uniform(captured, 0.5, bits, bits)
+    small = lf.compress(captured, policy, calibration=[torch.randn(8, 3, 6, 6)])
+    lf.export(small, tmp_path / "model.onnx")  # holds it against the network
