@@ -366,3 +366,20 @@ def test_a_uniform_policy_of_floats_is_the_uncut_network():
     _, captured, _ = network("Sequence")
     assert Policy.uniform(captured.network, LayerPolicy()) == lf.uniform(captured)
     assert isinstance(captured.traced, Traced)
+
+
+def test_what_is_rounded_on_the_way_is_a_millionth_off_too():
+    from leanfront.search.gate.files import _nudging
+
+    torch.manual_seed(0)
+    model = nn.Sequential(*(part for _ in range(6) for part in (nn.Linear(64, 64), nn.ReLU()))).eval()
+    for part in model[::2]:
+        nn.init.kaiming_normal_(part.weight)
+    captured = lf.capture(model, torch.randn(1, 64))
+    x = torch.randn(2000, 64)
+    compressed = lf.compress(captured, lf.uniform(captured, 0.0, 8, 8), calibration=[x])
+    before = compressed.module(x)
+    with _nudging(compressed.module, 0), torch.no_grad():
+        moved = compressed.module(x)
+    assert not torch.equal(moved, before)  # some value lay between two steps
+    assert torch.equal(compressed.module(x), before)
