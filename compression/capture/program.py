@@ -21,6 +21,11 @@ from torch.utils import _pytree as pytree
 warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
 
 
+def tensors_in(values: Any) -> list[Tensor]:
+    """The tensors in containers of any kind, in order."""
+    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
 class TraceError(ValueError):
     """A model that cannot be followed from its inputs to its outputs."""
 
@@ -44,7 +49,7 @@ class Arguments:
     @property
     def tensors(self) -> list[Tensor]:
         """All tensors, in order."""
-        return [leaf for leaf in pytree.tree_leaves(self) if isinstance(leaf, Tensor)]
+        return tensors_in(self)
 
     def changed(self, change: Any) -> "Arguments":
         """The same with ``change`` made to each tensor."""

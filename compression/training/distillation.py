@@ -4,16 +4,18 @@ A kind is one row: what is minimised in training, and what is decided. Answers i
 tensor by tensor.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from leanfront.compression.capture.program import tensors_in
 
 _LEAST = 1e-12
+_MOST_FREQUENT = 5
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,18 @@ class AnswerKind:
     """A kind of answer.
 
     loss: (student, teacher, temperature) -> scalar, the mean over examples. decision: what an answer settles
-    on, to be compared one by one; None where it is a number, about which nothing is decided.
+    on, to be compared one by one; None where it is a number, about which nothing is decided. constants:
+    (outputs, targets of a whole split) -> answers that are the same for every example, in words and as one
+    example's output (1, ...): what a network must be better than. numbered: targets are class numbers.
+    by_variance: the loss is in units of the teacher's variance, which one batch does not know.
     """
 
     name: str
     loss: Callable[[Tensor, Tensor, float], Tensor]
     decision: Callable[[Tensor], Tensor] | None
+    constants: Callable[[Tensor, Tensor], Iterator[tuple[str, Tensor]]]
+    numbered: bool = False
+    by_variance: bool = False
 
 
 def _classes(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -54,9 +62,33 @@ def _values(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return 0.5 * ((student - teacher) ** 2 / variance).mean()
 
 
-CLASSES = AnswerKind("classes", _classes, lambda outputs: outputs.argmax(dim=1))
-LOGITS = AnswerKind("logits", _logits, lambda outputs: outputs > 0)
-VALUES = AnswerKind("values", _values, None)
+def _most_frequent(outputs: Tensor, targets: Tensor) -> Iterator[tuple[str, Tensor]]:
+    numbers = targets if targets.dim() < outputs.dim() else targets.argmax(dim=1)
+    values, counts = torch.unique(numbers, return_counts=True)
+    there = (values >= 0) & (values < outputs.shape[1])  # others are not counted
+    values, counts = values[there], counts[there]
+    for place in counts.argsort(descending=True)[:_MOST_FREQUENT]:
+        answer = torch.zeros_like(outputs[:1])
+        answer[:, int(values[place])] = 1.0
+        yield f"class {int(values[place])}", answer
+
+
+def _yes_and_no(outputs: Tensor, targets: Tensor) -> Iterator[tuple[str, Tensor]]:
+    yield "yes", torch.ones_like(outputs[:1])
+    yield "no", -torch.ones_like(outputs[:1])
+
+
+def _middle(outputs: Tensor, targets: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if targets.shape[1:] == outputs.shape[1:]:
+        yield "the mean", targets.float().mean(dim=0, keepdim=True)
+        yield "the median", targets.float().median(dim=0, keepdim=True).values
+
+
+CLASSES = AnswerKind(
+    "classes", _classes, lambda outputs: outputs.argmax(dim=1), _most_frequent, numbered=True
+)
+LOGITS = AnswerKind("logits", _logits, lambda outputs: outputs > 0, _yes_and_no)
+VALUES = AnswerKind("values", _values, None, _middle, by_variance=True)
 
 
 def kind_of_answer(output: Tensor, target: Tensor | None) -> AnswerKind:
@@ -122,33 +154,30 @@ class Divergence:
 
     def __init__(self, comparison: Comparison) -> None:
         self._comparison = comparison
-        self._kinds = (VALUES,) if comparison.own is not None else comparison.kinds
-        self._sums = [0.0] * len(self._kinds)
+        self._sums = [0.0] * (1 if comparison.own is not None else len(comparison.kinds))
         self._examples = 0
-        self._apart: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self._kinds]
+        self._apart: dict[int, list[_Squares]] = {}
 
     def add(self, student: Any, teacher: Any) -> None:
         """A batch of answers of both."""
-        if self._comparison.own is not None:
-            size = next((len(tensor) for tensor in tensors_in(student) if tensor.dim()), 1)
-            self._sums[0] += size * float(self._comparison.own(student, teacher))
-            self._examples += size
+        comparison = self._comparison
+        size = next((len(tensor) for tensor in tensors_in(student) if tensor.dim()), 1)
+        self._examples += size
+        if comparison.own is not None:
+            self._sums[0] += size * float(comparison.own(student, teacher))
             return
-        pairs = zip(tensors_in(student), tensors_in(teacher), self._kinds, strict=True)
-        size = 0
+        pairs = zip(tensors_in(student), tensors_in(teacher), comparison.kinds, strict=True)
         for place, (ours, theirs, kind) in enumerate(pairs):
-            size = size or (len(ours) if ours.dim() else 1)
-            if kind is VALUES:  # over the variance of all of them, which one batch does not know
-                self._apart[place].append(_squares(ours.double(), theirs.double()))
+            if kind.by_variance:
+                self._apart.setdefault(place, []).append(_squares(ours.double(), theirs.double()))
             else:
                 self._sums[place] += size * float(kind.loss(ours.float(), theirs.float(), 1.0))
-        self._examples += size
 
     def value(self) -> float:
         """Never below 0, where rounding can leave a network's own."""
         found = [
-            _over_variance(self._apart[place]) if self._apart[place] else self._sums[place] / self._examples
-            for place, kind in enumerate(self._kinds)
+            _over_variance(self._apart[place]) if place in self._apart else total / self._examples
+            for place, total in enumerate(self._sums)
         ]
         return max(sum(found) / max(len(found), 1), 0.0)
 
@@ -179,8 +208,3 @@ def _over_variance(batches: Sequence[_Squares]) -> float:
     middle = (counts * means).sum(dim=0) / total
     variance = (within + (counts * (means - middle) ** 2).sum(dim=0)) / total
     return float((0.5 * apart / total / variance.clamp(min=_LEAST)).mean())
-
-
-def tensors_in(answers: Any) -> list[Tensor]:
-    """The tensors of answers, in order."""
-    return [leaf for leaf in pytree.tree_leaves(answers) if isinstance(leaf, Tensor)]

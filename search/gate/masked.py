@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
-from leanfront.compression.capture.program import Arguments
-from leanfront.search.gate.tensors import read_by, tensors, width
+from leanfront.compression.capture.program import Arguments, tensors_in
+from leanfront.search.gate.tensors import read_by, width
 
 Kept = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 """Layer -> indices of the input and of the output channels that stay."""
@@ -81,8 +81,8 @@ class _Run:
         for node in graph.nodes:
             if node.op == "output":
                 ended = self._both(values, node.args[0])
-                self.found.outputs = tensors(ended.zeros)
-                for one, other in zip(self.found.outputs, tensors(ended.others), strict=True):
+                self.found.outputs = tensors_in(ended.zeros)
+                for one, other in zip(self.found.outputs, tensors_in(ended.others), strict=True):
                     self._note(node, one, other)
                 break
             values[node] = made = self._node(node, values, inputs)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from leanfront.compression.capture.program import Arguments, called, evaluating
+from leanfront.compression.capture.program import Arguments, called, evaluating, tensors_in
 from leanfront.compression.export.dialects import QDQ, Dialect
 from leanfront.compression.export.template import Template
 from leanfront.compression.export.walk import shown
@@ -23,7 +23,6 @@ from leanfront.search.gate.tensors import (
     in_steps,
     read_by,
     share_of_range,
-    tensors,
     tolerance,
 )
 
@@ -129,7 +128,7 @@ def _calls(module: nn.Module, names: set[str], given: Arguments) -> list[_Call]:
 
 
 def _kept(values: Any) -> tuple[Tensor, ...]:
-    return tuple(tensor.detach().clone() for tensor in tensors(values))
+    return tuple(tensor.detach().clone() for tensor in tensors_in(values))
 
 
 def _between(module: fx.GraphModule, name: str) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from leanfront.compression.capture.program import Arguments, called, evaluating
+from leanfront.compression.capture.program import Arguments, called, evaluating, tensors_in
 from leanfront.latency_models.benchmark.timing import session
 
 FLOATS = 1e-4
@@ -31,14 +31,9 @@ def read_by(graph: fx.Graph, given: Arguments) -> tuple[Any, ...]:
     return tuple(leaves if len(leaves) <= taken else (*given.args, *given.kwargs.values()))
 
 
-def tensors(values: Any) -> list[Tensor]:
-    """The tensors in containers of any kind, flattened."""
-    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor)]
-
-
 def batch_size(given: Arguments) -> int:
     """Examples in a batch: what its first tensor with dimensions has. 1 where there is none."""
-    return next((len(tensor) for tensor in tensors(given) if tensor.dim()), 1)
+    return next((len(tensor) for tensor in tensors_in(given) if tensor.dim()), 1)
 
 
 def one_by_one(given: Arguments) -> list[Arguments]:
@@ -99,7 +94,7 @@ def copied(given: Arguments, module: nn.Module) -> Arguments:
 def answers(module: nn.Module, given: Arguments) -> list[Tensor]:
     """The tensors that a module puts out in evaluation mode. What is given stays as it is."""
     with evaluating(module):
-        return [tensor.detach().clone() for tensor in tensors(called(module, copied(given, module)))]
+        return [tensor.detach().clone() for tensor in tensors_in(called(module, copied(given, module)))]
 
 
 def answers_of_each(module: nn.Module, examples: Iterable[Arguments]) -> list[Tensor]:
@@ -128,7 +123,7 @@ class File:
         """What it puts out for a batch of one. Its inputs are called input, input1 ... in the order of the
         tensors that go in; one that it does not read, it may not have."""
         feed = {}
-        for index, tensor in enumerate(tensors(example)):
+        for index, tensor in enumerate(tensors_in(example)):
             name = f"input{index or ''}"
             if name in self._inputs:
                 feed[name] = tensor.detach().cpu().contiguous().numpy()

@@ -95,7 +95,7 @@ def pick(
         compressed, score = scorer.refine(policy, checkpoint, 0, options.learning_rate)
     log(f"search split: {score.accuracy:.4f} (uncompressed {baseline_accuracy:.4f}); exporting")
     folder = out or run.exported / str(row.trial)
-    return folder, export_and_verify(run, loaded, compressed, score, row, folder, log, dialect)
+    return folder, export_and_verify(run, loaded, scorer, compressed, score, row, folder, log, dialect)
 
 
 def export_trial(run: RunFolder, *, trial: int, out: Path | None = None, to: str | None = None) -> Path:
@@ -199,6 +199,7 @@ def _measured(
 def export_and_verify(
     run: RunFolder,
     loaded: Loaded,
+    scorer: Scorer,
     compressed: Compressed,
     score: Score,
     row: TrialRow,
@@ -226,6 +227,7 @@ def export_and_verify(
             as_data(task.test),
             threads,
             output_steps(compressed),
+            scorer.comparison,
         )
     latency, memory = _measured(model, baseline, loaded, row, log, dialect)
     assert row.latency_ms is not None

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from leanfront.compression.capture.program import tensors_in
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.dialects import QDQ, Dialect
-from leanfront.compression.training.distillation import tensors_in
+from leanfront.compression.training.distillation import Comparison
 from leanfront.hw_profiles import HardwareProfile
 from leanfront.latency_models.benchmark.timing import noise, remembered_ms, time_models
 from leanfront.latency_models.kit.installed_tables import device_of
@@ -23,7 +23,7 @@ from leanfront.search.gate.kernels import kernel_report as kernel_report
 from leanfront.search.gate.tensors import STEPS, at_share, difference, nudged
 from leanfront.search.run.significance import wilson_interval
 from leanfront.search.task import Data, Task
-from leanfront.search.trial.in_task import AsFile, InTask, answer_spec, comparison_of, model_around
+from leanfront.search.trial.in_task import AsFile, InTask, answer_spec, model_around, on
 from leanfront.search.trial.scorer import SCORING_BATCH
 
 LATENCY_TOLERANCE = 0.15
@@ -80,10 +80,12 @@ def test_once(
     data: Data,
     threads: int,
     steps: Mapping[int, float],
+    comparison: Comparison,
 ) -> TestResult:
     """Score file, torch network and uncompressed network in one pass over the test split. ``model``: None
     where the file cannot be run here. ``traced``: the uncompressed network. ``steps``: index of an output ->
-    that of the grid that holds it; the others' are those of an 8-bit grid with the range that they have."""
+    that of the grid that holds it; the others' are those of an 8-bit grid with the range that they have.
+    ``comparison``: how answers are compared, as in the search."""
     around = model_around(task)
     device = next(module.parameters()).device
     networks = {"torch": InTask(task, module, around), "teacher": InTask(task, traced.module, around)}
@@ -96,17 +98,17 @@ def test_once(
         inputs, targets = data.batch(torch.arange(start, min(start + SCORING_BATCH, len(data))), None)
         answers = {}
         for name, network in networks.items():
-            outputs, answers[name] = _both(network, inputs if name == "file" else _on(inputs, device))
+            outputs, answers[name] = _both(network, inputs if name == "file" else on(device, inputs))
             scores[name].append(task.score(outputs, targets).float().numpy())
         if "file" not in networks:
             continue
-        agreed = comparison_of(task, answers["teacher"], targets).agreement(answers["torch"], answers["file"])
+        agreed = comparison.agreement(answers["torch"], answers["file"])
         same += [] if agreed is None else [agreed.numpy()]
         ours, ran = tensors_in(answers["torch"]), tensors_in(answers["file"])
         apart = apart or [_Apart(steps.get(index)) for index in range(len(ours))]
         again: list[Any] = [None] * len(ours)
         if start == 0:
-            again = tensors_in(_both(networks["torch"], _on(nudged(inputs), device))[1])
+            again = tensors_in(_both(networks["torch"], on(device, nudged(inputs)))[1])
         for one, *found in zip(apart, ours, ran, again, strict=True):
             one.add(*found)
     return _result(scores, same, apart, len(data))
@@ -145,11 +147,7 @@ def _both(network: InTask, inputs: Any) -> tuple[Any, Any]:
     """A network's outputs and answers, for the score."""
     network.whole.eval()
     outputs, answers = network.both(inputs)
-    return _on(outputs, "cpu"), _on(answers, "cpu")
-
-
-def _on(values: Any, device: torch.device | str) -> Any:
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), values)
+    return on("cpu", outputs), on("cpu", answers)
 
 
 class _Apart:

@@ -1,7 +1,8 @@
 """A network the way its task uses it: alone, or in the place of a part of the task's model."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,23 +11,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from leanfront.compression.capture.part import calls_of_part, with_part
-from leanfront.compression.capture.program import Arguments, called, evaluating
+from leanfront.compression.capture.program import Arguments, called, evaluating, tensors_in
 from leanfront.compression.capture.trace import Traced
-from leanfront.compression.training.distillation import (
-    CLASSES,
-    LOGITS,
-    VALUES,
-    AnswerKind,
-    Comparison,
-    kinds_of_answers,
-    tensors_in,
-)
+from leanfront.compression.training.distillation import VALUES, Comparison, kinds_of_answers
 from leanfront.compression.training.finetune import FineTune, Lesson, lesson
 from leanfront.search.gate.tensors import File, one_by_one
 from leanfront.search.task import Task
-
-_CONSTANTS = 5
-"""Most frequent classes that are tried as an answer to everything."""
 
 
 class AsFile(nn.Module):
@@ -102,23 +92,15 @@ class InTask:
             if module not in inner:
                 module.training = training and not isinstance(module, _BatchNorm)
 
-    def _heard(self) -> "_Heard":
-        return _Heard(self.inner)
-
-
-class _Heard:
-    """What a module puts out while it is listened to, call by call."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-
-    def __enter__(self) -> list[Any]:
+    @contextmanager
+    def _heard(self) -> Iterator[list[Any]]:
+        """What the network puts out while it is listened to, call by call."""
         told: list[Any] = []
-        self._handle = self._module.register_forward_hook(lambda _, __, output: told.append(_floats(output)))
-        return told
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
+        handle = self.inner.register_forward_hook(lambda _, __, output: told.append(_floats(output)))
+        try:
+            yield told
+        finally:
+            handle.remove()
 
 
 def model_around(task: Task) -> nn.Module | None:
@@ -137,32 +119,18 @@ def inputs_of_inner(task: Task, around: nn.Module | None, batch: Any) -> list[An
     return [batch] if around is None else list(calls_of_part(around, str(task.part), batch))
 
 
-def comparison_of(task: Task, answers: Any, targets: Any) -> Comparison:
-    """How answers are compared with the teacher's (``answers``, to ``targets``)."""
+def comparison_of(task: Task, batches: Sequence[tuple[Any, Any]]) -> Comparison:
+    """How answers are compared with the teacher's. ``batches``: of its answers, and of targets; an answer
+    that is of one kind in some and of another in others is a number."""
     if task.part is not None:
-        return Comparison((VALUES,) * len(tensors_in(answers)), task.distil)
-    return Comparison(kinds_of_answers(answers, targets), task.distil)
+        return Comparison((VALUES,) * len(tensors_in(batches[0][0])), task.distil)
+    each = zip(*(kinds_of_answers(answers, targets) for answers, targets in batches), strict=True)
+    return Comparison(tuple(kinds[0] if len(set(kinds)) == 1 else VALUES for kinds in each), task.distil)
 
 
-def constant_answers(kind: AnswerKind, like: Tensor, targets: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Answers that are the same for every example, in words and as one example's output, (1, ...): what a
-    network must be better than. ``like``: outputs of the network; ``targets``: of a whole split."""
-    like = like[:1].float()
-    if kind is CLASSES:
-        numbers = targets if targets.dim() < like.dim() else targets.argmax(dim=1)
-        values, counts = torch.unique(numbers, return_counts=True)
-        there = (values >= 0) & (values < like.shape[1])  # others are not counted
-        values, counts = values[there], counts[there]
-        for place in counts.argsort(descending=True)[:_CONSTANTS]:
-            answer = torch.zeros_like(like)
-            answer[:, int(values[place])] = 1.0
-            yield f"class {int(values[place])}", answer
-    elif kind is LOGITS:
-        yield "yes", torch.ones_like(like)
-        yield "no", -torch.ones_like(like)
-    elif targets.shape[1:] == like.shape[1:]:
-        yield "the mean", targets.float().mean(dim=0, keepdim=True)
-        yield "the median", targets.float().median(dim=0, keepdim=True).values
+def on(device: torch.device | str, values: Any) -> Any:
+    """Tensors in containers, on a device."""
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), values)
 
 
 def _floats(outputs: Any) -> Any:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from leanfront.compression.capture.program import tensors_in
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.export.template import template
@@ -31,7 +32,7 @@ from leanfront.compression.training.batch_norms import (
     set_statistics,
     statistics,
 )
-from leanfront.compression.training.distillation import CLASSES, Comparison, Divergence, tensors_in
+from leanfront.compression.training.distillation import Comparison, Divergence
 from leanfront.compression.training.finetune import Batch, Diverged, FineTune, fine_tune
 from leanfront.compression.training.weight_inheritance import inherit
 from leanfront.hw_profiles import load_profile
@@ -45,9 +46,9 @@ from leanfront.search.trial.in_task import (
     InTask,
     answer_spec,
     comparison_of,
-    constant_answers,
     inputs_of_inner,
     model_around,
+    on,
 )
 
 T = TypeVar("T")
@@ -139,7 +140,7 @@ class Scorer:
                 outside its classes.
         """
         kinds = self.comparison.kinds
-        if kinds == (CLASSES,):
+        if len(kinds) == 1 and kinds[0].numbered:
             classes = self.task.classes or self._answer.shape[1]
             for split in ("train", "search", "test"):
                 check_labels(getattr(self.task, split), classes, split)
@@ -163,7 +164,7 @@ class Scorer:
         targets = [targets for _, targets, _ in self.search_batches]
         if not all(isinstance(each, Tensor) for each in targets):
             return best
-        for said, answer in constant_answers(kinds[0], self._answer, torch.cat(targets)):
+        for said, answer in kinds[0].constants(self._answer.float().cpu(), torch.cat(targets).cpu()):
             scores = [self._score_of_all(answer, each) for each in targets]
             best = max(best, (float(torch.cat(scores).mean()), said))
         return best
@@ -176,8 +177,8 @@ class Scorer:
     @cached_property
     def comparison(self) -> Comparison:
         """How answers are compared with the teacher's."""
-        _, targets, answers = next(iter(self.search_batches))
-        return comparison_of(self.task, answers, targets)
+        first = itertools.islice(self.search_batches, -(-UNTRAINED_IMAGES // SCORING_BATCH))
+        return comparison_of(self.task, [(answers, targets) for _, targets, answers in first])
 
     @property
     def _answer(self) -> Tensor:
@@ -359,7 +360,7 @@ class Scorer:
         def images() -> Iterator[tuple[Any, Any]]:
             for part in parts:
                 inputs, targets = self.search.batch(part, None)
-                yield _laid_out(inputs, self.device), _on(targets, self.device)
+                yield _laid_out(inputs, self.device), on(self.device, targets)
 
         @torch.no_grad()
         def outputs() -> Iterator[Any]:
@@ -454,7 +455,7 @@ class Scorer:
             inputs = _laid_out(inputs, self.device)
             with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16):
                 _, teacher = self.teacher.both(inputs)
-            yield inputs, _on(targets, self.device), teacher
+            yield inputs, on(self.device, targets), teacher
 
 
 class CandidateTraining:
@@ -591,10 +592,6 @@ def _laid_out(inputs: Any, device: torch.device) -> Any:
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
     return pytree.tree_map_only(Tensor, laid, inputs)
-
-
-def _on(targets: Any, device: torch.device) -> Any:
-    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), targets)
 
 
 def _placed(module: nn.Module, device: torch.device) -> nn.Module:

@@ -109,7 +109,7 @@ def _read(path: Path) -> Sensitivities | None:
 
 def _key(scorer: "Scorer", space: Space) -> str:
     """Hash of whatever the sensitivities depend on."""
-    from leanfront.compression.training.distillation import tensors_in
+    from leanfront.compression.capture.program import tensors_in
     from leanfront.search.trial.scorer import SCORING_BATCH
 
     digest = hashlib.sha256(

@@ -16,6 +16,7 @@ from leanfront.compression.export.walk import exported
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import compress
 from leanfront.compression.techniques.quantize import calibrate
+from leanfront.compression.training.distillation import Comparison
 from leanfront.latency_models.benchmark.timing import session
 from leanfront.search.pick.card import card
 from leanfront.search.pick.verify import kernel_report, verification
@@ -91,7 +92,8 @@ def test_what_cannot_be_run_here_is_said_and_not_checked() -> None:
         labels = model(x).argmax(1).numpy()
     data = ArrayData(x.numpy(), labels, (0.0,) * 3, (1.0,) * 3)
     task = Task(model, torch.zeros(1, 3, 8, 8), data, data, data)
-    found = held_once(None, model, trace(model, task.example_input), task, data, threads=1, steps={})
+    traced = trace(model, task.example_input)
+    found = held_once(None, model, traced, task, data, threads=1, steps={}, comparison=Comparison())
     assert (found.accuracy, found.torch_accuracy, found.agreement) == (1.0, 1.0, None)
     network = trace(model, task.example_input).network
     policy = Policy.uniform(network, LayerPolicy())

@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, fx, nn
 
-from leanfront.compression.capture.program import Arguments, evaluating
+from leanfront.compression.capture.program import Arguments, evaluating, tensors_in
 from leanfront.search.gate.tensors import (
     File,
     answers,
@@ -23,7 +23,6 @@ from leanfront.search.gate.tensors import (
     one_by_one,
     read_by,
     share_of_range,
-    tensors,
     together,
     tolerance,
     width,
@@ -163,5 +162,5 @@ def test_a_file_is_fed_in_the_order_of_the_tensors_and_may_not_read_all():
 
 def test_tensors_of_containers_in_their_order():
     a, b = torch.zeros(1), torch.ones(1)
-    found = tensors({"b": (a, None), "a": [b, 3]})
+    found = tensors_in({"b": (a, None), "a": [b, 3]})
     assert [float(x) for x in found] == [0.0, 1.0]

@@ -12,6 +12,7 @@ from leanfront.compression.export.walk import exported
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import compress
 from leanfront.compression.techniques.quantize import calibrate
+from leanfront.compression.training.distillation import Comparison
 from leanfront.search.pick.card import card
 from leanfront.search.pick.verify import TestResult as Result
 from leanfront.search.pick.verify import (
@@ -162,7 +163,7 @@ def test_the_test_split_is_read_once_by_all(
             reads.extend(indices.tolist())
             return task.test.batch(indices, None)  # type: ignore[union-attr]
 
-    found = test_once(content, module, teacher, task, Counted(), threads=1, steps={})
+    found = test_once(content, module, teacher, task, Counted(), threads=1, steps={}, comparison=Comparison())
     assert reads == list(range(300))
     assert (found.n, found.baseline_accuracy) == (300, 1.0)
     x = torch.from_numpy(np.asarray(task.test.images))  # type: ignore[union-attr]
@@ -184,7 +185,7 @@ def test_the_wrong_file_is_noticed(network: tuple[Task, nn.Module, Traced, bytes
     with torch.no_grad():
         shifted.weight.copy_(torch.eye(4).roll(1, 0))
     wrong = nn.Sequential(module, shifted).eval()
-    found = test_once(content, wrong, teacher, task, task.test, threads=1, steps={})
+    found = test_once(content, wrong, teacher, task, task.test, threads=1, steps={}, comparison=Comparison())
     assert found.agreement < 0.1
     assert found.largest_steps >= found.steps > 10
     assert len(held(test=found).failures) == 3

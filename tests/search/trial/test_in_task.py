@@ -1,4 +1,4 @@
-"""A network in its task: what it is called with, and answers that are the same for every example."""
+"""A network in its task: what it is called with, and what its answers are taken for."""
 
 from pathlib import Path
 
@@ -6,26 +6,11 @@ import torch
 from torch import Tensor, nn
 
 import leanfront as lf
-from leanfront.compression.training.distillation import CLASSES, LOGITS, VALUES
+from leanfront.compression.training.distillation import LOGITS, VALUES
 from leanfront.networks import file_of
 from leanfront.search.gate.prove import prove
-from leanfront.search.trial.in_task import AsFile, answer_spec, constant_answers
-
-
-def test_the_most_frequent_class_comes_first_and_what_is_not_counted_is_none() -> None:
-    targets = torch.tensor([[2, 2, 255], [2, 1, -100]])  # pixels; 255 and -100 are left out of a loss
-    found = list(constant_answers(CLASSES, torch.zeros(2, 3, 3), targets))
-    assert [said for said, _ in found] == ["class 2", "class 1"]
-    assert found[0][1].argmax(1).tolist() == [[2, 2, 2]]
-
-
-def test_yes_no_and_the_middle_of_numbers() -> None:
-    assert [said for said, _ in constant_answers(LOGITS, torch.zeros(4), torch.zeros(4))] == ["yes", "no"]
-    targets = torch.tensor([[0.0, 1.0], [0.0, 2.0], [9.0, 3.0]])
-    middle = dict(constant_answers(VALUES, torch.zeros(3, 2), targets))
-    assert middle["the mean"].tolist() == [[3.0, 2.0]]
-    assert middle["the median"].tolist() == [[0.0, 2.0]]
-    assert not list(constant_answers(VALUES, torch.zeros(3, 2), torch.zeros(3, 5)))
+from leanfront.search.trial.in_task import AsFile, answer_spec, comparison_of
+from tests.search.trial.test_score import small_task
 
 
 class Difference(nn.Module):
@@ -49,3 +34,12 @@ def test_keywords_come_in_any_order(tmp_path: Path) -> None:
     eight = lf.compress(captured, lf.uniform(captured, 0.0, 8, 8), calibration=[turned])
     lf.export(eight, tmp_path / "model.onnx")  # holds it against the network on these inputs
     assert prove(model, captured, {"x": x[:1], "y": y[:1]}, [turned]).passed
+
+
+def test_what_is_one_kind_here_and_another_there_is_a_number() -> None:
+    """Counts that are 0 and 1 in one batch are not yes and no."""
+    task = small_task()
+    answers = torch.zeros(4)
+    few, many = torch.tensor([0.0, 1.0, 0.0, 0.0]), torch.tensor([0.0, 7.0, 1.0, 0.0])
+    assert comparison_of(task, [(answers, few)]).kinds == (LOGITS,)
+    assert comparison_of(task, [(answers, few), (answers, many)]).kinds == (VALUES,)
