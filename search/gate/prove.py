@@ -3,16 +3,13 @@ user's module, files against networks, cut networks against the uncut one with c
 
 import hashlib
 import io
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
-from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +17,6 @@ import onnxruntime
 import torch
 from torch import Tensor, fx, nn
 
-import leanfront
 from leanfront.compression.capture.program import Arguments
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.measured_sizes import measured
@@ -28,8 +24,7 @@ from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.compression.techniques.built_in import left_out
 from leanfront.compression.techniques.compress import Compressed
-from leanfront.latency_models.files import replace_file
-from leanfront.latency_models.kernel_table.table import cache_folder
+from leanfront.latency_models.remembered import remembered, source_digest
 from leanfront.networks import Captured, CompressedNetwork, compress, file_of
 from leanfront.search.gate.files import held
 from leanfront.search.gate.kernels import kernel_report
@@ -115,21 +110,16 @@ def prove(
         seed: of the policies, and of the random inputs. log: hears when it is not remembered, and takes a
         while.
     """
-    path = cache_folder() / "proofs" / f"{_key(model, captured, example_inputs, seed)}.json"
-    if (kept := _read(path)) is not None:
-        return kept
-    log("proving what is made of the network, once: captured, cut, written and run in onnxruntime")
-    started = time.monotonic()
-    gate = _Gate(model, captured, Arguments.of(example_inputs), batches, seed)
-    with redirect_stderr(io.StringIO()):  # torch.fx prints what it raises, too
-        checks = tuple(gate.checks())
-    proof = Proof(checks, round(time.monotonic() - started, 2))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(asdict(proof)) + "\n")
-    except OSError:
-        pass  # without a cache it is proved again
-    return proof
+
+    def made() -> Proof:
+        log("proving what is made of the network, once: captured, cut, written and run in onnxruntime")
+        started = time.monotonic()
+        gate = _Gate(model, captured, Arguments.of(example_inputs), batches, seed)
+        with redirect_stderr(io.StringIO()):  # torch.fx prints what it raises, too
+            checks = tuple(gate.checks())
+        return Proof(checks, round(time.monotonic() - started, 2))
+
+    return remembered("proofs", _key(model, captured, example_inputs, seed), made, asdict, _read)
 
 
 def prove_task(model: nn.Module, traced: Traced, batches: Iterable[Any], log: Callable[[str], None]) -> Proof:
@@ -303,24 +293,11 @@ def _constants(module: nn.Module) -> dict[str, Any]:
     return {address: attrgetter(address)(module) for address in addresses}
 
 
-@cache
 def _versions() -> str:
     """Of leanfront its source: what is proved is what this code does."""
-    digest = hashlib.blake2b(digest_size=16)
-    root = Path(leanfront.__file__).parent
-    for room in ("compression", "search/gate"):
-        for path in sorted((root / room).rglob("*.py")):
-            digest.update(path.read_bytes())
-    try:
-        release = version("leanfront")
-    except PackageNotFoundError:
-        release = "source"
-    return f"{release} {digest.hexdigest()} torch {torch.__version__} onnxruntime {onnxruntime.__version__}"
+    source = source_digest("compression", "search/gate")
+    return f"{source} torch {torch.__version__} onnxruntime {onnxruntime.__version__}"
 
 
-def _read(path: Path) -> Proof | None:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        return Proof(tuple(Check(**check) for check in raw["checks"]), raw["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _read(raw: dict[str, Any]) -> Proof:
+    return Proof(tuple(Check(**check) for check in raw["checks"]), raw["seconds"])

@@ -4,12 +4,11 @@ import csv
 import hashlib
 import io
 import itertools
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leanfront.compression.policy.space import Space
 from leanfront.latency_models.files import replace_file
@@ -47,15 +46,10 @@ class Sensitivities:
 def measure(scorer: "Scorer", space: Space, log: Log) -> Sensitivities:
     """The sensitivities, measured now or taken from the cache, where they lie under a hash of the network,
     the images and the space."""
-    from leanfront.latency_models.kernel_table.table import cache_folder
+    from leanfront.latency_models.remembered import remembered
 
-    path = cache_folder() / "sensitivities" / f"{_key(scorer, space)}.json"
-    if (kept := _read(path)) is not None:
-        return kept
-    found = _measured(scorer, space, log)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps(asdict(found)) + "\n")
-    return found
+    key = _key(scorer, space)
+    return remembered("sensitivities", key, lambda: _measured(scorer, space, log), asdict, _read)
 
 
 def write_csv(path: Path, space: Space, found: Sensitivities) -> None:
@@ -97,14 +91,10 @@ def _measured(scorer: "Scorer", space: Space, log: Log) -> Sensitivities:
     )
 
 
-def _read(path: Path) -> Sensitivities | None:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("divergence", "accuracy"):
-            raw[name] = {decision: tuple(values) for decision, values in raw[name].items()}
-        return Sensitivities(**raw)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _read(raw: dict[str, Any]) -> Sensitivities:
+    for name in ("divergence", "accuracy"):
+        raw[name] = {decision: tuple(values) for decision, values in raw[name].items()}
+    return Sensitivities(**raw)
 
 
 def _key(scorer: "Scorer", space: Space) -> str:
