@@ -75,7 +75,8 @@ def trace(model: nn.Module, example_inputs: Any) -> Traced:
     with torch.no_grad():
         reader.read_with(*example.tensors)
     if not reader.layers:
-        why = "; ".join(dict.fromkeys([*form.notes, *reader.notes]))
+        notes = list(dict.fromkeys([*form.notes, *reader.notes]))
+        why = "; ".join(notes[:2]) + (f"; and {len(notes) - 2} more" if len(notes) > 2 else "")
         raise TraceError(
             "the model has no convolution and no linear layer of its own that can be compressed"
             + (f": {why}" if why else "")
@@ -220,7 +221,9 @@ class _Reader(fx.Interpreter):
         if op in _KEPT and weights:
             name = str(weights[0].target).rpartition(".")[0] or str(weights[0].target)
             if not any(note.startswith(f"{name} is kept") for note in self.notes):
-                self.notes.append(f"{name} is kept as it is: {_KEPT[op]}")
+                several = any(len(weight.users) > 1 for weight in weights)
+                why = "its weights are used several times" if several else _KEPT[op]
+                self.notes.append(f"{name} is kept as it is: {why}")
 
     def _one_of_several(self, node: fx.Node, parent: fx.Node, shape: Shape) -> None:
         """One of the tensors that an operation puts out together: the first that is read stands for it."""
@@ -326,7 +329,7 @@ class _Reader(fx.Interpreter):
 _KEPT: Mapping[str, str] = {
     "recurrent": "recurrent layers are not compressed, but counted and priced",
     "embedding": "a table that is looked up is not compressed, but counted and priced",
-    "convolution": "its weights are used several times, or it is a transposed convolution in groups",
+    "convolution": "its weights are computed on the way, or it is a transposed convolution in groups",
 }
 """Operations with weights that are no layers, and what is said of them."""
 
