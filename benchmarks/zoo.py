@@ -134,7 +134,7 @@ def masked_difference(captured: Any, cut: Any, policy: Any, given: Any) -> Itera
     if all(not layer.sparsity for layer in policy.values()):
         yield {"cut": None, "cut_said": "nothing can be cut"}
         return
-    found = masked(captured.module, cut.module, cut.kept, given)
+    found = masked(captured.module, cut.module, cut.kept, given, held=cut.kept_parameters)
     apart = share_of_range(found.outputs, answers(cut.module, given))
     if apart > LIMIT and found.spread is not None:
         yield {"cut": None, "cut_said": f"channels are mixed in front of {found.spread}", "cut_apart": apart}

@@ -114,10 +114,24 @@ class CompressedNetwork:
         assert captured.whole is not None
         return with_part(captured.whole, captured.part, self.module)
 
-    @cached_property
+    @property
     def kept(self) -> Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]:
         """Layer -> (inputs, outputs): indices of the uncut layer's channels that stay, ascending. Layers of
         branches that were left out are not in it."""
+        return self._kept[0]
+
+    @property
+    def kept_parameters(self) -> Mapping[str, tuple[int, tuple[int, ...]]]:
+        """Address of a parameter or buffer that is no layer's (a table, a token) -> the dimension of its
+        channels, and the indices along it that stay."""
+        return self._kept[1]
+
+    @cached_property
+    def _kept(
+        self,
+    ) -> tuple[
+        Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]], Mapping[str, tuple[int, tuple[int, ...]]]
+    ]:
         whole = self.captured.traced
         shallower = left_out(whole, self.policy.left_out(whole.network))
         return kept_channels(shallower, self.policy.cut(whole.network, self.multiple))

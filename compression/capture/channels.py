@@ -26,7 +26,8 @@ STAYS = 0
 """The number of everything that cannot be cut."""
 
 LARGEST_PARAMETER = 2**22
-"""Values of a parameter of the model's own above which its channels stay."""
+"""Values of a parameter of the model's own above which its channels lie along one dimension (a table that is
+looked up), or stay."""
 
 
 class Numbers:
@@ -144,7 +145,12 @@ class Follower:
     def parameter(self, shape: Shape) -> Flow:
         """A parameter or buffer of the model's own."""
         if not shape or math.prod(shape) > LARGEST_PARAMETER:
-            return self.stayed(shape, parameter_axis(shape))
+            axis = parameter_axis(shape)
+            return (
+                Flow(shape, axis, self.numbers.new(shape[axis]))
+                if len(shape) == 2
+                else self.stayed(shape, axis)
+            )
         return Flow(shape, parameter_axis(shape), self.numbers.new(shape), wild=True)
 
     def opaque(self, inputs: Sequence[Flow], shape: Shape) -> Flow:
@@ -445,6 +451,14 @@ def _called(node: fx.Node, bound: Bound, numbers: Tensor) -> Tensor | None:
     return moved if isinstance(moved, Tensor) else None
 
 
+def _looked_up(self: Follower, node: fx.Node, bound: Bound, flows: Flows, shape: Shape) -> Flow | None:
+    """Rows of a table (tokens, positions): the channels are its columns."""
+    table = flows.get(node.args[0])  # type: ignore[arg-type]
+    if table is None or len(table.shape) != 2 or shape[-1:] != table.shape[1:]:
+        return None
+    return Flow(shape, len(shape) - 1, self.along(table, 1).numbers)
+
+
 def _concatenated(self: Follower, node: fx.Node, bound: Bound, flows: Flows, shape: Shape) -> Flow | None:
     given = [source for source in node.args[0] if isinstance(source, fx.Node)]  # type: ignore[union-attr]
     if len(given) != len(node.args[0]) or any(source not in flows for source in given):  # type: ignore[arg-type]
@@ -546,6 +560,7 @@ _RULES: Mapping[str, Rule] = {
     "joined": _concatenated,
     "padded": _padded,
     "contracted": _contracted,
+    "looked up": _looked_up,
 }
 """What a row says of channels -> the rule."""
 

@@ -220,10 +220,10 @@ class _Reader(fx.Interpreter):
         weights = [s for s in node.all_input_nodes if s.op == "get_attr" and len(self.flows[s].shape) > 1]
         if op in _KEPT and weights:
             name = str(weights[0].target).rpartition(".")[0] or str(weights[0].target)
-            if not any(note.startswith(f"{name} is kept") for note in self.notes):
-                several = any(len(weight.users) > 1 for weight in weights)
-                why = "its weights are used several times" if several else _KEPT[op]
-                self.notes.append(f"{name} is kept as it is: {why}")
+            several = operation(op).channels == "" and any(len(weight.users) > 1 for weight in weights)
+            why = "is kept as it is: its weights are used several times" if several else _KEPT[op]
+            if not any(note.startswith(f"{name} {why.split()[0]} ") for note in self.notes):
+                self.notes.append(f"{name} {why}")
 
     def _one_of_several(self, node: fx.Node, parent: fx.Node, shape: Shape) -> None:
         """One of the tensors that an operation puts out together: the first that is read stands for it."""
@@ -327,9 +327,10 @@ class _Reader(fx.Interpreter):
 
 
 _KEPT: Mapping[str, str] = {
-    "recurrent": "recurrent layers are not compressed, but counted and priced",
-    "embedding": "a table that is looked up is not compressed, but counted and priced",
-    "convolution": "its weights are computed on the way, or it is a transposed convolution in groups",
+    "recurrent": "is kept as it is: recurrent layers are not compressed, but counted and priced",
+    "embedding": "keeps its bits: a table that is looked up is cut with the channels that it meets alone",
+    "convolution": "is kept as it is: its weights are computed on the way, or it is a transposed convolution"
+    " in groups",
 }
 """Operations with weights that are no layers, and what is said of them."""
 

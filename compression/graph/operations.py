@@ -23,11 +23,13 @@ Fuses = Literal["", "layer", "arithmetic", "anything"]
 """Behind what a node becomes part of the kernel before it: nothing, layers without activation, layers and
 what ``takes_activation``, anything that is computed."""
 
-Channels = Literal["", "meet", "along", "reduced", "each", "moved", "joined", "padded", "contracted"]
+Channels = Literal[
+    "", "meet", "along", "reduced", "each", "moved", "joined", "padded", "contracted", "looked up"
+]
 """What happens to channels. "": they are mixed, or nobody knows: they stay. meet: value by value, with those
 of the other operands. along: each line of some dimensions alone. reduced: these dimensions go. each: every
 channel of an image alone. moved: values are moved and none computed. joined, padded, contracted:
-concatenation, padding, matrix products."""
+concatenation, padding, matrix products. looked up: the columns of a table."""
 
 Form = Literal[
     "", "given", "unary", "binary", "concat", "window", "global", "mean", "linear", "nearest", "moved", "norm"
@@ -181,7 +183,7 @@ _ROWS = (
         aten=_aten("scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu"),
     ),
     replace(
-        _PLAIN, name="embedding", file_bytes=25, aten=_aten("embedding"),
+        _PLAIN, name="embedding", channels="looked up", file_bytes=25, aten=_aten("embedding"),
         reads_held=False,
     ),
     # products

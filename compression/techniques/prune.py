@@ -43,17 +43,25 @@ def cut(traced: Traced, wanted: Network) -> Traced:
     return made
 
 
-def kept_channels(traced: Traced, wanted: Network) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Layer -> (inputs, outputs): which of the uncut layer's channels ``cut`` keeps, ascending. ``traced``:
-    already without the branches that are left out, for they have a say in what is cut."""
+Places = tuple[int, ...]
+
+
+def kept_channels(
+    traced: Traced, wanted: Network
+) -> tuple[dict[str, tuple[Places, Places]], dict[str, tuple[int, Places]]]:
+    """What ``cut`` keeps, ascending indices: layer -> (inputs, outputs), of its uncut channels; and address
+    of a parameter or buffer of the model's own -> (dimension, indices along it). ``traced``: already without
+    the branches that are left out, for they have a say in what is cut."""
     network = traced.network
     _, gone = _cut(traced, wanted)
 
-    def kept(name: str) -> tuple[int, ...]:
+    def kept(name: str) -> Places:
         return tuple(np.flatnonzero(_stays(traced.classes[name], gone)).tolist())
 
     nodes = [node for node in network.nodes if node.layer is not None]
-    return {str(node.layer): (kept(node.inputs[0]), kept(node.name)) for node in nodes}
+    layers = {str(node.layer): (kept(node.inputs[0]), kept(node.name)) for node in nodes}
+    held = [node for node in traced.module.graph.nodes if node.op == "get_attr" and node.name in traced.axes]
+    return layers, {str(node.target): (traced.axes[node.name], kept(node.name)) for node in held}
 
 
 def victims(traced: Traced, channels: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

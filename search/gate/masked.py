@@ -10,6 +10,7 @@ there cannot be told.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from leanfront.search.gate.tensors import read_by, width
 
 Kept = Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]]
 """Layer -> indices of the input and of the output channels that stay."""
+
+Held = Mapping[str, tuple[int, tuple[int, ...]]]
+"""Address of a parameter of the model's own -> the dimension of its channels, and which of them stay."""
 
 RMSNorm: type[nn.Module] = nn.RMSNorm
 SPANNING = (nn.LayerNorm, nn.GroupNorm, RMSNorm)
@@ -56,19 +60,21 @@ def masked(
     kept: Kept,
     given: Arguments,
     seen: Seen = lambda node, zeros, others: None,
+    held: Held = MappingProxyType({}),
 ) -> Masked:
     """Run a captured network as the cut one has to compute.
 
     Args:
         module: uncut, already without the branches that are left out. cut: the cut one, asked for the sizes
-            of its norms alone. kept: of each layer the channels that stay.
+            of its norms alone. kept, held: of each layer and each parameter of its own the channels that
+            stay.
     """
-    return _Run(module, cut, kept, seen).run(given)
+    return _Run(module, cut, kept, held, seen).run(given)
 
 
 class _Run:
-    def __init__(self, module: fx.GraphModule, cut: nn.Module, kept: Kept, seen: Seen) -> None:
-        self.module, self.cut, self.kept, self.seen = module, cut, kept, seen
+    def __init__(self, module: fx.GraphModule, cut: nn.Module, kept: Kept, held: Held, seen: Seen) -> None:
+        self.module, self.cut, self.kept, self.held, self.seen = module, cut, kept, held, seen
         self.noise = torch.Generator().manual_seed(0)
         self.found = Masked()
 
@@ -100,7 +106,10 @@ class _Run:
             return _Pair(value, value)
         if node.op == "get_attr":
             value = attrgetter(str(node.target))(self.module)
-            return _Pair(value, value)
+            axis, stays = self.held.get(str(node.target), (0, ()))
+            gone = str(node.target) in self.held and value.is_floating_point()
+            # its own values where zeros are: a norm right behind it tells by the others what to leave out
+            return _Pair(value, self._without(value, axis, stays).others if gone else value)
         read = self._both(values, (node.args, node.kwargs))
         if node.op == "call_module":
             part = self.module.get_submodule(str(node.target))

@@ -186,7 +186,7 @@ class _Gate:
         shallower = left_out(self.captured.traced, policy.left_out(self.captured.network))
         whole, cut = shallower.module, self._module(compressed.module)
         batch = together(self.examples[:BATCH])
-        found = masked(whole, cut, compressed.kept, batch)
+        found = masked(whole, cut, compressed.kept, batch, held=compressed.kept_parameters)
         largest = share_of_range(found.outputs, answers(cut, batch))
         if largest > self.far and found.spread is not None:
             node = next(node for node in whole.graph.nodes if node.name == found.spread)
@@ -198,7 +198,7 @@ class _Gate:
             return
         yield self._shares(
             what, "the cut network equals the uncut one with the removed channels at zero", largest,
-            lambda: first_in_cut(whole, cut, compressed.kept, batch),
+            lambda: first_in_cut(whole, cut, compressed.kept, batch, compressed.kept_parameters),
         )  # fmt: skip
 
     def _policy(self, name: str, policy: Policy, against: nn.Module | None = None) -> Iterator[Check]:

@@ -15,7 +15,7 @@ from leanfront.compression.graph import kernels
 from leanfront.compression.policy.precision import computes_in_integers
 from leanfront.compression.techniques.compress import Compressed
 from leanfront.compression.techniques.quantize import QUANTIZER, quantizers
-from leanfront.search.gate.masked import Kept, masked
+from leanfront.search.gate.masked import Held, Kept, masked
 from leanfront.search.gate.tensors import (
     FLOATS,
     File,
@@ -149,7 +149,7 @@ def _said_between(module: fx.GraphModule, node: fx.Node) -> str:
     return f": among {', '.join(named[:_MOST_NAMED])}{more}" if named else ""
 
 
-def first_in_cut(whole: fx.GraphModule, cut: fx.GraphModule, kept: Kept, given: Arguments) -> str:
+def first_in_cut(whole: fx.GraphModule, cut: fx.GraphModule, kept: Kept, given: Arguments, held: Held) -> str:
     """Where a cut network leaves the uncut one with the removed channels out."""
     ours = every_tensor(cut, given)
     found: list[str] = []
@@ -172,7 +172,7 @@ def first_in_cut(whole: fx.GraphModule, cut: fx.GraphModule, kept: Kept, given: 
         if expected is not None and share_of_range([expected], [theirs]) > FLOATS:
             found.append(said(whole, node))
 
-    masked(whole, cut, kept, given, seen)
+    masked(whole, cut, kept, given, seen, held)
     return _sentence(found)
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import leanfront as lf
+from leanfront.search.gate.prove import prove
 
 
 class Around(nn.Module):
@@ -144,3 +145,43 @@ def test_a_dropout_that_is_captured_is_no_note() -> None:
     captured = lf.capture(nn.Sequential(nn.Linear(4, 4), Halved(), nn.Linear(4, 2)).eval(), torch.randn(1, 4))
     assert any(isinstance(part, nn.Dropout) for part in captured.module.modules())
     assert not captured.notes
+
+
+class Words(nn.Module):
+    """Tokens and positions that begin a stream, normed at once (as in BERT) or in the branch (as in GPT)."""
+
+    def __init__(self, words: int, first: bool) -> None:
+        super().__init__()
+        self.word, self.place = nn.Embedding(words, 12, padding_idx=0), nn.Embedding(9, 12)
+        self.norm, self.a, self.b, self.out = (
+            nn.LayerNorm(12),
+            nn.Linear(12, 16),
+            nn.Linear(16, 12),
+            nn.Linear(12, 3),
+        )
+        self.first = nn.LayerNorm(12) if first else nn.Identity()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.first(self.word(ids) + self.place(torch.arange(ids.shape[1])))
+        x = x + self.b(self.a(self.norm(x)).relu())
+        return self.out(x.mean(1))
+
+
+# the values of a large table are not told apart
+@pytest.mark.parametrize(("words", "first"), [(20, False), (20, True), (400_000, True)])
+def test_columns_of_tables_are_cut_with_the_stream(words: int, first: bool) -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 20, (1, 9))
+    model = Words(words, first).eval()
+    captured = lf.capture(model, ids)
+    assert captured.groups == {"a": 16, "b": 12}
+    cut = lf.compress(captured, lf.uniform(captured, 0.5))
+    shapes = {name: tuple(value.shape) for name, value in cut.module.named_parameters()}
+    assert shapes["word.weight"] == (words, 6)
+    assert shapes["place.weight"] == (9, 6)
+    proof = prove(model, captured, ids)
+    assert proof.passed, proof.failures
+    if words < 100:
+        kept = cut.kept["a"][0]
+        assert cut.kept_parameters["word.weight"] == (1, kept)
+        assert torch.equal(cut.module.get_parameter("word.weight"), model.word.weight[:, list(kept)])

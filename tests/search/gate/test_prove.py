@@ -121,9 +121,10 @@ def test_the_wrong_channels_are_noticed(monkeypatch):
     """The cut takes out other channels than those it names."""
     from leanfront import networks
 
-    def first(*given: Any) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-        kept = normal(*given)
-        return {name: (tuple(range(len(a))), tuple(range(len(b)))) for name, (a, b) in kept.items()}
+    def first(*given: Any) -> Any:
+        kept, held = normal(*given)
+        layers = {name: (tuple(range(len(a))), tuple(range(len(b)))) for name, (a, b) in kept.items()}
+        return layers, held
 
     normal = networks.kept_channels
     monkeypatch.setattr(networks, "kept_channels", first)
