@@ -9,7 +9,8 @@ A batch norm after a layer stays in training: folding it multiplies each output 
 per-channel symmetric codes do not change under that, so the codes trained here are the codes exported.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,8 @@ def best_clip(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
 
 
 class WeightQuantizer(nn.Module):
-    """A parametrization: the weight as its integer codes show it. ``axis``: that of the output channels."""
+    """A parametrization: the weight as its integer codes show it. ``axis``: that of the output channels.
+    ``off``: as it is, for as long as that is wanted."""
 
     clip: Tensor
 
@@ -72,10 +74,13 @@ class WeightQuantizer(nn.Module):
         super().__init__()
         self.bits = bits
         self.axis = axis
+        self.off = False
         self.register_buffer("clip", best_clip(weight.detach(), bits, axis))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Same shape as the weight; the gradient passes through as it is."""
+        if self.off:
+            return weight
         with torch.no_grad():
             scales = channel_scales(weight, self.bits, self.clip, self.axis)
             codes = weight_codes(weight, scales, self.bits, self.axis)
@@ -101,11 +106,13 @@ class _RoundToGrid(torch.autograd.Function):
 class ActivationQuantizer(nn.Module):
     """Quantizes one tensor to unsigned integers. Observes its range while calibrating or training.
 
-    The range is a moving mean of the batches' extremes, always holding 0, so that 0 is exact.
+    The range is a moving mean of the batches' extremes, always holding 0, so that 0 is exact; the grid covers
+    the shares of both ends that ``clip`` says. ``off``: the identity, for as long as that is wanted.
     """
 
     low: Tensor
     high: Tensor
+    clip: Tensor
     batches: Tensor
 
     MOMENTUM = 0.02
@@ -114,12 +121,16 @@ class ActivationQuantizer(nn.Module):
         super().__init__()
         self.bits = bits
         self.calibrating = False
+        self.off = False
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.zeros(()))
+        self.register_buffer("clip", torch.ones(2))
         self.register_buffer("batches", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape; the identity while calibrating, and where no range is known."""
+        if self.off:
+            return x
         if self.calibrating or self.training:
             self._observe(x)
         if self.calibrating or not self.batches or bool(torch.isnan(self.high - self.low)):
@@ -131,7 +142,8 @@ class ActivationQuantizer(nn.Module):
 
     def grid(self) -> ActivationGrid:
         """The grid of the range seen so far; 0 .. 1 where only zeros were seen."""
-        low, high = float(self.low), float(self.high)
+        below, above = self.clip.tolist()
+        low, high = below * float(self.low), above * float(self.high)
         if low == high:
             high = 1.0
         levels = 2**self.bits - 1
@@ -141,6 +153,10 @@ class ActivationQuantizer(nn.Module):
             # the highest level may not lie above the range: onnxruntime keeps the Clip of a ReLU6 then
             scale = np.nextafter(scale, np.float32(0.0))
         return ActivationGrid(float(scale), round(-low / float(scale)), self.bits)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        state.setdefault(f"{prefix}clip", torch.ones(2))  # weights that were kept before there were shares
+        super()._load_from_state_dict(state, prefix, *rest)
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
@@ -208,6 +224,23 @@ def quantizers(module: nn.Module) -> Mapping[str, ActivationQuantizer]:
     }
 
 
+@contextmanager
+def unquantized(module: nn.Module, weights: bool = False) -> Iterator[None]:
+    """A module in evaluation mode whose tensors are not rounded; with ``weights`` its layers' neither."""
+    was_training = module.training
+    module.eval()
+    kinds = (ActivationQuantizer, WeightQuantizer) if weights else ActivationQuantizer
+    found = [part for part in module.modules() if isinstance(part, kinds)]
+    for part in found:
+        part.off = True
+    try:
+        yield
+    finally:
+        for part in found:
+            part.off = False
+        module.train(was_training)
+
+
 @torch.no_grad()
 def calibrate(module: nn.Module, batches: Sequence[Any]) -> None:
     """Find the ranges of all activation quantizers on ``batches`` of inputs, as the module takes them, from
@@ -224,6 +257,7 @@ def calibrate(module: nn.Module, batches: Sequence[Any]) -> None:
         quantizer.calibrating = True
         quantizer.low.zero_()
         quantizer.high.zero_()
+        quantizer.clip.fill_(1.0)
         quantizer.batches.zero_()
     for batch in batches:
         called(module, batch)

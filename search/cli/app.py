@@ -211,8 +211,10 @@ def front(run: RunArgument, format_: FormatOption = Format.TABLE) -> None:
     def people() -> None:
         if rows := front_table(folder):
             print_table(rows)
-        if len(rows) < 2:
+        if not front_of(folder):
             print("no trial is complete yet")
+        if free := folder.environment().get("free"):
+            print(f"{' and '.join(entry['name'] for entry in free)}: what you get without a search")
         if rows and (estimates := folder.environment().get("estimates")):
             print(estimates)
 

@@ -161,7 +161,7 @@ def _search_said(run: RunFolder, row: TrialRow, score: Score) -> dict[str, Any]:
         "accuracy": score.accuracy,
         "accuracy_ci": list(score.accuracy_ci),
         "short_accuracy": row.accuracy,
-        "batch_norms": score.norms,
+        **score.settled,
         "latency_ms": row.latency_ms,
         "energy_mj": row.energy_mj,
         "estimates": run.environment().get("estimates") or "",

@@ -62,6 +62,12 @@ class RunData:
         baseline: Mapping[str, Any] = self.environment.get("baseline") or {}
         return baseline
 
+    @property
+    def free(self) -> Sequence[Mapping[str, Any]]:
+        """The same of what is had without a search, each with its name."""
+        free: Sequence[Mapping[str, Any]] = self.environment.get("free") or ()
+        return free
+
 
 def read_run(run: Path) -> RunData:
     """Read a run folder; it may have been moved, have no trial yet, or be at work.

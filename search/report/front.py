@@ -152,7 +152,24 @@ def _front_traces(data: RunData, cost: str) -> list[Any]:
         low, high = data.baseline.get("accuracy_ci") or (math.nan, math.nan)
         baseline.x, baseline.y = [data.baseline[cost]], 100 * accuracy
         baseline.error_y = {**_interval(accuracy, pd.Series([low]), pd.Series([high])), "color": PINK}
+        _add_free(data, cost, baseline)
     return [trials, line, members, baseline]
+
+
+def _add_free(data: RunData, cost: str, baseline: go.Scatter) -> None:
+    """What is had without a search, beside the baseline's point."""
+    there = [entry for entry in data.free if entry.get(cost)]
+    if not there:
+        return
+    shown = [{**data.baseline, "name": "baseline"}, *there]
+    accuracy = pd.Series([float(entry["accuracy"]) for entry in shown])
+    ends = [entry.get("accuracy_ci") or (math.nan, math.nan) for entry in shown]
+    low, high = (pd.Series([float(end[place]) for end in ends]) for place in (0, 1))
+    baseline.x, baseline.y = [entry[cost] for entry in shown], 100 * accuracy
+    baseline.error_y = {**_interval(accuracy, low, high), "color": PINK}
+    baseline.customdata = ["baseline", *(f"{entry['name']}, without a search" for entry in there)]
+    baseline.hovertemplate = baseline.hovertemplate.replace("baseline<br>", "%{customdata}<br>")
+    baseline.marker.symbol = ["diamond", *("diamond-open" for _ in there)]
 
 
 def _member_texts(data: RunData, front: pd.DataFrame) -> list[str]:

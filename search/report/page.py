@@ -81,6 +81,7 @@ def report_html(data: "RunData") -> str:
         warnings=validation.warnings(data),
         validation=validation.figures(data),
         compared=validation.table(data),
+        free=bool(data.free),
         exports=tables.exports(data),
         provenance=tables.provenance(data),
         config=text.without_credentials(data.config),

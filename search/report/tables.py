@@ -20,24 +20,39 @@ def front_table(data: RunData) -> dict[str, Any]:
     baseline = data.baseline
     costs = [cost for cost in data.costs if data.front[cost].notna().any()]
     rows = [_row(data, row, costs) for row in data.front.head(TABLE_ROWS).to_dict("records")]
-    low, high = baseline.get("accuracy_ci") or (None, None)
-    first = {
-        "trial": "baseline",
-        "weights_of": "",
-        "accuracy": percent(baseline.get("accuracy")),
-        "interval": _span(low, high),
-        "within": False,
-        "drop": "",
-        "costs": [(cost_text(baseline.get(cost), cost), "") for cost in costs],
-        "noise": [],
-    }
+    known = [("baseline", baseline)] if baseline.get("accuracy") is not None else []
+    known += [(f"{entry['name']}, without a search", entry) for entry in data.free]
+    first = [_reference(name, entry, baseline, costs) for name, entry in known]
     return {
         "costs": costs,
-        "rows": [first, *rows] if baseline.get("accuracy") is not None else rows,
+        "rows": [*first, *rows],
         "left_out": max(0, len(data.front) - TABLE_ROWS),
         "heirs": any(row["weights_of"] for row in rows),
         "energy_estimated": "energy_mj" in costs and data.environment.get("estimated") is not False,
         "estimates": data.environment.get("estimates") or "",
+    }
+
+
+def _reference(
+    name: str, entry: Mapping[str, Any], baseline: Mapping[str, Any], costs: list[str]
+) -> dict[str, Any]:
+    """A network that nobody searched for: the baseline, and what is free."""
+    own = entry is baseline
+    drop = None if own or not baseline else baseline["accuracy"] - entry["accuracy"]
+    priced = [(cost_text(entry.get(cost), cost), own or entry.get(cost) is None) for cost in costs]
+    return {
+        "trial": name,
+        "reference": True,
+        "weights_of": "",
+        "accuracy": percent(entry["accuracy"]),
+        "interval": _span(*(entry.get("accuracy_ci") or (None, None))),
+        "within": False,
+        "drop": "" if drop is None else points(drop),
+        "costs": [
+            (text, "" if alone else ratio(baseline.get(cost), entry[cost]))
+            for cost, (text, alone) in zip(costs, priced, strict=True)
+        ],
+        "noise": [],
     }
 
 
@@ -47,6 +62,7 @@ def _row(data: RunData, row: Mapping[Any, Any], costs: list[str]) -> dict[str, A
     known = row["accuracy_low"] == row["accuracy_low"] and row["accuracy_high"] == row["accuracy_high"]
     return {
         "trial": f"{row['trial']}",
+        "reference": False,
         "weights_of": "" if row["weights_of"] != row["weights_of"] else f"{row['weights_of']:.0f}",
         "accuracy": percent(row["accuracy"]),
         "interval": _span(row["accuracy_low"], row["accuracy_high"]) if known else "",
@@ -98,7 +114,7 @@ def details(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]
 
 def provenance(data: RunData) -> list[tuple[str, str]]:
     """What environment.json says besides the baseline, the layers and the validation, shown elsewhere."""
-    elsewhere = ("baseline", "layers", "latency_validation", "budget")
+    elsewhere = ("baseline", "free", "layers", "latency_validation", "budget")
     return details({key: value for key, value in data.environment.items() if key not in elsewhere})
 
 

@@ -106,7 +106,8 @@ def front_json(run: RunFolder) -> dict[str, Any]:
     """The front as the JSON object of `leanfront front --format json`: run, profile, baseline, front.
 
     A member that is more accurate than a cheaper one by noise alone names it: ``same_within_noise_as``.
-    With costs that rest on assumed numbers also ``estimates``, which says on which.
+    With costs that rest on assumed numbers also ``estimates``, which says on which; ``free`` has the
+    uncompressed network rounded after training, of each kind that the part runs.
     """
     environment = run.environment()
     estimates = environment.get("estimates")
@@ -122,6 +123,7 @@ def front_json(run: RunFolder) -> dict[str, Any]:
             for row in rows
         ],
         **({"estimates": estimates} if estimates else {}),
+        **({"free": free} if (free := environment.get("free")) else {}),
     }
 
 
@@ -138,8 +140,8 @@ def point(row: TrialRow) -> dict[str, Any]:
 
 
 def front_table(run: RunFolder) -> list[dict[str, str]]:
-    """The front as text, one dict of columns a row, the uncompressed network first. Energy is left out where
-    the table would be more than 80 wide with it and nobody searches for it."""
+    """The front as text, one dict of columns a row, first the uncompressed network and what is free. Energy
+    is left out where the table would be more than 80 wide with it and nobody searches for it."""
     answer = front_json(run)
     objectives = run.config().search.objectives
     costs = dict.fromkeys((*_SHOWN, *costs_among(objectives)))
@@ -147,12 +149,14 @@ def front_table(run: RunFolder) -> list[dict[str, str]]:
     layers = [layer for entry in answer["front"] for layer in entry["policy"].values()]
     others = sorted({name for layer in layers for name in layer.get("more", {})})
     entries = [("-", baseline)] if baseline else []
+    entries += [(entry["name"], entry) for entry in answer.get("free", ())]
     entries += [(str(entry["trial"]), entry) for entry in answer["front"]]
     rows = [_cells(name, entry, baseline, costs, others) for name, entry in entries]
     if any("same_within_noise_as" in entry for entry in answer["front"]):
         for row, entry in zip(reversed(rows), reversed(answer["front"]), strict=False):
             row["same as"] = str(entry.get("same_within_noise_as", ""))
-        rows[0].setdefault("same as", "")
+        for row in rows[: len(rows) - len(answer["front"])]:
+            row["same as"] = ""
     if not any(row["out"] for row in rows):
         rows = _without("out", rows)
     if rows and "energy_mj" not in objectives and _width(rows) > _TERMINAL:

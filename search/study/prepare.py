@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +23,7 @@ from leanfront.search.objectives import costs_among, costs_of, quantity, registe
 from leanfront.search.run.run_folder import RunFolder, now
 from leanfront.search.run.significance import save_scores
 from leanfront.search.samplers import sampler_named
+from leanfront.search.study.free import free_policies, scored_free
 from leanfront.search.trial.trial import Problem, Sampler, foretold
 
 if TYPE_CHECKING:
@@ -135,6 +136,13 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
     baseline |= prices_known
     if (pair := _pair(reference)) != (32, 32):
         baseline |= {"weight_bits": pair[0], "activation_bits": pair[1]}
+    policies = free_policies(loaded.space.network, loaded.profile)
+    free = environment.get("free") if known else None
+    free = scored_free(scorer, policies, written, log) if free is None else free
+    for entry in free:
+        policy = policies[entry["name"]]
+        cost = costs.as_built(loaded.space.network, policy)
+        entry |= costs_of(config.search.objectives, lambda: loaded.space.network, policy, cost)
     problem = Problem(
         space=loaded.space,
         cost_model=costs,
@@ -143,6 +151,7 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
         limits=config.limits,
         baseline_accuracy=baseline["accuracy"],
         baseline_costs={name: float(value) for name, value in prices_known.items()},
+        free={entry["policy_digest"]: entry["accuracy"] for entry in free},
         rungs=rungs,
         sampler=loaded.sampler,
     )
@@ -154,21 +163,27 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
     if run is not None:
         told |= loaded.sampler.before_search(problem, run, write, log)
     if written is not None:
-        shown = ", ".join(
-            f"{name.partition('_')[0]} {quantity(name, baseline[name])}"
-            for name in ("accuracy", "latency_ms", "size_bytes")
-        )
-        log(f"uncompressed: {shown}")
+        log(f"uncompressed: {_in_words(baseline)}")
+        for entry in free:
+            log(f"without a search, {entry['name']}: {_in_words(entry)}")
         written.update_environment(
             **_described(loaded, costs, cost, log),
             **told,
             baseline=baseline,
+            free=free,
             hashes=hashes,
             prices=prices,
             made=environment.get("made", now()),
             seconds_preparing=environment.get("seconds_preparing", round(time.monotonic() - started, 1)),
         )
     return problem
+
+
+def _in_words(entry: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name.partition('_')[0]} {quantity(name, entry[name])}"
+        for name in ("accuracy", "latency_ms", "size_bytes")
+    )
 
 
 def _scored_baseline(scorer: "Scorer", run: RunFolder | None, log: Log) -> dict[str, Any]:

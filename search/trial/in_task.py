@@ -1,6 +1,7 @@
 """A network the way its task uses it: alone, or in the place of a part of the task's model."""
 
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from leanfront.compression.capture.part import calls_of_part, with_part
 from leanfront.compression.capture.program import Arguments, called, evaluating, tensors_in
@@ -40,6 +42,35 @@ class AsFile(nn.Module):
         """Called as the network is, with a batch; its outputs, in their containers."""
         found = self._file.answers(one_by_one(Arguments(args, kwargs).like(self._example)))
         return pytree.tree_unflatten(found, self._spec)
+
+
+class InHalves(nn.Module):
+    """A network as an engine runs it in half precision, whose file holds floats all the same: its weights,
+    and what every operation puts out, are rounded to it; what is larger than it can hold is infinite."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """``module`` is copied."""
+        super().__init__()
+        self.module = copy.deepcopy(module)
+        with torch.no_grad():
+            for held in itertools.chain(self.module.parameters(), self.module.buffers()):
+                if held.is_floating_point():
+                    held.copy_(_half(held))
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Called as the network is."""
+        args, kwargs = pytree.tree_map_only(Tensor, _half, (args, kwargs))
+        with _Halves():  # type: ignore[no-untyped-call]
+            return self.module(*args, **kwargs)
+
+
+class _Halves(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return pytree.tree_map_only(Tensor, _half, func(*args, **(kwargs or {})))
+
+
+def _half(tensor: Tensor) -> Tensor:
+    return tensor.half().to(tensor.dtype) if tensor.is_floating_point() else tensor
 
 
 class InTask:

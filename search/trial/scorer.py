@@ -4,10 +4,10 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +22,7 @@ from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.export.template import template
 from leanfront.compression.export.walk import exported
 from leanfront.compression.policy import Policy
+from leanfront.compression.techniques import biases, ranges
 from leanfront.compression.techniques.compress import Compressed, compress
 from leanfront.compression.techniques.quantize import calibrate
 from leanfront.compression.training.batch_norms import (
@@ -43,6 +44,7 @@ from leanfront.search.run.significance import Scores, wilson_interval
 from leanfront.search.task import Task, TaskError, as_data, check_labels
 from leanfront.search.trial.in_task import (
     AsFile,
+    InHalves,
     InTask,
     answer_spec,
     comparison_of,
@@ -57,6 +59,9 @@ BATCHNORM_IMAGES = 1024
 PLAIN_IMAGES = 256
 HELD_BACK = 128
 """Training images that say which statistics of batch norms, and which ranges, are nearest to the teacher."""
+_NEARER = 0.95
+"""Divergence from the teacher, in shares of that of what is done by default, below which another way is
+better."""
 UNTRAINED_IMAGES = 1000
 """Search images that a network is scored on before any training: its divergence needs few."""
 KEPT_BYTES = 600_000_000
@@ -70,7 +75,8 @@ class Score:
 
     accuracy: mean of the task's score, 0..1, with its 95 % confidence interval; divergence: mean
     KL(teacher || network) of the class probabilities, in nats (see ``evaluate``); scores: of each example,
-    (N,), in an order that is the same for all networks; norms: what became of its batch norms.
+    (N,), in an order that is the same for all networks; settled: what its batch norms, ranges and biases
+    were given, in a word each.
     """
 
     accuracy: float
@@ -79,7 +85,7 @@ class Score:
     scores: Scores
     seconds_training: float
     seconds_scoring: float
-    norms: str = ""
+    settled: Mapping[str, str] = field(default_factory=dict)
 
 
 class TrialFailed(RuntimeError):
@@ -203,7 +209,7 @@ class Scorer:
         """The long fine-tune of a picked policy, from the weights of its trial where they were kept."""
         with training(self.note):
             started = time.perf_counter()
-            compressed, norms = self._prepared(policy, rough=False)
+            compressed, settled = self._prepared(policy, rough=False)
             if checkpoint is not None and checkpoint.exists():
                 load_weights(compressed.module, checkpoint)
             batch = self.config.finetune.batch
@@ -211,10 +217,22 @@ class Scorer:
             if steps > 0:
                 batches = self._batches(steps * batch, seed=self.config.search.seed + 1)
                 self.fine_tune(compressed, batches, steps, learning_rate)
-                norms = self.settle_norms(compressed, frozenset(norms_of(compressed.module)), trained=True)
+                norms = frozenset(norms_of(compressed.module))
+                settled |= {"batch_norms": self.settle_norms(compressed, norms, trained=True)}
             trained = time.perf_counter()
             score = self.scored(self.as_run(compressed), trained - started, trained)
-            return compressed, replace(score, norms=norms)
+            return compressed, replace(score, settled=settled)
+
+    def without_training(self, policy: Policy) -> Score:
+        """What a policy's network is worth as its file, rounded and calibrated, but not trained.
+
+        Raises:
+            TrialFailed: memory ran out.
+        """
+        started = time.perf_counter()
+        with training(self.note), explained():
+            compressed, settled = self._prepared(policy, rough=False)
+            return replace(self.scored(self.as_run(compressed), 0.0, started), settled=settled)
 
     def fine_tune(
         self, compressed: Compressed, batches: Iterable[Batch], steps: int, learning_rate: float
@@ -225,7 +243,10 @@ class Scorer:
         fine_tune(compressed.module, batches, steps, lesson, settings)
 
     def as_run(self, compressed: Compressed) -> InTask:
-        """The network to score: on a CPU what is exported of it, which runs there several times as fast."""
+        """The network to score: on a CPU what is exported of it, which runs there several times as fast. One
+        whose layers are all of half precision runs in it."""
+        if all(layer.activation_bits == 16 for layer in compressed.policy.there().values()):
+            return self.in_task(InHalves(fold(compressed).module))
         if self.device.type != "cpu":
             return self.in_task(fold(compressed).module)
         model = exported(template(self.traced), compressed).SerializeToString()
@@ -240,19 +261,44 @@ class Scorer:
         """Cut and quantized, batch norms and ranges estimated, not yet trained. ``rough``: in bfloat16."""
         return self._prepared(policy, rough)[0]
 
-    def _prepared(self, policy: Policy, rough: bool) -> tuple[Compressed, str]:
+    def _prepared(self, policy: Policy, rough: bool) -> tuple[Compressed, dict[str, str]]:
         compressed = compress(self.traced, policy, self.multiple)
         return compressed, self.estimate(compressed, rough)
 
-    def estimate(self, compressed: Compressed, rough: bool) -> str:
-        """Batch norms and ranges of a network that was just cut and quantized; what became of its batch
-        norms, as ``settle_norms`` says. ``rough``: in bfloat16."""
+    def estimate(self, compressed: Compressed, rough: bool) -> dict[str, str]:
+        """Batch norms, ranges and biases of a network that was just cut and quantized: of each, what comes
+        nearest to the teacher on images that were held back, and what that was. ``rough``: in bfloat16."""
         _placed(compressed.module, self.device)
         with self.rough(rough):
-            norms = self.settle_norms(compressed, changed_norms(self.traced, compressed))
+            settled = {"batch_norms": self.settle_norms(compressed, changed_norms(self.traced, compressed))}
             wanted = self.config.finetune.calibration_images
             calibrate(compressed.module, self._first(self.calibration_batches, wanted))
-        return norms
+            return settled | self._settle_rounding(compressed)
+
+    def _settle_rounding(self, compressed: Compressed) -> dict[str, str]:
+        """Ranges of tensors, and constants behind rounded weights; nothing where nothing is rounded."""
+        module, settled = compressed.module, {}
+        clips = ranges.candidates(module, self._first(self.calibration_batches, PLAIN_IMAGES))
+        if len(clips) > 1:
+            settled["ranges"] = self._nearest(module, clips, partial(ranges.set_clips, module))
+        corrected = biases.corrected(module, self._plain[0])
+        if corrected:
+            ways = {"kept": biases.constants(module, corrected), "corrected": corrected}
+            settled["biases"] = self._nearest(module, ways, partial(biases.set_constants, module))
+        return settled
+
+    def _nearest(self, module: nn.Module, candidates: Mapping[str, T], give: Callable[[T], None]) -> str:
+        """The name of the candidate, which the module is given, that comes nearest to the teacher on images
+        that were held back; the first unless another is nearer by more than chance."""
+        apart = {}
+        for name, candidate in candidates.items():
+            give(candidate)
+            apart[name] = self._held_back_divergence(module)
+        first = next(iter(candidates))
+        best = min(apart, key=lambda name: apart[name] if math.isfinite(apart[name]) else math.inf)
+        name = best if apart[best] < _NEARER * apart[first] or not math.isfinite(apart[first]) else first
+        give(candidates[name])
+        return name
 
     def rough(self, enabled: bool = True) -> torch.autocast:
         """Compute in bfloat16: three times as fast, and the uncompressed network's divergence from itself is

@@ -79,7 +79,7 @@ class Sampler:
 class Problem:
     """What is searched. ``baseline_accuracy``: of the uncompressed network on the search split; ``rungs``:
     images that a trial has trained on at the end of each rung, ascending; ``baseline_costs``: of the
-    uncompressed network."""
+    uncompressed network; ``free``: digest of a policy that needs no search -> its accuracy untrained."""
 
     space: Space
     cost_model: "CostModel"
@@ -90,6 +90,7 @@ class Problem:
     rungs: tuple[int, ...] = (0,)
     baseline_costs: Mapping[str, float] = field(default_factory=dict)
     sampler: Sampler = field(default_factory=Sampler)
+    free: Mapping[str, float] = field(default_factory=dict)
 
     def cost(self, policy: Policy) -> "Cost":
         """What a policy costs; raises what the cost model raises when it does not know."""
@@ -200,6 +201,10 @@ def scored(
                 break
             if rung < len(problem.rungs) - 1 and (reason := stays(rung, score)):
                 return "pruned", f"not promoted from rung {rung}: {reason}"
+        if score.accuracy < problem.free.get(policy.digest, -math.inf):  # training has made it worse
+            complete, candidate = UNTRAINED, problem.scorer.start(policy)
+            score = scores[images] = candidate.as_it_is()
+            values.update(_values(reached, [score]))
         keep(candidate, scores)
         return "complete", complete
 

@@ -89,13 +89,23 @@ def test_the_same_line_again_has_nothing_to_do(searched, folder, leanfront):
 def test_front_in_all_formats(searched, leanfront):
     code, out, _ = leanfront("front", searched)
     assert code == 0
+    out_of_table = out
     table, estimated, _ = out.partition("Latency and energy are estimated")
     assert estimated
     assert all(len(line) <= 80 for line in table.splitlines())
     assert "accuracy" in out
     code, out, _ = leanfront("front", searched, "--format", "json")
     answer = json.loads(out)
-    assert list(answer) == ["run", "profile", "baseline", "front", "estimates"]  # toy's numbers are assumed
+    assert list(answer) == [
+        "run",
+        "profile",
+        "baseline",
+        "front",
+        "estimates",
+        "free",
+    ]  # toy's numbers are assumed
+    assert [entry["name"] for entry in answer["free"]] == ["int8", "float16"]
+    assert "int8 and float16: what you get without a search" in out_of_table
     latencies = [point["latency_ms"] for point in answer["front"]]
     assert latencies == sorted(latencies)
     code, out, _ = leanfront("front", searched, "--format", "csv")

@@ -219,3 +219,19 @@ def test_the_volume_is_optunas(count):
 
     points = -np.random.default_rng(count).uniform(0.01, 1.0, (60, count))
     assert volume_below_zero(points) == pytest.approx(compute_hypervolume(points, np.zeros(count)))
+
+
+def test_what_is_free_stands_behind_the_baseline(run):
+    free = {
+        "name": "int8",
+        "weight_bits": 8,
+        "accuracy": 0.87,
+        "accuracy_ci": [0.85, 0.89],
+        "size_bytes": 1200,
+    }
+    run.update_environment(free=[{**free, "latency_ms": 1.5}])
+    assert front_json(run)["free"][0]["accuracy"] == 0.87
+    rows = front_table(run)
+    assert [row["trial"] for row in rows] == ["-", "int8", "0"]
+    assert (rows[1]["bits"], rows[1]["accuracy"], rows[1]["cut"]) == ("8", "0.8700", "0 %")
+    assert rows[1]["x"] == "0.75"

@@ -1,7 +1,9 @@
 """A network in its task: what it is called with, and what its answers are taken for."""
 
+import math
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ import leanfront as lf
 from leanfront.compression.training.distillation import LOGITS, VALUES
 from leanfront.networks import file_of
 from leanfront.search.gate.prove import prove
-from leanfront.search.trial.in_task import AsFile, answer_spec, comparison_of
+from leanfront.search.trial.in_task import AsFile, InHalves, answer_spec, comparison_of
 from tests.search.trial.test_score import small_task
 
 
@@ -43,3 +45,17 @@ def test_what_is_one_kind_here_and_another_there_is_a_number() -> None:
     few, many = torch.tensor([0.0, 1.0, 0.0, 0.0]), torch.tensor([0.0, 7.0, 1.0, 0.0])
     assert comparison_of(task, [(answers, few)]).kinds == (LOGITS,)
     assert comparison_of(task, [(answers, few), (answers, many)]).kinds == (VALUES,)
+
+
+def test_in_halves_everything_is_rounded_to_eleven_bits_and_what_is_too_large_is_infinite():
+    net = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    with torch.no_grad():
+        for place, weight in enumerate((1 + 2.0**-12, 3.0)):
+            net[place].weight.fill_(weight)
+            net[place].bias.zero_()
+    halves = InHalves(net)
+    with torch.no_grad():
+        # the weight is 1 then; 2049 lies between 2048 and 2050, and goes to the even one
+        assert halves(torch.tensor([[2049.0]])).item() == 3 * 2048
+        assert halves(torch.tensor([[30000.0]])).item() == math.inf
+        assert net(torch.tensor([[2048.0]])).item() == pytest.approx(3 * 2048.5)
