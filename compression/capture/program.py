@@ -17,6 +17,8 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ShapesCollection
 from torch.utils import _pytree as pytree
 
+from leanfront.compression.capture.functional import made_functional
+
 # torch's own, about the pytrees of graphs that are copied: nobody here can do anything about it
 warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
 
@@ -149,7 +151,10 @@ def program(model: nn.Module, example: Arguments) -> fx.GraphModule:
         if node.op == "call_function" and str(node.target) in DROPOUTS and node.args[1]:
             node.target, node.args = DROPOUT, node.args[:2]
     with _quiet():
-        graph = exported.run_decompositions({}).module(check_guards=False)
+        graph = exported.module(check_guards=False)
+        assert isinstance(graph, fx.GraphModule)
+        if not made_functional(graph):
+            graph = exported.run_decompositions({}).module(check_guards=False)
     assert isinstance(graph, fx.GraphModule)
     _check_batch(graph)
     plain = fx.GraphModule(graph, graph.graph, type(model).__name__)  # without checks of sizes before a call
