@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils import _pytree as pytree
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from leanfront.search.data import ArrayData as ArrayData
 from leanfront.search.data import Data as Data
@@ -41,7 +41,8 @@ class Task:
 
     model: any module that torch.export captures; example_input: what it takes, with a batch of one: a tensor,
     a tuple of arguments, or a dictionary of keywords; train: what it may learn from; search: what policies
-    are scored on, unseen in training; test: scored once, at the end; loss: (outputs, targets) -> scalar;
+    are scored on, unseen in training; test: scored once, at the end (all three are Data once the task is
+    made); loss: (outputs, targets) -> scalar;
     score: (outputs, targets) -> (N,), one number in 0..1 per example, higher is better, so that a confidence
     interval can be given; classes: how many, None for the width of the output.
 
@@ -57,9 +58,9 @@ class Task:
 
     model: nn.Module
     example_input: Any
-    train: Data | Dataset[Any]
-    search: Data | Dataset[Any]
-    test: Data | Dataset[Any]
+    train: Data | Dataset[Any] | DataLoader[Any]
+    search: Data | Dataset[Any] | DataLoader[Any]
+    test: Data | Dataset[Any] | DataLoader[Any]
     loss: Callable[[Any, Any], Tensor] = cross_entropy
     score: Callable[[Any, Any], Tensor] = top1
     classes: int | None = None
@@ -85,9 +86,10 @@ class Task:
         )
         for split in ("train", "search", "test"):
             try:
-                as_data(getattr(self, split))
+                data = as_data(getattr(self, split), self.example_input)
             except TaskError as problem:
                 raise TaskError(f"In the task's {split}: {problem}") from None
+            object.__setattr__(self, split, data)
         for name, arguments in _FUNCTIONS.items():
             given = getattr(self, name)
             require(
