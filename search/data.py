@@ -391,14 +391,13 @@ def batches_of(
     return (data.batch(part, generator) for part in parts)
 
 
-def check_labels(data: object, classes: int, split: str) -> None:
-    """Raises TaskError when an array of labels holds one outside 0 .. classes - 1.
-
-    Data that is not held in arrays is not read for this.
-    """
-    if not isinstance(data, ArrayData) or not len(data.labels):
+def check_classes(labels: Any, classes: int, split: str) -> None:
+    """Raises TaskError when labels (N,), an array or a tensor of class numbers, hold one outside 0 ..
+    classes - 1. Maps of labels may mark what belongs to no class: the loss knows."""
+    values = torch.as_tensor(labels) if isinstance(labels, (Tensor, np.ndarray)) else torch.empty(0)
+    if values.dim() != 1 or values.is_floating_point() or not values.numel():
         return
-    lowest, highest = int(data.labels.min()), int(data.labels.max())
+    lowest, highest = int(values.min()), int(values.max())
     require(
         lowest >= 0 and highest < classes,
         f"Labels are class numbers, 0 to {classes - 1} for this model, but the {split} data holds "

@@ -25,7 +25,6 @@ from leanfront.search.data import ArrayData as ArrayData
 from leanfront.search.data import Data as Data
 from leanfront.search.data import DatasetData as DatasetData
 from leanfront.search.data import as_data as as_data
-from leanfront.search.data import check_labels as check_labels
 from leanfront.search.data import require, shown
 from leanfront.search.readers.images import TaskError as TaskError
 

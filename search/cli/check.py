@@ -1,7 +1,9 @@
 """``leanfront check``: everything that a search would use, tried out before the night."""
 
+import tempfile
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from leanfront.latency_models.cost import unknown_sentence
@@ -28,8 +30,9 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
     checks = [asdict(check) for check in proof.checks]
     if not proof.passed:
         return {"passed": False, "checks": checks, "kept_as_they_are": list(loaded.traced.notes)}
-    problem = prepare(loaded, None, lambda text: None)
-    seconds = _seconds_per_trial(loaded)
+    with tempfile.TemporaryDirectory(prefix="leanfront-") as decoded:
+        problem = prepare(loaded, None, lambda text: None, decoded=Path(decoded))
+        seconds = _seconds_per_trial(loaded, Path(decoded))
     network, space = loaded.traced.network, loaded.space
     unknown = problem.cost_model.unknown(network)
     trials = None
@@ -115,7 +118,7 @@ def _print_space(answer: dict[str, Any]) -> None:
         print("trials             give --hours or --trials to say when it ends")
 
 
-def _seconds_per_trial(loaded: Loaded) -> float:
+def _seconds_per_trial(loaded: Loaded, decoded: Path) -> float:
     """Seconds of a trial: its fixed part, and a few batches scaled up to all; what they train is dropped."""
     from leanfront.search.trial.scorer import Scorer
 
@@ -126,7 +129,7 @@ def _seconds_per_trial(loaded: Loaded) -> float:
         finetune = options.model_copy(update={"images": images})
         config = loaded.config.model_copy(update={"finetune": finetune})
         rungs = loaded.sampler.rungs(config.rung_images)
-        scorer = Scorer(loaded.traced, loaded.task, config, rungs=rungs)
+        scorer = Scorer(loaded.traced, loaded.task, config, rungs=rungs, folder=decoded)
         last = len(rungs) - 1
         # the first is slower: it reads the images, the teacher looks at them
         scorer.start(policy).score(last)
