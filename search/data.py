@@ -51,7 +51,8 @@ class ArrayData:
     """Images held in one array, as the readers return them, with crop and flip for training.
 
     images: (N, C, H, W), either uint8 (scaled to 0..1 here) or floats (taken as scaled already), perhaps a
-    memory map; labels: (N,) integers; mean, std: one number per channel, applied after scaling; pad: pixels
+    memory map; labels: (N,) integers, class numbers, or floats (N,) or (N, k), what a regression or several
+    answers of yes and no learn; mean, std: one number per channel, applied after scaling; pad: pixels
     of zeros on each side before a random crop back to H x W; flip: mirror half of the images left to right.
     Pad and flip act only where batch() is given a generator. Raises TaskError when the parts do not fit
     together.
@@ -71,9 +72,14 @@ class ArrayData:
             "came; convert it",
         )
         require(
-            self.labels.shape == self.images.shape[:1] and self.labels.dtype.kind in "iu",
-            f"Labels are one integer per image, ({len(self.images)},), but {self.labels.dtype} "
-            f"{self.labels.shape} came; give class numbers from 0",
+            self.labels.shape[:1] == self.images.shape[:1]
+            and (
+                (self.labels.ndim == 1 and self.labels.dtype.kind in "iu")
+                or (self.labels.ndim <= 2 and self.labels.dtype.kind == "f")
+            ),
+            f"Labels are one integer per image, ({len(self.images)},), or floats ({len(self.images)},) or "
+            f"({len(self.images)}, k), but {self.labels.dtype} {self.labels.shape} came; give class numbers "
+            "from 0, or convert to floats",
         )
         channels = self.images.shape[1]
         require(
@@ -87,7 +93,7 @@ class ArrayData:
         return len(self.labels)
 
     def batch(self, indices: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """See Data.batch; the inputs are float32, the targets int64."""
+        """See Data.batch; the inputs are float32, the targets int64 or, of floats, float32."""
         rows = indices.numpy()
         pixels = np.asarray(self.images)[rows]
         if generator is not None and self.pad:
@@ -100,7 +106,8 @@ class ArrayData:
         std = torch.tensor(self.std).view(-1, 1, 1)
         mean = torch.tensor(self.mean).view(-1, 1, 1)
         inputs = (inputs.to(torch.float32) * (1 / (full_scale * std))).sub_(mean / std)
-        return inputs, torch.from_numpy(np.asarray(self.labels)[rows].astype(np.int64))
+        kind = np.float32 if self.labels.dtype.kind == "f" else np.int64
+        return inputs, torch.from_numpy(np.asarray(self.labels)[rows].astype(kind))
 
 
 def _random_crop(pixels: NDArray[Any], pad: int, generator: torch.Generator) -> NDArray[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +20,13 @@ class TaskError(ValueError):
 class Images:
     """Decoded images of one split, all of one size.
 
-    images: uint8 (N, C, H, W), perhaps a read-only memory map; labels: int64 (N,), an index into classes;
-    names: the file each image came from, or None where the format has no names; skipped: the corrupt files
-    that were left out on request.
+    images: uint8 (N, C, H, W), perhaps a read-only memory map; labels: int64 (N,), an index into classes, or
+    float32 (N,) or (N, k), numbers, and then classes is empty; names: the file each image came from, or None
+    where the format has no names; skipped: the corrupt files that were left out on request.
     """
 
     images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     classes: tuple[str, ...]
     names: tuple[str, ...] | None = None
     skipped: tuple[str, ...] = ()
@@ -42,8 +43,13 @@ class Images:
 def split_each_class(images: Images, count: int) -> tuple[Images, Images]:
     """Two halves: the first `count` images of each class in their stored order, and all the others.
 
-    Raises TaskError when a class has no image left for the second half.
+    Raises TaskError when a class has no image left for the second half, and where there are no classes.
     """
+    if not images.classes:
+        raise TaskError(
+            "A split by class needs classes, but these labels are numbers; split with take, or by a column "
+            "of a table"
+        )
     first = np.zeros(len(images), dtype=bool)
     for label, name in enumerate(images.classes):
         of_class = np.flatnonzero(images.labels == label)

@@ -105,9 +105,10 @@ def test_augmentation_is_drawn_per_image_from_the_generator() -> None:
             np.zeros((2, 1, 3, 4)),
             np.zeros(3, int),
             (0.0,),
-            r"one integer per image, \(2,\), but int64 \(3,\)",
+            r"one integer per image, \(2,\), .*but int64 \(3,\)",
         ),
-        (np.zeros((2, 1, 3, 4)), np.zeros(2), (0.0,), r"one integer per image.*float64"),
+        (np.zeros((2, 1, 3, 4)), np.zeros((2, 3), int), (0.0,), r"one integer per image.*int64 \(2, 3\)"),
+        (np.zeros((2, 1, 3, 4)), np.array(["a", "b"]), (0.0,), r"one integer per image.*<U1"),
         (np.zeros((2, 3, 3, 4)), np.zeros(2, int), (0.0,), r"one number per channel \(3\)"),
     ],
 )
