@@ -412,6 +412,24 @@ def check_classes(labels: Any, classes: int, split: str) -> None:
     )
 
 
+def far_from_normal(inputs: Any) -> str | None:
+    """A sentence where images (N, C, H, W) in a batch are not scaled and normalised as networks learn them:
+    by channel a mean beyond 3 or a standard deviation below 0.05, or values beyond 50; else None."""
+    for images in pytree.tree_leaves(inputs):
+        if not isinstance(images, Tensor) or images.dim() != 4 or not images.is_floating_point():
+            continue
+        channels = images.transpose(0, 1).flatten(1)
+        mean, std, most = channels.mean(1), channels.std(1, correction=0), float(channels.abs().max())
+        if most > 50 or float(mean.abs().max()) > 3 or float(std.min()) < 0.05:
+            means, stds = (", ".join(f"{value:.3g}" for value in each.tolist()[:4]) for each in (mean, std))
+            return (
+                f"images reach the network far from mean 0 and deviation 1: by channel means {means}, "
+                f"deviations {stds}, values up to {most:.3g}; unless it was trained so, scale bytes by 1/255 "
+                "and give the mean and std that it was trained with"
+            )
+    return None
+
+
 def require(condition: bool, message: str) -> None:
     """Raise TaskError with a message unless a condition holds."""
     if not condition:

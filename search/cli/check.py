@@ -13,6 +13,8 @@ from leanfront.search.study.prepare import Loaded, load, prepare, proved, thread
 from leanfront.search.study.run_search import use_threads
 
 _TIMED_BATCHES = 3
+_LOOKED_AT = 256
+"""Training images that say how the inputs are scaled."""
 _VERDICTS = {True: "proved", False: "FAILED", None: "not applicable"}
 
 
@@ -70,8 +72,19 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
             for layer in network.layers
         ],
         "kept_as_they_are": list(loaded.traced.notes),
+        "inputs": _inputs_note(loaded),
         "priced_by_what_they_move": unknown_sentence(unknown) if unknown else None,
     }
+
+
+def _inputs_note(loaded: Loaded) -> str | None:
+    """What is unusual of what the network gets."""
+    import torch
+
+    from leanfront.search.data import as_data, far_from_normal
+
+    data = as_data(loaded.task.train)
+    return far_from_normal(data.batch(torch.arange(min(len(data), _LOOKED_AT)), None)[0])
 
 
 def check_table(answer: dict[str, Any]) -> None:
@@ -80,6 +93,8 @@ def check_table(answer: dict[str, Any]) -> None:
         print_table(answer["layers"], title="layers")
     for note in answer["kept_as_they_are"]:
         print(note)
+    if answer.get("inputs"):
+        print(answer["inputs"])
     if answer.get("priced_by_what_they_move"):
         print(answer["priced_by_what_they_move"])
     for check in answer["checks"]:

@@ -39,7 +39,7 @@ from leanfront.compression.training.weight_inheritance import inherit
 from leanfront.hw_profiles import load_profile
 from leanfront.latency_models.benchmark.measuring_lock import Note, training
 from leanfront.search.config import SearchConfig
-from leanfront.search.data import ArrayData, Data, as_data, batches_of, check_classes
+from leanfront.search.data import ArrayData, Data, as_data, batches_of, check_classes, shown
 from leanfront.search.run.disk import when_there_is_space
 from leanfront.search.run.significance import Scores, wilson_interval
 from leanfront.search.task import Task, TaskError
@@ -139,10 +139,11 @@ class Scorer:
         """The uncompressed model on the search split.
 
         Raises:
-            TaskError: it scores no better than an answer that is the same for every example, or a label lies
-                outside its classes.
+            TaskError: it scores no better than an answer that is the same for every example, a label lies
+                outside its classes, or the loss does not take outputs and targets.
         """
         self._check_labels()
+        self._check_loss()
         with training(self.note):
             score = self.scored(self.teacher, 0.0, time.perf_counter())
         best, said = self._chance()
@@ -172,6 +173,22 @@ class Scorer:
                     continue
                 for _, targets in self._short_images(rung):
                     check_classes(targets, classes, "train")
+
+    def _check_loss(self) -> None:
+        """Raise TaskError where the task's loss cannot be computed: of a label's type, say."""
+        if self.task.training_loss is not None or self.config.finetune.distillation_weight == 1:
+            return
+        inputs, targets, _ = next(iter(self.search_batches))
+        with torch.no_grad():
+            outputs, _ = self.teacher.both(inputs)
+            try:
+                self.task.loss(outputs, targets)
+            except Exception as error:  # the user's own code
+                raise TaskError(
+                    f"A task's loss takes the model's outputs and the targets, but with {shown(outputs)} and "
+                    f"{shown(targets)} it failed ({type(error).__name__}: {' '.join(str(error).split())}); "
+                    "give a loss for such targets, or targets that it takes"
+                ) from error
 
     def _chance(self) -> tuple[float, str]:
         """The best score of an answer that is the same for every example, and that answer; -1 where outputs

@@ -16,7 +16,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from leanfront.search.data import as_data, batches_of
+from leanfront.search.data import as_data, batches_of, far_from_normal
 from leanfront.search.task import TaskError
 
 
@@ -161,6 +161,28 @@ def test_a_loader_that_cannot_be_read_by_index_is_refused_in_one_sentence(loader
     with pytest.raises(TaskError, match=words) as caught:
         ends_of(loader())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (torch.rand(8, 3, 9, 9) * 255, "values up to 25"),
+        ({"x": torch.rand(8, 3, 9, 9) / 255}, "deviations 0.001"),
+        (torch.randn(8, 3, 9, 9) + torch.tensor([0.0, 0.0, 4.0]).view(3, 1, 1), "means"),
+    ],
+)
+def test_inputs_that_nobody_normalised_are_noted(inputs: Any, words: str) -> None:
+    sentence = far_from_normal(inputs)
+    assert sentence is not None
+    assert words in sentence
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [torch.rand(8, 3, 9, 9), torch.randn(8, 1, 9, 9), (torch.randn(8, 9) * 1000,), torch.ones(2).int()],
+)
+def test_inputs_that_are_scaled_or_no_images_are_not_noted(inputs: Any) -> None:
+    assert far_from_normal(inputs) is None
 
 
 def test_containers_of_inputs_stay_what_they_are() -> None:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,13 @@ def test_a_trial_reads_nothing_and_scores_as_with_arrays(monkeypatch: pytest.Mon
     torch.manual_seed(0)
     first = judges[0].start(policy(judges[0])).score(0)
     assert second.accuracy == pytest.approx(first.accuracy, abs=0.1)
+
+
+def test_numbers_for_a_loss_of_classes_are_found_before_the_night() -> None:
+    task = small_task()
+    numbers = [replace(data, labels=data.labels / 1.0) for data in (task.train, task.search, task.test)]
+    with pytest.raises(TaskError, match=r"loss takes .*float32 tensor \(120,\) it failed \(.*; give"):
+        scorer(Task(task.model, task.example_input, *numbers)).baseline()
 
 
 @pytest.mark.parametrize("memory", [0, 1 << 30])
