@@ -38,7 +38,8 @@ def top1(outputs: Tensor, targets: Tensor) -> Tensor:
 class Task:
     """What a search works on: a trained network and three splits of data.
 
-    model: any module that torch.export captures; example_input: what it takes, with a batch of one: a tensor,
+    model: any module that torch.export captures, or the path of an .onnx file, which becomes one (the task
+    has the module then); example_input: what it takes, with a batch of one: a tensor,
     a tuple of arguments, or a dictionary of keywords; train: what it may learn from; search: what policies
     are scored on, unseen in training; test: scored once, at the end (all three are Data once the task is
     made); loss: (outputs, targets) -> scalar;
@@ -68,10 +69,12 @@ class Task:
     training_loss: Callable[[nn.Module, Any, Any], Tensor] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.model, (str, Path)):
+            object.__setattr__(self, "model", _from_file(Path(self.model)))
         require(
             isinstance(self.model, nn.Module),
-            f"A task's model is a torch nn.Module, but {shown(self.model)} came; give the network object "
-            "itself",
+            f"A task's model is a torch nn.Module, or the path of an .onnx file, but {shown(self.model)} "
+            "came; give the network object itself",
         )
         tensors = [leaf for leaf in pytree.tree_leaves(self.example_input) if isinstance(leaf, Tensor)]
         images = isinstance(self.example_input, Tensor)
@@ -103,6 +106,17 @@ class Task:
             self.classes is None or (type(self.classes) is int and self.classes >= 2),
             f"A task's classes is a whole number from 2, or None, but {shown(self.classes)} came; correct it",
         )
+
+
+def _from_file(path: Path) -> nn.Module:
+    """Raises TaskError, with what is wrong with the file."""
+    from leanfront.compression.capture.from_file import module_of
+    from leanfront.compression.capture.onnx_graph import OnnxError
+
+    try:
+        return module_of(path)
+    except OnnxError as problem:
+        raise TaskError(f"A task's model may be an .onnx file, but {problem}") from problem
 
 
 _FUNCTIONS = {
