@@ -11,7 +11,7 @@ from leanfront.search.readers.cifar10 import (
 )
 from leanfront.search.readers.idx import read_fashion_mnist, read_idx
 from leanfront.search.readers.image_folder import read_image_folder
-from leanfront.search.readers.images import Images, TaskError, split_each_class
+from leanfront.search.readers.images import Images, TaskError, split_at_random, split_each_class
 from leanfront.search.readers.medmnist import read_medmnist
 from leanfront.search.readers.table import read_csv
 
@@ -30,5 +30,6 @@ __all__ = [
     "read_image_folder",
     "read_medmnist",
     "read_npy",
+    "split_at_random",
     "split_each_class",
 ]

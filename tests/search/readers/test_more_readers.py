@@ -8,7 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from leanfront.readers import TaskError, read_csv, read_medmnist, read_npy, split_each_class
+from leanfront.readers import (
+    Images,
+    TaskError,
+    read_csv,
+    read_medmnist,
+    read_npy,
+    split_at_random,
+    split_each_class,
+)
 from leanfront.search.readers import decoding
 from leanfront.search.readers import medmnist as medmnist_reader
 from leanfront.search.task import ArrayData
@@ -195,3 +203,14 @@ def test_wrong_arrays_are_one_sentence(tmp_path: Path, images: Any, labels: Any,
     with pytest.raises(TaskError, match=words) as caught:
         read_npy(*saved(tmp_path, images, labels))
     assert "\n" not in str(caught.value)
+
+
+def test_parts_are_drawn_once_and_hold_each_image_once() -> None:
+    images = Images(np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1), np.arange(20) % 2, ("a", "b"))
+    parts, again = (split_at_random(images, 0.6, 0.2, 0.2) for _ in range(2))
+    assert [len(part) for part in parts] == [12, 4, 4]
+    assert sorted(np.concatenate([part.images.ravel() for part in parts])) == list(range(20))
+    assert all((one.images == other.images).all() for one, other in zip(parts, again, strict=True))
+    for wrong in ((0.5, 0.6), (1.5, -0.5), (0.01, 0.99)):
+        with pytest.raises(TaskError, match=r"correct them|for \(0\.01, 0\.99\); add some"):
+            split_at_random(images, *wrong)
