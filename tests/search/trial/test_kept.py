@@ -13,10 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from leanfront.search.config import load_config
+from leanfront.search.run.run_folder import make_run
+from leanfront.search.study.prepare import load, prepare
 from leanfront.search.task import DatasetData, Task, TaskError
 from leanfront.search.trial import kept
 from leanfront.search.trial.kept import from_bytes, in_bytes, kept_answers, stored
 from leanfront.search.trial.scorer import Scorer
+from tests.bright import CONFIG, TASK
 from tests.search.trial.test_score import policy, scorer, small_task
 
 
@@ -205,3 +209,35 @@ def test_a_label_that_the_model_has_no_output_for_is_found_before_the_night(
     judge: Scorer = scorer(as_dataset(small_task(), wrong=True))
     with pytest.raises(TaskError, match=r"0 to 9 for this model, but the train data holds 10; correct"):
         judge.baseline()
+
+
+READ = """
+
+class Read(torch.utils.data.Dataset):
+    def __init__(self, data):
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        return torch.from_numpy(self.data.images[index]), int(self.data.labels[index])
+"""
+
+
+def test_what_a_search_decoded_is_found_by_its_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "KEPT_BYTES", 0)
+    (tmp_path / "task.py").write_text(TASK.replace("*parts)", "*map(Read, parts))") + READ)
+    (tmp_path / "search.toml").write_text(CONFIG)
+    config = load_config(tmp_path)
+    run = make_run(tmp_path / "run", config)
+    prepare(load(config), run, run.log)
+    made = {path.name: path.stat().st_mtime_ns for path in run.decoded.iterdir() if path.is_dir()}
+    assert [name.rpartition("-")[0] for name in sorted(made)] == ["search-250", "train-16-64-0"]
+    problem = prepare(load(config), run, run.log, write=False)
+    assert isinstance(problem.scorer, Scorer)
+    problem.scorer.start(problem.space.seeds()[0]).score(0)
+    again = {path.name: path.stat().st_mtime_ns for path in run.decoded.iterdir() if path.is_dir()}
+    assert again == made
