@@ -188,7 +188,7 @@ class DatasetData:
             f"A batch has every example that it was asked for, but {len(indices)} of {self._name} came back "
             f"as {count}; let collate_fn leave none out",
         )
-        return _single(inputs), targets
+        return _single(inputs), pytree.tree_map_only(Tensor, _plain, targets)
 
     @property
     def _name(self) -> str:
@@ -197,7 +197,7 @@ class DatasetData:
     def _example(self, index: int) -> Any:
         try:
             return self.dataset[index]
-        except TaskError:
+        except (TaskError, MemoryError):
             raise
         except Exception as problem:  # the user's own code
             what = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
@@ -324,10 +324,15 @@ def _single(inputs: Any) -> Any:
     """Plain tensors, floats of single precision; class numbers and ids as they are."""
 
     def single(tensor: Tensor) -> Tensor:
-        plain = tensor.as_subclass(Tensor)
+        plain = _plain(tensor)
         return plain.float() if plain.is_floating_point() or plain.dtype == torch.uint8 else plain
 
     return pytree.tree_map_only(Tensor, single, inputs)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Without what a library marks its images and boxes with."""
+    return tensor.as_subclass(Tensor)
 
 
 def as_data(source: object, example: Any = None) -> Data:

@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import itertools
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -15,8 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils import _pytree as pytree
-
-from leanfront.search.run.disk import is_full
 
 T = TypeVar("T")
 KEPT_BYTES = 600_000_000
@@ -76,7 +73,8 @@ def stored(
 
     They are known by name and by what the first of them holds, which is made each time: a data set that was
     changed is another. Images of at most 256 values a channel, as those from files of 8 bits are, take a byte
-    a value. Where the disk is (nearly) full they are made anew each time, and ``note`` hears of it.
+    a value. What cannot be written, on a disk that is (nearly) full, say, is made anew each time, and
+    ``note`` hears of it.
     """
     with closing(make()) as first:  # type: ignore[type-var]  # generators, all of them
         digest = _digest(next(iter(first)))
@@ -85,32 +83,44 @@ def stored(
     with (folder / f".{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not place.is_dir():
-            beside = folder / f".{name}.partial"  # of a process that was killed, if it is there
-            shutil.rmtree(beside, ignore_errors=True)
+            beside = folder / f".{name}.partial"
+            shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed, if it is there
             try:
                 _write(beside, make())
                 beside.rename(place)
-            except Exception as problem:
-                shutil.rmtree(beside, ignore_errors=True)
-                if not is_full(problem):
-                    raise
-                note(f"there is no space in {folder} for decoded images: each trial decodes them anew")
+            except _NotWrittenError as problem:
+                note(f"images cannot be kept in {folder}, so each trial decodes them anew: {problem}")
                 return Again(make)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
     return Again(lambda: map(_read, sorted(place.iterdir())))
+
+
+class _NotWrittenError(Exception):
+    """Items were made, but could not be written, and why."""
 
 
 def _write(folder: Path, items: Iterable[Any]) -> None:
     folder.mkdir()
-    for number, item in zip(itertools.count(), items, strict=False):
-        if shutil.disk_usage(folder).free < FREE_BYTES:
-            raise OSError("no space left")
-        leaves, spec = pytree.tree_flatten(item)
-        tables: dict[int, Tensor] = {}
-        for place, leaf in enumerate(leaves):
-            if isinstance(leaf, Tensor) and (coded := in_bytes(leaf)) is not None:
-                leaves[place], tables[place] = coded
-        content = {"leaves": leaves, "tables": tables, "spec": pytree.treespec_dumps(spec)}
-        torch.save(content, folder / f"{number:06d}.pt")
+    for number, item in enumerate(items):
+        path = folder / f"{number:06d}.pt"
+        try:
+            if shutil.disk_usage(folder).free < FREE_BYTES:
+                raise OSError("the disk is nearly full")
+            _write_one(path, item)
+            if number == 0:
+                _read(path)  # what only a pickle could hold is not read
+        except Exception as problem:  # of many kinds: a disk, a container of somebody's own
+            raise _NotWrittenError(" ".join(str(problem).split())) from problem
+
+
+def _write_one(path: Path, item: Any) -> None:
+    leaves, spec = pytree.tree_flatten(item)
+    tables: dict[int, Tensor] = {}
+    for place, leaf in enumerate(leaves):
+        if isinstance(leaf, Tensor) and (coded := in_bytes(leaf)) is not None:
+            leaves[place], tables[place] = coded
+    torch.save({"leaves": leaves, "tables": tables, "spec": pytree.treespec_dumps(spec)}, path)
 
 
 def _read(path: Path) -> Any:

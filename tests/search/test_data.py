@@ -185,6 +185,23 @@ def test_inputs_that_are_scaled_or_no_images_are_not_noted(inputs: Any) -> None:
     assert far_from_normal(inputs) is None
 
 
+class Marked(torch.Tensor):
+    """As torchvision's transforms mark images and boxes."""
+
+
+def test_what_a_library_marks_its_tensors_with_is_left_behind() -> None:
+    class Boxes(Numbered):
+        def __getitem__(self, index: int) -> Any:
+            image = torch.zeros(1, 2, 2, dtype=torch.uint8).as_subclass(Marked)
+            return image, {"box": torch.ones(4).as_subclass(Marked)}
+
+    loader = DataLoader(Boxes(), collate_fn=zipped)
+    ((images,), boxes) = as_data(loader, ([torch.zeros(1, 2, 2)],)).batch(torch.tensor([1, 2]), None)
+    assert [type(image) for image in images] == [Tensor, Tensor]
+    assert images[0].dtype == torch.float32
+    assert [type(each["box"]) for each in boxes] == [Tensor, Tensor]
+
+
 def test_containers_of_inputs_stay_what_they_are() -> None:
     class Two(Numbered):
         def __getitem__(self, index: int) -> Any:
