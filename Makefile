@@ -11,6 +11,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "leanfront needs Python 3.11 or newer, this is %s; give another with make PYTHON=python3.12" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps onnx2torch  # without torchvision: see pyproject.toml
 	@touch $@
 
 # The main job on scikit-learn's digits: search, front, report, pick with export and verification.

@@ -12,180 +12,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils import _pytree as pytree
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
+from leanfront.search.data import ArrayData as ArrayData
+from leanfront.search.data import Data as Data
+from leanfront.search.data import DatasetData as DatasetData
+from leanfront.search.data import as_data as as_data
+from leanfront.search.data import require, shown
 from leanfront.search.readers.images import TaskError as TaskError
-
-
-@runtime_checkable
-class Data(Protocol):
-    """Examples that can be had by index, a whole batch at a time."""
-
-    def __len__(self) -> int:
-        """The number of examples."""
-        ...
-
-    def batch(self, indices: Tensor, generator: torch.Generator | None) -> tuple[Any, Any]:
-        """The examples at indices (N,) int64: inputs as the model takes them (a tensor (N, ...), scaled; a
-        tuple of arguments, a dictionary of keywords), and targets as loss and score take them.
-
-        With a generator the inputs carry training augmentation drawn from it; with None they carry none.
-        """
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class ArrayData:
-    """Images held in one array, as the readers return them, with crop and flip for training.
-
-    images: (N, C, H, W), either uint8 (scaled to 0..1 here) or floats (taken as scaled already), perhaps a
-    memory map; labels: (N,) integers; mean, std: one number per channel, applied after scaling; pad: pixels
-    of zeros on each side before a random crop back to H x W; flip: mirror half of the images left to right.
-    Pad and flip act only where batch() is given a generator. Raises TaskError when the parts do not fit
-    together.
-    """
-
-    images: NDArray[Any]
-    labels: NDArray[Any]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    pad: int = 0
-    flip: bool = False
-
-    def __post_init__(self) -> None:
-        _require(
-            self.images.ndim == 4 and (self.images.dtype == np.uint8 or self.images.dtype.kind == "f"),
-            f"Images are a uint8 or float array (N, C, H, W), but {self.images.dtype} {self.images.shape} "
-            "came; convert it",
-        )
-        _require(
-            self.labels.shape == self.images.shape[:1] and self.labels.dtype.kind in "iu",
-            f"Labels are one integer per image, ({len(self.images)},), but {self.labels.dtype} "
-            f"{self.labels.shape} came; give class numbers from 0",
-        )
-        channels = self.images.shape[1]
-        _require(
-            len(self.mean) == len(self.std) == channels and min(self.std) > 0,
-            f"Mean and std have one number per channel ({channels}), std above 0, but {self.mean} and "
-            f"{self.std} came; correct them",
-        )
-        _require(self.pad >= 0, f"Padding is a number of pixels, 0 or more, but {self.pad} came; correct it")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, indices: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """See Data.batch; the inputs are float32, the targets int64."""
-        rows = indices.numpy()
-        pixels = np.asarray(self.images)[rows]
-        if generator is not None and self.pad:
-            pixels = _random_crop(pixels, self.pad, generator)
-        inputs = torch.from_numpy(pixels)
-        if generator is not None and self.flip:
-            mirrored = torch.rand(len(rows), generator=generator) < 0.5
-            inputs = torch.where(mirrored[:, None, None, None], inputs.flip(3), inputs)
-        full_scale = 255.0 if inputs.dtype == torch.uint8 else 1.0
-        std = torch.tensor(self.std).view(-1, 1, 1)
-        mean = torch.tensor(self.mean).view(-1, 1, 1)
-        inputs = (inputs.to(torch.float32) * (1 / (full_scale * std))).sub_(mean / std)
-        return inputs, torch.from_numpy(np.asarray(self.labels)[rows].astype(np.int64))
-
-
-def _random_crop(pixels: NDArray[Any], pad: int, generator: torch.Generator) -> NDArray[Any]:
-    count, _, height, width = pixels.shape
-    top, left = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).numpy()
-    windows = sliding_window_view(
-        np.pad(pixels, ((0, 0), (0, 0), (pad, pad), (pad, pad))), (height, width), (2, 3)
-    )
-    cropped: NDArray[Any] = windows[np.arange(count), :, top, left]
-    return cropped
-
-
-@dataclass(frozen=True, eq=False)
-class DatasetData:
-    """A map-style torch Dataset of (input, target) pairs, read one example at a time.
-
-    The dataset does its own augmentation. Whatever it draws from torch's global generator is seeded here,
-    from the generator given or with a constant where that is None, so runs repeat; the caller's random state
-    is untouched. Data for scoring must therefore come from a dataset without random transforms.
-    """
-
-    dataset: Dataset[Any]
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]  # as_data refuses a dataset without a length
-
-    def batch(self, indices: Tensor, generator: torch.Generator | None) -> tuple[Any, Any]:
-        """See Data.batch. Raises TaskError when an example is not a pair of inputs and a target."""
-        seed = 0 if generator is None else int(torch.randint(2**31, (), generator=generator))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            examples = [self.dataset[index] for index in indices.tolist()]
-        for example in examples:
-            _require(
-                isinstance(example, (tuple, list))
-                and len(example) == 2
-                and any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(example[0])),
-                f"An example is a pair (inputs, target), but {type(self.dataset).__name__} gave "
-                f"{_shown(example)}; add a transform such as ToTensor",
-            )
-        flat = [[leaf for leaf in pytree.tree_leaves(one[0]) if isinstance(leaf, Tensor)] for one in examples]
-        for leaves in zip(*flat, strict=True):
-            shapes = sorted({tuple(leaf.shape) for leaf in leaves})
-            _require(
-                len(shapes) == 1,
-                f"All inputs of a batch have one shape, but {shapes[:3]} came; add a resize transform",
-            )
-        inputs = default_collate([example[0] for example in examples])
-        return _single(inputs), _together([example[1] for example in examples])
-
-
-def _together(targets: list[Any]) -> Any:
-    """Targets of several examples: numbers, lists of numbers and arrays are tensors, in containers or not."""
-    if isinstance(targets[0], Mapping):
-        return {name: _together([target[name] for target in targets]) for name in targets[0]}
-    if isinstance(targets[0], tuple):
-        return tuple(_together(list(parts)) for parts in zip(*targets, strict=True))
-    return torch.stack([torch.as_tensor(target) for target in targets])
-
-
-def _single(inputs: Any) -> Any:
-    """Floats of single precision; class numbers and ids as they are."""
-    return pytree.tree_map_only(
-        Tensor,
-        lambda tensor: (
-            tensor.float() if tensor.is_floating_point() or tensor.dtype == torch.uint8 else tensor
-        ),
-        inputs,
-    )
-
-
-def as_data(source: object) -> Data:
-    """Data as it is, a map-style torch Dataset wrapped; raises TaskError for anything else, or if empty."""
-    if isinstance(source, Data) and not isinstance(source, type):
-        data: Data = source
-    elif isinstance(source, Dataset) and hasattr(source, "__len__"):
-        data = DatasetData(source)
-    else:
-        raise TaskError(
-            "Data is an ArrayData, an object with __len__ and batch(indices, generator), or a torch Dataset "
-            f"with a length, but {type(source).__name__} came; wrap it in one of these"
-        )
-    _require(
-        len(data) > 0,
-        f"Data has at least one example, but a {type(source).__name__} is empty; check its source",
-    )
-    return data
 
 
 def top1(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -197,9 +38,11 @@ def top1(outputs: Tensor, targets: Tensor) -> Tensor:
 class Task:
     """What a search works on: a trained network and three splits of data.
 
-    model: any module that torch.export captures; example_input: what it takes, with a batch of one: a tensor,
+    model: any module that torch.export captures, or the path of an .onnx file, which becomes one (the task
+    has the module then); example_input: what it takes, with a batch of one: a tensor,
     a tuple of arguments, or a dictionary of keywords; train: what it may learn from; search: what policies
-    are scored on, unseen in training; test: scored once, at the end; loss: (outputs, targets) -> scalar;
+    are scored on, unseen in training; test: scored once, at the end (all three are Data once the task is
+    made); loss: (outputs, targets) -> scalar;
     score: (outputs, targets) -> (N,), one number in 0..1 per example, higher is better, so that a confidence
     interval can be given; classes: how many, None for the width of the output.
 
@@ -215,9 +58,9 @@ class Task:
 
     model: nn.Module
     example_input: Any
-    train: Data | Dataset[Any]
-    search: Data | Dataset[Any]
-    test: Data | Dataset[Any]
+    train: Data | Dataset[Any] | DataLoader[Any]
+    search: Data | Dataset[Any] | DataLoader[Any]
+    test: Data | Dataset[Any] | DataLoader[Any]
     loss: Callable[[Any, Any], Tensor] = cross_entropy
     score: Callable[[Any, Any], Tensor] = top1
     classes: int | None = None
@@ -226,41 +69,54 @@ class Task:
     training_loss: Callable[[nn.Module, Any, Any], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        _require(
+        if isinstance(self.model, (str, Path)):
+            object.__setattr__(self, "model", _from_file(Path(self.model)))
+        require(
             isinstance(self.model, nn.Module),
-            f"A task's model is a torch nn.Module, but {_shown(self.model)} came; give the network object "
-            "itself",
+            f"A task's model is a torch nn.Module, or the path of an .onnx file, but {shown(self.model)} "
+            "came; give the network object itself",
         )
         tensors = [leaf for leaf in pytree.tree_leaves(self.example_input) if isinstance(leaf, Tensor)]
         images = isinstance(self.example_input, Tensor)
-        _require(
+        require(
             bool(tensors)
             and not any(tensor.dtype == torch.uint8 for tensor in tensors)
             and (not images or (self.example_input.ndim > 1 and len(self.example_input) == 1)),
             "A task's example_input is what the model takes, with a batch of one: a tensor (1, ...), a tuple "
-            f"of arguments or a dictionary of keywords, but {_shown(self.example_input)} came; give for "
+            f"of arguments or a dictionary of keywords, but {shown(self.example_input)} came; give for "
             "instance torch.zeros(1, 3, 32, 32)",
         )
         for split in ("train", "search", "test"):
             try:
-                as_data(getattr(self, split))
+                data = as_data(getattr(self, split), self.example_input)
             except TaskError as problem:
                 raise TaskError(f"In the task's {split}: {problem}") from None
+            object.__setattr__(self, split, data)
         for name, arguments in _FUNCTIONS.items():
             given = getattr(self, name)
-            _require(
+            require(
                 callable(given) or (given is None and name in ("distil", "training_loss")),
-                f"A task's {name} is a function of ({arguments}), but {_shown(given)} came; give a function",
+                f"A task's {name} is a function of ({arguments}), but {shown(given)} came; give a function",
             )
-        _require(
+        require(
             self.part is None or isinstance(self.part, str),
-            f"A task's part is the name of a submodule, but {_shown(self.part)} came; give its name",
+            f"A task's part is the name of a submodule, but {shown(self.part)} came; give its name",
         )
-        _require(
+        require(
             self.classes is None or (type(self.classes) is int and self.classes >= 2),
-            f"A task's classes is a whole number from 2, or None, but {_shown(self.classes)} came; correct "
-            "it",
+            f"A task's classes is a whole number from 2, or None, but {shown(self.classes)} came; correct it",
         )
+
+
+def _from_file(path: Path) -> nn.Module:
+    """Raises TaskError, with what is wrong with the file."""
+    from leanfront.compression.capture.from_file import module_of
+    from leanfront.compression.capture.onnx_graph import OnnxError
+
+    try:
+        return module_of(path)
+    except OnnxError as problem:
+        raise TaskError(f"A task's model may be an .onnx file, but {problem}") from problem
 
 
 _FUNCTIONS = {
@@ -272,30 +128,13 @@ _FUNCTIONS = {
 """What each function of a task takes."""
 
 
-def check_labels(data: object, classes: int, split: str) -> None:
-    """Raises TaskError when an array of labels holds one outside 0 .. classes - 1.
-
-    Data that is not held in arrays is not read for this.
-    """
-    if not isinstance(data, ArrayData) or not len(data.labels):
-        return
-    lowest, highest = int(data.labels.min()), int(data.labels.max())
-    _require(
-        lowest >= 0 and highest < classes,
-        f"Labels are class numbers, 0 to {classes - 1} for this model, but the {split} data holds "
-        f"{lowest if lowest < 0 else highest}; correct the labels or the width of the model's output",
-    )
-
-
 def load_task(path: Path, options: Mapping[str, object]) -> Task:
     """Runs `task(**options)` of the user's Python file; modules beside the file can be imported by it.
 
     Raises TaskError, also for whatever the user's code raises: with its file, line and exception, chained.
     """
     path = Path(path).resolve()
-    _require(
-        path.is_file(), f"A task is a Python file, but {path} is not there; correct the path of the task"
-    )
+    require(path.is_file(), f"A task is a Python file, but {path} is not there; correct the path of the task")
     name = f"leanfront_task_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -318,7 +157,7 @@ def load_task(path: Path, options: Mapping[str, object]) -> Task:
         task = function(**options)
     if not isinstance(task, Task):
         raise TaskError(
-            f"The function task returns a leanfront.Task, but that of {path} returned {_shown(task)}; "
+            f"The function task returns a leanfront.Task, but that of {path} returned {shown(task)}; "
             "return a Task"
         )
     return task
@@ -350,7 +189,7 @@ def _check_options(path: Path, signature: inspect.Signature, options: Mapping[st
             f"{advice}it takes {', '.join(known) or 'none'}"
         )
     missing = [p.name for p in named if p.default is p.empty and p.name not in options]
-    _require(
+    require(
         not missing,
         f"Each argument without a default must be given, but task of {path} got no {', '.join(missing)}; "
         "add it to the task's options",
@@ -405,7 +244,7 @@ def load_state(model: nn.Module, path: Path | str) -> None:
     Nothing is loaded unless all of it fits. Raises TaskError, naming the first key that does not fit.
     """
     path = Path(path)
-    _require(
+    require(
         path.is_file(),
         f"Weights are loaded from a file, but {path} is not there; correct the path or make it",
     )
@@ -421,7 +260,7 @@ def load_state(model: nn.Module, path: Path | str) -> None:
         ) from problem
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise TaskError(
-            f"Weights are a state dict, names with tensors, but {path} holds {_shown(state)}; "
+            f"Weights are a state dict, names with tensors, but {path} holds {shown(state)}; "
             "save it again with torch.save(model.state_dict(), path)"
         )
     wanted = model.state_dict()
@@ -438,21 +277,3 @@ def load_state(model: nn.Module, path: Path | str) -> None:
             f"Weights must fit the model, but with {path} {problems[0]}{more}; give the model's own weights"
         )
     model.load_state_dict(state)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise TaskError(message)
-
-
-def _shown(value: object) -> str:
-    """A value in a few words: tensors by shape, containers by what they hold, others by type and value."""
-    if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor {tuple(value.shape)}"
-    if isinstance(value, Mapping):
-        return f"a mapping with {', '.join(repr(key) for key in list(value)[:3]) or 'nothing'}"
-    if isinstance(value, (tuple, list)):
-        return (
-            f"a {type(value).__name__} of {', '.join(type(item).__name__ for item in value[:3]) or 'nothing'}"
-        )
-    return f"{type(value).__name__} {value!r:.40}"

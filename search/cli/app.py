@@ -10,6 +10,7 @@ import typer
 from leanfront.search.cli.hardware import cost, profile_app
 from leanfront.search.cli.kit import import_, kit
 from leanfront.search.cli.measure import measure, validate
+from leanfront.search.cli.new import new
 from leanfront.search.cli.output import Format, FormatOption, print_table, say, show, shown
 from leanfront.search.config import load_config
 from leanfront.search.errors import exit_code
@@ -29,6 +30,7 @@ profile_app.command("kit")(kit)
 profile_app.command("import")(import_)
 app.add_typer(profile_app, name="profile")
 app.command()(cost)
+app.command()(new)
 
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A search.toml, or its folder.")]

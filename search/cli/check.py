@@ -1,7 +1,9 @@
 """``leanfront check``: everything that a search would use, tried out before the night."""
 
+import tempfile
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from leanfront.latency_models.cost import unknown_sentence
@@ -11,6 +13,8 @@ from leanfront.search.study.prepare import Loaded, load, prepare, proved, thread
 from leanfront.search.study.run_search import use_threads
 
 _TIMED_BATCHES = 3
+_LOOKED_AT = 256
+"""Training images that say how the inputs are scaled."""
 _VERDICTS = {True: "proved", False: "FAILED", None: "not applicable"}
 
 
@@ -28,8 +32,9 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
     checks = [asdict(check) for check in proof.checks]
     if not proof.passed:
         return {"passed": False, "checks": checks, "kept_as_they_are": list(loaded.traced.notes)}
-    problem = prepare(loaded, None, lambda text: None)
-    seconds = _seconds_per_trial(loaded)
+    with tempfile.TemporaryDirectory(prefix="leanfront-") as decoded:
+        problem = prepare(loaded, None, lambda text: None, decoded=Path(decoded))
+        seconds = _seconds_per_trial(loaded, Path(decoded))
     network, space = loaded.traced.network, loaded.space
     unknown = problem.cost_model.unknown(network)
     trials = None
@@ -67,8 +72,19 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
             for layer in network.layers
         ],
         "kept_as_they_are": list(loaded.traced.notes),
+        "inputs": _inputs_note(loaded),
         "priced_by_what_they_move": unknown_sentence(unknown) if unknown else None,
     }
+
+
+def _inputs_note(loaded: Loaded) -> str | None:
+    """What is unusual of what the network gets."""
+    import torch
+
+    from leanfront.search.data import as_data, far_from_normal
+
+    data = as_data(loaded.task.train)
+    return far_from_normal(data.batch(torch.arange(min(len(data), _LOOKED_AT)), None)[0])
 
 
 def check_table(answer: dict[str, Any]) -> None:
@@ -77,6 +93,8 @@ def check_table(answer: dict[str, Any]) -> None:
         print_table(answer["layers"], title="layers")
     for note in answer["kept_as_they_are"]:
         print(note)
+    if answer.get("inputs"):
+        print(answer["inputs"])
     if answer.get("priced_by_what_they_move"):
         print(answer["priced_by_what_they_move"])
     for check in answer["checks"]:
@@ -115,7 +133,7 @@ def _print_space(answer: dict[str, Any]) -> None:
         print("trials             give --hours or --trials to say when it ends")
 
 
-def _seconds_per_trial(loaded: Loaded) -> float:
+def _seconds_per_trial(loaded: Loaded, decoded: Path) -> float:
     """Seconds of a trial: its fixed part, and a few batches scaled up to all; what they train is dropped."""
     from leanfront.search.trial.scorer import Scorer
 
@@ -126,7 +144,7 @@ def _seconds_per_trial(loaded: Loaded) -> float:
         finetune = options.model_copy(update={"images": images})
         config = loaded.config.model_copy(update={"finetune": finetune})
         rungs = loaded.sampler.rungs(config.rung_images)
-        scorer = Scorer(loaded.traced, loaded.task, config, rungs=rungs)
+        scorer = Scorer(loaded.traced, loaded.task, config, rungs=rungs, folder=decoded)
         last = len(rungs) - 1
         # the first is slower: it reads the images, the teacher looks at them
         scorer.start(policy).score(last)

@@ -175,7 +175,7 @@ def _opened(run: RunFolder, to: str | None, log: Note = lambda line: None) -> tu
     torch.set_num_threads(cores())
     loaded = load(run.config())
     dialect = dialect_of(to or loaded.config.export.to)  # the task may have brought it
-    return loaded, Scorer(loaded.traced, loaded.task, loaded.config, log), dialect
+    return loaded, Scorer(loaded.traced, loaded.task, loaded.config, log, folder=run.decoded), dialect
 
 
 def _measured(

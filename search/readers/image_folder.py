@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import os
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from leanfront.search.readers.cache import cached, content_key
+from leanfront.search.readers.decoding import SUFFIXES, decoded
 from leanfront.search.readers.images import Images, TaskError
 
 MOST_BYTES = 1 << 28
 """The largest file that is taken for an image: an entry of a .zip may unpack to a thousand times its size."""
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "BMP",
-    "GIF",
-    "WEBP",
-    "PPM",
-    "TIFF",
-)  # no decoder beyond these sees the user's files
 
 
 def read_image_folder(
@@ -46,8 +35,6 @@ def read_image_folder(
     listed in `skipped`.
     """
     path = Path(path)
-    if channels not in (1, 3):
-        raise TaskError(f"Images have 1 or 3 channels, but channels is {channels}; give one of these")
     with _open(path) as source:
         root = _find_split(source, split)
         key = content_key(
@@ -187,43 +174,20 @@ def _members(source: _Source, root: PurePosixPath) -> dict[str, list[str]]:
 def _decode(source: _Source, root: PurePosixPath, channels: int, skip_corrupt: bool) -> Images:
     members = _members(source, root)
     wanted = [(label, name) for label, names in enumerate(members.values()) for name in names]
-    images: NDArray[np.uint8] | None = None
-    labels: list[int] = []
-    kept: list[str] = []
-    skipped: list[str] = []
-    for label, name in wanted:
-        short = str(PurePosixPath(name).relative_to(root))
-        try:
-            pixels = _decode_one(_content(source, name), channels)
-        except TaskError as problem:
-            raise TaskError(f"{problem} ({name} of {source.name})") from None
-        except Exception as problem:  # decoders and the zip reader raise a dozen types for broken bytes
-            if not skip_corrupt:
-                raise TaskError(
-                    f"Each image must be readable, but {name} of {source.name} is corrupt ({problem}); "
-                    "replace it, or read with skip_corrupt=True"
-                ) from problem
-            skipped.append(short)
-            continue
-        if images is None:
-            images = np.empty((len(wanted), *pixels.shape), dtype=np.uint8)
-        if pixels.shape != images.shape[1:]:
-            raise TaskError(
-                f"All images must have one size, but {name} of {source.name} is {_size(pixels.shape)} where "
-                f"those before it are {_size(images.shape[1:])}; resize or remove it"
-            )
-        images[len(kept)] = pixels
-        labels.append(label)
-        kept.append(short)
-    missing = sorted(set(range(len(members))) - set(labels))
-    if images is None or missing:
+    images, kept = decoded(
+        [name for _, name in wanted], partial(_content, source), source.name, channels, skip_corrupt
+    )
+    short = [str(PurePosixPath(name).relative_to(root)) for _, name in wanted]
+    labels = [wanted[number][0] for number in kept]
+    if missing := sorted(set(range(len(members))) - set(labels)):
         raise TaskError(
             f"Each class needs at least one readable image, but all of {list(members)[missing[0]]!r} of "
             f"{source.name} are corrupt; replace them"
         )
-    return Images(
-        images[: len(kept)], np.asarray(labels, dtype=np.int64), tuple(members), tuple(kept), tuple(skipped)
-    )
+    there = set(kept)
+    skipped = tuple(name for number, name in enumerate(short) if number not in there)
+    names = tuple(short[number] for number in kept)
+    return Images(images, np.asarray(labels, dtype=np.int64), tuple(members), names, skipped)
 
 
 def _content(source: _Source, name: str) -> bytes:
@@ -231,16 +195,3 @@ def _content(source: _Source, name: str) -> bytes:
     if size > MOST_BYTES:
         raise TaskError(f"An image file has at most {MOST_BYTES} bytes, but one has {size}; make it smaller")
     return source.read(name)
-
-
-def _decode_one(data: bytes, channels: int) -> NDArray[np.uint8]:
-    """One image as uint8 (channels, H, W)."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if image.mode[0] in "IF":
-            raise TaskError(f"Images must have 8 bits a channel, but one has mode {image.mode}; convert it")
-        pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"), dtype=np.uint8)
-    return pixels.transpose(2, 0, 1) if channels == 3 else pixels[None]
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[2]}x{shape[1]}"

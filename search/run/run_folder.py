@@ -119,6 +119,8 @@ class RunFolder:
     """One line a trial."""
     log_file = _Inside("log.txt")
     """One line an event."""
+    decoded = _Inside("decoded")
+    """Images that memory has no room for, made again from the data when they are missing."""
 
     @property
     def begun(self) -> bool:

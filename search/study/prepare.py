@@ -102,10 +102,13 @@ def proved(loaded: Loaded, log: Log) -> "Proof":
     return prove_task(inner, loaded.traced, calls, log)
 
 
-def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True) -> Problem:
+def prepare(
+    loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True, decoded: Path | None = None
+) -> Problem:
     """Score the baseline and price the space, or take both from an earlier call; write environment.json.
 
-    Without a run folder nothing is remembered; without ``write`` it is only read.
+    Without a run folder nothing is remembered; without ``write`` it is only read. ``decoded``: where images
+    are kept that memory has no room for; the run's own by default.
 
     Raises:
         TaskError: the network scores no better than chance.
@@ -120,7 +123,9 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
     config, hardware = loaded.config, loaded.config.hardware
     written = run if write else None
     rungs = loaded.sampler.rungs(config.rung_images)
-    scorer = Scorer(loaded.traced, loaded.task, config, log, rungs)
+    if run is not None:
+        decoded = run.decoded
+    scorer = Scorer(loaded.traced, loaded.task, config, log, rungs, decoded)
     hashes = _hashes(loaded)
     environment = run.environment() if run is not None else {}
     known = environment.get("baseline") if environment.get("hashes") == hashes else None

@@ -3,13 +3,14 @@
 import copy
 import itertools
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -39,9 +40,10 @@ from leanfront.compression.training.weight_inheritance import inherit
 from leanfront.hw_profiles import load_profile
 from leanfront.latency_models.benchmark.measuring_lock import Note, training
 from leanfront.search.config import SearchConfig
+from leanfront.search.data import ArrayData, Data, as_data, batches_of, check_classes, shown
 from leanfront.search.run.disk import when_there_is_space
 from leanfront.search.run.significance import Scores, wilson_interval
-from leanfront.search.task import Task, TaskError, as_data, check_labels
+from leanfront.search.task import Task, TaskError
 from leanfront.search.trial.in_task import (
     AsFile,
     InHalves,
@@ -52,6 +54,7 @@ from leanfront.search.trial.in_task import (
     model_around,
     on,
 )
+from leanfront.search.trial.kept import Again, fits, kept, kept_answers, stored
 
 T = TypeVar("T")
 SCORING_BATCH = 250
@@ -64,9 +67,6 @@ _NEARER = 0.95
 better."""
 UNTRAINED_IMAGES = 1000
 """Search images that a network is scored on before any training: its divergence needs few."""
-KEPT_BYTES = 600_000_000
-"""The short fine-tune's images are kept in memory, augmented and normalised, up to this size, and so are the
-search images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +118,10 @@ class Scorer:
         config: SearchConfig,
         note: Note = lambda line: None,
         rungs: tuple[int, ...] | None = None,
+        folder: Path | None = None,
     ) -> None:
-        """``rungs``: images trained on at the end of each rung; None: all that the configuration has."""
+        """``rungs``: images trained on at the end of each rung; None: all that the configuration has.
+        ``folder``: where images are kept that memory has no room for, for all that are given it."""
         self.traced = traced
         self.task = task
         self.config = config
@@ -129,7 +131,9 @@ class Scorer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.train = as_data(task.train)
         self.search = as_data(task.search)
+        self.folder = folder
         self._short_batches: dict[int, Iterable[Batch]] = {}
+        self._short: dict[int, Iterable[tuple[Any, Any]]] = {}
         around = model_around(task)
         self._around = None if around is None else _placed(around, self.device)
         self.teacher = self.in_task(_placed(copy.deepcopy(traced.module), self.device).eval())
@@ -142,14 +146,11 @@ class Scorer:
         """The uncompressed model on the search split.
 
         Raises:
-            TaskError: it scores no better than an answer that is the same for every example, or a label lies
-                outside its classes.
+            TaskError: it scores no better than an answer that is the same for every example, a label lies
+                outside its classes, or the loss does not take outputs and targets.
         """
-        kinds = self.comparison.kinds
-        if len(kinds) == 1 and kinds[0].numbered:
-            classes = self.task.classes or self._answer.shape[1]
-            for split in ("train", "search", "test"):
-                check_labels(getattr(self.task, split), classes, split)
+        self._check_labels()
+        self._check_loss()
         with training(self.note):
             score = self.scored(self.teacher, 0.0, time.perf_counter())
         best, said = self._chance()
@@ -160,6 +161,41 @@ class Scorer:
                 " check its weights, the labels and the normalisation of the data"
             )
         return score
+
+    def _check_labels(self) -> None:
+        """Raise TaskError where a label lies outside its classes: of arrays all are looked at, of data that
+        must be read those that the search reads."""
+        kinds = self.comparison.kinds
+        if len(kinds) != 1 or not kinds[0].numbered:
+            return
+        classes = self.task.classes or self._answer.shape[1]
+        for split in ("train", "search", "test"):
+            if isinstance(data := getattr(self.task, split), ArrayData):
+                check_classes(data.labels, classes, split)
+        for _, targets, _ in self.search_batches:
+            check_classes(targets, classes, "search")
+        if not isinstance(self.train, ArrayData):
+            for rung in range(len(self.rungs)):
+                if not self._images_of(rung):
+                    continue
+                for _, targets in self._short_images(rung):
+                    check_classes(targets, classes, "train")
+
+    def _check_loss(self) -> None:
+        """Raise TaskError where the task's loss cannot be computed: of a label's type, say."""
+        if self.task.training_loss is not None or self.config.finetune.distillation_weight == 1:
+            return
+        inputs, targets, _ = next(iter(self.search_batches))
+        with torch.no_grad():
+            outputs, _ = self.teacher.both(inputs)
+            try:
+                self.task.loss(outputs, targets)
+            except Exception as error:  # the user's own code
+                raise TaskError(
+                    f"A task's loss takes the model's outputs and the targets, but with {shown(outputs)} and "
+                    f"{shown(targets)} it failed ({type(error).__name__}: {' '.join(str(error).split())}); "
+                    "give a loss for such targets, or targets that it takes"
+                ) from error
 
     def _chance(self) -> tuple[float, str]:
         """The best score of an answer that is the same for every example, and that answer; -1 where outputs
@@ -402,24 +438,10 @@ class Scorer:
         sample, with the teacher's outputs."""
         count = len(self.search)
         parts = torch.split(torch.randperm(count, generator=torch.Generator().manual_seed(0)), SCORING_BATCH)
-
-        def images() -> Iterator[tuple[Any, Any]]:
-            for part in parts:
-                inputs, targets = self.search.batch(part, None)
-                yield _laid_out(inputs, self.device), on(self.device, targets)
-
-        @torch.no_grad()
-        def outputs() -> Iterator[Any]:
-            for inputs, _ in images():
-                with self.rough(False):  # whoever asks first, the teacher's answers are exact
-                    _, answers = self.teacher.both(inputs)
-                yield answers
-
-        kept_images = _kept(images, count * self._input_size)
-        kept_outputs = _kept(outputs, count * self._output_size)
-        return _Again(
-            lambda: ((*pair, teacher) for pair, teacher in zip(kept_images, kept_outputs, strict=True))
+        images = self._kept_images(
+            lambda: batches_of(self.search, parts, None), count, f"search-{SCORING_BATCH}", self.search
         )
+        return self._with_answers(images, count, exact=True)  # whoever asks first
 
     @cached_property
     def calibration_batches(self) -> list[Any]:
@@ -438,10 +460,8 @@ class Scorer:
         return self._calibration(None, PLAIN_IMAGES)
 
     def _calibration(self, generator: torch.Generator | None, images: int) -> list[Any]:
-        batches = [
-            _laid_out(self.train.batch(part, generator)[0], self.device)
-            for part in torch.split(self._order[: self._estimated][:images], self.config.finetune.batch)
-        ]
+        parts = torch.split(self._order[: self._estimated][:images], self.config.finetune.batch)
+        batches = [_laid_out(inputs, self.device) for inputs, _ in batches_of(self.train, parts, generator)]
         return [call for batch in batches for call in inputs_of_inner(self.task, self._around, batch)]
 
     @cached_property
@@ -466,14 +486,58 @@ class Scorer:
         and augmented once, with the teacher's outputs. Scores are paired then, and the teacher runs once and
         not once a trial."""
         if rung not in self._short_batches:
-            before = self.rungs[rung - 1] if rung else 0
-            images = self.rungs[rung] - before
-            seed = self.config.search.seed + (rung << 32)  # the seed itself is smaller
-            self._short_batches[rung] = _kept(
-                lambda: self._batches(images, seed),
-                images * (self._input_size + self._output_size),
+            self._short_batches[rung] = self._with_answers(
+                self._short_images(rung), self._images_of(rung), exact=False
             )
         return self._short_batches[rung]
+
+    def _images_of(self, rung: int) -> int:
+        return self.rungs[rung] - (self.rungs[rung - 1] if rung else 0)
+
+    def _short_images(self, rung: int) -> Iterable[tuple[Any, Any]]:
+        """The inputs and targets of ``short_batches``."""
+        if rung not in self._short:
+            images = self._images_of(rung)
+            seed = self.config.search.seed + (rung << 32)  # the seed itself is smaller
+            name = f"train-{self.config.finetune.batch}-{images}-{seed}"
+            self._short[rung] = self._kept_images(
+                lambda: self._augmented(images, seed), images, name, self.train
+            )
+        return self._short[rung]
+
+    def _kept_images(
+        self, make: Callable[[], Iterator[tuple[Any, Any]]], count: int, name: str, data: Data
+    ) -> Iterable[tuple[Any, Any]]:
+        """So many examples as a network takes them, in memory where they fit. Else arrays are normalised anew
+        each time, and what must be read is read once, into files."""
+
+        def laid_out(batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+            for inputs, targets in batches:
+                yield _laid_out(inputs, self.device), on(self.device, targets)
+
+        if fits(count * self._input_size) or isinstance(data, ArrayData):
+            return kept(lambda: laid_out(make()), count * self._input_size)
+        files = stored(self.folder or Path(self._temporary.name), name, make, self.note)
+        return Again(lambda: laid_out(files))
+
+    @cached_property
+    def _temporary(self) -> tempfile.TemporaryDirectory[str]:
+        """Gone with this scorer."""
+        return tempfile.TemporaryDirectory(prefix="leanfront-")
+
+    def _with_answers(self, images: Iterable[tuple[Any, Any]], count: int, exact: bool) -> Iterable[Batch]:
+        """With the teacher's outputs; ``exact``: in float32, else computed in bfloat16."""
+        answers = kept_answers(
+            lambda: (self._answered(inputs, exact) for inputs, _ in images), count * self._output_size
+        )
+        if answers is None:
+            return Again(lambda: ((*pair, self._answered(pair[0], exact)) for pair in images))
+        return Again(lambda: ((*pair, told) for pair, told in zip(images, answers, strict=True)))
+
+    @torch.no_grad()
+    def _answered(self, inputs: Any, exact: bool) -> Any:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=not exact):
+            return self.teacher.both(inputs)[1]
 
     @property
     def _input_size(self) -> int:
@@ -489,19 +553,25 @@ class Scorer:
         return sum(tensor.numel() for tensor in tensors_in(answers))
 
     def _batches(self, images: int, seed: int) -> Iterator[Batch]:
-        """Augmented training batches with the teacher's outputs, ``images`` in all."""
+        """Augmented training batches with the teacher's outputs, ``images`` in all, each of them once."""
+        for inputs, targets in self._augmented(images, seed):
+            laid = _laid_out(inputs, self.device)
+            yield laid, on(self.device, targets), self._answered(laid, exact=False)
+
+    def _augmented(self, images: int, seed: int) -> Iterator[tuple[Any, Any]]:
+        """Augmented training inputs and targets, ``images`` in all."""
         generator = torch.Generator().manual_seed(seed)
-        size = min(self.config.finetune.batch, len(self.train))
-        order = torch.empty(0, dtype=torch.int64)
-        for _ in range(-(-images // size)):
-            if len(order) < size:
-                order = torch.cat((order, torch.randperm(len(self.train), generator=generator)))
-            part, order = order[:size], order[size:]
-            inputs, targets = self.train.batch(part, generator)
-            inputs = _laid_out(inputs, self.device)
-            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16):
-                _, teacher = self.teacher.both(inputs)
-            yield inputs, on(self.device, targets), teacher
+
+        def parts() -> Iterator[Tensor]:
+            size = min(self.config.finetune.batch, len(self.train))
+            order = torch.empty(0, dtype=torch.int64)
+            for _ in range(-(-images // size)):
+                if len(order) < size:
+                    order = torch.cat((order, torch.randperm(len(self.train), generator=generator)))
+                part, order = order[:size], order[size:]
+                yield part
+
+        return batches_of(self.train, parts(), generator)
 
 
 class CandidateTraining:
@@ -613,21 +683,6 @@ def save_weights(module: nn.Module, path: Path) -> None:
 def load_weights(module: nn.Module, path: Path) -> None:
     """Read what ``save_weights`` wrote into a module made by the same policy."""
     module.load_state_dict(load_file(path))
-
-
-@dataclass(frozen=True)
-class _Again(Generic[T]):
-    """The same items each time it is iterated, made anew."""
-
-    make: Callable[[], Iterator[T]]
-
-    def __iter__(self) -> Iterator[T]:
-        return self.make()
-
-
-def _kept(make: Callable[[], Iterator[T]], floats: int) -> Iterable[T]:
-    """Items that hold so many floats together: in memory, or made anew each time where that is too much."""
-    return _Again(make) if floats * 4 > KEPT_BYTES else list(make())
 
 
 def _laid_out(inputs: Any, device: torch.device) -> Any:
