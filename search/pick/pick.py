@@ -95,7 +95,8 @@ def pick(
         compressed, score = scorer.refine(policy, checkpoint, 0, options.learning_rate)
     log(f"search split: {score.accuracy:.4f} (uncompressed {baseline_accuracy:.4f}); exporting")
     folder = out or run.exported / str(row.trial)
-    return folder, export_and_verify(run, loaded, scorer, compressed, score, row, folder, log, dialect)
+    most = loaded.config.limits.max_drop if wish.max_drop is None else wish.max_drop
+    return folder, export_and_verify(run, loaded, scorer, compressed, score, row, folder, log, dialect, most)
 
 
 def export_trial(run: RunFolder, *, trial: int, out: Path | None = None, to: str | None = None) -> Path:
@@ -206,8 +207,10 @@ def export_and_verify(
     folder: Path,
     log: Note,
     dialect: Dialect,
+    max_drop: float | None,
 ) -> Verification:
-    """Export a trained network beside the uncompressed one and hold it against what its trial promised."""
+    """Export a trained network beside the uncompressed one and hold it against what its trial promised, and
+    against ``max_drop``, if somebody gave one."""
     task, threads = loaded.task, loaded.config.hardware.threads
     compressed.module.cpu()
     graph = template(loaded.traced)
@@ -246,6 +249,7 @@ def export_and_verify(
         kernels,
         memory,
         dialect,
+        max_drop,
     )
     with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)

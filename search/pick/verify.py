@@ -21,7 +21,8 @@ from leanfront.search.gate.files import OWN
 from leanfront.search.gate.kernels import integer_layers as integer_layers
 from leanfront.search.gate.kernels import kernel_report as kernel_report
 from leanfront.search.gate.tensors import STEPS, at_share, difference, nudged
-from leanfront.search.run.significance import wilson_interval
+from leanfront.search.run.significance import paired_interval, wilson_interval
+from leanfront.search.run.verified import broken_sentence
 from leanfront.search.task import Data, Task
 from leanfront.search.trial.in_task import AsFile, InTask, answer_spec, model_around, on
 from leanfront.search.trial.scorer import SCORING_BATCH
@@ -38,7 +39,7 @@ class TestResult:
     A file that cannot be run here has the torch network's accuracy, and None for what compares the two.
     largest_steps: the largest difference in quantization steps; steps: that at 99.9 % of the outputs of the
     batch where it is largest; own_steps: the same of the torch network from itself, with inputs a millionth
-    off.
+    off. drop: what is lost against the uncompressed network, with the paired 95 % interval of that.
     """
 
     n: int
@@ -51,11 +52,17 @@ class TestResult:
     largest_steps: float | None = None
     steps: float | None = None
     own_steps: float | None = None
+    drop: float | None = None
+    drop_ci: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was promised and what was found; ``failures`` says in sentences where the two differ."""
+    """What was promised and what was found; ``failures`` says in sentences where the two differ.
+
+    limit: ``max_drop``, the most that was allowed to be lost, and whether it is ``broken`` for sure; empty
+    where nobody gave a limit.
+    """
 
     trial: int
     search: dict[str, Any]
@@ -65,6 +72,7 @@ class Verification:
     kernels: dict[str, Any]
     failures: list[str] = field(default_factory=list)
     memory: dict[str, Any] = field(default_factory=dict)
+    limit: dict[str, Any] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -120,7 +128,8 @@ def _result(
     apart: Sequence["_Apart"],
     count: int,
 ) -> TestResult:
-    mean = {key: float(np.concatenate(parts).mean()) for key, parts in scores.items()}
+    each = {key: np.concatenate(parts) for key, parts in scores.items()}
+    mean = {key: float(values.mean()) for key, values in each.items()}
     accuracy = mean.get("file", mean["torch"])
     found = TestResult(
         n=count,
@@ -130,6 +139,8 @@ def _result(
         baseline_accuracy=mean["teacher"],
         agreement=float(np.concatenate(same).mean()) if same else None,
         largest_difference=max((one.largest for one in apart), default=None),
+        drop=mean["teacher"] - accuracy,
+        drop_ci=paired_interval(each["teacher"], each.get("file", each["torch"])),
     )
     if not apart:
         return found
@@ -235,15 +246,20 @@ def verification(
     kernels: dict[str, Any],
     memory: dict[str, Any],
     dialect: Dialect = QDQ,
+    max_drop: float | None = None,
 ) -> Verification:
     """Hold what was found against what was promised (``promised``: latency_ms, size_bytes, and
     baseline_latency_ms, the uncompressed network's).
 
     On a machine that is slower than when its table was measured, the latency as a share of the uncompressed
     network's is held against its promise, since both were timed side by side. ``dialect``: the kind of the
-    file, which says how close it has to come to the torch network.
+    file, which says how close it has to come to the torch network. ``max_drop``: the most that may be lost on
+    the test split, None where nobody said so; it is broken only by a drop whose 95 % interval lies beyond it.
     """
     failures = []
+    limit = held_drop(test, max_drop)
+    if limit.get("broken"):
+        failures.append(broken_sentence(asdict(test), limit))
     if abs(test.accuracy - test.torch_accuracy) > dialect.accuracy_tolerance:
         failures.append(
             f"the file scores {test.accuracy:.4f} on the test split,"
@@ -280,4 +296,11 @@ def verification(
         failures.append(f"float layers run as integer kernels: {', '.join(kernels['not_wanted'])}")
     kind = {} if dialect is QDQ else {"kind": dialect.name}
     size = {**size, "predicted_bytes": promised["size_bytes"], **kind}
-    return Verification(trial, search, asdict(test), latency, size, kernels, failures, memory)
+    return Verification(trial, search, asdict(test), latency, size, kernels, failures, memory, limit)
+
+
+def held_drop(test: TestResult, max_drop: float | None) -> dict[str, Any]:
+    """The limit of a drop beside what was found on the test split, as ``Verification.limit`` has it."""
+    if max_drop is None:
+        return {}
+    return {"max_drop": max_drop, "broken": test.drop_ci is not None and test.drop_ci[0] > max_drop}

@@ -56,7 +56,21 @@ def points_of_drop(fraction: float) -> str:
 
 
 def headline(data: RunData) -> str:
-    """The result of the run in one sentence."""
+    """The result of the run in one sentence, and one for each picked network that lost more than it may."""
+    return " ".join([_result(data), *_broken(data)])
+
+
+def _broken(data: RunData) -> list[str]:
+    broken = [(name, each) for name, each in data.verifications if (each.get("limit") or {}).get("broken")]
+    return [
+        f"Trial {name}, which was picked, loses {points(each['test']['drop'])} points on the test split"
+        f" ({' to '.join(map(points, each['test']['drop_ci']))}), beyond the limit of"
+        f" {points_of_drop(each['limit']['max_drop'])}."
+        for name, each in broken
+    ]
+
+
+def _result(data: RunData) -> str:
     baseline = data.baseline
     if data.complete.empty:
         counts = data.trials.state.value_counts()

@@ -29,6 +29,8 @@ def verified(found: Mapping[str, Any]) -> list[Row]:
         texts = (quantity("accuracy", uncompressed), quantity("accuracy", picked))
         rows.append(Row("accuracy (test split, read once)", *texts, gain))
         rows.append(Row("its 95 % interval", "", "{:.4f} .. {:.4f}".format(*test["accuracy_ci"]), ""))
+        if test.get("drop_ci"):
+            rows.append(Row("lost, with its 95 % interval", "", _lost(test), _held(test, found.get("limit"))))
     if latency:
         gain = f"{latency['measured_ms'] / latency['baseline_ms']:.3f}x"
         rows.append(_costs("latency, measured", "latency_ms", latency, "baseline_ms", "measured_ms", gain))
@@ -60,6 +62,28 @@ def verified(found: Mapping[str, Any]) -> list[Row]:
             text = f"{steps:.1f} quantization steps"
             rows.append(Row("largest difference of an output from it", "", text, ""))
     return rows
+
+
+def broken_sentence(test: Mapping[str, Any], limit: Mapping[str, Any]) -> str:
+    """That more was lost than was allowed."""
+    return f"the test split loses {_lost(test)}, more than the limit of {limit['max_drop']:.4f}"
+
+
+def _lost(test: Mapping[str, Any]) -> str:
+    return "{:.4f} ({:.4f} .. {:.4f})".format(test["drop"], *test["drop_ci"])
+
+
+def _held(test: Mapping[str, Any], limit: Mapping[str, Any] | None) -> str:
+    """How a drop stands to its limit, as far as its interval tells; "" where there is none."""
+    if not limit:
+        return ""
+    most = limit["max_drop"]
+    low, high = test["drop_ci"]
+    if low > most:
+        return f"BEYOND the limit {most:.4f}"
+    if test["drop"] > most:
+        return f"beyond the limit {most:.4f}, perhaps by noise"
+    return f"within the limit {most:.4f}" + (", not for sure" if high > most else "")
 
 
 def _memory(memory: Mapping[str, Any]) -> list[Row]:

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from leanfront.search.pick.verify import (
     verification,
 )
 from leanfront.search.run.significance import wilson_interval
+from leanfront.search.run.verified import verified
 from leanfront.search.task import ArrayData, Task
 
 test_once.__test__ = False  # type: ignore[attr-defined]  # it is no test, for all its name
@@ -45,12 +46,16 @@ KERNELS: dict[str, Any] = {
 
 
 def held(
-    test: Result = GOOD, promised_ms: float = 0.1, latency: dict[str, Any] = LATENCY, **kernels: list[str]
+    test: Result = GOOD,
+    promised_ms: float = 0.1,
+    latency: dict[str, Any] = LATENCY,
+    max_drop: float | None = None,
+    **kernels: list[str],
 ) -> Verification:
     promised = {"latency_ms": promised_ms, "size_bytes": 1000.0, "baseline_latency_ms": 0.4}
     return verification(
         5, promised, {"accuracy": 0.9}, test, latency,
-        {"bytes": 1010, "baseline_bytes": 9090}, {**KERNELS, **kernels}, {},
+        {"bytes": 1010, "baseline_bytes": 9090}, {**KERNELS, **kernels}, {}, max_drop=max_drop,
     )  # fmt: skip
 
 
@@ -88,6 +93,29 @@ def test_a_promise_that_was_broken(changes: dict[str, Any], said: str) -> None:
     assert not found.passed
     assert len(found.failures) == 1
     assert said in found.failures[0]
+
+
+@pytest.mark.parametrize(
+    ("drop_ci", "max_drop", "said"),
+    [
+        ((0.012, 0.031), 0.01, "BEYOND the limit 0.0100"),
+        ((0.009, 0.031), 0.01, "beyond the limit 0.0100, perhaps by noise"),
+        ((0.009, 0.031), 0.02, "within the limit 0.0200, not for sure"),
+        ((0.009, 0.031), 0.05, "within the limit 0.0500"),
+        ((0.012, 0.031), None, ""),  # nobody gave a limit: nothing is held against it
+    ],
+)
+def test_a_drop_is_held_against_its_limit(
+    drop_ci: tuple[float, float], max_drop: float | None, said: str
+) -> None:
+    found = held(replace(GOOD, drop=0.02, drop_ci=drop_ci), max_drop=max_drop)
+    row = next(row for row in verified(asdict(found)) if row.what == "lost, with its 95 % interval")
+    assert (row.picked, row.gain) == ("0.0200 ({:.4f} .. {:.4f})".format(*drop_ci), said)
+    assert found.passed == (not said.startswith("BEYOND"))
+    if not found.passed:
+        assert found.failures == [
+            "the test split loses 0.0200 (0.0120 .. 0.0310), more than the limit of 0.0100"
+        ]
 
 
 def test_a_file_may_move_as_far_as_its_network_does_by_itself() -> None:
@@ -173,6 +201,8 @@ def test_the_test_split_is_read_once_by_all(
     assert found.agreement >= 0.99
     assert abs(found.accuracy - found.torch_accuracy) <= 0.01
     assert found.accuracy_ci == wilson_interval(found.accuracy, 300)
+    assert found.drop == pytest.approx(1.0 - found.accuracy)
+    assert found.drop_ci[0] <= found.drop <= found.drop_ci[1]
     assert found.largest_difference < 0.1
     assert found.largest_steps is not None
     assert 0 <= found.own_steps <= found.steps + 1
