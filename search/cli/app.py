@@ -236,6 +236,10 @@ def pick(
         float | None,
         typer.Option("--max-drop", min=0.0, max=1.0, help="Most accuracy lost: 0.01 is a point."),
     ] = None,
+    confidence: Annotated[
+        float | None,
+        typer.Option("--confidence", min=0.0, max=1.0, help="Probability that --max-drop is kept: 0.9."),
+    ] = None,
     max_latency_ms: Annotated[float | None, typer.Option("--max-latency-ms", min=0.0)] = None,
     max_size_bytes: Annotated[float | None, typer.Option("--max-size-bytes", min=0.0)] = None,
     max_energy_mj: Annotated[float | None, typer.Option("--max-energy-mj", min=0.0)] = None,
@@ -258,7 +262,8 @@ def pick(
     from leanfront.search.run.verified import verified
 
     picked = Run(run).pick(
-        max_drop, max_latency_ms=max_latency_ms, max_size_bytes=max_size_bytes, max_energy_mj=max_energy_mj,
+        max_drop, confidence=confidence, max_latency_ms=max_latency_ms, max_size_bytes=max_size_bytes,
+        max_energy_mj=max_energy_mj,
         prefer=prefer, trial=trial, epochs=epochs, out=out, to=to, log=say,
     )  # fmt: skip
     folder, found = picked.folder, picked.found

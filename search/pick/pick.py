@@ -25,6 +25,7 @@ from leanfront.search.gate.files import output_steps
 from leanfront.search.objectives import costs_among
 from leanfront.search.pick.card import card
 from leanfront.search.pick.choose import Wish, choose
+from leanfront.search.pick.promise import promise_of
 from leanfront.search.pick.verify import (
     Verification,
     at_hand,
@@ -79,9 +80,11 @@ def pick(
         DialectError: there is no such kind of file.
     """
     baseline_accuracy = run.environment().get("baseline", {}).get("accuracy")
+    if trial is not None and wish.confidence is not None:
+        raise RunError("--confidence is about what is chosen, and --trial has chosen; leave one of them out")
     if baseline_accuracy is None:
         raise RunError(f"{run.path} has no scored baseline yet; search first: leanfront search")
-    row = trial_row(run, trial) if trial is not None else choose(front_of(run), baseline_accuracy, wish)
+    row = _chosen(run, baseline_accuracy, wish) if trial is None else trial_row(run, trial)
     loaded, scorer, dialect = _opened(run, to, log)
     policy = Policy.from_json(row.policy)
     options = loaded.config.pick
@@ -97,6 +100,12 @@ def pick(
     folder = out or run.exported / str(row.trial)
     most = loaded.config.limits.max_drop if wish.max_drop is None else wish.max_drop
     return folder, export_and_verify(run, loaded, scorer, compressed, score, row, folder, log, dialect, most)
+
+
+def _chosen(run: RunFolder, baseline_accuracy: float, wish: Wish) -> TrialRow:
+    front = front_of(run)
+    promise = None if wish.confidence is None else promise_of(run, wish.confidence, wish.limits)
+    return choose(front, baseline_accuracy, wish, promise)
 
 
 def export_trial(run: RunFolder, *, trial: int, out: Path | None = None, to: str | None = None) -> Path:

@@ -176,6 +176,13 @@ def test_report_and_pick_and_export(searched, leanfront, tmp_path):
     assert "--trial" in wrong(leanfront, "export", searched, "--trial", best)
 
 
+def test_what_cannot_be_promised_is_not_picked(searched, leanfront):
+    sentence = wrong(leanfront, "pick", searched, "--max-drop", "0.01", "--confidence", "0.9")
+    assert "no point of the front surely loses at most 0.0100 (--confidence 0.9" in sentence  # of 80 examples
+    assert "leave one of them out" in wrong(leanfront, "pick", searched, "--trial", 1, "--confidence", 0.9)
+    assert "between 0 and 1" in wrong(leanfront, "pick", searched, "--confidence", 1)
+
+
 def wrong(leanfront, *arguments: object) -> str:
     """The one sentence of a command that was given wrong input."""
     code, _, err = leanfront(*arguments)
