@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, default_collate
 
 from leanfront.search.readers.images import TaskError as TaskError
+from leanfront.search.scores import Metric, as_metric, reported
 
 
 @runtime_checkable
@@ -203,6 +204,10 @@ class Task:
     score: (outputs, targets) -> (N,), one number in 0..1 per example, higher is better, so that a confidence
     interval can be given; classes: how many, None for the width of the output.
 
+    metric: a ``Metric`` of all outputs and targets of a split, or an object of torchmetrics, instead of the
+    score; report: name -> what else is told of the picked network's test split, a metric or a function
+    (outputs, targets) -> float.
+
     part: name of a submodule that alone is compressed and exported; it is trained and scored inside of the
     whole model, whose other weights stay as they are. distil: (student's outputs, teacher's outputs) ->
     scalar (of a part, its own outputs, a list with those of each call), instead of what follows from their
@@ -224,6 +229,8 @@ class Task:
     part: str | None = None
     distil: Callable[[Any, Any], Tensor] | None = None
     training_loss: Callable[[nn.Module, Any, Any], Tensor] | None = None
+    metric: Metric | None = None
+    report: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require(
@@ -252,6 +259,20 @@ class Task:
                 callable(given) or (given is None and name in ("distil", "training_loss")),
                 f"A task's {name} is a function of ({arguments}), but {_shown(given)} came; give a function",
             )
+        if self.metric is not None:
+            object.__setattr__(self, "metric", as_metric(self.metric))
+            _require(
+                self.score is top1,
+                f"A task is scored in one way, but both score and metric came ({_shown(self.score)}); leave"
+                " one of them out",
+            )
+        _require(
+            isinstance(self.report, Mapping),
+            f"A task's report is a mapping of names to metrics, but {_shown(self.report)} came; give for"
+            " instance"
+            ' {"sensitivity": function}',
+        )
+        object.__setattr__(self, "report", reported(self.report))
         _require(
             self.part is None or isinstance(self.part, str),
             f"A task's part is the name of a submodule, but {_shown(self.part)} came; give its name",

@@ -114,6 +114,7 @@ def search(
     """Search overnight. The same line again goes on where it stopped."""
     from leanfront.runs import search as search_for
     from leanfront.search.run.front import front_of
+    from leanfront.search.run.status import usual_drop
 
     settings = _config(config, set_, hours=hours, trials=trials, workers=workers, storage=storage)
     try:
@@ -127,7 +128,8 @@ def search(
     else:
         print(f"done: {found.ended}")
     print(f"{len(front_of(found.folder))} networks on the front; next:")
-    print(f"  leanfront front {path}\n  leanfront report {path}\n  leanfront pick {path} --max-drop 0.01")
+    drop = f"{usual_drop(found.folder):.2g}"
+    print(f"  leanfront front {path}\n  leanfront report {path}\n  leanfront pick {path} --max-drop {drop}")
 
 
 @app.command()
@@ -234,7 +236,7 @@ def pick(
     run: RunArgument,
     max_drop: Annotated[
         float | None,
-        typer.Option("--max-drop", min=0.0, max=1.0, help="Most accuracy lost: 0.01 is a point."),
+        typer.Option("--max-drop", min=0.0, help="Most accuracy lost: 0.01 is a point."),
     ] = None,
     confidence: Annotated[
         float | None,

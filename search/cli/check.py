@@ -1,14 +1,19 @@
 """``leanfront check``: everything that a search would use, tried out before the night."""
 
+import math
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leanfront.latency_models.cost import unknown_sentence
 from leanfront.search.cli.output import print_table
 from leanfront.search.config import SearchConfig
+from leanfront.search.objectives import objective
 from leanfront.search.study.prepare import Loaded, load, prepare, proved, threads_of_workers
 from leanfront.search.study.run_search import use_threads
+
+if TYPE_CHECKING:
+    from leanfront.search.trial.trial import Problem
 
 _TIMED_BATCHES = 3
 _VERDICTS = {True: "proved", False: "FAILED", None: "not applicable"}
@@ -21,6 +26,8 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
     Raises:
         What ``search.study.prepare.load`` and ``prepare`` raise.
     """
+    from leanfront.search.scores import described
+
     settings = config.search
     use_threads(max(threads_of_workers(settings.workers)))
     loaded = load(config)
@@ -29,6 +36,7 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
     if not proof.passed:
         return {"passed": False, "checks": checks, "kept_as_they_are": list(loaded.traced.notes)}
     problem = prepare(loaded, None, lambda text: None)
+    split = split_tells(problem)
     seconds = _seconds_per_trial(loaded)
     network, space = loaded.traced.network, loaded.space
     unknown = problem.cost_model.unknown(network)
@@ -42,9 +50,11 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
         "checks": checks,
         "profile": loaded.profile.name,
         "measured_on": problem.cost_model.measured_on,
+        "metric": described(loaded.task.metric),
         "baseline_accuracy": problem.baseline_accuracy,
         "macs": network.macs,
         "weights": network.weight_count,
+        "split": split,
         "space_size": space.size,
         "bits": [list(pair) for pair in space.pairs],
         "bits_left_out": space.left_out,
@@ -96,13 +106,16 @@ def _print_space(answer: dict[str, Any]) -> None:
         }
         for entry in answer["groups"]
     ]
+    row = objective("accuracy")
     print_table(groups, title="groups of channels that are cut together")
     if branches := [{**entry, "layers": " ".join(entry["layers"])} for entry in answer["branches"]]:
         print_table(branches, title="residual branches that may be left out")
     print(f"profile            {answer['profile']}")
     if answer["measured_on"] is not None:
         print(f"measured on        {answer['measured_on']}")
-    print(f"baseline accuracy  {answer['baseline_accuracy']:.4f} on the search split")
+    print(f"{f'baseline {row.label}':<18} {row.shown(answer['baseline_accuracy'])} on the search split")
+    if answer["split"]["sentence"]:
+        print(answer["split"]["sentence"])
     print(f"bits               {' '.join(f'w{weights}a{acts}' for weights, acts in answer['bits'])}")
     if answer["bits_left_out"]:
         print(f"bits left out      {answer['bits_left_out']}")
@@ -113,6 +126,39 @@ def _print_space(answer: dict[str, Any]) -> None:
         print(f"trials             about {answer['trials']} {end}with {answer['workers']} worker(s)")
     else:
         print("trials             give --hours or --trials to say when it ends")
+
+
+def split_tells(problem: "Problem") -> dict[str, Any]:
+    """What difference of scores the search split tells, beside the limit of what may be lost, and how many
+    examples would tell that; with a sentence where the split is too small for it.
+
+    The difference is expected from the uncompressed network and the plainest compressed one, uncut in
+    integers and not trained (``significance.told_apart``).
+    """
+    from leanfront.search.run.significance import examples_of, told_apart
+
+    scorer, score = problem.scorer, objective("accuracy")
+    assert scorer.uncompressed is not None
+    seeds = problem.space.seeds()
+    uncompressed = scorer.uncompressed.scores
+    plain = scorer.without_training(seeds[min(1, len(seeds) - 1)]).scores
+    given = problem.limits.max_drop
+    limit = score.usual_drop(problem.baseline_accuracy) if given is None else given
+    tells, examples = told_apart(uncompressed, plain, limit), examples_of(uncompressed)
+    needed = math.ceil(examples * (tells / limit) ** 2) if limit > 0 else None
+    sentence = ""
+    if tells > limit:
+        name = (
+            f"limits.max_drop is {limit:g}"
+            if given is not None
+            else f"pick allows {limit:.2g} unless it is told"
+        )
+        more = "no number tells that" if needed is None else f"some {needed:,} examples would tell that"
+        sentence = (
+            f"the search split is small: {examples:,} examples tell drops of {score.label} to"
+            f" {score.amount(tells)} (95 %), and {name}; {more}"
+        )
+    return {"examples": examples, "tells": tells, "max_drop": limit, "needed": needed, "sentence": sentence}
 
 
 def _seconds_per_trial(loaded: Loaded) -> float:

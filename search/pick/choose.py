@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from leanfront.search.objectives import names, objective, quantity
 from leanfront.search.pick.promise import Promise
 from leanfront.search.run.run_folder import RunError, TrialRow
+from leanfront.search.run.significance import examples_of
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ def choose(
     """The best of ``rows`` (complete trials) that meets the wish; with a ``promise``, of those that lose no
     more than the limit with its probability.
 
-    Without any limit a drop of 0.01 is allowed. Preferred is, unless the wish says it, the highest accuracy
-    when only costs are limited, and the lowest latency otherwise.
+    Without any limit a drop of 0.01 is allowed (of a score that is no share: a hundredth of what it can be,
+    or of the uncompressed network's). Preferred is, unless the wish says it, the highest accuracy when only
+    costs are limited, and the lowest latency otherwise.
 
     Raises:
         RunError: there is no row, or none meets the limits (the nearest is named).
@@ -45,7 +47,8 @@ def choose(
     if wish.prefer is not None and wish.prefer not in names():
         raise RunError(f"--prefer must be one of {', '.join(names())}, not {wish.prefer!r}")
     limits = wish.limits
-    max_drop = 0.01 if wish.max_drop is None and not limits else wish.max_drop
+    default = objective("accuracy").usual_drop(baseline_accuracy)
+    max_drop = default if wish.max_drop is None and not limits else wish.max_drop
     allowed = list(rows)
     for name, most in limits.items():
         kept = [row for row in allowed if _value(row, name) <= most]
@@ -71,9 +74,10 @@ def _within(rows: Sequence[TrialRow], baseline_accuracy: float, max_drop: float)
     if not kept:
         nearest = max(rows, key=lambda row: _value(row, "accuracy"))
         drop = baseline_accuracy - _value(nearest, "accuracy")
+        row = objective("accuracy")
         raise RunError(
-            f"no point of the front loses at most {max_drop:.4f} of accuracy after the short fine-tune;"
-            f" the nearest is trial {nearest.trial}; allow it with --max-drop {drop + 5e-5:.4f}"
+            f"no point of the front loses at most {row.amount(max_drop)} of {row.label} after the short"
+            f" fine-tune; the nearest is trial {nearest.trial}; allow it with --max-drop {_rounded_up(drop)}"
             " (the long fine-tune wins back part of it), or search longer"
         )
     return kept
@@ -96,13 +100,21 @@ def _surely_within(
             )
         needed = promise.examples_needed(drop, bound, max_drop)
         more = "" if needed is None else f", or search with some {needed:,} examples in the search split"
+        row = objective("accuracy")
         raise RunError(
-            f"no point of the front surely loses at most {max_drop:.4f} (--confidence {promise.confidence:g},"
-            f" of {promise.considered} networks scored on {len(promise.baseline)} examples); the nearest is"
-            f" trial {nearest.trial}, which lost {drop:.4f} there and may lose {bound:.4f}; allow it with"
-            f" --max-drop {bound + 5e-5:.4f}, lower --confidence{more}"
+            f"no point of the front surely loses at most {row.amount(max_drop)} of {row.label} (--confidence"
+            f" {promise.confidence:g}, of {promise.considered} networks scored on"
+            f" {examples_of(promise.baseline)} examples); the nearest is trial {nearest.trial}, which lost"
+            f" {row.amount(drop)} there and may lose {row.amount(bound)}; allow it with --max-drop"
+            f" {_rounded_up(bound)}, lower --confidence{more}"
         )
     return kept
+
+
+def _rounded_up(drop: float) -> str:
+    """A limit that allows this drop: four digits after the point, or four in all where that is finer."""
+    digits = max(4, 3 - math.floor(math.log10(abs(drop)))) if drop else 4
+    return f"{drop + 0.5 * 10**-digits:.{digits}f}"
 
 
 def _value(row: TrialRow, name: str) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from leanfront.search.run.run_folder import RunError, RunFolder, TrialRow
-from leanfront.search.run.significance import Scores, load_scores, most_lost
+from leanfront.search.run.significance import Evidence, comparable, examples_of, load_scores, most_lost
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,14 +22,14 @@ class Promise:
     """
 
     confidence: float
-    baseline: Scores
-    scores_of: Callable[[TrialRow], Scores | None]
+    baseline: Evidence
+    scores_of: Callable[[TrialRow], Evidence | None]
     considered: int
 
     def most_lost(self, row: TrialRow) -> float:
         """What the trial's network does not lose more than; infinite where its scores were not kept."""
         scores = self.scores_of(row)
-        if scores is None or scores.shape != self.baseline.shape:
+        if scores is None or not comparable(scores, self.baseline):
             return math.inf
         return most_lost(self.baseline, scores, (1 - self.confidence) / max(self.considered, 1))
 
@@ -38,7 +38,7 @@ class Promise:
         ``most``: the bound comes nearer with the root of their number. None where no number is enough."""
         if not drop < max_drop or math.isinf(most):
             return None
-        return math.ceil(len(self.baseline) * ((most - drop) / (max_drop - drop)) ** 2)
+        return math.ceil(examples_of(self.baseline) * ((most - drop) / (max_drop - drop)) ** 2)
 
 
 def promise_of(run: RunFolder, confidence: float, limits: Mapping[str, float]) -> Promise:
@@ -70,5 +70,5 @@ def considered(run: RunFolder, limits: Mapping[str, float]) -> int:
     )
 
 
-def _scores_of(run: RunFolder, row: TrialRow) -> Scores | None:
+def _scores_of(run: RunFolder, row: TrialRow) -> Evidence | None:
     return load_scores(run.scores_file(row.trial))

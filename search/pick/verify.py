@@ -21,10 +21,13 @@ from leanfront.search.gate.files import OWN
 from leanfront.search.gate.kernels import integer_layers as integer_layers
 from leanfront.search.gate.kernels import kernel_report as kernel_report
 from leanfront.search.gate.tensors import STEPS, at_share, difference, nudged
-from leanfront.search.run.significance import paired_interval, wilson_interval
+from leanfront.search.objectives import REACH, objective
+from leanfront.search.pick.told import Told
+from leanfront.search.run.significance import Evidence, interval_of, paired_interval, resamples_of, value_of
 from leanfront.search.run.verified import broken_sentence
 from leanfront.search.task import Data, Task
 from leanfront.search.trial.in_task import AsFile, InTask, answer_spec, model_around, on
+from leanfront.search.trial.scored import Scored, examples_in
 from leanfront.search.trial.scorer import SCORING_BATCH
 
 LATENCY_TOLERANCE = 0.15
@@ -39,7 +42,8 @@ class TestResult:
     A file that cannot be run here has the torch network's accuracy, and None for what compares the two.
     largest_steps: the largest difference in quantization steps; steps: that at 99.9 % of the outputs of the
     batch where it is largest; own_steps: the same of the torch network from itself, with inputs a millionth
-    off. drop: what is lost against the uncompressed network, with the paired 95 % interval of that.
+    off. drop: what is lost against the uncompressed network, with the paired 95 % interval of that. report,
+    classes: what else is told of both networks (``Told``).
     """
 
     n: int
@@ -54,6 +58,8 @@ class TestResult:
     own_steps: float | None = None
     drop: float | None = None
     drop_ci: tuple[float, float] | None = None
+    report: dict[str, dict[str, Any]] = field(default_factory=dict)
+    classes: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,8 @@ def test_once(
     networks = {"torch": InTask(task, module, around), "teacher": InTask(task, traced.module, around)}
     if model is not None:
         networks["file"] = InTask(task, AsFile(model, traced, answer_spec(traced), threads), around)
-    scores: dict[str, list[NDArray[np.float32]]] = {name: [] for name in networks}
+    scores, told = {name: Scored(task) for name in networks}, Told(task, comparison)
+    names = {"teacher": "uncompressed", "file" if "file" in networks else "torch": "picked"}
     same: list[NDArray[np.float32]] = []
     apart: list[_Apart] = []
     for start in range(0, len(data), SCORING_BATCH):
@@ -107,7 +114,9 @@ def test_once(
         answers = {}
         for name, network in networks.items():
             outputs, answers[name] = _both(network, inputs if name == "file" else on(device, inputs))
-            scores[name].append(task.score(outputs, targets).float().numpy())
+            scores[name].add(outputs, targets, examples_in(inputs, targets))
+            if name in names:
+                told.add(names[name], outputs, targets)
         if "file" not in networks:
             continue
         agreed = comparison.agreement(answers["torch"], answers["file"])
@@ -119,28 +128,32 @@ def test_once(
             again = tensors_in(_both(networks["torch"], on(device, nudged(inputs)))[1])
         for one, *found in zip(apart, ours, ran, again, strict=True):
             one.add(*found)
-    return _result(scores, same, apart, len(data))
+    known: dict[str, Evidence] = {"teacher": scores["teacher"].evidence()}
+    count = resamples_of(known["teacher"])
+    known |= {name: each.evidence(count) for name, each in scores.items() if name not in known}
+    result = _result(known, same, apart, len(data))
+    return replace(result, report=told.report(), classes=told.classes())
 
 
 def _result(
-    scores: Mapping[str, list[NDArray[np.float32]]],
+    scores: Mapping[str, Evidence],
     same: list[NDArray[np.float32]],
     apart: Sequence["_Apart"],
     count: int,
 ) -> TestResult:
-    each = {key: np.concatenate(parts) for key, parts in scores.items()}
-    mean = {key: float(values.mean()) for key, values in each.items()}
-    accuracy = mean.get("file", mean["torch"])
+    mean = {key: value_of(each) for key, each in scores.items()}
+    picked = scores.get("file", scores["torch"])
+    accuracy = value_of(picked)
     found = TestResult(
         n=count,
         torch_accuracy=mean["torch"],
         accuracy=accuracy,
-        accuracy_ci=wilson_interval(accuracy, count),
+        accuracy_ci=interval_of(picked),
         baseline_accuracy=mean["teacher"],
         agreement=float(np.concatenate(same).mean()) if same else None,
         largest_difference=max((one.largest for one in apart), default=None),
         drop=mean["teacher"] - accuracy,
-        drop_ci=paired_interval(each["teacher"], each.get("file", each["torch"])),
+        drop_ci=paired_interval(scores["teacher"], picked),
     )
     if not apart:
         return found
@@ -260,10 +273,12 @@ def verification(
     limit = held_drop(test, max_drop)
     if limit.get("broken"):
         failures.append(broken_sentence(asdict(test), limit))
-    if abs(test.accuracy - test.torch_accuracy) > dialect.accuracy_tolerance:
+    row = objective("accuracy")
+    tolerance = dialect.accuracy_tolerance * row.reach(test.torch_accuracy) / REACH
+    if abs(test.accuracy - test.torch_accuracy) > tolerance:
         failures.append(
-            f"the file scores {test.accuracy:.4f} on the test split,"
-            f" the torch network {test.torch_accuracy:.4f}"
+            f"the file scores {row.shown(test.accuracy)} on the test split,"
+            f" the torch network {row.shown(test.torch_accuracy)}"
         )
     if test.agreement is not None and test.agreement < dialect.agreement:
         failures.append(f"file and torch network agree on {test.agreement:.2%} of the test split only")
@@ -296,7 +311,8 @@ def verification(
         failures.append(f"float layers run as integer kernels: {', '.join(kernels['not_wanted'])}")
     kind = {} if dialect is QDQ else {"kind": dialect.name}
     size = {**size, "predicted_bytes": promised["size_bytes"], **kind}
-    return Verification(trial, search, asdict(test), latency, size, kernels, failures, memory, limit)
+    tested = {"metric": row.label, **asdict(test)}
+    return Verification(trial, search, tested, latency, size, kernels, failures, memory, limit)
 
 
 def held_drop(test: TestResult, max_drop: float | None) -> dict[str, Any]:

@@ -19,9 +19,17 @@ from leanfront.compression.policy.space import Space
 from leanfront.compression.policy.technique import SpaceError
 from leanfront.hw_profiles import HardwareProfile, find_profile, read_profile
 from leanfront.search.config import ConfigError, SearchConfig, check_names
-from leanfront.search.objectives import costs_among, costs_of, quantity, registered
+from leanfront.search.objectives import (
+    check_drop,
+    costs_among,
+    costs_of,
+    objective,
+    quantity,
+    registered,
+    scored_by,
+)
 from leanfront.search.run.run_folder import RunFolder, now
-from leanfront.search.run.significance import save_scores
+from leanfront.search.run.significance import resamples_of, save_scores
 from leanfront.search.samplers import sampler_named
 from leanfront.search.study.free import free_policies, scored_free
 from leanfront.search.trial.trial import Problem, Sampler, foretold
@@ -61,11 +69,14 @@ def load(config: SearchConfig) -> Loaded:
     """
     from leanfront.compression.capture.part import trace_part
     from leanfront.compression.export.dialects import dialect_of
+    from leanfront.search.scores import described
     from leanfront.search.study.known_sizes import sized
     from leanfront.search.task import load_task
 
     file = find_profile(config.hardware.profile)
     task = load_task(config.task.file, config.task.options)
+    scored_by(described(task.metric))
+    check_drop(config.limits.max_drop)
     check_names(config)
     sampler = sampler_named(config.search.sampler)  # which the task's file may have registered
     dialect_of(config.export.to)
@@ -123,8 +134,10 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
     scorer = Scorer(loaded.traced, loaded.task, config, log, rungs)
     hashes = _hashes(loaded)
     environment = run.environment() if run is not None else {}
+    _check_metric(loaded, environment, run)
     known = environment.get("baseline") if environment.get("hashes") == hashes else None
     baseline: dict[str, Any] = known or _scored_baseline(scorer, written, log)
+    scorer.resamples = baseline.get("resamples")
     builder = partial(random_builder, loaded.traced)
     costs = cost_model(loaded.space, builder, loaded.profile, hardware.threads, log, hardware.provider)
     if written is not None:
@@ -181,7 +194,7 @@ def prepare(loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True)
 
 def _in_words(entry: Mapping[str, Any]) -> str:
     return ", ".join(
-        f"{name.partition('_')[0]} {quantity(name, entry[name])}"
+        f"{objective(name).label} {quantity(name, entry[name])}"
         for name in ("accuracy", "latency_ms", "size_bytes")
     )
 
@@ -192,7 +205,12 @@ def _scored_baseline(scorer: "Scorer", run: RunFolder | None, log: Log) -> dict[
     score = scorer.baseline()
     if run is not None:
         save_scores(run.scores_file("baseline"), {scorer.rungs[-1]: score.scores})
-    return {"accuracy": float(score.accuracy), "accuracy_ci": [float(x) for x in score.accuracy_ci]}
+    count = resamples_of(score.scores)
+    return {
+        "accuracy": float(score.accuracy),
+        "accuracy_ci": [float(x) for x in score.accuracy_ci],
+        **({} if count is None else {"resamples": count}),
+    }
 
 
 def _write_table(costs: "CostModel", run: RunFolder) -> None:
@@ -224,6 +242,7 @@ def _described(loaded: Loaded, costs: "CostModel", cost: "Cost", log: Log) -> di
     and what this runs on."""
     from leanfront.latency_models.measured.first_validation import first_validation
     from leanfront.latency_models.measured.model import table_model
+    from leanfront.search.scores import described
 
     config, network = loaded.config, loaded.traced.network
     # a measured part's power may have been measured, too
@@ -240,6 +259,7 @@ def _described(loaded: Loaded, costs: "CostModel", cost: "Cost", log: Log) -> di
         "estimated": cost.estimated,
         "estimates": priced_with.estimate_sentence,
         "objectives": list(config.search.objectives),
+        "metric": described(loaded.task.metric),
         **({"registered_objectives": own} if (own := registered(config.search.objectives)) else {}),
         "layers": layers,
         "space_size": str(loaded.space.size),
@@ -295,6 +315,18 @@ def check_limits(problem: Problem) -> None:
         f"no policy of {len(sample)} tried meets the limits {wanted}; the nearest has {found};"
         " raise the limits or widen the space"
     )
+
+
+def _check_metric(loaded: Loaded, environment: Mapping[str, Any], run: RunFolder | None) -> None:
+    """Raise ConfigError when a run's trials were scored by something else."""
+    from leanfront.search.scores import described
+
+    before, now_by = environment.get("metric"), described(loaded.task.metric)
+    if run is not None and before is not None and before != now_by and run.trials():
+        raise ConfigError(
+            f"the trials of {run.path} were scored by {before['name']}, and the task now has"
+            f" {now_by['name']}: old and new trials cannot be compared; start anew with another --run folder"
+        )
 
 
 def _prices(problem: Problem) -> dict[str, list[float]]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from leanfront.search.pick.choose import Wish, choose
 from leanfront.search.pick.promise import Promise
 from leanfront.search.run.run_folder import RunError, TrialRow
-from leanfront.search.run.significance import Scores, most_lost
+from leanfront.search.run.significance import Scores, most_lost, told_apart
 
 
 def pair(lost: int, won: int, n: int) -> tuple[Scores, Scores]:
@@ -60,6 +60,15 @@ def test_many_examples_come_near_the_normal_distribution_and_shares_of_them_are_
         most_lost(one, other[:3], 0.05)
 
 
+def test_what_a_split_tells() -> None:
+    # 524 examples of which 18 are told differently: 1.96 * sqrt(18 / 524 / 524)
+    assert told_apart(*pair(10, 8, 524), 0.01) == pytest.approx(0.01587, abs=1e-5)
+    # whoever loses a point tells a hundredth differently, even where the plainest network tells nothing so
+    assert told_apart(*pair(0, 0, 524), 0.01) == pytest.approx(1.96 * np.sqrt(0.01 / 524), rel=1e-4)
+    one, other = np.array([0.5, 0.75, 1.0, 0.25], np.float32), np.array([0.25, 0.75, 0.5, 0.25], np.float32)
+    assert told_apart(one, other, 0.01) == pytest.approx(1.96 * 0.11968, abs=1e-4)
+
+
 SCORES = {1: pair(0, 0, 5000), 2: pair(20, 15, 5000), 3: pair(75, 40, 5000)}
 FRONT = [
     TrialRow(trial, "complete", accuracy=float(other.mean()), latency_ms=1 / trial)
@@ -88,7 +97,8 @@ def test_where_nothing_can_be_promised_it_is_said_what_would_help() -> None:
     with pytest.raises(RunError) as failure:
         choose(FRONT[1:], 1.0, Wish(max_drop=0.005), promise(0.95, 40))
     said = str(failure.value)
-    assert "surely loses at most 0.0050 (--confidence 0.95, of 40 networks scored on 5000 examples)" in said
+    assert "surely loses at most 0.0050 of accuracy (--confidence 0.95, of 40 networks" in said
+    assert "scored on 5000 examples" in said
     assert "the nearest is trial 2, which lost 0.0040 there and may lose 0.0" in said
     allowed = float(said.split("--max-drop ")[1].split(",")[0])
     assert choose(FRONT[1:], 1.0, Wish(max_drop=allowed), promise(0.95, 40)).trial == 2

@@ -14,6 +14,7 @@ from leanfront.compression.techniques.compress import compress
 from leanfront.compression.techniques.quantize import calibrate
 from leanfront.compression.training.distillation import Comparison
 from leanfront.search.pick.card import card
+from leanfront.search.pick.told import Told
 from leanfront.search.pick.verify import TestResult as Result
 from leanfront.search.pick.verify import (
     Verification,
@@ -25,6 +26,7 @@ from leanfront.search.pick.verify import (
 )
 from leanfront.search.run.significance import wilson_interval
 from leanfront.search.run.verified import verified
+from leanfront.search.scores import F1
 from leanfront.search.task import ArrayData, Task
 
 test_once.__test__ = False  # type: ignore[attr-defined]  # it is no test, for all its name
@@ -207,6 +209,35 @@ def test_the_test_split_is_read_once_by_all(
     assert found.largest_steps is not None
     assert 0 <= found.own_steps <= found.steps + 1
     assert found.steps <= found.largest_steps < 3
+
+
+def test_what_else_is_told_of_the_test_split() -> None:
+    before = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
+    now, targets = before.roll(1, 1), torch.tensor([0, 0, 1, 2])
+    data = ArrayData(np.zeros((1, 1, 1, 1), np.float32), np.zeros(1, np.int64), (0.0,), (1.0,))
+    report = {"largest": lambda outputs, targets: outputs.max(), "F1": F1}
+    told = Told(Task(nn.Identity(), torch.zeros(1, 3), data, data, data, report=report), Comparison())
+    for part in (slice(0, 3), slice(3, 4)):
+        told.add("uncompressed", before[part], targets[part])
+        told.add("picked", now[part], targets[part])
+    assert told.classes() == [
+        {"class": 0, "examples": 2, "uncompressed": 1.0, "picked": 0.0},
+        {"class": 1, "examples": 1, "uncompressed": 1.0, "picked": 0.0},
+        {"class": 2, "examples": 1, "uncompressed": 0.0, "picked": 1.0},
+    ]
+    # class 0: 1; class 1: one right of two claimed and one there: 2 / 3; class 2: never claimed
+    assert told.report()["largest"] == {"unit": "", "uncompressed": 2.0, "picked": 2.0}
+    assert told.report()["F1"]["uncompressed"] == pytest.approx((1 + 2 / 3) / 3)
+    found = held(replace(GOOD, report=told.report(), classes=told.classes()))
+    rows = {row.what: row[1:] for row in verified(asdict(found))}
+    assert rows["largest"] == ("2", "2", "+0")
+    assert rows["right of class 0, 2 in all"] == ("1.0000", "0.0000", "-100.00 points")
+    many = [
+        {"class": k, "examples": 9, "uncompressed": 0.9, "picked": 0.9 - 0.01 * (k % 7)} for k in range(50)
+    ]
+    found = held(replace(GOOD, classes=many))
+    shown = [row.what for row in verified(asdict(found)) if row.what.startswith("right of class")]
+    assert shown == [f"right of class {k}, 9 in all (of 3 that lost most)" for k in (6, 13, 20)]
 
 
 def test_the_wrong_file_is_noticed(network: tuple[Task, nn.Module, Traced, bytes, Policy]) -> None:
