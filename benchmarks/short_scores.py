@@ -161,7 +161,7 @@ def _parts(scorer: Scorer, network: InTask) -> dict[str, dict[str, float]]:
         more = list(itertools.islice(batches, max(0, (images - len(scores)) // SCORING_BATCH)))
         if more:
             right, apart = evaluate(network, more, scorer.comparison)
-            scores = np.concatenate([scores, right.numpy()])
+            scores = np.concatenate([scores, right])
             divergence = np.concatenate([divergence, np.full(len(right), apart)])
         found[str(images)] = {"accuracy": float(scores.mean()), "divergence": float(divergence.mean())}
     return found

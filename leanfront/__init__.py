@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
+    from leanfront import metrics as metrics
     from leanfront import readers as readers
     from leanfront.hw_profiles import HardwareProfile as Profile
     from leanfront.networks import (
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         uniform,
     )
     from leanfront.runs import Picked, Run, search
+    from leanfront.search.scores import Metric
     from leanfront.search.task import ArrayData, Task, TaskError, load_state
 
 _HOMES = {
@@ -34,18 +36,20 @@ _HOMES = {
         "Captured", "CompressedNetwork", "Exported", "capture", "compress", "cost", "export", "uniform",
     ),
     "leanfront.runs": ("Picked", "Run"),
+    "leanfront.search.scores": ("Metric",),
     "leanfront.search.task": ("ArrayData", "Task", "TaskError", "load_state"),
 }  # fmt: skip
 """Module -> the public names that it has."""
 
 __all__ = [
-    "ArrayData", "Captured", "CompressedNetwork", "Exported", "Picked", "Profile", "Run", "Task", "TaskError",
-    "capture", "compress", "cost", "export", "load_state", "readers", "search", "uniform",
+    "ArrayData", "Captured", "CompressedNetwork", "Exported", "Metric", "Picked", "Profile", "Run", "Task",
+    "TaskError", "capture", "compress", "cost", "export", "load_state", "metrics", "readers", "search",
+    "uniform",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("readers", "search"):  # the package search is called like the function
+    if name in ("metrics", "readers", "search"):  # the package search is called like the function
         return import_module(f"leanfront.{name}")
     if name == "Profile":
         return import_module("leanfront.hw_profiles").HardwareProfile

@@ -71,6 +71,7 @@ class Run:
         self,
         max_drop: float | None = None,
         *,
+        confidence: float | None = None,
         max_latency_ms: float | None = None,
         max_size_bytes: float | None = None,
         max_energy_mj: float | None = None,
@@ -85,6 +86,7 @@ class Run:
 
         Args:
             max_drop: most accuracy lost, 0.01 is a point. prefer: the column to want most of.
+            confidence: the probability with which max_drop must be kept, although the best of many is chosen.
             trial: this one, instead of choosing. epochs: of the long fine-tune.
             out: where the files go; exported/<trial> of the run by default. to: the kind of file, "onnx".
             log: hears what is being done.
@@ -95,7 +97,7 @@ class Run:
         from leanfront.search.pick.choose import Wish
         from leanfront.search.pick.pick import pick
 
-        wish = Wish(max_drop, max_latency_ms, max_size_bytes, max_energy_mj, prefer)
+        wish = Wish(max_drop, max_latency_ms, max_size_bytes, max_energy_mj, prefer, confidence)
         place = None if out is None else Path(out)
         return Picked(*pick(self.folder, wish, trial=trial, out=place, epochs=epochs, to=to, log=log))
 

@@ -91,13 +91,14 @@ class SearchSection(_Section):
 
 
 class LimitsSection(_Section):
-    """What a network must not exceed; checked before it is trained, ``max_drop`` (a fraction) after."""
+    """What a network must not exceed; checked before it is trained, ``max_drop`` (in the score's unit)
+    after."""
 
     latency_ms: float | None = Field(default=None, gt=0.0)
     size_bytes: float | None = Field(default=None, gt=0.0)
     energy_mj: float | None = Field(default=None, gt=0.0)
     peak_memory_bytes: float | None = Field(default=None, gt=0.0)
-    max_drop: float | None = Field(default=None, ge=0.0, le=1.0)
+    max_drop: float | None = Field(default=None, ge=0.0)
 
     @property
     def costs(self) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -33,21 +33,28 @@ class Objective:
     """One row of the table.
 
     name: its column in trials.csv, a cost's ends in the unit. title: what people call it. better: which way.
-    scale: "times" is above 0 and counts as a ratio to the uncompressed network's; "share" is between 0 and 1.
-    source: known from a "score" after training, or before it, from a field of "cost" or from "value". limit:
-    may stand in [limits]. value: of a network that is cut already, its policy and its cost, a number above 0.
-    values: the same of many policies, (n,), which the sampler cascade needs.
+    scale: "times" is above 0 and counts as a ratio to the uncompressed network's; "share" is between 0 and 1,
+    told in points; "steps" is any number, of which differences count. source: known from a "score" after
+    training, or before it, from a field of "cost" or from "value". limit: may stand in [limits]. value: of a
+    network that is cut already, its policy and its cost, a number above 0. values: the same of many policies,
+    (n,), which the sampler cascade needs.
+
+    Of a score alone: turned: less of it is better, so that it is kept with its sign changed, in every column
+    and every sum, and turned back where people read it. span: from the least to the most that it can be,
+    where both are known.
     """
 
     name: str
     title: str = ""
     unit: str = ""
     better: Literal["lower", "higher"] = "lower"
-    scale: Literal["times", "share"] = "times"
+    scale: Literal["times", "share", "steps"] = "times"
     source: Literal["score", "cost", "value"] = "value"
     limit: bool = False
     value: "Callable[[Network, Policy, Cost], float] | None" = None
     values: "Callable[[PolicyBatch, CostArrays], NDArray[np.float64]] | None" = None
+    turned: bool = False
+    span: float | None = None
 
     @property
     def sign(self) -> float:
@@ -58,6 +65,11 @@ class Objective:
     def label(self) -> str:
         """What people call it."""
         return self.title or self.name
+
+    @property
+    def heading(self) -> str:
+        """Of a column: its name, of a score what people call it."""
+        return self.label if self.source == "score" else self.name
 
     def of(self, network: "Network", policy: "Policy", cost: "Cost") -> float:
         """Of a network that is cut already; raises ObjectiveError where that is no number above 0."""
@@ -80,10 +92,61 @@ class Objective:
             )
         return self.values(batch, costs)
 
-    def shown(self, value: float) -> str:
-        """A value with its unit, three significant digits: 0.0123 of latency_ms is "12.3 us"."""
+    def own(self, value: float) -> float:
+        """A kept value of a score as it is."""
+        return -value if self.turned else value
+
+    def reach(self, uncompressed: float) -> float:
+        """How far below the uncompressed network's a score counts: a tenth of what it can be at all, or of
+        the uncompressed network's where that has no end."""
+        return REACH * (abs(uncompressed) or 1.0) if self.span is None else REACH * self.span
+
+    @property
+    def drawn_unit(self) -> str:
+        """In which a report draws a score: percent of a share."""
+        return "%" if self.scale == "share" else self.unit
+
+    @property
+    def factor(self) -> float:
+        """Times a kept value of a score: what a report draws."""
+        size = 100.0 if self.scale == "share" else 1.0
+        return -size if self.turned else size
+
+    @property
+    def drop_unit(self) -> str:
+        """In which a report counts a drop: points of a share."""
+        return "points" if self.scale == "share" else self.unit
+
+    def usual_drop(self, uncompressed: float) -> float:
+        """The most that is lost where nobody says how much: a tenth of its reach, a point of a share."""
+        return self.reach(uncompressed) / 10
+
+    def amount(self, difference: float) -> str:
+        """A difference of scores, such as what was lost."""
+        return f"{self.number(difference)} {self.unit}".rstrip()
+
+    def change(self, difference: float) -> str:
+        """How a score has changed, with its sign: "-0.25 points" of a share."""
         if self.scale == "share":
-            return f"{value:.4f}"
+            return f"{100 * difference:+.2f} points"
+        own = self.own(difference)
+        return f"{'+' if own > 0 else ''}{self.amount(own)}"
+
+    def interval(self, ends: Sequence[float]) -> str:
+        """The kept ends of a score's interval, as it is."""
+        low, high = sorted(map(self.own, ends))
+        return f"{self.number(low)} .. {self.number(high)}"
+
+    def number(self, value: float) -> str:
+        """A value or a difference of scores without its unit: four digits after the point where it has no
+        unit and is never far from 1, else four in all."""
+        near = self.span is not None and self.span <= 2 and not self.unit
+        return f"{value:.4f}" if near else f"{value:.4g}"
+
+    def shown(self, value: float) -> str:
+        """A kept value with its unit, three significant digits: 0.0123 of latency_ms is "12.3 us"."""
+        if self.source == "score":
+            return f"{self.number(self.own(value))} {self.unit}".rstrip()
         sizes = _PREFIXED.get(self.unit, ((1.0, self.unit),))
         size, unit = next((pair for pair in sizes if value >= pair[0]), sizes[-1])
         whole = unit == "B" or (not unit and value == round(value))
@@ -94,7 +157,7 @@ class Objective:
 _TABLE: dict[str, Objective] = {
     row.name: row
     for row in (
-        Objective("accuracy", "accuracy", better="higher", scale="share", source="score"),
+        Objective("accuracy", "accuracy", better="higher", scale="share", source="score", span=1.0),
         Objective("latency_ms", "latency", "ms", source="cost", limit=True),
         Objective("size_bytes", "size", "bytes", source="cost", limit=True),
         Objective("energy_mj", "energy", "mJ", source="cost", limit=True),
@@ -104,6 +167,10 @@ _TABLE: dict[str, Objective] = {
 _OURS = tuple(_TABLE)
 COSTS = tuple(row.name for row in _TABLE.values() if row.source == "cost")
 """The fields of a Cost, in the order in which they are shown."""
+REACH = 0.10
+"""Share of a score's span: so far below the uncompressed network's it counts."""
+ACCURACY = _TABLE["accuracy"]
+"""The row of the score, where it is the share of examples that are right, or another between 0 and 1."""
 LIMITS = tuple(row.name for row in _TABLE.values() if row.limit)
 
 
@@ -155,6 +222,31 @@ def remember(kept: Iterable[Mapping[str, Any]]) -> None:
     for row in (Objective(**fields) for fields in kept):
         if row.name not in _OURS and (row.name not in _TABLE or _TABLE[row.name].value is None):
             _TABLE[row.name] = row
+
+
+def scored_by(kept: Mapping[str, Any] | None) -> None:
+    """Make known what networks are scored by, as ``search.scores.described`` says it and a run folder keeps
+    it; None: by a score of each example, as all were in run folders that do not say."""
+    if kept is None or kept["share"]:
+        row = ACCURACY
+    else:
+        low, high = kept["bounds"]
+        span = None if low is None or high is None else high - low
+        turned = not kept["higher_is_better"]
+        row = replace(
+            ACCURACY, title=kept["name"], unit=kept["unit"], scale="steps", turned=turned, span=span
+        )
+    _TABLE["accuracy"] = row
+
+
+def check_drop(max_drop: float | None) -> None:
+    """Raise ObjectiveError for a limit of what may be lost that is more than there is."""
+    row = objective("accuracy")
+    if max_drop is not None and row.span is not None and max_drop > row.span:
+        raise ObjectiveError(
+            f"the most that may be lost is in the unit of {row.label}, which can lose {row.span:g} at most,"
+            f" but {max_drop:g} came; give a smaller limit, such as {row.span / 100:g}"
+        )
 
 
 def costs_of(

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from leanfront.search.data import DatasetData as DatasetData
 from leanfront.search.data import as_data as as_data
 from leanfront.search.data import require, shown
 from leanfront.search.readers.images import TaskError as TaskError
+from leanfront.search.scores import Metric, as_metric, reported
 
 
 def top1(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -45,6 +46,10 @@ class Task:
     made); loss: (outputs, targets) -> scalar;
     score: (outputs, targets) -> (N,), one number in 0..1 per example, higher is better, so that a confidence
     interval can be given; classes: how many, None for the width of the output.
+
+    metric: a ``Metric`` of all outputs and targets of a split, or an object of torchmetrics, instead of the
+    score; report: name -> what else is told of the picked network's test split, a metric or a function
+    (outputs, targets) -> float.
 
     part: name of a submodule that alone is compressed and exported; it is trained and scored inside of the
     whole model, whose other weights stay as they are. distil: (student's outputs, teacher's outputs) ->
@@ -67,6 +72,8 @@ class Task:
     part: str | None = None
     distil: Callable[[Any, Any], Tensor] | None = None
     training_loss: Callable[[nn.Module, Any, Any], Tensor] | None = None
+    metric: Metric | None = None
+    report: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.model, (str, Path)):
@@ -98,6 +105,20 @@ class Task:
                 callable(given) or (given is None and name in ("distil", "training_loss")),
                 f"A task's {name} is a function of ({arguments}), but {shown(given)} came; give a function",
             )
+        if self.metric is not None:
+            object.__setattr__(self, "metric", as_metric(self.metric))
+            require(
+                self.score is top1,
+                f"A task is scored in one way, but both score and metric came ({shown(self.score)}); leave"
+                " one of them out",
+            )
+        require(
+            isinstance(self.report, Mapping),
+            f"A task's report is a mapping of names to metrics, but {shown(self.report)} came; give for"
+            " instance"
+            ' {"sensitivity": function}',
+        )
+        object.__setattr__(self, "report", reported(self.report))
         require(
             self.part is None or isinstance(self.part, str),
             f"A task's part is the name of a submodule, but {shown(self.part)} came; give its name",

@@ -16,7 +16,7 @@ LOW = ("hw_profiles", "compression.graph", "compression.policy")
 COSTS = (*LOW, "latency_models")
 TORCH_ROOMS = ("capture", "layers", "techniques", "training", "export")
 FLOORS = (
-    ("errors", "objectives", "config", "storage_url"), ("readers",), ("data",), ("task",), ("gate",),
+    ("errors", "objectives", "config", "storage_url"), ("readers",), ("data", "scores"), ("task",), ("gate",),
     ("run",), ("trial",), ("samplers", "report"), ("study",), ("pick",), ("cli",),
 )  # fmt: skip
 """Rooms of search, each of which imports from those before it alone."""

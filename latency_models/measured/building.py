@@ -30,6 +30,11 @@ Log = Callable[[str], None]
 
 METHOD = 9
 """To be raised when the same measurements would be used in another way."""
+_TRIED = 4
+_BUILT = 600
+_TIMED_SECONDS = 30.0
+"""While a table is made as many networks are built, and kernels and whole networks are timed for so long: of
+ResNet-20 and the digits example, from below."""
 ENERGY_SAMPLES = 8
 """Whole networks whose energy is measured, where the machine has counters."""
 
@@ -114,6 +119,39 @@ def cost_model(
                 f" {accuracy.within_10_percent:.0%} of them within 10 %"
             )
         return _model(structure, table, profile, correction)
+
+
+def seconds_to_measure(
+    space: "Space",
+    builder: "Callable[[], Build]",
+    profile: HardwareProfile,
+    threads: int,
+    provider: str = "cpu",
+) -> float | None:
+    """About how long ``cost_model`` would measure, told from a few networks of the space; None where it would
+    not. Nothing is measured that is kept.
+
+    Raises:
+        TableError: the machine cannot measure.
+    """
+    if not profile.measured:
+        return None
+    from leanfront.latency_models.kernel_table.table import this_device
+    from leanfront.latency_models.kit.installed_tables import device_of
+    from leanfront.latency_models.measured.optimised_kernels import Structure
+    from leanfront.latency_models.providers import provider_of
+
+    device = this_device(threads, provider_of(provider))
+    if device_of(profile, threads, device.provider).results:
+        return None
+    structure = Structure(space.network, builder(), threads, device.provider)
+    if _ready(structure, _CachePaths.of(space, device), device, profile) is not None:
+        return None
+    started, tried = time.perf_counter(), space.seeds()[:_TRIED]
+    for policy in tried:
+        structure.observe(space.resized(policy), policy)
+    each = (time.perf_counter() - started) / len(tried)
+    return _BUILT * each + _TIMED_SECONDS
 
 
 def _model(

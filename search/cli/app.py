@@ -87,13 +87,16 @@ def check(
     hours: HoursOption = None,
     trials: TrialsOption = None,
     workers: WorkersOption = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure the latency table, too, where it is not there.")
+    ] = False,
     set_: SetOption = [],  # noqa: B006 (typer copies it)
     format_: FormatOption = Format.TABLE,
 ) -> None:
     """Validate everything and say what a search would do; trains nothing."""
     from leanfront.search.cli.check import check_config, check_table
 
-    answer = check_config(_config(config, set_, hours=hours, trials=trials, workers=workers))
+    answer = check_config(_config(config, set_, hours=hours, trials=trials, workers=workers), measure)
     show(format_, lambda: answer, lambda: answer.get("layers", []), lambda: check_table(answer))
     if not answer["passed"]:
         failed = [check["sentence"] for check in answer["checks"] if check["passed"] is False]
@@ -116,6 +119,7 @@ def search(
     """Search overnight. The same line again goes on where it stopped."""
     from leanfront.runs import search as search_for
     from leanfront.search.run.front import front_of
+    from leanfront.search.run.status import usual_drop
 
     settings = _config(config, set_, hours=hours, trials=trials, workers=workers, storage=storage)
     try:
@@ -129,7 +133,8 @@ def search(
     else:
         print(f"done: {found.ended}")
     print(f"{len(front_of(found.folder))} networks on the front; next:")
-    print(f"  leanfront front {path}\n  leanfront report {path}\n  leanfront pick {path} --max-drop 0.01")
+    drop = f"{usual_drop(found.folder):.2g}"
+    print(f"  leanfront front {path}\n  leanfront report {path}\n  leanfront pick {path} --max-drop {drop}")
 
 
 @app.command()
@@ -236,7 +241,11 @@ def pick(
     run: RunArgument,
     max_drop: Annotated[
         float | None,
-        typer.Option("--max-drop", min=0.0, max=1.0, help="Most accuracy lost: 0.01 is a point."),
+        typer.Option("--max-drop", min=0.0, help="Most accuracy lost: 0.01 is a point."),
+    ] = None,
+    confidence: Annotated[
+        float | None,
+        typer.Option("--confidence", min=0.0, max=1.0, help="Probability that --max-drop is kept: 0.9."),
     ] = None,
     max_latency_ms: Annotated[float | None, typer.Option("--max-latency-ms", min=0.0)] = None,
     max_size_bytes: Annotated[float | None, typer.Option("--max-size-bytes", min=0.0)] = None,
@@ -260,7 +269,8 @@ def pick(
     from leanfront.search.run.verified import verified
 
     picked = Run(run).pick(
-        max_drop, max_latency_ms=max_latency_ms, max_size_bytes=max_size_bytes, max_energy_mj=max_energy_mj,
+        max_drop, confidence=confidence, max_latency_ms=max_latency_ms, max_size_bytes=max_size_bytes,
+        max_energy_mj=max_energy_mj,
         prefer=prefer, trial=trial, epochs=epochs, out=out, to=to, log=say,
     )  # fmt: skip
     folder, found = picked.folder, picked.found

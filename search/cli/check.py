@@ -1,30 +1,40 @@
 """``leanfront check``: everything that a search would use, tried out before the night."""
 
+import math
 import tempfile
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leanfront.latency_models.cost import unknown_sentence
 from leanfront.search.cli.output import print_table
 from leanfront.search.config import SearchConfig
-from leanfront.search.study.prepare import Loaded, load, prepare, proved, threads_of_workers
+from leanfront.search.objectives import objective
+from leanfront.search.study.prepare import Judged, Loaded, judged, load, prepare, proved, threads_of_workers
 from leanfront.search.study.run_search import use_threads
 
+if TYPE_CHECKING:
+    from leanfront.compression.graph import Network
+
 _TIMED_BATCHES = 3
+_NAMED = 6
 _LOOKED_AT = 256
 """Training images that say how the inputs are scaled."""
 _VERDICTS = {True: "proved", False: "FAILED", None: "not applicable"}
 
 
-def check_config(config: SearchConfig) -> dict[str, Any]:
-    """Load, trace, prove the network, score the baseline and price the space as a search does; time a trial;
-    write nothing but the caches of proofs and latency tables. Of a network that fails only what was proved.
+def check_config(config: SearchConfig, measure: bool = False) -> dict[str, Any]:
+    """Load, trace, prove the network and score the baseline as a search does; time a trial; price the space
+    where that takes no measuring, or ``measure`` says so; write nothing but the caches of proofs and latency
+    tables. Of a network that fails only what was proved.
 
     Raises:
         What ``search.study.prepare.load`` and ``prepare`` raise.
     """
+    from leanfront.search.scores import described
+
     settings = config.search
     use_threads(max(threads_of_workers(settings.workers)))
     loaded = load(config)
@@ -33,10 +43,15 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
     if not proof.passed:
         return {"passed": False, "checks": checks, "kept_as_they_are": list(loaded.traced.notes)}
     with tempfile.TemporaryDirectory(prefix="leanfront-") as decoded:
-        problem = prepare(loaded, None, lambda text: None, decoded=Path(decoded))
+        known = judged(loaded, None, lambda text: None, decoded=Path(decoded))
+        split = split_tells(loaded, known)
         seconds = _seconds_per_trial(loaded, Path(decoded))
+        measuring = None if measure else _seconds_to_measure(loaded)
+        costs = None
+        if measuring is None:
+            costs = prepare(loaded, None, lambda text: None, known=known).cost_model
     network, space = loaded.traced.network, loaded.space
-    unknown = problem.cost_model.unknown(network)
+    unknown = costs.unknown(network) if costs is not None else ()
     trials = None
     if settings.hours is not None:
         trials = int((settings.hours * 3600 - config.seconds_to_finish) / seconds * settings.workers)
@@ -46,10 +61,13 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
         "passed": True,
         "checks": checks,
         "profile": loaded.profile.name,
-        "measured_on": problem.cost_model.measured_on,
-        "baseline_accuracy": problem.baseline_accuracy,
+        "measured_on": None if costs is None else costs.measured_on,
+        "seconds_to_measure": measuring,
+        "metric": described(loaded.task.metric),
+        "baseline_accuracy": known.baseline["accuracy"],
         "macs": network.macs,
         "weights": network.weight_count,
+        "split": split,
         "space_size": space.size,
         "bits": [list(pair) for pair in space.pairs],
         "bits_left_out": space.left_out,
@@ -71,10 +89,27 @@ def check_config(config: SearchConfig) -> dict[str, Any]:
             {"layer": layer.name, "shape": str(layer.shape), "group": layer.group or ""}
             for layer in network.layers
         ],
+        "free": known.free,
         "kept_as_they_are": list(loaded.traced.notes),
+        "channels_stay": _channels_that_stay(network),
         "inputs": _inputs_note(loaded),
         "priced_by_what_they_move": unknown_sentence(unknown) if unknown else None,
     }
+
+
+def _seconds_to_measure(loaded: Loaded) -> float | None:
+    """How long a search would measure before its first trial; None where all is known."""
+    from leanfront.compression.export.walk import random_builder
+    from leanfront.latency_models.measured.building import seconds_to_measure
+
+    hardware = loaded.config.hardware
+    builder = partial(random_builder, loaded.traced)
+    return seconds_to_measure(loaded.space, builder, loaded.profile, hardware.threads, hardware.provider)
+
+
+def _channels_that_stay(network: "Network") -> list[str]:
+    """Layers that keep all their output channels: they reach the outputs, or what mixes channels."""
+    return [layer.name for layer in network.layers if layer.group is None]
 
 
 def _inputs_note(loaded: Loaded) -> str | None:
@@ -91,8 +126,6 @@ def check_table(answer: dict[str, Any]) -> None:
     """Print what ``check_config`` found."""
     if answer["passed"]:
         print_table(answer["layers"], title="layers")
-    for note in answer["kept_as_they_are"]:
-        print(note)
     if answer.get("inputs"):
         print(answer["inputs"])
     if answer.get("priced_by_what_they_move"):
@@ -101,6 +134,25 @@ def check_table(answer: dict[str, Any]) -> None:
         print(f"{_VERDICTS[check['passed']]:<14} {check['sentence']}")
     if answer["passed"]:
         _print_space(answer)
+    _print_untouched(answer)
+
+
+def _print_untouched(answer: dict[str, Any]) -> None:
+    """What a search leaves as it is, why, and what can be done about it."""
+    notes, stay = answer["kept_as_they_are"], answer.get("channels_stay", [])
+    if not notes and not stay:
+        return
+    print("\nwhat a search does not touch")
+    for note in notes:
+        print(f"- {note}")
+    if stay:
+        shown = ", ".join(stay[:_NAMED]) + (f" and {len(stay) - _NAMED} more" if len(stay) > _NAMED else "")
+        print(
+            f"- output channels of {shown}: they are outputs of the network, or reach an operation that mixes"
+            " channels (their bits are searched)"
+        )
+    if notes:
+        print("docs/your-own-task.md says what can be compressed, and how to write it so")
 
 
 def _print_space(answer: dict[str, Any]) -> None:
@@ -114,13 +166,22 @@ def _print_space(answer: dict[str, Any]) -> None:
         }
         for entry in answer["groups"]
     ]
+    row = objective("accuracy")
     print_table(groups, title="groups of channels that are cut together")
     if branches := [{**entry, "layers": " ".join(entry["layers"])} for entry in answer["branches"]]:
         print_table(branches, title="residual branches that may be left out")
     print(f"profile            {answer['profile']}")
     if answer["measured_on"] is not None:
         print(f"measured on        {answer['measured_on']}")
-    print(f"baseline accuracy  {answer['baseline_accuracy']:.4f} on the search split")
+    if answer["seconds_to_measure"] is not None:
+        minutes = max(1, round(answer["seconds_to_measure"] / 60))
+        print(f"latency table      to be measured once, about {minutes} min: a search begins with it;")
+        print("                   leanfront check --measure does it now")
+    print(f"{f'baseline {row.label}':<18} {row.shown(answer['baseline_accuracy'])} on the search split")
+    for entry in answer["free"]:
+        print(f"{entry['name']:<18} {row.shown(entry['accuracy'])} there without a search")
+    if answer["split"]["sentence"]:
+        print(answer["split"]["sentence"])
     print(f"bits               {' '.join(f'w{weights}a{acts}' for weights, acts in answer['bits'])}")
     if answer["bits_left_out"]:
         print(f"bits left out      {answer['bits_left_out']}")
@@ -131,6 +192,39 @@ def _print_space(answer: dict[str, Any]) -> None:
         print(f"trials             about {answer['trials']} {end}with {answer['workers']} worker(s)")
     else:
         print("trials             give --hours or --trials to say when it ends")
+
+
+def split_tells(loaded: Loaded, known: Judged) -> dict[str, Any]:
+    """What difference of scores the search split tells, beside the limit of what may be lost, and how many
+    examples would tell that; with a sentence where the split is too small for it.
+
+    The difference is expected from the uncompressed network and the plainest compressed one, uncut in
+    integers and not trained (``significance.told_apart``).
+    """
+    from leanfront.search.run.significance import examples_of, told_apart
+
+    scorer, score = known.scorer, objective("accuracy")
+    assert scorer.uncompressed is not None
+    seeds = loaded.space.seeds()
+    uncompressed = scorer.uncompressed.scores
+    plain = scorer.without_training(seeds[min(1, len(seeds) - 1)]).scores
+    given = loaded.config.limits.max_drop
+    limit = score.usual_drop(known.baseline["accuracy"]) if given is None else given
+    tells, examples = told_apart(uncompressed, plain, limit), examples_of(uncompressed)
+    needed = math.ceil(examples * (tells / limit) ** 2) if limit > 0 else None
+    sentence = ""
+    if tells > limit:
+        name = (
+            f"limits.max_drop is {limit:g}"
+            if given is not None
+            else f"pick allows {limit:.2g} unless it is told"
+        )
+        more = "no number tells that" if needed is None else f"some {needed:,} examples would tell that"
+        sentence = (
+            f"the search split is small: {examples:,} examples tell drops of {score.label} to"
+            f" {score.amount(tells)} (95 %), and {name}; {more}"
+        )
+    return {"examples": examples, "tells": tells, "max_drop": limit, "needed": needed, "sentence": sentence}
 
 
 def _seconds_per_trial(loaded: Loaded, decoded: Path) -> float:

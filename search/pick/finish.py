@@ -63,6 +63,8 @@ def fine_tune_front(run: RunFolder, ends: float, stop: Callable[[], bool], note:
         if code == 2:  # the same input would be wrong for all of them
             note(f"trial {row.trial} cannot be picked; the last lines of {run.log_file} say why")
             break
+        if code:
+            note(f"trial {row.trial} is not as promised; the last lines of {run.log_file} say why")
         done.append(row.trial)
         longest = max(longest, time.time() - began)
     return done

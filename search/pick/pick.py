@@ -22,9 +22,10 @@ from leanfront.latency_models.files import replace_file
 from leanfront.latency_models.kernel_table.table import load_table, this_device
 from leanfront.latency_models.providers import provider_of
 from leanfront.search.gate.files import output_steps
-from leanfront.search.objectives import costs_among
+from leanfront.search.objectives import check_drop, costs_among, quantity
 from leanfront.search.pick.card import card
 from leanfront.search.pick.choose import Wish, choose
+from leanfront.search.pick.promise import promise_of
 from leanfront.search.pick.verify import (
     Verification,
     at_hand,
@@ -78,24 +79,32 @@ def pick(
         RunError: nothing on the front meets the limits, or the folder cannot be written.
         DialectError: there is no such kind of file.
     """
+    run.config()  # what networks are scored by
+    check_drop(wish.max_drop)
     baseline_accuracy = run.environment().get("baseline", {}).get("accuracy")
+    if trial is not None and wish.confidence is not None:
+        raise RunError("--confidence is about what is chosen, and --trial has chosen; leave one of them out")
     if baseline_accuracy is None:
         raise RunError(f"{run.path} has no scored baseline yet; search first: leanfront search")
-    row = trial_row(run, trial) if trial is not None else choose(front_of(run), baseline_accuracy, wish)
+    row = _chosen(run, baseline_accuracy, wish) if trial is None else trial_row(run, trial)
     loaded, scorer, dialect = _opened(run, to, log)
     policy = Policy.from_json(row.policy)
     options = loaded.config.pick
     epochs = options.epochs if epochs is None else epochs
-    log(f"trial {row.trial}: fine-tuning for {epochs:g} epochs with distillation")
+    log(f"trial {row.trial}: fine-tuning for up to {epochs:g} epochs with distillation")
     checkpoint = run.checkpoint(row.trial)
     compressed, score = scorer.refine(policy, checkpoint, epochs, options.learning_rate)
-    if row.accuracy is not None and score.accuracy < row.accuracy and checkpoint.exists():
-        # chosen on the search split, as everything before the test
-        log(f"the long fine-tune scored {score.accuracy:.4f}, the short one {row.accuracy:.4f}: that is kept")
-        compressed, score = scorer.refine(policy, checkpoint, 0, options.learning_rate)
-    log(f"search split: {score.accuracy:.4f} (uncompressed {baseline_accuracy:.4f}); exporting")
+    before = quantity("accuracy", baseline_accuracy)
+    log(f"search split: {quantity('accuracy', score.accuracy)} (uncompressed {before}); exporting")
     folder = out or run.exported / str(row.trial)
-    return folder, export_and_verify(run, loaded, scorer, compressed, score, row, folder, log, dialect)
+    most = loaded.config.limits.max_drop if wish.max_drop is None else wish.max_drop
+    return folder, export_and_verify(run, loaded, scorer, compressed, score, row, folder, log, dialect, most)
+
+
+def _chosen(run: RunFolder, baseline_accuracy: float, wish: Wish) -> TrialRow:
+    front = front_of(run)
+    promise = None if wish.confidence is None else promise_of(run, wish.confidence, wish.limits)
+    return choose(front, baseline_accuracy, wish, promise)
 
 
 def export_trial(run: RunFolder, *, trial: int, out: Path | None = None, to: str | None = None) -> Path:
@@ -175,7 +184,9 @@ def _opened(run: RunFolder, to: str | None, log: Note = lambda line: None) -> tu
     torch.set_num_threads(cores())
     loaded = load(run.config())
     dialect = dialect_of(to or loaded.config.export.to)  # the task may have brought it
-    return loaded, Scorer(loaded.traced, loaded.task, loaded.config, log, folder=run.decoded), dialect
+    scorer = Scorer(loaded.traced, loaded.task, loaded.config, log, folder=run.decoded)
+    scorer.resamples = run.environment().get("baseline", {}).get("resamples")
+    return loaded, scorer, dialect
 
 
 def _measured(
@@ -206,8 +217,10 @@ def export_and_verify(
     folder: Path,
     log: Note,
     dialect: Dialect,
+    max_drop: float | None,
 ) -> Verification:
-    """Export a trained network beside the uncompressed one and hold it against what its trial promised."""
+    """Export a trained network beside the uncompressed one and hold it against what its trial promised, and
+    against ``max_drop``, if somebody gave one."""
     task, threads = loaded.task, loaded.config.hardware.threads
     compressed.module.cpu()
     graph = template(loaded.traced)
@@ -246,6 +259,7 @@ def export_and_verify(
         kernels,
         memory,
         dialect,
+        max_drop,
     )
     with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)

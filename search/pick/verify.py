@@ -21,9 +21,13 @@ from leanfront.search.gate.files import OWN
 from leanfront.search.gate.kernels import integer_layers as integer_layers
 from leanfront.search.gate.kernels import kernel_report as kernel_report
 from leanfront.search.gate.tensors import STEPS, at_share, difference, nudged
-from leanfront.search.run.significance import wilson_interval
+from leanfront.search.objectives import REACH, objective
+from leanfront.search.pick.told import Told
+from leanfront.search.run.significance import Evidence, interval_of, paired_interval, resamples_of, value_of
+from leanfront.search.run.verified import broken_sentence
 from leanfront.search.task import Data, Task
 from leanfront.search.trial.in_task import AsFile, InTask, answer_spec, model_around, on
+from leanfront.search.trial.scored import Scored, examples_in
 from leanfront.search.trial.scorer import SCORING_BATCH
 
 LATENCY_TOLERANCE = 0.15
@@ -38,7 +42,8 @@ class TestResult:
     A file that cannot be run here has the torch network's accuracy, and None for what compares the two.
     largest_steps: the largest difference in quantization steps; steps: that at 99.9 % of the outputs of the
     batch where it is largest; own_steps: the same of the torch network from itself, with inputs a millionth
-    off.
+    off. drop: what is lost against the uncompressed network, with the paired 95 % interval of that. report,
+    classes: what else is told of both networks (``Told``).
     """
 
     n: int
@@ -51,11 +56,19 @@ class TestResult:
     largest_steps: float | None = None
     steps: float | None = None
     own_steps: float | None = None
+    drop: float | None = None
+    drop_ci: tuple[float, float] | None = None
+    report: dict[str, dict[str, Any]] = field(default_factory=dict)
+    classes: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was promised and what was found; ``failures`` says in sentences where the two differ."""
+    """What was promised and what was found; ``failures`` says in sentences where the two differ.
+
+    limit: ``max_drop``, the most that was allowed to be lost, and whether it is ``broken`` for sure; empty
+    where nobody gave a limit.
+    """
 
     trial: int
     search: dict[str, Any]
@@ -65,6 +78,7 @@ class Verification:
     kernels: dict[str, Any]
     failures: list[str] = field(default_factory=list)
     memory: dict[str, Any] = field(default_factory=dict)
+    limit: dict[str, Any] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -91,7 +105,8 @@ def test_once(
     networks = {"torch": InTask(task, module, around), "teacher": InTask(task, traced.module, around)}
     if model is not None:
         networks["file"] = InTask(task, AsFile(model, traced, answer_spec(traced), threads), around)
-    scores: dict[str, list[NDArray[np.float32]]] = {name: [] for name in networks}
+    scores, told = {name: Scored(task) for name in networks}, Told(task, comparison)
+    names = {"teacher": "uncompressed", "file" if "file" in networks else "torch": "picked"}
     same: list[NDArray[np.float32]] = []
     apart: list[_Apart] = []
     for start in range(0, len(data), SCORING_BATCH):
@@ -99,7 +114,9 @@ def test_once(
         answers = {}
         for name, network in networks.items():
             outputs, answers[name] = _both(network, inputs if name == "file" else on(device, inputs))
-            scores[name].append(task.score(outputs, targets).float().numpy())
+            scores[name].add(outputs, targets, examples_in(inputs, targets))
+            if name in names:
+                told.add(names[name], outputs, targets)
         if "file" not in networks:
             continue
         agreed = comparison.agreement(answers["torch"], answers["file"])
@@ -111,25 +128,32 @@ def test_once(
             again = tensors_in(_both(networks["torch"], on(device, nudged(inputs)))[1])
         for one, *found in zip(apart, ours, ran, again, strict=True):
             one.add(*found)
-    return _result(scores, same, apart, len(data))
+    known: dict[str, Evidence] = {"teacher": scores["teacher"].evidence()}
+    count = resamples_of(known["teacher"])
+    known |= {name: each.evidence(count) for name, each in scores.items() if name not in known}
+    result = _result(known, same, apart, len(data))
+    return replace(result, report=told.report(), classes=told.classes())
 
 
 def _result(
-    scores: Mapping[str, list[NDArray[np.float32]]],
+    scores: Mapping[str, Evidence],
     same: list[NDArray[np.float32]],
     apart: Sequence["_Apart"],
     count: int,
 ) -> TestResult:
-    mean = {key: float(np.concatenate(parts).mean()) for key, parts in scores.items()}
-    accuracy = mean.get("file", mean["torch"])
+    mean = {key: value_of(each) for key, each in scores.items()}
+    picked = scores.get("file", scores["torch"])
+    accuracy = value_of(picked)
     found = TestResult(
         n=count,
         torch_accuracy=mean["torch"],
         accuracy=accuracy,
-        accuracy_ci=wilson_interval(accuracy, count),
+        accuracy_ci=interval_of(picked),
         baseline_accuracy=mean["teacher"],
         agreement=float(np.concatenate(same).mean()) if same else None,
         largest_difference=max((one.largest for one in apart), default=None),
+        drop=mean["teacher"] - accuracy,
+        drop_ci=paired_interval(scores["teacher"], picked),
     )
     if not apart:
         return found
@@ -235,19 +259,26 @@ def verification(
     kernels: dict[str, Any],
     memory: dict[str, Any],
     dialect: Dialect = QDQ,
+    max_drop: float | None = None,
 ) -> Verification:
     """Hold what was found against what was promised (``promised``: latency_ms, size_bytes, and
     baseline_latency_ms, the uncompressed network's).
 
     On a machine that is slower than when its table was measured, the latency as a share of the uncompressed
     network's is held against its promise, since both were timed side by side. ``dialect``: the kind of the
-    file, which says how close it has to come to the torch network.
+    file, which says how close it has to come to the torch network. ``max_drop``: the most that may be lost on
+    the test split, None where nobody said so; it is broken only by a drop whose 95 % interval lies beyond it.
     """
     failures = []
-    if abs(test.accuracy - test.torch_accuracy) > dialect.accuracy_tolerance:
+    limit = held_drop(test, max_drop)
+    if limit.get("broken"):
+        failures.append(broken_sentence(asdict(test), limit))
+    row = objective("accuracy")
+    tolerance = dialect.accuracy_tolerance * row.reach(test.torch_accuracy) / REACH
+    if abs(test.accuracy - test.torch_accuracy) > tolerance:
         failures.append(
-            f"the file scores {test.accuracy:.4f} on the test split,"
-            f" the torch network {test.torch_accuracy:.4f}"
+            f"the file scores {row.shown(test.accuracy)} on the test split,"
+            f" the torch network {row.shown(test.torch_accuracy)}"
         )
     if test.agreement is not None and test.agreement < dialect.agreement:
         failures.append(f"file and torch network agree on {test.agreement:.2%} of the test split only")
@@ -280,4 +311,12 @@ def verification(
         failures.append(f"float layers run as integer kernels: {', '.join(kernels['not_wanted'])}")
     kind = {} if dialect is QDQ else {"kind": dialect.name}
     size = {**size, "predicted_bytes": promised["size_bytes"], **kind}
-    return Verification(trial, search, asdict(test), latency, size, kernels, failures, memory)
+    tested = {"metric": row.label, **asdict(test)}
+    return Verification(trial, search, tested, latency, size, kernels, failures, memory, limit)
+
+
+def held_drop(test: TestResult, max_drop: float | None) -> dict[str, Any]:
+    """The limit of a drop beside what was found on the test split, as ``Verification.limit`` has it."""
+    if max_drop is None:
+        return {}
+    return {"max_drop": max_drop, "broken": test.drop_ci is not None and test.drop_ci[0] > max_drop}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from leanfront.search.objectives import COSTS, costs_among
+from leanfront.search.objectives import COSTS, costs_among, objective
 from leanfront.search.run.front import alike, front_rows, within_noise
 from leanfront.search.run.hypervolume import growth
 from leanfront.search.run.run_folder import (
@@ -19,11 +19,10 @@ from leanfront.search.run.run_folder import (
     TrialRow,
     open_run,
 )
-from leanfront.search.run.significance import Scores, load_scores
+from leanfront.search.run.significance import Evidence, load_scores
 from leanfront.search.run.status import searched
 from leanfront.search.trial.sensitivity import COLUMNS as SENSITIVITY_COLUMNS
 
-DEFAULT_DROP = 0.01
 CURVE_POINTS = 200
 """Of a hypervolume that grows: points of its line."""
 
@@ -33,13 +32,13 @@ class RunData:
     """A run as the report sees it.
 
     ``rows`` are the trials as they were read; ``trials`` has the columns of trials.csv, numbers as floats,
-    NaN where the file has none, and ``hours`` of search until each finished. ``costs``: what can be
-    shown beside accuracy.
-    ``complete`` are the trials with an accuracy and every objective, ``front`` the non-dominated ones
-    among them, fastest first. ``max_drop`` (a fraction) is what the result is told for: one point,
-    or the run's own limit where that is tighter. ``verifications``: (folder name, verification.json) of each
-    export. ``sensitivities``: decision, code, level, divergence, accuracy. ``alike``: member of the front ->
-    the baseline and the fastest cheaper member, if it is no more accurate than they are but for noise.
+    NaN where the file has none, and ``hours`` of search until each finished. ``costs``: what can be shown
+    beside accuracy. ``complete`` are the trials with an accuracy and every objective, ``front`` the
+    non-dominated ones among them, fastest first. ``max_drop`` (in the unit of the score) is what the result
+    is told for: one point, or the run's own limit where that is tighter. ``verifications``: (folder name,
+    verification.json) of each export. ``sensitivities``: decision, code, level, divergence, accuracy.
+    ``alike``: member of the front -> the baseline and the fastest cheaper member, if it is no more accurate
+    than they are but for noise.
     """
 
     path: Path
@@ -81,6 +80,8 @@ def read_run(run: Path) -> RunData:
     environment = folder.environment()
     costs = tuple(dict.fromkeys((*COSTS, *costs_among(objectives))))
     rows = folder.trials()
+    uncompressed = (environment.get("baseline") or {}).get("accuracy") or 0.0
+    most = objective("accuracy").usual_drop(uncompressed)
     trials = _frame(rows, costs)
     # what was done before the first trial is search time, too
     trials["hours"] += float(environment.get("seconds_preparing") or 0.0) / 3600
@@ -95,7 +96,7 @@ def read_run(run: Path) -> RunData:
         front=trials.iloc[[places[row.trial] for row in members]],
         objectives=objectives,
         costs=costs,
-        max_drop=min(DEFAULT_DROP, config.limits.max_drop or DEFAULT_DROP),
+        max_drop=min(most, config.limits.max_drop or most),
         environment=environment,
         config=folder.config_file.read_text(encoding="utf-8"),
         verifications=tuple((file.parent.name, _object(file)) for file in verified),
@@ -123,7 +124,7 @@ def _alike(
     low, high = baseline.get("accuracy_ci") or (None, None)
     base = TrialRow(-1, "complete", "", baseline.get("accuracy"), low, high)
 
-    def scores_of(row: TrialRow) -> Scores | None:
+    def scores_of(row: TrialRow) -> Evidence | None:
         return load_scores(folder.scores_file("baseline" if row is base else row.trial))
 
     return {

@@ -14,10 +14,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from leanfront.compression.policy.policy import is_left_out
-from leanfront.search.objectives import quantity
+from leanfront.search.objectives import objective, quantity
 from leanfront.search.report.data import RunData, best_speed_up, hypervolume_so_far, policies
 from leanfront.search.report.front import small, views
-from leanfront.search.report.text import TIMES, plain
+from leanfront.search.report.text import TIMES, amount, plain
 
 STRIP_ROWS = 30
 STRIP_GAP = 46  # pixels between two strips: the title of the lower one
@@ -172,17 +172,21 @@ def progress_figure(data: RunData) -> go.Figure | None:
     volume = hypervolume_so_far(data)
     if len(order) < 2 or volume.empty:
         return None
+    score = objective("accuracy")
     lines: list[tuple[int, str, str, pd.Series]] = [
         (2, "hypervolume", "#4c6ef5", volume.reindex(order.index))
     ]
     if data.baseline.get("accuracy") is not None and data.baseline.get("latency_ms"):
-        for drop, colour in ((0.005, "#0ca678"), (0.01, "#4c6ef5"), (0.02, "#f76707")):
+        reach = score.reach(data.baseline["accuracy"])
+        for part, colour in ((20, "#0ca678"), (10, "#4c6ef5"), (5, "#f76707")):
+            drop = reach / part
             best = best_speed_up(data, drop)
-            name = f"drop ≤ {100 * drop:g} point{'' if drop == 0.01 else 's'}"
+            name = f"drop ≤ {amount(drop)}"
             lines.append((1, name if best.notna().any() else f"{name}: none yet", colour, best))
     titles = [
         f"Best speed-up so far, {TIMES}",
-        "Hypervolume: accuracy (10 points are 1) times halvings of each cost",
+        f"Hypervolume: {score.label} ({amount(score.reach(data.baseline['accuracy']))} are 1) times halvings"
+        " of each cost",
     ]
     figure = panels(titles, 0.12, shared_xaxes=True)
     across = [("trials", pd.Series(np.arange(1.0, len(order) + 1), index=order.index), "complete trials")]

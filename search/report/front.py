@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from leanfront.search.objectives import objective, quantity
 from leanfront.search.report.data import RunData
-from leanfront.search.report.text import TIMES, cost_text
+from leanfront.search.report.text import TIMES, cost_text, score_text
 from leanfront.search.run.front import non_dominated
 
 GREY, PINK = "#7c8594", "#d6336c"
@@ -19,9 +19,10 @@ WEBGL_POINTS = 1000  # more points than this are drawn by WebGL; fewer also show
 
 
 def front_figure(data: RunData) -> go.Figure | None:
-    """Accuracy (%) against each cost, one view per cost; colour is the size."""
+    """The score, a share in %, against each cost, one view per cost; colour is the size."""
     if data.complete.empty:
         return None
+    score = objective("accuracy")
     costs = [cost for cost in data.costs if (data.complete[cost] > 0).any()]
     figure = go.Figure()
     for cost in costs:
@@ -35,7 +36,10 @@ def front_figure(data: RunData) -> go.Figure | None:
         margin={"l": 58, "r": 14, "t": 64, "b": 70},
         hovermode="closest",
         showlegend=False,  # the page has the key
-        yaxis={"title": {"text": "accuracy, %"}, "range": _accuracy_range(data)},
+        yaxis={
+            "title": {"text": ", ".join(filter(None, (score.label, score.drawn_unit)))},
+            "range": [score.factor * end for end in _accuracy_range(data)],
+        },
         coloraxis={
             "colorscale": SIZE_COLOURS,
             "colorbar": {
@@ -69,7 +73,9 @@ def front_figure(data: RunData) -> go.Figure | None:
         meta=views([(objective(cost).label, _view(data, cost)) for cost in costs], TRACES),
     )
     if baseline is not None:
-        figure.add_hline(y=100 * baseline, line={"color": PINK, "width": 1, "dash": "dot"}, layer="below")
+        figure.add_hline(
+            y=score.factor * baseline, line={"color": PINK, "width": 1, "dash": "dot"}, layer="below"
+        )
     return figure
 
 
@@ -94,14 +100,15 @@ def _front_traces(data: RunData, cost: str) -> list[Any]:
     pale = known[~known.index.isin(data.front.index)]
     front = data.front[data.front[cost] > 0]
     draw, opacity = (go.Scattergl, 0.15) if len(pale) > WEBGL_POINTS else (go.Scatter, 0.4)
-    row = objective(cost)
+    row, score = objective(cost), objective("accuracy")
     value = {"bytes": "%{x:.3s}B", "": "%{x:.3s}"}.get(row.unit, f"%{{x:.3g}} {row.unit}")
-    hover = f"%{{y:.2f}} %<br>{row.label} {value}<extra></extra>"
+    told = f"%{{y:{'.2f' if score.scale == 'share' else '.4g'}}} {score.drawn_unit}".rstrip()
+    hover = f"{told}<br>{row.label} {value}<extra></extra>"
     trials = draw(
         name="complete trials",
         mode="markers",
         x=small(pale[cost]),
-        y=small(100 * pale.accuracy),
+        y=small(score.factor * pale.accuracy),
         customdata=pale.trial.to_numpy(dtype=object),
         hovertemplate="trial %{customdata}<br>" + hover,
         marker={
@@ -122,12 +129,12 @@ def _front_traces(data: RunData, cost: str) -> list[Any]:
     if cost in data.objectives:
         best = known[non_dominated(np.column_stack([row.sign * known[cost], -known.accuracy]))]
         best = best.sort_values(cost)
-        line.x, line.y = small(best[cost]), small(100 * best.accuracy)
+        line.x, line.y = small(best[cost]), small(score.factor * best.accuracy)
     members = go.Scatter(
         name="front, 95 % interval",
         mode="markers",
         x=small(front[cost]),
-        y=small(100 * front.accuracy),
+        y=small(score.factor * front.accuracy),
         customdata=front.trial.to_numpy(dtype=object),
         hovertext=_member_texts(data, front),
         hovertemplate="%{hovertext}<extra></extra>",
@@ -150,7 +157,7 @@ def _front_traces(data: RunData, cost: str) -> list[Any]:
     if data.baseline.get("accuracy") is not None and data.baseline.get(cost):
         accuracy = pd.Series([float(data.baseline["accuracy"])])
         low, high = data.baseline.get("accuracy_ci") or (math.nan, math.nan)
-        baseline.x, baseline.y = [data.baseline[cost]], 100 * accuracy
+        baseline.x, baseline.y = [data.baseline[cost]], score.factor * accuracy
         baseline.error_y = {**_interval(accuracy, pd.Series([low]), pd.Series([high])), "color": PINK}
         _add_free(data, cost, baseline)
     return [trials, line, members, baseline]
@@ -165,7 +172,7 @@ def _add_free(data: RunData, cost: str, baseline: go.Scatter) -> None:
     accuracy = pd.Series([float(entry["accuracy"]) for entry in shown])
     ends = [entry.get("accuracy_ci") or (math.nan, math.nan) for entry in shown]
     low, high = (pd.Series([float(end[place]) for end in ends]) for place in (0, 1))
-    baseline.x, baseline.y = [entry[cost] for entry in shown], 100 * accuracy
+    baseline.x, baseline.y = [entry[cost] for entry in shown], objective("accuracy").factor * accuracy
     baseline.error_y = {**_interval(accuracy, low, high), "color": PINK}
     baseline.customdata = ["baseline", *(f"{entry['name']}, without a search" for entry in there)]
     baseline.hovertemplate = baseline.hovertemplate.replace("baseline<br>", "%{customdata}<br>")
@@ -177,7 +184,7 @@ def _member_texts(data: RunData, front: pd.DataFrame) -> list[str]:
     for row in front.to_dict("records"):
         inherited = row["weights_of"] == row["weights_of"]
         of = f", from the weights of {row['weights_of']:.0f}" if inherited else ""
-        parts = [f"<b>trial {int(row['trial'])}</b>{of}", f"{100 * row['accuracy']:.2f} %"]
+        parts = [f"<b>trial {int(row['trial'])}</b>{of}", score_text(row["accuracy"])]
         for cost in data.costs:
             if row[cost] == row[cost]:
                 ratio = (data.baseline.get(cost) or math.nan) / row[cost] if row[cost] else math.nan
@@ -188,33 +195,39 @@ def _member_texts(data: RunData, front: pd.DataFrame) -> list[str]:
 
 
 def _interval(accuracy: pd.Series, low: pd.Series, high: pd.Series) -> dict[str, Any]:
+    score = objective("accuracy")
+    if score.turned:  # what is the better end is drawn as the smaller number
+        low, high = 2 * accuracy - high, 2 * accuracy - low
+    factor = abs(score.factor)
     return {
         "type": "data",
         "symmetric": False,
         "thickness": 1.2,
         "width": 3,
         "color": "rgba(120,130,145,0.75)",
-        "array": (100 * (high - accuracy)).fillna(0).to_numpy(),
-        "arrayminus": (100 * (accuracy - low)).fillna(0).to_numpy(),
+        "array": (factor * (high - accuracy)).fillna(0).to_numpy(),
+        "arrayminus": (factor * (accuracy - low)).fillna(0).to_numpy(),
     }
 
 
 def _accuracy_range(data: RunData) -> list[float]:
-    """From the front's lowest member, at most 15 points below the best accuracy, to just above the best."""
+    """From the front's lowest member, at most 15 points of a share below the best, to just above the best, as
+    scores are kept."""
     known = data.front[["accuracy", "accuracy_low", "accuracy_high"]].stack()
     baseline = data.baseline.get("accuracy")
     interval = data.baseline.get("accuracy_ci") or []
     top = max([known.max(), *interval] + ([baseline] if baseline is not None else []))
-    bottom = max(known.min(), top - 0.15)
-    room = 0.06 * (top - bottom) or 0.01
-    return [100 * (bottom - room), 100 * (top + room)]
+    reach = objective("accuracy").reach(top if baseline is None else baseline)
+    bottom = max(known.min(), top - 1.5 * reach)
+    room = 0.06 * (top - bottom) or reach / 10
+    return [bottom - room, top + room]
 
 
 def below_the_figure(data: RunData) -> int:
     """Complete trials whose accuracy is below what the figure shows at first."""
     if data.complete.empty:
         return 0
-    return int((100 * data.complete.accuracy < _accuracy_range(data)[0]).sum())
+    return int((data.complete.accuracy < _accuracy_range(data)[0]).sum())
 
 
 def _cost_axis(data: RunData, cost: str) -> dict[str, Any]:

@@ -57,12 +57,17 @@ def report_html(data: "RunData") -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
+    score = objective("accuracy")
     return environment.get_template("report.html.j2").render(
         title=data.path.resolve().name,
         headline=text.headline(data),
         facts=tables.facts(data),
         steps=text.next_steps(data),
         figures={name: Markup(figure_json(figure)) for name, figure in figures.items() if figure is not None},
+        score=score.label,
+        share=score.scale == "share",
+        drop_unit=score.drop_unit,
+        floor=text.amount(score.reach(data.baseline.get("accuracy") or 0.0)),
         max_drop=text.points_of_drop(data.max_drop),
         infeasible=tables.infeasible_count(data),
         below=below_the_figure(data),

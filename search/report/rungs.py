@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from leanfront.search.objectives import objective
 from leanfront.search.report.data import RunData
 from leanfront.search.report.figures import heat_map, panels
-from leanfront.search.report.text import DASH, duration, plain
+from leanfront.search.report.text import DASH, duration, plain, points
 from leanfront.search.trial.promotion import UNTRAINED
 
 LEAST = 5
@@ -42,15 +43,15 @@ def correlations(data: RunData) -> list[tuple[str, int, str, str]]:
 
     The best half is that by the accuracy of the later rung.
     """
-    table = rung_table(data)
+    table, label = rung_table(data), objective("accuracy").label
     lines = []
     for rung, following in pairwise(sorted(table.rung.unique())):
         both = table[table.rung == rung].merge(table[table.rung == following], on="trial")
         if len(both) < LEAST:
             continue
         later = both.accuracy_y
-        images = f"{both.images_x.iloc[0]:.0f} images with accuracy after {both.images_y.iloc[0]:.0f}"
-        for name, scores in (("accuracy", both.accuracy_x), ("divergence", -both.divergence_x)):
+        images = f"{both.images_x.iloc[0]:.0f} images with {label} after {both.images_y.iloc[0]:.0f}"
+        for name, scores in ((label, both.accuracy_x), ("divergence", -both.divergence_x)):
             best = later >= later.median()
             lines.append(
                 (
@@ -79,7 +80,7 @@ def surrogate_errors(data: RunData) -> list[tuple[str, int, str, str]]:
             (
                 f"{name} third, from trial {rows.trial.iloc[0]}",
                 len(rows),
-                f"{100 * error:.2f}",
+                points(error),
                 _shown(spearman(rows.expected_accuracy, rows.accuracy)),
             )
         )

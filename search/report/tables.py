@@ -5,8 +5,9 @@ from typing import Any
 
 import pandas as pd
 
+from leanfront.search.objectives import objective
 from leanfront.search.report.data import RunData
-from leanfront.search.report.text import DASH, cost_text, duration, percent, points, ratio
+from leanfront.search.report.text import DASH, cost_text, duration, interval_text, points, ratio, score_text
 from leanfront.search.run.run_folder import STATES, RunError
 from leanfront.search.run.status import NO_REASON, alike_but_for_numbers
 from leanfront.search.run.verified import Row, verified
@@ -44,7 +45,7 @@ def _reference(
         "trial": name,
         "reference": True,
         "weights_of": "",
-        "accuracy": percent(entry["accuracy"]),
+        "accuracy": score_text(entry["accuracy"]),
         "interval": _span(*(entry.get("accuracy_ci") or (None, None))),
         "within": False,
         "drop": "" if drop is None else points(drop),
@@ -64,7 +65,7 @@ def _row(data: RunData, row: Mapping[Any, Any], costs: list[str]) -> dict[str, A
         "trial": f"{row['trial']}",
         "reference": False,
         "weights_of": "" if row["weights_of"] != row["weights_of"] else f"{row['weights_of']:.0f}",
-        "accuracy": percent(row["accuracy"]),
+        "accuracy": score_text(row["accuracy"]),
         "interval": _span(row["accuracy_low"], row["accuracy_high"]) if known else "",
         "within": accuracy is not None and accuracy - row["accuracy"] <= data.max_drop + 1e-9,
         "drop": DASH if accuracy is None else points(accuracy - row["accuracy"]),
@@ -74,7 +75,7 @@ def _row(data: RunData, row: Mapping[Any, Any], costs: list[str]) -> dict[str, A
 
 
 def _span(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{100 * low:.2f} to {100 * high:.2f}"
+    return "" if low is None or high is None else interval_text(low, high)
 
 
 def states(data: RunData) -> list[tuple[str, int, float]]:
@@ -132,7 +133,7 @@ def facts(data: RunData) -> list[tuple[str, str]]:
     profile = data.environment.get("profile")
     name = profile.get("name") if isinstance(profile, Mapping) else profile
     rows.append(("hardware", f"{name or 'unknown'}"))
-    rows.append(("objectives", ", ".join(data.objectives)))
+    rows.append(("objectives", ", ".join(objective(name).heading for name in data.objectives)))
     if data.verifications:
         rows.append(("picked and verified", ", ".join(f"trial {name}" for name, _ in data.verifications)))
     return rows

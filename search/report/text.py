@@ -24,16 +24,32 @@ def plain(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def percent(fraction: float | None) -> str:
-    """A fraction as percent with two decimals; a dash where it is unknown."""
-    return DASH if fraction is None or math.isnan(fraction) else f"{100 * fraction:.2f} %"
-
-
-def points(fraction: float) -> str:
-    """A drop in points; a gain has a minus, as a drop below zero. A dash where it is unknown."""
-    if math.isnan(fraction):
+def score_text(value: float | None) -> str:
+    """A score, a share as percent with two decimals; a dash where it is unknown."""
+    score = objective("accuracy")
+    if value is None or math.isnan(value):
         return DASH
-    return f"{100 * fraction:.2f}".replace("-0.00", "0.00").replace("-", MINUS)
+    return f"{score.factor * value:.2f} %" if score.scale == "share" else score.shown(value)
+
+
+def interval_text(low: float, high: float) -> str:
+    """From the lower end to the higher, as people read the score."""
+    score = objective("accuracy")
+    digits = ".2f" if score.scale == "share" else ".4g"
+    return " to ".join(f"{end:{digits}}" for end in sorted((score.factor * low, score.factor * high)))
+
+
+def points(drop: float) -> str:
+    """A drop, that of a share in points; a gain has a minus, as a drop below zero. A dash where it is
+    unknown."""
+    if math.isnan(drop):
+        return DASH
+    text = f"{100 * drop:.2f}" if objective("accuracy").scale == "share" else f"{drop:.4g}"
+    return text.replace("-0.00", "0.00").replace("-", MINUS)
+
+
+def _with_unit(text: str) -> str:
+    return f"{text} {objective('accuracy').drop_unit}".rstrip()
 
 
 def ratio(baseline: float | None, value: float) -> str:
@@ -50,13 +66,38 @@ def duration(hours: float) -> str:
     return f"{60 * hours:.0f} min" if hours >= 1 / 30 else f"{3600 * hours:.0f} s"
 
 
-def points_of_drop(fraction: float) -> str:
-    """0.01 is "1 point of drop", 0.005 is "0.5 points of drop"."""
-    return f"{100 * fraction:g} point{'' if math.isclose(fraction, 0.01) else 's'} of drop"
+def amount(drop: float) -> str:
+    """A drop in words: of a share 0.01 is "1 point", 0.005 is "0.5 points"."""
+    score = objective("accuracy")
+    if score.scale != "share":
+        return score.amount(drop)
+    return f"{100 * drop:g} point{'' if math.isclose(drop, 0.01) else 's'}"
+
+
+def points_of_drop(drop: float) -> str:
+    """0.01 is "1 point of drop"; of what is no share "a drop of 0.01 in AUC"."""
+    score = objective("accuracy")
+    return (
+        f"{amount(drop)} of drop" if score.scale == "share" else f"a drop of {amount(drop)} in {score.label}"
+    )
 
 
 def headline(data: RunData) -> str:
-    """The result of the run in one sentence."""
+    """The result of the run in one sentence, and one for each picked network that lost more than it may."""
+    return " ".join([_result(data), *_broken(data)])
+
+
+def _broken(data: RunData) -> list[str]:
+    broken = [(name, each) for name, each in data.verifications if (each.get("limit") or {}).get("broken")]
+    return [
+        f"Trial {name}, which was picked, loses {_with_unit(points(each['test']['drop']))} on the test split"
+        f" ({' to '.join(map(points, each['test']['drop_ci']))}), beyond the limit of"
+        f" {points_of_drop(each['limit']['max_drop'])}."
+        for name, each in broken
+    ]
+
+
+def _result(data: RunData) -> str:
     baseline = data.baseline
     if data.complete.empty:
         counts = data.trials.state.value_counts()
@@ -73,7 +114,7 @@ def headline(data: RunData) -> str:
         nearest = data.front.loc[drop.idxmin()]
         return (
             f"No network within {points_of_drop(budget)} yet: the nearest, trial {nearest.trial}, loses"
-            f" {points(drop.min())} points and is {_gain(baseline, nearest, 'latency_ms')}"
+            f" {_with_unit(points(drop.min()))} and is {_gain(baseline, nearest, 'latency_ms')}"
             f" and {_gain(baseline, nearest, 'size_bytes')}."
         )
     fastest = within.loc[within.latency_ms.idxmin()]
@@ -120,7 +161,8 @@ def next_steps(data: RunData) -> list[tuple[str, str]]:
         return [more, status]
     nearest = baseline - data.front.accuracy.max()
     if nearest > budget + 1e-9:
-        enough = f"leanfront pick {run} --max-drop {math.ceil(round(nearest * 1000, 6)) / 1000:g}"
+        steps = 100 / objective("accuracy").reach(baseline)  # a tenth of a point is one
+        enough = f"leanfront pick {run} --max-drop {math.ceil(round(nearest * steps, 6)) / steps:g}"
         return [more, ("Or take the nearest; the long fine-tune may win some of it back:", enough)]
     pick = f"leanfront pick {run} --max-drop {budget:g}"
     why = "Take the fastest: long fine-tune, one score on the test split, export, check in onnxruntime:"

@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 from leanfront.compression.policy.policy import is_left_out
 from leanfront.search.objectives import COSTS, costs_among, objective, oriented, quantity, signs
 from leanfront.search.run.run_folder import COLUMNS, RunFolder, TrialRow
-from leanfront.search.run.significance import Scores, load_scores, paired_interval, unpaired_interval
+from leanfront.search.run.significance import (
+    Evidence,
+    comparable,
+    load_scores,
+    paired_interval,
+    unpaired_interval,
+)
 
 _TERMINAL = 80
 _SHOWN = ("latency_ms", "size_bytes", "energy_mj")
@@ -65,9 +71,9 @@ def alike(run: RunFolder, front: Sequence[TrialRow], objectives: Sequence[str]) 
     Within noise: the 95 % interval of the difference holds 0, paired where the scores of both were kept. Of
     several such trials the first in ``front``.
     """
-    kept: dict[int, Scores | None] = {}
+    kept: dict[int, Evidence | None] = {}
 
-    def scores_of(row: TrialRow) -> Scores | None:
+    def scores_of(row: TrialRow) -> Evidence | None:
         if row.trial not in kept:
             kept[row.trial] = load_scores(run.scores_file(row.trial))
         return kept[row.trial]
@@ -88,14 +94,14 @@ def alike(run: RunFolder, front: Sequence[TrialRow], objectives: Sequence[str]) 
     return found
 
 
-def within_noise(one: TrialRow, other: TrialRow, scores_of: Callable[[TrialRow], Scores | None]) -> bool:
+def within_noise(one: TrialRow, other: TrialRow, scores_of: Callable[[TrialRow], Evidence | None]) -> bool:
     """Whether two trials may be equally accurate; False where nothing is known of one of them."""
     known = (one.accuracy, one.accuracy_low, one.accuracy_high)
     others = (other.accuracy, other.accuracy_low, other.accuracy_high)
     if None in known or None in others:
         return False
     first, second = scores_of(one), scores_of(other)
-    if first is not None and second is not None and first.shape == second.shape:
+    if first is not None and second is not None and comparable(first, second):
         low, high = paired_interval(first, second)
     else:
         low, high = unpaired_interval(known, others)  # type: ignore[arg-type]
@@ -117,6 +123,7 @@ def front_json(run: RunFolder) -> dict[str, Any]:
     return {
         "run": str(run.path),
         "profile": environment.get("profile", config.hardware.profile),
+        **({"metric": metric} if (metric := environment.get("metric")) else {}),
         "baseline": environment.get("baseline") or {},
         "front": [
             point(row) | ({"same_within_noise_as": same[row.trial]} if row.trial in same else {})
@@ -186,6 +193,7 @@ def _cells(
     half = None if None in interval else (interval[1] - interval[0]) / 2
     there = [layer for layer in policy.values() if not is_left_out(layer)]
     out = len(policy) - len(there)
+    score = objective("accuracy")
     priced_at: dict[str, str] = {}
     for number, cost in enumerate(costs):
         priced_at[objective(cost).label] = quantity(cost, entry.get(cost))
@@ -193,8 +201,8 @@ def _cells(
             priced_at["x" + " " * number] = _ratio(cost, entry, baseline)
     return {
         "trial": name,
-        "accuracy": quantity("accuracy", entry.get("accuracy")),
-        "±": f"{half:.4f}" if half else "",
+        score.label: quantity("accuracy", entry.get("accuracy")),
+        "±": score.number(half) if half else "",
         **priced_at,
         "bits": _span([layer["weight_bits"] for layer in there] or [entry.get("weight_bits", 32)]),
         "cut": _mean_percent([layer["sparsity"] for layer in there]),

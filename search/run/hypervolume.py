@@ -8,16 +8,14 @@ from numpy.typing import NDArray
 from leanfront.search.objectives import objective, signs
 from leanfront.search.run.front import non_dominated
 
-DROP = 0.10
-"""Accuracy counts from so far below the uncompressed network's."""
-
 
 def hypervolume(
     values: NDArray[np.float64], objectives: Sequence[str], baseline: Mapping[str, float]
 ) -> float | None:
-    """The hypervolume of points between the uncompressed network's costs and DROP below its accuracy.
+    """The hypervolume of points between the uncompressed network's costs and so far below its accuracy as
+    that counts (``Objective.reach``: 0.10 of a share).
 
-    Accuracy is counted in units of DROP, each cost in halvings (log2): a network as accurate as the
+    Accuracy is counted in units of that, each cost in halvings (log2): a network as accurate as the
     uncompressed one at half its latency dominates 1. The same front of a resumed or longer search can be
     compared; other objectives make other numbers.
 
@@ -26,19 +24,26 @@ def hypervolume(
         objectives: their names.
         baseline: objective -> value of the uncompressed network. None is returned where one is missing.
     """
-    if any(not baseline.get(name) for name in objectives):
+    if not _known(baseline, objectives):
         return None
     lost = np.empty((len(values), len(objectives)))
     for column, name in enumerate(objectives):
         row = objective(name)
-        if row.scale == "share":
-            lost[:, column] = (baseline[name] - DROP - values[:, column]) / DROP
+        if row.source == "score":
+            reach = row.reach(baseline[name])
+            lost[:, column] = (baseline[name] - reach - values[:, column]) / reach
         else:
             lost[:, column] = row.sign * np.log2(values[:, column] / baseline[name])
     inside = np.unique(lost[(lost < 0.0).all(axis=1)], axis=0)
     if not len(inside):
         return 0.0
     return volume_below_zero(inside)
+
+
+def _known(baseline: Mapping[str, float], objectives: Sequence[str]) -> bool:
+    """Whether the uncompressed network's values are known; a score may be 0, a cost is not."""
+    known = {name: baseline.get(name) for name in objectives}
+    return all(v is not None and (v or objective(n).source == "score") for n, v in known.items())
 
 
 def volume_below_zero(points: NDArray[np.float64]) -> float:
@@ -72,7 +77,7 @@ def growth(
 ) -> list[tuple[int, float]]:
     """(how many, their hypervolume) of the first of ``values`` (n, k), up to ``points`` times, spread evenly,
     all of them last. Other arguments as of ``hypervolume``; empty without a baseline."""
-    if any(not baseline.get(name) for name in objectives):
+    if not _known(baseline, objectives):
         return []  # before it is measured a task's own objectives may not be known either
     less = values * signs(objectives)
     member = np.zeros(0, dtype=np.int64)

@@ -17,7 +17,7 @@ from typing import Any
 
 from leanfront.latency_models.files import replace_file
 from leanfront.search.config import ConfigError, SearchConfig, parse_config
-from leanfront.search.objectives import names, remember
+from leanfront.search.objectives import names, remember, scored_by
 from leanfront.search.run.disk import is_full
 from leanfront.search.run.run_lock import is_held, locked, try_lock
 
@@ -146,7 +146,8 @@ class RunFolder:
         return self.scores / f"{trial}.npz"
 
     def config(self) -> SearchConfig:
-        """The configuration that the folder was made with; a task's own objectives are known from then on.
+        """The configuration that the folder was made with; a task's own objectives, and what its networks are
+        scored by, are known from then on.
 
         Raises:
             RunError: it cannot be read.
@@ -157,8 +158,11 @@ class RunFolder:
             config = parse_config(tomllib.loads(self.config_file.read_text(encoding="utf-8")))
         except (OSError, ConfigError, tomllib.TOMLDecodeError) as error:
             raise RunError(f"{self.config_file} cannot be used: {error}") from error
+        environment = self.environment()
+        if "baseline" in environment:  # a run that was prepared says what it is scored by
+            scored_by(environment.get("metric"))
         if any(name not in names() for name in config.search.objectives):
-            remember(self.environment().get("registered_objectives") or ())
+            remember(environment.get("registered_objectives") or ())
         return config
 
     def environment(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from leanfront.search.objectives import objective
 from leanfront.search.run.front import front_rows, objective_values
 from leanfront.search.run.hypervolume import growth, hypervolume
 from leanfront.search.run.run_folder import PAUSE_SECONDS, STATES, RunFolder, TrialRow, trained_to_the_end
@@ -39,6 +40,7 @@ def status(run: RunFolder) -> dict[str, Any]:
     failed = [row for row in rows if row.state == "failed"]
     return {
         "run": str(run.path),
+        **({"metric": metric["name"]} if (metric := environment.get("metric")) else {}),
         **counts,
         "heirs": sum(row.weights_of is not None for row in rows),
         "trials_per_hour": rate,
@@ -47,7 +49,9 @@ def status(run: RunFolder) -> dict[str, Any]:
         "hypervolume_curve": hypervolume_curve(rows, objectives, baseline),
         "seconds_left": _seconds_left(rows, budget, rate) if alive else 0.0,
         "alive": alive,
-        "next": next_step(alive, _used_up(rows, budget), bool(front), any(run.exported.glob("*"))),
+        "next": next_step(
+            alive, _used_up(rows, budget), bool(front), any(run.exported.glob("*")), usual_drop(run)
+        ),
         "why_failed": why_failed(failed),
         "failures": [{"trial": row.trial, "reason": row.reason} for row in failed],
     }
@@ -124,7 +128,7 @@ def alike_but_for_numbers(rows: Iterable[TrialRow]) -> list[list[TrialRow]]:
     return list(kinds.values())
 
 
-def next_step(alive: bool, used_up: bool, has_front: bool, exported: bool) -> str:
+def next_step(alive: bool, used_up: bool, has_front: bool, exported: bool, drop: float = 0.01) -> str:
     """The command to give next, RUN standing for the run folder."""
     if alive:
         return "leanfront front RUN" if has_front else "leanfront status RUN --follow"
@@ -132,7 +136,13 @@ def next_step(alive: bool, used_up: bool, has_front: bool, exported: bool) -> st
         return "leanfront search RUN/config.toml --run RUN"
     if not has_front:
         return "leanfront search RUN/config.toml --run RUN --hours 1"
-    return "leanfront report RUN" if exported else "leanfront pick RUN --max-drop 0.01"
+    return "leanfront report RUN" if exported else f"leanfront pick RUN --max-drop {drop:.2g}"
+
+
+def usual_drop(run: RunFolder) -> float:
+    """What a run may lose where nobody says how much."""
+    baseline = run.environment().get("baseline") or {}
+    return objective("accuracy").usual_drop(baseline.get("accuracy") or 0.0)
 
 
 def _used_up(rows: Sequence[TrialRow], budget: Mapping[str, Any]) -> bool:

@@ -1,9 +1,13 @@
 """What is said of a network that was picked and verified, for the command, its card and the report alike."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from leanfront.search.objectives import objective, quantity
+
+CLASSES = 10
+"""So many have a row each; of more only MOST_LOST do."""
+MOST_LOST = 3
 
 
 class Row(NamedTuple):
@@ -24,11 +28,16 @@ def verified(found: Mapping[str, Any]) -> list[Row]:
     test, latency, size, search, memory = (part if isinstance(part, Mapping) else {} for part in given)
     rows = []
     if test:
+        row = objective("accuracy")
         uncompressed, picked = test["baseline_accuracy"], test["accuracy"]
-        gain = f"{100 * (picked - uncompressed):+.2f} points"
-        texts = (quantity("accuracy", uncompressed), quantity("accuracy", picked))
-        rows.append(Row("accuracy (test split, read once)", *texts, gain))
-        rows.append(Row("its 95 % interval", "", "{:.4f} .. {:.4f}".format(*test["accuracy_ci"]), ""))
+        gain = row.change(picked - uncompressed)
+        rows.append(
+            Row(f"{row.label} (test split, read once)", row.shown(uncompressed), row.shown(picked), gain)
+        )
+        rows.append(Row("its 95 % interval", "", row.interval(test["accuracy_ci"]), ""))
+        if test.get("drop_ci"):
+            rows.append(Row("lost, with its 95 % interval", "", _lost(test), _held(test, found.get("limit"))))
+        rows += [*_reported(test.get("report") or {}), *_classes(test.get("classes") or [])]
     if latency:
         gain = f"{latency['measured_ms'] / latency['baseline_ms']:.3f}x"
         rows.append(_costs("latency, measured", "latency_ms", latency, "baseline_ms", "measured_ms", gain))
@@ -60,6 +69,63 @@ def verified(found: Mapping[str, Any]) -> list[Row]:
             text = f"{steps:.1f} quantization steps"
             rows.append(Row("largest difference of an output from it", "", text, ""))
     return rows
+
+
+def broken_sentence(test: Mapping[str, Any], limit: Mapping[str, Any]) -> str:
+    """That more was lost than was allowed."""
+    most = objective("accuracy").amount(limit["max_drop"])
+    return f"the test split loses {_lost(test)}, more than the limit of {most}"
+
+
+def _lost(test: Mapping[str, Any]) -> str:
+    score = objective("accuracy")
+    drop, low, high = map(score.number, (test["drop"], *test["drop_ci"]))
+    return f"{drop} ({low} .. {high}) {score.unit}".rstrip()
+
+
+def _held(test: Mapping[str, Any], limit: Mapping[str, Any] | None) -> str:
+    """How a drop stands to its limit, as far as its interval tells; "" where there is none."""
+    if not limit:
+        return ""
+    most, said = limit["max_drop"], objective("accuracy").amount(limit["max_drop"])
+    low, high = test["drop_ci"]
+    if low > most:
+        return f"BEYOND the limit {said}"
+    if test["drop"] > most:
+        return f"beyond the limit {said}, perhaps by noise"
+    return f"within the limit {said}" + (", not for sure" if high > most else "")
+
+
+def _reported(report: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """The metrics that the task reports beside its score."""
+    rows = []
+    for name, each in report.items():
+        before, now = each["uncompressed"], each["picked"]
+        texts = (
+            f"{value:{sign}.4g} {each['unit']}".rstrip()
+            for value, sign in ((before, ""), (now, ""), (now - before, "+"))
+        )
+        rows.append(Row(name, *texts))
+    return rows
+
+
+def _classes(classes: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The share of each class that is right; of many classes those that lost most."""
+    shown = classes
+    if len(classes) > CLASSES:
+        shown = sorted(classes, key=lambda each: (each["picked"] - each["uncompressed"], each["class"]))[
+            :MOST_LOST
+        ]
+    among = f" (of {MOST_LOST} that lost most)" if len(classes) > CLASSES else ""
+    return [
+        Row(
+            f"right of class {each['class']}, {each['examples']} in all{among}",
+            f"{each['uncompressed']:.4f}",
+            f"{each['picked']:.4f}",
+            f"{100 * (each['picked'] - each['uncompressed']):+.2f} points",
+        )
+        for each in shown
+    ]
 
 
 def _memory(memory: Mapping[str, Any]) -> list[Row]:

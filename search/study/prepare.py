@@ -19,9 +19,17 @@ from leanfront.compression.policy.space import Space
 from leanfront.compression.policy.technique import SpaceError
 from leanfront.hw_profiles import HardwareProfile, find_profile, read_profile
 from leanfront.search.config import ConfigError, SearchConfig, check_names
-from leanfront.search.objectives import costs_among, costs_of, quantity, registered
+from leanfront.search.objectives import (
+    check_drop,
+    costs_among,
+    costs_of,
+    objective,
+    quantity,
+    registered,
+    scored_by,
+)
 from leanfront.search.run.run_folder import RunFolder, now
-from leanfront.search.run.significance import save_scores
+from leanfront.search.run.significance import resamples_of, save_scores
 from leanfront.search.samplers import sampler_named
 from leanfront.search.study.free import free_policies, scored_free
 from leanfront.search.trial.trial import Problem, Sampler, foretold
@@ -61,11 +69,14 @@ def load(config: SearchConfig) -> Loaded:
     """
     from leanfront.compression.capture.part import trace_part
     from leanfront.compression.export.dialects import dialect_of
+    from leanfront.search.scores import described
     from leanfront.search.study.known_sizes import sized
     from leanfront.search.task import load_task
 
     file = find_profile(config.hardware.profile)
     task = load_task(config.task.file, config.task.options)
+    scored_by(described(task.metric))
+    check_drop(config.limits.max_drop)
     check_names(config)
     sampler = sampler_named(config.search.sampler)  # which the task's file may have registered
     dialect_of(config.export.to)
@@ -102,13 +113,57 @@ def proved(loaded: Loaded, log: Log) -> "Proof":
     return prove_task(inner, loaded.traced, calls, log)
 
 
-def prepare(
+@dataclass(frozen=True)
+class Judged:
+    """What is known before anything is priced: scores of the uncompressed network (accuracy, its interval)
+    and of what is free, each with its policy. environment: what the run has said so far."""
+
+    scorer: "Scorer"
+    baseline: dict[str, Any]
+    free: list[dict[str, Any]]
+    policies: Mapping[str, Policy]
+    hashes: Mapping[str, str]
+    environment: Mapping[str, Any]
+
+
+def judged(
     loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True, decoded: Path | None = None
+) -> Judged:
+    """Score the baseline and what is free, or take both from an earlier call. Arguments as of ``prepare``.
+
+    Raises:
+        TaskError: the network scores no better than chance.
+    """
+    from leanfront.search.trial.scorer import Scorer
+
+    written = run if write else None
+    decoded = decoded if run is None else run.decoded
+    rungs = loaded.sampler.rungs(loaded.config.rung_images)
+    scorer = Scorer(loaded.traced, loaded.task, loaded.config, log, rungs, decoded)
+    hashes = _hashes(loaded)
+    environment = run.environment() if run is not None else {}
+    _check_metric(loaded, environment, run)
+    known = environment.get("baseline") if environment.get("hashes") == hashes else None
+    baseline: dict[str, Any] = known or _scored_baseline(scorer, written, log)
+    scorer.resamples = baseline.get("resamples")
+    policies = free_policies(loaded.space.network, loaded.profile)
+    free = environment.get("free") if known else None
+    free = scored_free(scorer, policies, written, log) if free is None else free
+    return Judged(scorer, baseline, free, policies, hashes, environment)
+
+
+def prepare(
+    loaded: Loaded,
+    run: RunFolder | None,
+    log: Log,
+    write: bool = True,
+    decoded: Path | None = None,
+    known: Judged | None = None,
 ) -> Problem:
     """Score the baseline and price the space, or take both from an earlier call; write environment.json.
 
     Without a run folder nothing is remembered; without ``write`` it is only read. ``decoded``: where images
-    are kept that memory has no room for; the run's own by default.
+    are kept that memory has no room for; the run's own by default. ``known``: what was scored already.
 
     Raises:
         TaskError: the network scores no better than chance.
@@ -117,19 +172,12 @@ def prepare(
     """
     from leanfront.compression.export.walk import random_builder
     from leanfront.latency_models.measured.building import cost_model
-    from leanfront.search.trial.scorer import Scorer
 
     started = time.monotonic()
     config, hardware = loaded.config, loaded.config.hardware
     written = run if write else None
-    rungs = loaded.sampler.rungs(config.rung_images)
-    if run is not None:
-        decoded = run.decoded
-    scorer = Scorer(loaded.traced, loaded.task, config, log, rungs, decoded)
-    hashes = _hashes(loaded)
-    environment = run.environment() if run is not None else {}
-    known = environment.get("baseline") if environment.get("hashes") == hashes else None
-    baseline: dict[str, Any] = known or _scored_baseline(scorer, written, log)
+    scores = known or judged(loaded, run, log, write, decoded)
+    baseline, environment = scores.baseline, scores.environment
     builder = partial(random_builder, loaded.traced)
     costs = cost_model(loaded.space, builder, loaded.profile, hardware.threads, log, hardware.provider)
     if written is not None:
@@ -137,27 +185,22 @@ def prepare(
     reference = _uncompressed(loaded)
     cost = costs.as_built(loaded.space.network, reference)
     _say_what_is_special(loaded, costs, reference, cost, log)
-    prices_known = costs_of(config.search.objectives, lambda: loaded.space.network, reference, cost)
-    baseline |= prices_known
+    baseline_costs = _priced(loaded, costs, reference)
+    baseline |= baseline_costs
     if (pair := _pair(reference)) != (32, 32):
         baseline |= {"weight_bits": pair[0], "activation_bits": pair[1]}
-    policies = free_policies(loaded.space.network, loaded.profile)
-    free = environment.get("free") if known else None
-    free = scored_free(scorer, policies, written, log) if free is None else free
-    for entry in free:
-        policy = policies[entry["name"]]
-        cost = costs.as_built(loaded.space.network, policy)
-        entry |= costs_of(config.search.objectives, lambda: loaded.space.network, policy, cost)
+    for entry in scores.free:
+        entry |= _priced(loaded, costs, scores.policies[entry["name"]])
     problem = Problem(
         space=loaded.space,
         cost_model=costs,
-        scorer=scorer,
+        scorer=scores.scorer,
         objectives=config.search.objectives,
         limits=config.limits,
         baseline_accuracy=baseline["accuracy"],
-        baseline_costs={name: float(value) for name, value in prices_known.items()},
-        free={entry["policy_digest"]: entry["accuracy"] for entry in free},
-        rungs=rungs,
+        baseline_costs={name: float(value) for name, value in baseline_costs.items()},
+        free={entry["policy_digest"]: entry["accuracy"] for entry in scores.free},
+        rungs=scores.scorer.rungs,
         sampler=loaded.sampler,
     )
     prices = _prices(problem)
@@ -169,14 +212,14 @@ def prepare(
         told |= loaded.sampler.before_search(problem, run, write, log)
     if written is not None:
         log(f"uncompressed: {_in_words(baseline)}")
-        for entry in free:
+        for entry in scores.free:
             log(f"without a search, {entry['name']}: {_in_words(entry)}")
         written.update_environment(
             **_described(loaded, costs, cost, log),
             **told,
             baseline=baseline,
-            free=free,
-            hashes=hashes,
+            free=scores.free,
+            hashes=scores.hashes,
             prices=prices,
             made=environment.get("made", now()),
             seconds_preparing=environment.get("seconds_preparing", round(time.monotonic() - started, 1)),
@@ -184,9 +227,16 @@ def prepare(
     return problem
 
 
+def _priced(loaded: Loaded, costs: "CostModel", policy: Policy) -> dict[str, Any]:
+    """What a policy of the uncut network costs, of all that is searched for or shown."""
+    network = loaded.space.network
+    cost = costs.as_built(network, policy)
+    return dict(costs_of(loaded.config.search.objectives, lambda: network, policy, cost))
+
+
 def _in_words(entry: Mapping[str, Any]) -> str:
     return ", ".join(
-        f"{name.partition('_')[0]} {quantity(name, entry[name])}"
+        f"{objective(name).label} {quantity(name, entry[name])}"
         for name in ("accuracy", "latency_ms", "size_bytes")
     )
 
@@ -197,7 +247,12 @@ def _scored_baseline(scorer: "Scorer", run: RunFolder | None, log: Log) -> dict[
     score = scorer.baseline()
     if run is not None:
         save_scores(run.scores_file("baseline"), {scorer.rungs[-1]: score.scores})
-    return {"accuracy": float(score.accuracy), "accuracy_ci": [float(x) for x in score.accuracy_ci]}
+    count = resamples_of(score.scores)
+    return {
+        "accuracy": float(score.accuracy),
+        "accuracy_ci": [float(x) for x in score.accuracy_ci],
+        **({} if count is None else {"resamples": count}),
+    }
 
 
 def _write_table(costs: "CostModel", run: RunFolder) -> None:
@@ -229,6 +284,7 @@ def _described(loaded: Loaded, costs: "CostModel", cost: "Cost", log: Log) -> di
     and what this runs on."""
     from leanfront.latency_models.measured.first_validation import first_validation
     from leanfront.latency_models.measured.model import table_model
+    from leanfront.search.scores import described
 
     config, network = loaded.config, loaded.traced.network
     # a measured part's power may have been measured, too
@@ -245,6 +301,7 @@ def _described(loaded: Loaded, costs: "CostModel", cost: "Cost", log: Log) -> di
         "estimated": cost.estimated,
         "estimates": priced_with.estimate_sentence,
         "objectives": list(config.search.objectives),
+        "metric": described(loaded.task.metric),
         **({"registered_objectives": own} if (own := registered(config.search.objectives)) else {}),
         "layers": layers,
         "space_size": str(loaded.space.size),
@@ -300,6 +357,18 @@ def check_limits(problem: Problem) -> None:
         f"no policy of {len(sample)} tried meets the limits {wanted}; the nearest has {found};"
         " raise the limits or widen the space"
     )
+
+
+def _check_metric(loaded: Loaded, environment: Mapping[str, Any], run: RunFolder | None) -> None:
+    """Raise ConfigError when a run's trials were scored by something else."""
+    from leanfront.search.scores import described
+
+    before, now_by = environment.get("metric"), described(loaded.task.metric)
+    if run is not None and before is not None and before != now_by and run.trials():
+        raise ConfigError(
+            f"the trials of {run.path} were scored by {before['name']}, and the task now has"
+            f" {now_by['name']}: old and new trials cannot be compared; start anew with another --run folder"
+        )
 
 
 def _prices(problem: Problem) -> dict[str, list[float]]:

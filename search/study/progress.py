@@ -5,7 +5,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from leanfront.search.objectives import COSTS, quantity
+from leanfront.search.objectives import COSTS, objective, quantity
 from leanfront.search.run.run_folder import TrialRow
 from leanfront.search.run.status import clock
 
@@ -22,7 +22,7 @@ def trial_line(row: TrialRow) -> str:
     for name in ("accuracy", "latency_ms", "size_bytes"):
         value = row.value(name)
         if value is not None:
-            parts.append(f"{name.partition('_')[0]} {quantity(name, value)}")
+            parts.append(f"{objective(name).label} {quantity(name, value)}")
     if row.seconds is not None:
         parts.append(f"{row.seconds:.1f} s")
     return "  ".join(parts) + (f"  ({row.reason})" if row.reason else "")
@@ -101,7 +101,7 @@ class Progress:
             parts.append(f"of {self._trials}")
         if self._deadline is not None:
             parts.append(f"{clock(max(0.0, self._deadline - time.time()))} left")
-        columns = ("trial", *self._objectives)
+        columns = ("trial", *(objective(name).heading for name in self._objectives))
         table = Table(*columns, title="front so far", title_justify="left", box=box.SIMPLE_HEAD)
         front = front_rows(self._rows, self._objectives)
         for row in front[:_SHOWN]:

@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from leanfront.search.objectives import oriented
-from leanfront.search.run.significance import Scores, paired_interval, unpaired_interval, wilson_interval
+from leanfront.search.run.significance import (
+    Evidence,
+    comparable,
+    known_at,
+    paired_interval,
+    unpaired_interval,
+)
 
 HOPELESS = "too far below the accuracy that counts"
 """Why a trial is given up whose policy must not be proposed again."""
@@ -49,9 +55,9 @@ def standings(
 
 def dominator(
     own: Standing,
-    scores: Scores,
+    scores: Evidence,
     others: Iterable[Standing],
-    scores_of: Callable[[int], Scores | None],
+    scores_of: Callable[[int], Evidence | None],
     trained: bool,
 ) -> int | None:
     """The trial that keeps ``own`` from the next rung, or None.
@@ -81,11 +87,10 @@ def dominator(
                 return other.trial
             continue
         kept = scores_of(other.trial)
-        if kept is not None and kept.shape == scores.shape:
+        if kept is not None and comparable(kept, scores):
             low, _ = paired_interval(kept, scores)
         else:
-            shares = (other.accuracy, own.accuracy)
-            theirs, mine = ((share, *wilson_interval(share, len(scores))) for share in shares)
+            theirs, mine = (known_at(value, scores) for value in (other.accuracy, own.accuracy))
             low, _ = unpaired_interval(theirs, mine)
         if low > 0:
             return other.trial

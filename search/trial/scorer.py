@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -40,9 +40,11 @@ from leanfront.compression.training.weight_inheritance import inherit
 from leanfront.hw_profiles import load_profile
 from leanfront.latency_models.benchmark.measuring_lock import Note, training
 from leanfront.search.config import SearchConfig
-from leanfront.search.data import ArrayData, Data, as_data, batches_of, check_classes, shown
+from leanfront.search.data import ArrayData, Data, as_data, batches_of, check_classes
+from leanfront.search.objectives import objective, quantity
 from leanfront.search.run.disk import when_there_is_space
-from leanfront.search.run.significance import Scores, wilson_interval
+from leanfront.search.run.significance import Evidence, interval_of, resamples_of, value_of
+from leanfront.search.scores import RESAMPLES
 from leanfront.search.task import Task, TaskError
 from leanfront.search.trial.in_task import (
     AsFile,
@@ -55,6 +57,7 @@ from leanfront.search.trial.in_task import (
     on,
 )
 from leanfront.search.trial.kept import Again, fits, kept, kept_answers, stored
+from leanfront.search.trial.scored import Scored, asked, examples_in
 
 T = TypeVar("T")
 SCORING_BATCH = 250
@@ -65,6 +68,8 @@ HELD_BACK = 128
 _NEARER = 0.95
 """Divergence from the teacher, in shares of that of what is done by default, below which another way is
 better."""
+ROUNDS_IN_VAIN = 2
+"""So many rounds of the long fine-tune that bring nothing end it."""
 UNTRAINED_IMAGES = 1000
 """Search images that a network is scored on before any training: its divergence needs few."""
 
@@ -73,16 +78,16 @@ UNTRAINED_IMAGES = 1000
 class Score:
     """What a network is worth on the search images, or a part of them.
 
-    accuracy: mean of the task's score, 0..1, with its 95 % confidence interval; divergence: mean
-    KL(teacher || network) of the class probabilities, in nats (see ``evaluate``); scores: of each example,
-    (N,), in an order that is the same for all networks; settled: what its batch norms, ranges and biases
-    were given, in a word each.
+    accuracy: mean of the task's score, 0..1, or its metric, with the sign with which more is better, and its
+    95 % confidence interval; divergence: mean KL(teacher || network) of the class probabilities, in nats (see
+    ``evaluate``); scores: of each example, (N,), in an order that is the same for all networks, or the metric
+    on resamples; settled: what its batch norms, ranges and biases were given, in a word each.
     """
 
     accuracy: float
     accuracy_ci: tuple[float, float]
     divergence: float
-    scores: Scores
+    scores: Evidence
     seconds_training: float
     seconds_scoring: float
     settled: Mapping[str, str] = field(default_factory=dict)
@@ -92,17 +97,19 @@ class TrialFailed(RuntimeError):
     """A policy that could not be scored: its training diverged, or it ran out of memory."""
 
 
-def evaluate(network: InTask, batches: Iterable[Batch], comparison: Comparison) -> tuple[Tensor, float]:
-    """The task's score of each example, (N,), in float32, and the mean divergence from the teacher."""
+def evaluate(
+    network: InTask, batches: Iterable[Batch], comparison: Comparison, resamples: int | None = None
+) -> tuple[Evidence, float]:
+    """The task's score, as ``Scored.evidence`` has it, and the mean divergence from the teacher."""
     network.whole.eval()
-    scores: list[Tensor] = []
+    scores = Scored(network.task)
     divergence = Divergence(comparison)
     with torch.no_grad():
         for inputs, targets, teacher in batches:
             outputs, answers = network.both(inputs)
-            scores.append(network.task.score(outputs, targets).float().cpu())
+            scores.add(outputs, targets, examples_in(inputs, targets))
             divergence.add(answers, teacher)
-    return torch.cat(scores), divergence.value()
+    return scores.evidence(resamples), divergence.value()
 
 
 class Scorer:
@@ -132,6 +139,10 @@ class Scorer:
         self.train = as_data(task.train)
         self.search = as_data(task.search)
         self.folder = folder
+        self.resamples: int | None = None
+        """Of a metric, so many in all its scores: as the uncompressed network's score decides."""
+        self.uncompressed: Score | None = None
+        """What ``baseline`` has found."""
         self._short_batches: dict[int, Iterable[Batch]] = {}
         self._short: dict[int, Iterable[tuple[Any, Any]]] = {}
         around = model_around(task)
@@ -147,19 +158,30 @@ class Scorer:
 
         Raises:
             TaskError: it scores no better than an answer that is the same for every example, a label lies
-                outside its classes, or the loss does not take outputs and targets.
+                outside its classes, the loss does not take outputs and targets, or the score is none.
         """
         self._check_labels()
         self._check_loss()
         with training(self.note):
-            score = self.scored(self.teacher, 0.0, time.perf_counter())
+            try:
+                score = self.scored(self.teacher, 0.0, time.perf_counter())
+            except TrialFailed as problem:
+                raise TaskError(
+                    f"the uncompressed model must have a score, but on the search split {problem}; check its"
+                    " weights, the data and the score"
+                ) from problem
+        if (count := resamples_of(score.scores)) is not None:
+            self._decide_resamples(count)
         best, said = self._chance()
-        if score.accuracy_ci[0] <= best:
+        if math.isfinite(best) and score.accuracy_ci[0] <= best:
+            row = objective("accuracy")
+            alike = ", which is the same" if score.accuracy == best else ""
             raise TaskError(
-                f"the uncompressed model must beat guessing, but it scores {score.accuracy:.4f} on"
-                f" {len(self.search)} search examples (always {said}: {best:.4f});"
+                f"the uncompressed model must beat guessing, but it scores {row.shown(score.accuracy)} on"
+                f" {len(self.search)} search examples (always {said}: {row.shown(best)}{alike});"
                 " check its weights, the labels and the normalisation of the data"
             )
+        self.uncompressed = score
         return score
 
     def _check_labels(self) -> None:
@@ -182,39 +204,43 @@ class Scorer:
                     check_classes(targets, classes, "train")
 
     def _check_loss(self) -> None:
-        """Raise TaskError where the task's loss cannot be computed: of a label's type, say."""
+        """Raise TaskError where the task's loss is used, and takes the first targets not or is no number."""
         if self.task.training_loss is not None or self.config.finetune.distillation_weight == 1:
             return
         inputs, targets, _ = next(iter(self.search_batches))
+        self.teacher.whole.eval()
         with torch.no_grad():
             outputs, _ = self.teacher.both(inputs)
-            try:
-                self.task.loss(outputs, targets)
-            except Exception as error:  # the user's own code
-                raise TaskError(
-                    f"A task's loss takes the model's outputs and the targets, but with {shown(outputs)} and "
-                    f"{shown(targets)} it failed ({type(error).__name__}: {' '.join(str(error).split())}); "
-                    "give a loss for such targets, or targets that it takes"
-                ) from error
+            loss = asked(self.task.loss, "loss", outputs, targets)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            came = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise TaskError(f"A task's loss is one number of a batch, but {came} came; take its mean")
+
+    def _decide_resamples(self, count: int) -> None:
+        self.resamples = count
+        if count < RESAMPLES:
+            name = objective("accuracy").label
+            self.note(
+                f"intervals of {name} are from {count} resamples, not {RESAMPLES}: it takes long to compute"
+            )
 
     def _chance(self) -> tuple[float, str]:
-        """The best score of an answer that is the same for every example, and that answer; -1 where outputs
-        are of no kind that has such answers."""
-        kinds, best = self.comparison.kinds, (-1.0, "")
+        """The best score of an answer that is the same for every example, and that answer; -inf where outputs
+        are of no kind that has such answers, or the score has no value for them."""
+        kinds, best = self.comparison.kinds, (-math.inf, "")
         if len(kinds) != 1 or self.task.part is not None:
             return best
         targets = [targets for _, targets, _ in self.search_batches]
         if not all(isinstance(each, Tensor) for each in targets):
             return best
         for said, answer in kinds[0].constants(self._answer.float().cpu(), torch.cat(targets).cpu()):
-            scores = [self._score_of_all(answer, each) for each in targets]
-            best = max(best, (float(torch.cat(scores).mean()), said))
+            scores = Scored(self.task)
+            for each in targets:
+                outputs = [answer.expand(len(each), *answer.shape[1:]).clone()]
+                scores.add(pytree.tree_unflatten(outputs, self.answer_spec), each.cpu(), len(each))
+            with suppress(TaskError):  # of one answer alone a metric may not be defined
+                best = max(best, (value_of(scores.evidence(resamples=0)), said))
         return best
-
-    def _score_of_all(self, answer: Tensor, targets: Tensor) -> Tensor:
-        """The score of each example if all had one answer."""
-        outputs = [answer.expand(len(targets), *answer.shape[1:]).clone()]
-        return self.task.score(pytree.tree_unflatten(outputs, self.answer_spec), targets).float().cpu()
 
     @cached_property
     def comparison(self) -> Comparison:
@@ -242,22 +268,60 @@ class Scorer:
     def refine(
         self, policy: Policy, checkpoint: Path | None, epochs: float, learning_rate: float
     ) -> tuple[Compressed, Score]:
-        """The long fine-tune of a picked policy, from the weights of its trial where they were kept."""
+        """The long fine-tune of a picked policy, from the weights of its trial where they were kept.
+
+        It goes in rounds (``rounds``), each of which ends with a learning rate of 0, so that scores after
+        them can be compared. The network that scores best on the search split is kept, the start among them;
+        after ROUNDS_IN_VAIN rounds in a row that bring nothing it ends.
+        """
         with training(self.note):
             started = time.perf_counter()
             compressed, settled = self._prepared(policy, rough=False)
             if checkpoint is not None and checkpoint.exists():
                 load_weights(compressed.module, checkpoint)
-            batch = self.config.finetune.batch
-            steps = int(epochs * len(self.train) / batch)
-            if steps > 0:
-                batches = self._batches(steps * batch, seed=self.config.search.seed + 1)
-                self.fine_tune(compressed, batches, steps, learning_rate)
-                norms = frozenset(norms_of(compressed.module))
-                settled |= {"batch_norms": self.settle_norms(compressed, norms, trained=True)}
-            trained = time.perf_counter()
-            score = self.scored(self.as_run(compressed), trained - started, trained)
-            return compressed, replace(score, settled=settled)
+            batch, size = self.config.finetune.batch, len(self.train)
+            best = replace(self._scored_now(compressed, started), settled=settled)
+            steps = [int(each * size / batch) for each in rounds(epochs, self.config.finetune.images / size)]
+            batches = iter(self._batches(sum(steps) * batch, seed=self.config.search.seed + 1))
+            kept, done, in_vain = _state(compressed.module), 0, 0
+            for count in filter(None, steps):
+                score = self._round(compressed, batches, count, learning_rate, best, started)
+                done += count
+                better = score is not None and score.accuracy > best.accuracy
+                in_vain = 0 if better else in_vain + 1
+                if score is not None and better:
+                    best, kept = score, _state(compressed.module)
+                else:
+                    compressed.module.load_state_dict(kept)
+                said = "diverged" if score is None else quantity("accuracy", score.accuracy)
+                shown = quantity("accuracy", best.accuracy)
+                self.note(f"after {done * batch / size:.3g} epochs: {said}, the best {shown}")
+                if in_vain == ROUNDS_IN_VAIN:
+                    break
+            return compressed, best
+
+    def _round(
+        self,
+        compressed: Compressed,
+        batches: Iterable[Batch],
+        steps: int,
+        learning_rate: float,
+        before: Score,
+        started: float,
+    ) -> Score | None:
+        """Train on, settle the batch norms, score; None where the loss became infinite. ``before``: the score
+        of what it goes on from."""
+        try:
+            self.fine_tune(compressed, batches, steps, learning_rate)
+        except Diverged:
+            return None
+        norms = frozenset(norms_of(compressed.module))
+        settled = {**before.settled, "batch_norms": self.settle_norms(compressed, norms, trained=True)}
+        return replace(self._scored_now(compressed, started), settled=settled)
+
+    def _scored_now(self, compressed: Compressed, started: float) -> Score:
+        trained = time.perf_counter()
+        return self.scored(self.as_run(compressed), trained - started, trained)
 
     def without_training(self, policy: Policy) -> Score:
         """What a policy's network is worth as its file, rounded and calibrated, but not trained.
@@ -359,7 +423,8 @@ class Scorer:
                     names = changed_norms(self.traced, compressed)
                     re_estimate(compressed.module, self._first(self.calibration_batches, norm_images), names)
                 calibrate(compressed.module, self._first(self.calibration_batches, range_images))
-                return self.scored(self.in_task(fold(compressed).module), 0.0, started, images)
+                network = self.in_task(fold(compressed).module)
+                return self.scored(network, 0.0, started, images, resamples=0)
 
     def settle_norms(self, compressed: Compressed, names: frozenset[str], trained: bool = False) -> str:
         """Give the batch norms of ``names`` the statistics with which the network is nearest to its teacher
@@ -418,19 +483,26 @@ class Scorer:
         )
 
     def scored(
-        self, network: InTask, seconds_training: float, started: float, images: int | None = None
+        self,
+        network: InTask,
+        seconds_training: float,
+        started: float,
+        images: int | None = None,
+        resamples: int | None = None,
     ) -> Score:
-        """A network's score on the first ``images`` of the search images (all), since ``started``."""
+        """A network's score on the first ``images`` of the search images (all), since ``started``.
+        ``resamples``: of a metric; none where no interval is wanted."""
         batches = self.search_batches
         if images is not None:
             batches = itertools.islice(batches, -(-images // SCORING_BATCH))
-        scores, divergence = evaluate(network, batches, self.comparison)
-        accuracy = float(scores.mean())
+        count = self.resamples if resamples is None else resamples
+        scores, divergence = evaluate(network, batches, self.comparison, count)
+        accuracy = value_of(scores)
         if not math.isfinite(accuracy) or not math.isfinite(divergence):
             raise TrialFailed("the score is not a number")
-        interval = wilson_interval(accuracy, len(scores))
+        interval = interval_of(scores)
         seconds = time.perf_counter() - started
-        return Score(accuracy, interval, divergence, scores.numpy(), seconds_training, seconds)
+        return Score(accuracy, interval, divergence, scores, seconds_training, seconds)
 
     @cached_property
     def search_batches(self) -> Iterable[Batch]:
@@ -645,6 +717,21 @@ class CandidateTraining:
     def keep(self, checkpoint: Path) -> None:
         """Write the weights as they are now."""
         save_weights(self.compressed.module, checkpoint)
+
+
+def rounds(epochs: float, least: float) -> list[float]:
+    """The epochs of each round of a long fine-tune: one, then twice as many as before, the last one the rest,
+    which is never shorter than the round before. ``least``: of the first, where that is more than one."""
+    found, size = [], max(1.0, least)
+    while epochs >= 3 * size:
+        found.append(size)
+        epochs, size = epochs - size, 2 * size
+    return [*found, epochs]
+
+
+def _state(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of a module's weights and statistics."""
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 @contextmanager

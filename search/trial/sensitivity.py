@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from leanfront.compression.policy.space import Space
 from leanfront.latency_models.files import replace_file
+from leanfront.search.run.significance import examples_of
 
 if TYPE_CHECKING:
     from leanfront.search.trial.scorer import Scorer
@@ -86,7 +87,7 @@ def _measured(scorer: "Scorer", space: Space, log: Log) -> Sensitivities:
         {name: tuple(scores[policy].divergence for policy in alone) for name, alone in every.items()},
         {name: tuple(scores[policy].accuracy for policy in alone) for name, alone in every.items()},
         scores[space.reference].divergence,
-        len(scores[space.reference].scores),
+        examples_of(scores[space.reference].scores),
         seconds,
     )
 

@@ -13,7 +13,7 @@ from optuna.samplers import BaseSampler, RandomSampler
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.space import Space
 from leanfront.search.config import LimitsSection
-from leanfront.search.objectives import costs_of
+from leanfront.search.objectives import costs_of, objective
 from leanfront.search.run.run_folder import RunFolder
 from leanfront.search.trial.promotion import HARMLESS, UNTRAINED
 
@@ -106,7 +106,7 @@ class Result:
     """What came of a trial. ``state``: complete, infeasible, failed or pruned; ``reason``: why not complete.
 
     ``constraints``: name of a limit -> how far over it (as a share of the limit; of ``max_drop``: as a
-    difference of accuracies); 0 and below is within. ``rungs``: of each that was reached its rung,
+    difference of scores); 0 and below is within. ``rungs``: of each that was reached its rung,
     images, accuracy, divergence and seconds. A complete trial that needed no training has only the first.
     """
 
@@ -272,7 +272,8 @@ def _came_of(
         drop = problem.baseline_accuracy - values["accuracy"]
         constraints["max_drop"] = drop - most
         if drop > most:
-            state, reason = "infeasible", f"accuracy drop {drop:.4f} is over max_drop {most:g}"
+            row = objective("accuracy")
+            state, reason = "infeasible", f"{row.label} drop {row.amount(drop)} is over max_drop {most:g}"
     spent = {"seconds": time.perf_counter() - started}
     return Result(state, reason, {**values, **spent}, constraints, tuple(reached))
 

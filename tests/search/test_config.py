@@ -59,7 +59,7 @@ def test_values_are_sorted_and_named_once(write):
         ("[search]\ntrials = true", ["search.trials", "integer", "True"]),
         ("[search]\ntrials = 0", ["search.trials", "0"]),
         ("[search]\nhours = nan", ["search.hours", "finite"]),
-        ("[limits]\nmax_drop = 1.5", ["limits.max_drop", "1.5"]),
+        ("[limits]\nmax_drop = -0.5", ["limits.max_drop", "-0.5"]),
         ("[hardware]\nprofile = 3", ["hardware.profile", "text in quotes"]),
     ],
 )

@@ -2,6 +2,7 @@
 them."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from tests.bright import CONFIG
 from tests.extending.walk import command, placed
 
 TASK = '''
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from leanfront import Task
+from leanfront import Metric, Task
+from leanfront.metrics import AUC
 
 
 class Made:
@@ -100,6 +104,10 @@ class Two(nn.Module):
         return {"level": self.out(torch.cat([self.a(signal).relu(), self.b(settings).relu()], 1))}
 
 
+def error(outputs, targets):
+    return (outputs["level"][:, 1] - targets[:, 1]).abs().mean()
+
+
 def task():
     torch.manual_seed(0)
     inputs = {"signal": torch.randn(240, 6), "settings": torch.randn(240, 3)}
@@ -107,8 +115,7 @@ def task():
     loss = lambda outputs, targets: F.mse_loss(outputs["level"] / 50, targets / 50)
     return Task(
         trained(Two(), inputs, targets, loss, 400), {n: each[:1] for n, each in inputs.items()},
-        *thirds(inputs, targets), loss=loss,
-        score=lambda outputs, targets: ((outputs["level"][:, 1] - targets[:, 1]).abs() < 20).float(),
+        *thirds(inputs, targets), loss=loss, metric=Metric(error, "level error", "hPa", False, (0, math.inf)),
     )
 """
 
@@ -123,9 +130,26 @@ def task():
     loss = F.binary_cross_entropy_with_logits
     return Task(
         trained(model, inputs, targets, loss), torch.zeros(1, 4, 12), *thirds(inputs, targets), loss=loss,
-        score=lambda logits, targets: ((logits > 0) == (targets > 0.5)).float(),
+        metric=AUC, report={"hits": lambda o, t: ((o > 0) == (t > 0.5)).float().mean()},
     )
 """
+
+
+METRICS = {"part": ("accuracy", 1, 0.8), "regression": ("level error", -1, 0.0), "binary": ("AUC", 1, 0.8)}
+"""Kind -> what it is scored by, with which sign that is kept, and what it is more than."""
+
+
+def found_in(folder: Path) -> dict[str, Any]:
+    """What was verified of the one network that was picked."""
+    (file,) = folder.glob("run/exported/*/verification.json")
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
+
+
+def without_sources(page: str) -> str:
+    """What people read of a report, but for where it came from, which has keys and columns as they are."""
+    shown = page.partition("<h2>Provenance")[0]
+    return re.sub(r"<(script|style)\b.*?</\1>", "", shown, flags=re.S)
 
 
 @pytest.mark.parametrize("kind", ["part", "regression", "binary"])
@@ -137,12 +161,31 @@ def test_a_task_of_any_kind_goes_from_check_to_the_picked_file(kind: str, tmp_pa
         checked = json.loads(command("check", ".", "--format", "json"))
         command("search", ".", "--run", "run", "--trials", "3")
         front = json.loads(command("front", "run", "--format", "json"))
-        command("pick", "run", "--max-drop", "1", "--epochs", "1")
+        said = [command("front", "run"), command("status", "run")]
+        if kind == "binary":
+            said.append(command("check", "."))
+        picked = command("pick", "run", "--max-drop", "20" if kind == "regression" else "1", "--epochs", "1")
+        command("report", "run")
     assert checked["passed"]
-    assert checked["baseline_accuracy"] > 0.8
-    assert front
+    metric, sign, least = METRICS[kind]
+    assert checked["metric"]["name"] == metric
+    assert sign * checked["baseline_accuracy"] > least  # kept so that more is better
+    assert front["metric"] == checked["metric"]
+    assert front["front"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    card = next((tmp_path / "run" / "exported").glob("*/card.md")).read_text()
+    for text in (*said, picked, page, card):
+        assert metric in text
+        assert kind == "part" or "ccuracy" not in without_sources(text)
+    if kind == "binary":
+        assert found_in(tmp_path)["test"]["report"]["hits"]["uncompressed"] > 0.8
+        assert "| hits |" in card
+    if kind == "regression":
+        assert " hPa" in said[0]
+        assert re.search(r"-\d+\.\d* hPa", said[0]) is None  # an error is shown as it is, not as it is kept
+        assert "| lost, with its 95 % interval" in card
     (folder,) = (tmp_path / "run" / "exported").iterdir()
-    found: dict[str, Any] = json.loads((folder / "verification.json").read_text())
+    found = found_in(tmp_path)
     assert found["failures"] == []
     assert found["test"]["steps"] < 3
     decides = kind == "binary"

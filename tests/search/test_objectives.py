@@ -1,6 +1,9 @@
 """The table of objectives, and one that a task registers: searched for, shown, picked, read again."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -21,6 +24,8 @@ from leanfront.search.objectives import (
 from leanfront.search.run.hypervolume import hypervolume
 from leanfront.search.run.run_folder import COLUMNS, TrialRow, make_run
 from leanfront.search.run.status import status
+from leanfront.search.scores import AUC, MEAN_ABSOLUTE_ERROR, described
+from leanfront.search.study.prepare import Loaded, _check_metric
 from tests.compression.policy.test_policy import network as branched_network
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your-own-task.md").read_text(encoding="utf-8")
@@ -127,3 +132,36 @@ def test_what_one_run_folder_has_kept_is_not_taken_for_what_another_has(monkeypa
     register_objective(own)
     objectives.remember([row | {"better": "lower"}])
     assert objective("speed") is own
+
+
+def test_a_score_of_which_less_is_better_is_kept_turned_and_shown_as_it_is() -> None:
+    objectives.scored_by(described(replace(MEAN_ABSOLUTE_ERROR, unit="kg")))
+    row = objective("accuracy")
+    assert (row.label, row.sign) == ("mean absolute error", -1.0)  # what is kept is better where it is more
+    assert quantity("accuracy", -3.25) == "3.25 kg"
+    assert row.change(-0.5) == "+0.5 kg"  # half a kilogram is lost
+    assert row.amount(0.5) == "0.5 kg"
+    assert row.interval((-4.0, -3.0)) == "3 .. 4"
+    # as good at half of the latency is 1; a tenth of the uncompressed network's error worse counts as nothing
+    names, baseline = ("accuracy", "latency_ms"), {"accuracy": -3.0, "latency_ms": 1.0}
+    assert hypervolume(np.array([[-3.0, 0.5]]), names, baseline) == pytest.approx(1.0)
+    assert hypervolume(np.array([[-3.15, 0.5]]), names, baseline) == pytest.approx(0.5)
+    assert hypervolume(np.array([[-3.3, 0.5]]), names, baseline) == 0.0
+    objectives.check_drop(100.0)  # an error has no end
+    objectives.scored_by(described(AUC))
+    assert quantity("accuracy", 0.75) == "0.7500"
+    with pytest.raises(ObjectiveError, match="in the unit of AUC, which can lose 1 at most, but 2 came"):
+        objectives.check_drop(2.0)
+    objectives.scored_by(None)
+    assert objective("accuracy") == objectives.ACCURACY
+    assert objective("accuracy").change(-0.0123) == "-1.23 points"
+
+
+def test_trials_of_another_metric_are_not_gone_on_with(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", parse_config({"task": {"file": "task.py"}}))
+    loaded = cast(Loaded, SimpleNamespace(task=SimpleNamespace(metric=AUC)))
+    _check_metric(loaded, {"metric": described(None)}, run)  # before the first trial nothing is lost
+    run.write_trials([TrialRow(0, "complete", accuracy=0.9, latency_ms=1.0)])
+    _check_metric(loaded, {"metric": described(AUC)}, run)
+    with pytest.raises(ConfigError, match="were scored by accuracy, and the task now has AUC"):
+        _check_metric(loaded, {"metric": described(None)}, run)

@@ -188,7 +188,8 @@ class CascadeSampler(BaseSampler):
         knowledge = self.knowledge
         if self._surrogate is None:
             return ""
-        scores = scores_of({"rungs": [reached]}, knowledge.baseline["accuracy"], knowledge.images)
+        accuracy = knowledge.baseline["accuracy"]
+        scores = scores_of({"rungs": [reached]}, accuracy, knowledge.images, knowledge.unit)
         ((rung, score),) = scores.items()
         codes = knowledge.encoding.of(policy)
         mean, deviation = self._surrogate.after(codes, rung, score)
@@ -204,7 +205,10 @@ class CascadeSampler(BaseSampler):
     def expected_accuracy(self, policy: Policy) -> float | None:
         """At the last rung, of the policy that was proposed last; None of any other, and in the start."""
         proposal = self._proposal_of(self.knowledge.encoding.of(policy))
-        return None if proposal is None else accuracy_of(proposal.mean, self.knowledge.baseline["accuracy"])
+        if proposal is None:
+            return None
+        unit = self.knowledge.unit
+        return unit * accuracy_of(proposal.mean, self.knowledge.baseline["accuracy"] / unit)
 
     def _proposal_of(self, codes: Codes) -> Proposal | None:
         """The last proposal, if it was for the last rung and of this policy, (decisions,)."""
@@ -223,7 +227,8 @@ class CascadeSampler(BaseSampler):
         pending = self._take_in(study.get_trials(deepcopy=False), None)
         seen = list(self._read.seen.values())
         own = encoding.of(policy)
-        reached = float(shortfall(accuracy, knowledge.baseline["accuracy"]))
+        unit = knowledge.unit
+        reached = float(shortfall(accuracy / unit, knowledge.baseline["accuracy"] / unit))
         surface = front_surface(knowledge, seen, pending, self._hyperparameters)
         surface = surface.with_one_more(knowledge.log_costs(own[:, None])[0], reached)
         codes = choose(
@@ -301,11 +306,11 @@ class CascadeSampler(BaseSampler):
             return
         canonical = self.knowledge.encoding.canonical(codes[:, None])
         (key,) = keys(canonical)
-        accuracy = self.knowledge.baseline["accuracy"]
-        scores = scores_of(result, accuracy, self.knowledge.images)
+        accuracy, unit = self.knowledge.baseline["accuracy"], self.knowledge.unit
+        scores = scores_of(result, accuracy, self.knowledge.images, unit)
         untrained = None
         if "accuracy" in result and (WEIGHTS_OF in result or result.get("reason") == UNTRAINED):
-            untrained = float(shortfall(result["accuracy"], accuracy))
+            untrained = float(shortfall(result["accuracy"] / unit, accuracy / unit))
         if WEIGHTS_OF in result:
             self._learn_loss(canonical, result)
         elif self.knowledge.rungs - 1 in scores and "accuracy" in result:
@@ -327,7 +332,8 @@ class CascadeSampler(BaseSampler):
         if parent is not None and "accuracy" in result:
             own, theirs = self.knowledge.prior.sensitivities(np.hstack([codes, parent[0]])).sum(axis=1)
             if own > theirs:
-                self._read.losses.append((float(own - theirs), float(parent[1] - result["accuracy"])))
+                lost = float(parent[1] - result["accuracy"]) / self.knowledge.unit
+                self._read.losses.append((float(own - theirs), lost))
 
     def _codes(self, trial: FrozenTrial) -> NDArray[np.int64] | None:
         """(decisions,) from the parameters of a trial; None where it has not all of them."""
@@ -340,9 +346,11 @@ class CascadeSampler(BaseSampler):
         return codes
 
 
-def scores_of(result: Mapping[str, Any], baseline: float, images: Sequence[int]) -> dict[int, float]:
+def scores_of(
+    result: Mapping[str, Any], baseline: float, images: Sequence[int], unit: float = 1.0
+) -> dict[int, float]:
     """Rung -> log shortfall, of what a trial has in its journal. ``images``: trained on at each rung; another
-    sampler's trials, of the same run, have the last one alone."""
+    sampler's trials, of the same run, have the last one alone. ``unit``: of the score."""
     scores: dict[int, float] = {}
     if WEIGHTS_OF in result:  # an heir says nothing of what training does to its policy
         return scores
@@ -350,8 +358,12 @@ def scores_of(result: Mapping[str, Any], baseline: float, images: Sequence[int])
     for rung in reached:
         if rung["images"] in images:
             untrained = rung["images"] == 0 and len(images) > 1
-            score = log_divergence(rung["divergence"]) if untrained else shortfall(rung["accuracy"], baseline)
+            score = (
+                log_divergence(rung["divergence"])
+                if untrained
+                else shortfall(rung["accuracy"] / unit, baseline / unit)
+            )
             scores[images.index(rung["images"])] = float(score)
     if not reached and "accuracy" in result:  # scored without rungs
-        scores[len(images) - 1] = float(shortfall(result["accuracy"], baseline))
+        scores[len(images) - 1] = float(shortfall(result["accuracy"] / unit, baseline / unit))
     return scores

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from leanfront.search.config import LimitsSection
-from leanfront.search.objectives import costs_among, objective
-from leanfront.search.run.hypervolume import DROP
+from leanfront.search.objectives import REACH, costs_among, objective
 from leanfront.search.samplers.cascade.encoding import Codes, Encoding, fresh
 from leanfront.search.samplers.cascade.gaussian import Array
 from leanfront.search.samplers.cascade.surrogate import LEAST_TO_FIT, Prior, Surrogate, shortfall
@@ -73,15 +72,21 @@ class Knowledge:
         )
 
     @property
+    def unit(self) -> float:
+        """Of the score: that in which its reach is 0.10, as that of a share is. All shortfalls are in it."""
+        return objective("accuracy").reach(self.baseline["accuracy"]) / REACH
+
+    @property
     def floor(self) -> float:
         """Log shortfall from which hypervolume counts: the same as where it is shown, unless a limit allows
         more."""
-        return float(shortfall(-max(DROP, self.limits.max_drop or 0.0), 0.0))
+        return float(shortfall(-max(REACH, (self.limits.max_drop or 0.0) / self.unit), 0.0))
 
     @property
     def limit(self) -> float:
         """Log shortfall at the most accuracy that may be lost: beyond, nothing is won."""
-        return self.floor if self.limits.max_drop is None else float(shortfall(-self.limits.max_drop, 0.0))
+        most = self.limits.max_drop
+        return self.floor if most is None else float(shortfall(-most / self.unit, 0.0))
 
     def log_costs(self, codes: Codes) -> Array:
         """(n, k): logarithms of the costs as shares of the baseline's, infinite where a limit is broken or

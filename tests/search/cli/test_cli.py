@@ -96,14 +96,9 @@ def test_front_in_all_formats(searched, leanfront):
     assert "accuracy" in out
     code, out, _ = leanfront("front", searched, "--format", "json")
     answer = json.loads(out)
-    assert list(answer) == [
-        "run",
-        "profile",
-        "baseline",
-        "front",
-        "estimates",
-        "free",
-    ]  # toy's numbers are assumed
+    # toy's numbers are assumed
+    assert list(answer) == ["run", "profile", "metric", "baseline", "front", "estimates", "free"]
+    assert answer["metric"]["name"] == "accuracy"
     assert [entry["name"] for entry in answer["free"]] == ["int8", "float16"]
     assert "int8 and float16: what you get without a search" in out_of_table
     latencies = [point["latency_ms"] for point in answer["front"]]
@@ -136,11 +131,30 @@ def test_check_says_what_a_search_would_do(folder, leanfront, tmp_path):
     assert answer["space_size"] == 3 * 3 * 5**3
     assert answer["seconds_per_trial"] > 0
     assert answer["trials"] == 4  # the configuration's, which come before the hour is over
+    split = answer["split"]
+    assert (split["examples"], split["max_drop"]) == (80, 0.01)
+    assert split["needed"] == pytest.approx(80 * (split["tells"] / 0.01) ** 2, abs=1)
     code, out, _ = leanfront("check", folder)
     assert "about 4 with 1 worker" in out
+    assert f"80 examples tell drops of accuracy to {split['tells']:.4f} (95 %)" in out
+    assert f"some {split['needed']:,} examples would tell that" in out
+    code, out, _ = leanfront("check", folder, "--set", "limits.max_drop=0.5")
+    assert "examples tell drops" not in out
     code, out, _ = leanfront("check", folder, "--format", "csv")
     assert out.splitlines()[0] == "layer,shape,group"
     assert list(tmp_path.iterdir()) == []  # nothing was written
+
+
+def test_check_measures_nothing_unless_it_is_told(folder, leanfront, tmp_path, monkeypatch):
+    monkeypatch.setenv("LEANFRONT_CACHE", str(tmp_path / "cache"))
+    code, out, _ = leanfront("check", folder, "--set", "hardware.profile=this-machine", "--format", "json")
+    assert code == 0
+    answer = json.loads(out)
+    assert 20 < answer["seconds_to_measure"] < 600
+    assert answer["measured_on"] is None
+    assert [entry["name"] for entry in answer["free"]] == ["int8"]
+    assert not list((tmp_path / "cache").glob("*.csv")), "a latency table"
+    assert not (tmp_path / "cache" / "networks").exists()
 
 
 def test_check_names_what_the_part_has_no_formula_for(folder, leanfront, monkeypatch):
@@ -176,6 +190,15 @@ def test_report_and_pick_and_export(searched, leanfront, tmp_path):
     assert "--trial" in wrong(leanfront, "export", searched, "--trial", best)
 
 
+def test_what_cannot_be_promised_is_not_picked(searched, leanfront):
+    sentence = wrong(leanfront, "pick", searched, "--max-drop", "0.01", "--confidence", "0.9")
+    assert (
+        "no point of the front surely loses at most 0.0100 of accuracy (--confidence 0.9" in sentence
+    )  # of 80 examples
+    assert "leave one of them out" in wrong(leanfront, "pick", searched, "--trial", 1, "--confidence", 0.9)
+    assert "between 0 and 1" in wrong(leanfront, "pick", searched, "--confidence", 1)
+
+
 def wrong(leanfront, *arguments: object) -> str:
     """The one sentence of a command that was given wrong input."""
     code, _, err = leanfront(*arguments)
@@ -193,6 +216,7 @@ def wrong(leanfront, *arguments: object) -> str:
         (["search", "FOLDER", "--set", "hardware.profile=toi"], ["toi", "toy"]),
         (["search", "FOLDER", "--set", "space.weight_bits=[7,3]", "--set", "space.activation_bits=[32]"],
          ["7", "toy", "can run"]),
+        (["search", "FOLDER", "--set", "limits.max_drop=5"], ["accuracy, which can lose 1", "0.01"]),
         (["search", "FOLDER", "--set", "limits.latency_ms=1e-9"], ["limits latency_ms = 1e-09", "nearest"]),
         (["search", "FOLDER", "--set", "task.options.broken=true"], ["uncompressed", "scores 0.5"]),
         (["search", "FOLDER", "--set", "task.options.brokn=true"], ["brokn", "broken"]),

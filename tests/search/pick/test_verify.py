@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from leanfront.compression.techniques.compress import compress
 from leanfront.compression.techniques.quantize import calibrate
 from leanfront.compression.training.distillation import Comparison
 from leanfront.search.pick.card import card
+from leanfront.search.pick.told import Told
 from leanfront.search.pick.verify import TestResult as Result
 from leanfront.search.pick.verify import (
     Verification,
@@ -24,6 +25,8 @@ from leanfront.search.pick.verify import (
     verification,
 )
 from leanfront.search.run.significance import wilson_interval
+from leanfront.search.run.verified import verified
+from leanfront.search.scores import F1
 from leanfront.search.task import ArrayData, Task
 
 test_once.__test__ = False  # type: ignore[attr-defined]  # it is no test, for all its name
@@ -45,12 +48,16 @@ KERNELS: dict[str, Any] = {
 
 
 def held(
-    test: Result = GOOD, promised_ms: float = 0.1, latency: dict[str, Any] = LATENCY, **kernels: list[str]
+    test: Result = GOOD,
+    promised_ms: float = 0.1,
+    latency: dict[str, Any] = LATENCY,
+    max_drop: float | None = None,
+    **kernels: list[str],
 ) -> Verification:
     promised = {"latency_ms": promised_ms, "size_bytes": 1000.0, "baseline_latency_ms": 0.4}
     return verification(
         5, promised, {"accuracy": 0.9}, test, latency,
-        {"bytes": 1010, "baseline_bytes": 9090}, {**KERNELS, **kernels}, {},
+        {"bytes": 1010, "baseline_bytes": 9090}, {**KERNELS, **kernels}, {}, max_drop=max_drop,
     )  # fmt: skip
 
 
@@ -88,6 +95,29 @@ def test_a_promise_that_was_broken(changes: dict[str, Any], said: str) -> None:
     assert not found.passed
     assert len(found.failures) == 1
     assert said in found.failures[0]
+
+
+@pytest.mark.parametrize(
+    ("drop_ci", "max_drop", "said"),
+    [
+        ((0.012, 0.031), 0.01, "BEYOND the limit 0.0100"),
+        ((0.009, 0.031), 0.01, "beyond the limit 0.0100, perhaps by noise"),
+        ((0.009, 0.031), 0.02, "within the limit 0.0200, not for sure"),
+        ((0.009, 0.031), 0.05, "within the limit 0.0500"),
+        ((0.012, 0.031), None, ""),  # nobody gave a limit: nothing is held against it
+    ],
+)
+def test_a_drop_is_held_against_its_limit(
+    drop_ci: tuple[float, float], max_drop: float | None, said: str
+) -> None:
+    found = held(replace(GOOD, drop=0.02, drop_ci=drop_ci), max_drop=max_drop)
+    row = next(row for row in verified(asdict(found)) if row.what == "lost, with its 95 % interval")
+    assert (row.picked, row.gain) == ("0.0200 ({:.4f} .. {:.4f})".format(*drop_ci), said)
+    assert found.passed == (not said.startswith("BEYOND"))
+    if not found.passed:
+        assert found.failures == [
+            "the test split loses 0.0200 (0.0120 .. 0.0310), more than the limit of 0.0100"
+        ]
 
 
 def test_a_file_may_move_as_far_as_its_network_does_by_itself() -> None:
@@ -173,10 +203,41 @@ def test_the_test_split_is_read_once_by_all(
     assert found.agreement >= 0.99
     assert abs(found.accuracy - found.torch_accuracy) <= 0.01
     assert found.accuracy_ci == wilson_interval(found.accuracy, 300)
+    assert found.drop == pytest.approx(1.0 - found.accuracy)
+    assert found.drop_ci[0] <= found.drop <= found.drop_ci[1]
     assert found.largest_difference < 0.1
     assert found.largest_steps is not None
     assert 0 <= found.own_steps <= found.steps + 1
     assert found.steps <= found.largest_steps < 3
+
+
+def test_what_else_is_told_of_the_test_split() -> None:
+    before = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
+    now, targets = before.roll(1, 1), torch.tensor([0, 0, 1, 2])
+    data = ArrayData(np.zeros((1, 1, 1, 1), np.float32), np.zeros(1, np.int64), (0.0,), (1.0,))
+    report = {"largest": lambda outputs, targets: outputs.max(), "F1": F1}
+    told = Told(Task(nn.Identity(), torch.zeros(1, 3), data, data, data, report=report), Comparison())
+    for part in (slice(0, 3), slice(3, 4)):
+        told.add("uncompressed", before[part], targets[part])
+        told.add("picked", now[part], targets[part])
+    assert told.classes() == [
+        {"class": 0, "examples": 2, "uncompressed": 1.0, "picked": 0.0},
+        {"class": 1, "examples": 1, "uncompressed": 1.0, "picked": 0.0},
+        {"class": 2, "examples": 1, "uncompressed": 0.0, "picked": 1.0},
+    ]
+    # class 0: 1; class 1: one right of two claimed and one there: 2 / 3; class 2: never claimed
+    assert told.report()["largest"] == {"unit": "", "uncompressed": 2.0, "picked": 2.0}
+    assert told.report()["F1"]["uncompressed"] == pytest.approx((1 + 2 / 3) / 3)
+    found = held(replace(GOOD, report=told.report(), classes=told.classes()))
+    rows = {row.what: row[1:] for row in verified(asdict(found))}
+    assert rows["largest"] == ("2", "2", "+0")
+    assert rows["right of class 0, 2 in all"] == ("1.0000", "0.0000", "-100.00 points")
+    many = [
+        {"class": k, "examples": 9, "uncompressed": 0.9, "picked": 0.9 - 0.01 * (k % 7)} for k in range(50)
+    ]
+    found = held(replace(GOOD, classes=many))
+    shown = [row.what for row in verified(asdict(found)) if row.what.startswith("right of class")]
+    assert shown == [f"right of class {k}, 9 in all (of 3 that lost most)" for k in (6, 13, 20)]
 
 
 def test_the_wrong_file_is_noticed(network: tuple[Task, nn.Module, Traced, bytes, Policy]) -> None:

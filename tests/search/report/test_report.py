@@ -226,7 +226,10 @@ def test_verified_exports_are_shown(tmp_path: Path) -> None:
             "accuracy_ci": [0.79, 0.81],
             "baseline_accuracy": 0.85,
             "agreement": 0.999,
+            "drop": 0.05,
+            "drop_ci": [0.03, 0.07],
         },
+        "limit": {"max_drop": 0.01, "broken": True},
         "latency": {"predicted_ms": 0.44, "measured_ms": 0.4, "baseline_ms": 1.0, "error": 0.1},
         "size": {"bytes": 100_000, "baseline_bytes": 1_000_000},
         "failures": ["layers not run as integer kernels: <b>"],
@@ -244,11 +247,16 @@ def test_verified_exports_are_shown(tmp_path: Path) -> None:
         "verdict": ("layers not run as integer kernels: &lt;b&gt;", "as promised"),
         "accuracy (test split, read once)": ("0.8000 -5.00 points uncompressed 0.8500", dash),
         "its 95 % interval": ("0.7900 .. 0.8100", dash),
+        "lost, with its 95 % interval": ("0.0500 (0.0300 .. 0.0700) BEYOND the limit 0.0100", dash),
         "latency, measured": ("400 us 0.400x uncompressed 1.00 ms", dash),
         "as the search predicted": ("440 us +10.0 %", dash),
         "model file": ("100 kB 1/10.0 uncompressed 1.00 MB", dash),
         "same answers as the torch network": ("99.90%", dash),
     }
+    assert headline(read_run(run)).endswith(
+        "Trial 1, which was picked, loses 5.00 points on the test split (3.00 to 7.00), beyond the limit of"
+        " 1 point of drop."
+    )
     (run / "exported" / "1" / "verification.json").write_text('{"test": {"accuracy": 0.8}}')
     with pytest.raises(RunError, match=r"exported/1/verification.json has no 'baseline_accuracy'"):
         write_report(run)

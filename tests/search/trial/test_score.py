@@ -3,24 +3,35 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
 from leanfront.compression.capture.trace import trace
 from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.techniques.compress import Compressed
 from leanfront.compression.training.batch_norms import re_estimate
 from leanfront.compression.training.distillation import VALUES, Comparison
 from leanfront.search.config import parse_config
 from leanfront.search.run.significance import wilson_interval
 from leanfront.search.samplers import sampler_named
+from leanfront.search.scores import AUC, Metric
 from leanfront.search.task import ArrayData, Task, TaskError
 from leanfront.search.trial.in_task import AsFile, InTask
-from leanfront.search.trial.scorer import Scorer, TrialFailed, evaluate, load_weights, save_weights
+from leanfront.search.trial.scorer import (
+    Scorer,
+    TrialFailed,
+    evaluate,
+    load_weights,
+    rounds,
+    save_weights,
+)
 from tests.networks import built, example, inputs
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -39,6 +50,9 @@ def small_task(loss: Loss = F.cross_entropy, guess: bool = False) -> Task:
             labels = np.random.default_rng(seed).integers(0, 10, count)
         splits.append(ArrayData(x.numpy(), labels, (0.0,) * 3, (1.0,) * 3))
     return Task(model, example("Chain"), *splits, loss=loss)
+
+
+MADE = small_task()
 
 
 def scorer(task: Task, profile: str = "this-machine", sampler: str = "tpe", **finetune: object) -> Scorer:
@@ -69,6 +83,40 @@ def test_a_network_that_guesses_stops_the_search() -> None:
         TaskError, match=r"must beat guessing.* on 120 search examples \(always class \d: 0.1"
     ):
         scorer(small_task(guess=True)).baseline()
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"score": lambda o, t: 100.0 * (o.argmax(1) == t)}, "between 0 and 1, but 100 came; divide percents"),
+    ({"score": lambda o, t: o}, r"one number for each example, \(120,\), but \(120, 10\) came"),
+    ({"score": lambda o, t: math.nan * t}, "must have a score, but on the search split the score is not a"),
+    ({"metric": Metric(lambda o, t: 0.5, "luck")}, r"scores 0.5.*\(always class \d: 0.50*, which is the"),
+    ({"metric": Metric(lambda o, t: math.nan, "luck")}, r"luck of \(120, 10\) and \(120,\) is nan; chec"),
+    ({"metric": Metric(lambda o, t: 87.5, "hits", bounds=(0, 1))}, "hits is said to lie between 0 and 1"),
+    ({"metric": Metric(lambda o, t: o @ t, "dots")}, r"metric dots .* failed with \(120, 10\) and \(120,"),
+    ({"loss": F.mse_loss}, r"loss takes .* failed with \(120, 10\) and \(120,\): RuntimeError: The size"),
+    ({"loss": lambda o, t: F.cross_entropy(o, t, reduction="none")}, r"number .* \(120,\) came; take it"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), WRONG)
+def test_a_score_or_a_loss_that_is_none_stops_the_search(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(TaskError, match=said):
+        scorer(replace(MADE, **changes)).baseline()
+
+
+def test_a_metric_is_kept_so_that_more_is_better_and_guessing_is_beaten() -> None:
+    wrong = Metric(
+        lambda o, t: (o.argmax(1) != t).float().mean(), "wrong", higher_is_better=False, bounds=(0, 1)
+    )
+    judge = scorer(replace(MADE, metric=wrong))
+    score = judge.baseline()
+    assert score.accuracy == 0.0  # nothing is wrong
+    cut = judge.untrained(policy(judge, 0.5, 4), 120, 64, 64)
+    assert -1 <= cut.accuracy < 0
+    assert cut.accuracy_ci == (-math.inf, math.inf)  # of what is only looked at nobody asks for an interval
+    judge = scorer(replace(small_task(guess=True), metric=AUC))
+    with pytest.raises(TaskError, match=r"must beat guessing.*0.5000\)"):
+        judge.baseline()
 
 
 def test_scores_repeat_and_the_weights_are_kept(tmp_path: Path) -> None:
@@ -159,6 +207,41 @@ def test_the_long_training_goes_further() -> None:
     assert long.accuracy > short + 0.1
 
 
+def test_rounds_of_a_long_training() -> None:
+    assert rounds(8, 0.2) == [1, 2, 5]
+    assert rounds(16, 0.2) == [1, 2, 4, 9]
+    assert rounds(4, 0.2) == [1, 3]
+    assert rounds(2, 0.2) == [2]
+    assert rounds(0, 0.2) == [0]
+    assert rounds(30, 8) == [8, 22]  # a round that is shorter than the short fine-tune was says nothing
+
+
+def test_a_long_training_that_brings_nothing_ends_and_its_start_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    judge = scorer(small_task(), images=32)
+    candidate = judge.start(policy(judge))
+    short = candidate.score(0)
+    candidate.keep(tmp_path / "kept.safetensors")
+    trained = []
+
+    def spoiled(compressed: Compressed, batches: object, steps: int, learning_rate: float) -> None:
+        trained.append(steps)
+        with torch.no_grad():
+            for value in compressed.module.parameters():
+                value.mul_(-1.0)
+
+    said: list[str] = []
+    monkeypatch.setattr(judge, "fine_tune", spoiled)
+    monkeypatch.setattr(judge, "note", said.append)
+    compressed, score = judge.refine(policy(judge), tmp_path / "kept.safetensors", 16, 0.02)
+    assert trained == [5, 10]  # of 160 images in batches of 32: an epoch and two; not the other thirteen
+    assert score.accuracy == short.accuracy
+    for name, value in load_file(tmp_path / "kept.safetensors").items():
+        assert torch.equal(compressed.module.state_dict()[name], value)
+    assert said[-1].startswith("after 3 epochs: ")
+
+
 def test_channels_snap_to_the_multiple_of_the_part() -> None:
     judge = scorer(small_task(), profile="toy")
     judge.multiple = 4
@@ -210,7 +293,7 @@ def test_evaluate_gives_one_score_per_example_and_no_gradient() -> None:
         chances = task.model(inputs).softmax(1)
     assert divergence == pytest.approx(float(-(0.1 * (10 * chances).log()).sum(1).mean()))
     assert scores.shape == (50,)
-    assert scores.dtype == torch.float32
+    assert scores.dtype == np.float32
     assert not task.model.training
     assert set(scores.tolist()) == {1.0}
 
@@ -254,7 +337,7 @@ def test_a_network_is_scored_as_the_file_that_will_run(weight_bits: int) -> None
     assert isinstance(file, AsFile)
     ours, divergence = evaluate(as_run, judge.search_batches, judge.comparison)
     theirs, expected = evaluate(judge.in_task(in_torch), judge.search_batches, judge.comparison)
-    assert (ours != theirs).float().mean() <= 0.01
+    assert (ours != theirs).mean() <= 0.01
     assert divergence == pytest.approx(expected, rel=0.02, abs=1e-4)
     inputs_of_one = next(iter(judge.search_batches))[0][:7]
     assert torch.allclose(file(inputs_of_one), in_torch(inputs_of_one), atol=0.05)
