@@ -77,7 +77,7 @@ def check_whole(run: RunFolder, finished: set[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kills", "seed"), [(10, 6), *(pytest.param(200, seed, marks=pytest.mark.slow) for seed in range(3))]
+    ("kills", "seed"), [(5, 6), *(pytest.param(200, seed, marks=pytest.mark.slow) for seed in range(3))]
 )
 def test_kills_at_random_moments(tmp_path, kills, seed):
     folder, rng = tmp_path / "run", random.Random(seed)
@@ -129,7 +129,12 @@ def test_ctrl_c_twice_stops_at_once_and_the_same_line_goes_on(tmp_path):
     ("fault", "options", "reason"),
     [
         ("kill", (), "killed its worker twice, here and as trial"),
-        ("hang", ("search.trial_minutes=0.01",), "took longer than 0.01 min twice, here and as trial"),
+        pytest.param(
+            "hang",
+            ("search.trial_minutes=0.01",),
+            "took longer than 0.01 min twice, here and as trial",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_policy_that_ends_its_worker_twice_is_set_aside(tmp_path, fault, options, reason):

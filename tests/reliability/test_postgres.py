@@ -89,6 +89,7 @@ def test_4_workers_while_the_server_is_restarted_twice(
         assert path.is_dir() or PASSWORD.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.slow
 def test_two_runs_share_a_database_and_do_not_meet(with_password: str, tmp_path: Path) -> None:
     for name in ("a", "b"):
         process = start(tmp_path / name, 3, 1)

@@ -97,9 +97,10 @@ def _seeded():
     ("model", "groups"),
     [
         (sequential, {"0": 5, "4": 7, "8": 9}),
-        (  # the streams of option A stay, the inner channels of its blocks go
+        pytest.param(  # the streams of option A stay, the inner channels of its blocks go
             lambda: Residual(projection=False),
             {"blocks.0.conv1": 3, "blocks.1.conv1": 11, "blocks.2.conv1": 6},
+            marks=pytest.mark.slow,
         ),
         (
             lambda: Residual(projection=True),

@@ -23,7 +23,12 @@ def traced(name: str) -> Traced:
     return trace(home.built(name), networks.example(name))
 
 
-NAMES = ["Chain", "OptionA", "Depthwise", *test_network_kinds.SMALL]
+NAMES = [
+    "Chain", "OptionA", "Depthwise",
+    *(pytest.param(name, marks=pytest.mark.slow if name == "MobileNetV2" else ())
+      for name in test_network_kinds.SMALL),
+]  # fmt: skip
+"""Of inverted bottlenecks "Depthwise" is a small one."""
 
 
 def uniform(model: Traced, sparsity: float, weight_bits: int = 8, activation_bits: int = 8) -> Policy:
