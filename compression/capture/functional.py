@@ -25,7 +25,7 @@ _FRESH = {
     aten.log_softmax.int, aten.scaled_dot_product_attention.default, aten.max_pool1d.default,
     aten.max_pool2d.default, aten.max_pool3d.default, aten.adaptive_avg_pool1d.default,
     aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default, aten.upsample_nearest2d.vec,
-    aten.upsample_bilinear2d.vec, aten.silu.default, aten.pixel_shuffle.default, aten.relu6.default,
+    aten.upsample_bilinear2d.vec, aten.silu.default, aten.relu6.default,
 }  # fmt: skip
 """Operators that torch puts together from others, and that never put out what they read or a view of it. Of
 all others that it puts together this is not known."""
