@@ -61,7 +61,8 @@ def kept_channels(
     nodes = [node for node in network.nodes if node.layer is not None]
     layers = {str(node.layer): (kept(node.inputs[0]), kept(node.name)) for node in nodes}
     held = [node for node in traced.module.graph.nodes if node.op == "get_attr" and node.name in traced.axes]
-    return layers, {str(node.target): (traced.axes[node.name], kept(node.name)) for node in held}
+    lose = [node for node in held if not _stays(traced.classes[node.name], gone).all()]
+    return layers, {str(node.target): (traced.axes[node.name], kept(node.name)) for node in lose}
 
 
 def victims(traced: Traced, channels: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

@@ -185,3 +185,23 @@ def test_columns_of_tables_are_cut_with_the_stream(words: int, first: bool) -> N
         kept = cut.kept["a"][0]
         assert cut.kept_parameters["word.weight"] == (1, kept)
         assert torch.equal(cut.module.get_parameter("word.weight"), model.word.weight[:, list(kept)])
+
+
+class Scaled(nn.Module):
+    """A number beside layers, which has no dimension that could be cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b((self.a(x) * self.scale.exp()).relu())
+
+
+def test_a_number_of_the_models_own_stays() -> None:
+    model, x = Scaled().eval(), torch.randn(1, 6)
+    captured = lf.capture(model, x)
+    assert lf.compress(captured, lf.uniform(captured, 0.5)).kept_parameters == {}
+    proof = prove(model, captured, x)
+    assert proof.passed, proof.failures
