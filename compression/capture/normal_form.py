@@ -643,6 +643,19 @@ def _linear(form: NormalForm, node: fx.Node) -> None:
         _layer_made(form, node, nn.Linear, weight, bias, value.shape[1], value.shape[0])
 
 
+def _embedding(form: NormalForm, node: fx.Node) -> None:
+    """A table whose places may be constants (positions)."""
+    weight, read = node.args[:2]
+    value = form.constant(weight)
+    if value is None or not isinstance(read, fx.Node) or (held := _own_weight(form, node, weight)) is None:
+        return
+    rows, columns = value.shape
+    unused = int(_argument(node, "padding_idx", 2, -1))
+    module = nn.Embedding(rows, columns, padding_idx=unused if unused >= 0 else None, device="meta")
+    module.weight = _parameter(held)
+    form.put(node, form.name(_layer_name(form, node, weight)), module, read)
+
+
 _CONVOLUTIONS: Mapping[Any, type[nn.Module]] = {
     aten.conv1d.default: nn.Conv1d, aten.conv2d.default: nn.Conv2d, aten.conv3d.default: nn.Conv3d,
     aten.conv1d.padding: nn.Conv1d, aten.conv2d.padding: nn.Conv2d, aten.conv3d.padding: nn.Conv3d,
@@ -782,6 +795,7 @@ _STEPS = (_pieces, _written_over, _shapes, _shuffles, _attention, _products, _me
 
 _MAKERS: Mapping[Any, Callable[[NormalForm, fx.Node], None]] = {
     aten.linear.default: _linear,
+    aten.embedding.default: _embedding,
     **dict.fromkeys(_CONVOLUTIONS, _convolution),
     **dict.fromkeys(_TRANSPOSED, _transposed),
     aten._native_batch_norm_legit_no_training.default: _batch_norm,

@@ -220,7 +220,7 @@ class _Reader(fx.Interpreter):
         weights = [s for s in node.all_input_nodes if s.op == "get_attr" and len(self.flows[s].shape) > 1]
         if op in _KEPT and weights:
             name = str(weights[0].target).rpartition(".")[0] or str(weights[0].target)
-            several = operation(op).channels == "" and any(len(weight.users) > 1 for weight in weights)
+            several = not operation(op).looked_up and any(len(weight.users) > 1 for weight in weights)
             why = "is kept as it is: its weights are used several times" if several else _KEPT[op]
             if not any(note.startswith(f"{name} {why.split()[0]} ") for note in self.notes):
                 self.notes.append(f"{name} {why}")
@@ -309,7 +309,8 @@ class _Reader(fx.Interpreter):
         """The network, now that all channels are known."""
         for node in self.outputs:
             self.follower.numbers.stay(self.flows[node].numbers)
-        layer_nodes = [node for _, node in self.layers.values()]
+        layers = sorted(self.layers.values(), key=lambda own: own[0].looked_up)  # groups bear names of others
+        layer_nodes = [node for _, node in layers]
         classes = classes_of(self.follower.numbers, self.flows, layer_nodes)
         nodes = tuple(
             replace(
@@ -319,16 +320,17 @@ class _Reader(fx.Interpreter):
             )
             for node, read in self.read.items()
         )
-        layers = tuple(
+        named = tuple(
             Layer(layer.name, layer.shape, classes.group[node.name], layer.bias, layer.whole_groups)
             for layer, node in self.layers.values()
         )
-        return Network(nodes, layers, tuple(dict.fromkeys(n.name for n in self.outputs))), classes
+        return Network(nodes, named, tuple(dict.fromkeys(n.name for n in self.outputs))), classes
 
 
 _KEPT: Mapping[str, str] = {
     "recurrent": "is kept as it is: recurrent layers are not compressed, but counted and priced",
-    "embedding": "keeps its bits: a table that is looked up is cut with the channels that it meets alone",
+    "embedding": "keeps its bits, and is cut with the channels that it meets: its weights are used several"
+    " times, or are computed on the way",
     "convolution": "is kept as it is: its weights are computed on the way, or it is a transposed convolution"
     " in groups",
 }

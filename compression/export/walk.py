@@ -163,7 +163,10 @@ class Walk:
         else:
             attributes.pop("group", None)  # a depthwise layer has as many groups as it has channels left
             attributes |= {"group": layer.shape.groups} if layer.shape.groups > 1 else {}
-        read = self.value[self.resolved(TENSOR + kernel.inputs[0])]
+        if layer.looked_up:
+            read = self._read(node, node.input[1])  # may be a constant
+        else:
+            read = self.value[self.resolved(TENSOR + kernel.inputs[0])]
         call = layer_call(
             kernel, op, read, self.weights[layer.name], self.policy[layer.name], self.grids, attributes
         )
@@ -296,10 +299,12 @@ class Walk:
             if name in needed or name not in producer:
                 continue
             needed.add(name)
-            if name in self.layer_of:
-                waiting.append(self.resolved(TENSOR + self.layer_of[name].inputs[0]))
-            else:
+            if name not in self.layer_of:
                 waiting.extend(self.resolved(source) for source in producer[name].input)
+            elif operation(self.layer_of[name].op).looked_up:
+                waiting.append(self.resolved(producer[name].input[1]))
+            else:
+                waiting.append(self.resolved(TENSOR + self.layer_of[name].inputs[0]))
         return needed
 
     def _global_average(self, kernel: Kernel, read: str) -> str:

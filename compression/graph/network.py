@@ -41,6 +41,11 @@ class Network(Graph):
         return tuple(layer.name for layer in self.layers if layer.group is None)
 
     @cached_property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the layers that are looked up."""
+        return tuple(layer.name for layer in self.layers if layer.looked_up)
+
+    @cached_property
     def reading_together(self) -> tuple[tuple[str, ...], ...]:
         """Names of layers that read the same tensor, of each tensor that several do."""
         readers: dict[str, list[str]] = {}

@@ -87,8 +87,13 @@ class Operation:
 
     @property
     def layer(self) -> bool:
-        """Whether it carries weights which a policy may cut and quantize."""
+        """Whether it computes with weights which a policy may cut and quantize."""
         return self.work == "layer"
+
+    @property
+    def looked_up(self) -> bool:
+        """Whether rows of a table are read by number: nothing is computed, and what comes out are floats."""
+        return self.channels == "looked up"
 
 
 def _aten(names: str) -> tuple[str, ...]:

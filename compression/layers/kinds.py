@@ -16,7 +16,9 @@ class LayerKind:
 
     op: of its ``LayerShape``; a sequence is an image of height 1, and a volume one whose height counts depth
     times height. module: the class of torch. out_axis, in_axis: of its weight, the dimensions of output and
-    input channels. last: channels are the last dimension of its tensors, else the second.
+    input channels. last: channels are the last dimension of its tensors, else the second. counts: what a
+    module calls its numbers of input and output channels. looked_up: what it reads are places in its input
+    dimension, and no channels.
     """
 
     op: str
@@ -24,6 +26,8 @@ class LayerKind:
     out_axis: int
     in_axis: int
     last: bool = False
+    counts: tuple[str, str] = ("in_channels", "out_channels")
+    looked_up: bool = False
 
     def channel_axis(self, rank: int) -> int:
         """The dimension of channels in a tensor that it reads or puts out."""
@@ -31,22 +35,20 @@ class LayerKind:
 
     def channels(self, module: nn.Module) -> tuple[int, int]:
         """Input and output channels of a module."""
-        names = ("in_features", "out_features") if self.last else ("in_channels", "out_channels")
-        return getattr(module, names[0]), getattr(module, names[1])
+        inputs, outputs = self.counts
+        return getattr(module, inputs), getattr(module, outputs)
 
     def set_channels(self, module: nn.Module, inputs: int, outputs: int, groups: int) -> None:
         """Say in a module that it has so many channels, in place; its weights are changed by the caller."""
-        names = ("in_features", "out_features") if self.last else ("in_channels", "out_channels")
-        setattr(module, names[0], inputs)
-        setattr(module, names[1], outputs)
+        for name, count in zip(self.counts, (inputs, outputs), strict=True):
+            setattr(module, name, count)
         if not self.last:
             setattr(module, "groups", groups)  # noqa: B010 (not an attribute of every Module)
 
     def attributes(self, module: nn.Module) -> Mapping[str, Any]:
         """Of its ONNX operation: kernel, strides, paddings, dilations and groups."""
-        if self.last:
+        if not isinstance(module, nn.modules.conv._ConvNd):
             return {}
-        assert isinstance(module, nn.modules.conv._ConvNd)
         found: dict[str, Any] = {"kernel_shape": list(module.kernel_size), "strides": list(module.stride)}
         found["pads"] = paddings(module)
         found["dilations"] = list(module.dilation)
@@ -69,7 +71,10 @@ def paddings(module: nn.modules.conv._ConvNd) -> list[int]:
 
 
 KINDS: tuple[LayerKind, ...] = (
-    LayerKind("linear", nn.Linear, 0, 1, last=True),
+    LayerKind("linear", nn.Linear, 0, 1, last=True, counts=("in_features", "out_features")),
+    LayerKind(
+        "embedding", nn.Embedding, 1, 0, last=True, counts=("num_embeddings", "embedding_dim"), looked_up=True
+    ),
     LayerKind("conv2d", nn.Conv1d, 0, 1),
     LayerKind("conv2d", nn.Conv2d, 0, 1),
     LayerKind("conv2d", nn.Conv3d, 0, 1),

@@ -49,9 +49,9 @@ Places = tuple[int, ...]
 def kept_channels(
     traced: Traced, wanted: Network
 ) -> tuple[dict[str, tuple[Places, Places]], dict[str, tuple[int, Places]]]:
-    """What ``cut`` keeps, ascending indices: layer -> (inputs, outputs), of its uncut channels; and address
-    of a parameter or buffer of the model's own -> (dimension, indices along it). ``traced``: already without
-    the branches that are left out, for they have a say in what is cut."""
+    """What ``cut`` keeps, ascending indices: layer -> (inputs, outputs), of its uncut channels, of a table no
+    inputs; and address of a parameter or buffer of the model's own -> (dimension, indices along it).
+    ``traced``: already without the branches that are left out, for they have a say in what is cut."""
     network = traced.network
     _, gone = _cut(traced, wanted)
 
@@ -59,7 +59,11 @@ def kept_channels(
         return tuple(np.flatnonzero(_stays(traced.classes[name], gone)).tolist())
 
     nodes = [node for node in network.nodes if node.layer is not None]
-    layers = {str(node.layer): (kept(node.inputs[0]), kept(node.name)) for node in nodes}
+    tables = set(network.tables)
+    layers = {
+        str(node.layer): (() if node.layer in tables else kept(node.inputs[0]), kept(node.name))
+        for node in nodes
+    }
     held = [node for node in traced.module.graph.nodes if node.op == "get_attr" and node.name in traced.axes]
     return layers, {str(node.target): (traced.axes[node.name], kept(node.name)) for node in held}
 
@@ -149,8 +153,9 @@ def _weighed(
         assert kind is not None
         weight = part.weight
         assert isinstance(weight, Tensor)
-        if has[node.name]:
-            yield classes[node.name], _squares(weight, kind.out_axis)
+        if has[node.name]:  # of a table one row is read at a time: what a row has on average
+            each = weight.shape[kind.in_axis] if kind.looked_up else 1
+            yield classes[node.name], _squares(weight, kind.out_axis) / each
         if has[node.inputs[0]] and not layer.shape.depthwise and not layer.whole_groups:
             read = classes[node.inputs[0]][: weight.shape[kind.in_axis]]
             yield read, _squares(weight, kind.in_axis)
@@ -213,8 +218,12 @@ def _cut_layer(module: nn.Module, layer: Layer, read: NDArray[np.bool_], made: N
     assert isinstance(weight, Tensor)
     if not made.all():
         weight = _kept(weight, kind.out_axis, made)
-        if isinstance(module.bias, Tensor):
-            _set(module, "bias", _kept(module.bias, 0, made))
+        if isinstance(bias := getattr(module, "bias", None), Tensor):
+            _set(module, "bias", _kept(bias, 0, made))
+    if kind.looked_up:
+        _set(module, "weight", weight)
+        kind.set_channels(module, weight.shape[kind.in_axis], int(made.sum()), 1)
+        return
     if not whole and not read.all():
         weight = _kept(weight, kind.in_axis, read[:inside])
     _set(module, "weight", weight)

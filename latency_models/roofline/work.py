@@ -145,8 +145,12 @@ class Kernels:
         found["values"] = sum((self.elements[source] for source in inputs), self.elements[row])
         moved = sum((self._tensor_bits[source] for source in inputs), self._tensor_bits[row])
         found["moved_bytes"] = moved / 8
-        if kernel.layer is not None:
+        if operation(kernel.op).layer:
             self._add_layer(row, found)
+        elif kernel.layer is not None:  # a table, of which as much is read as comes out
+            bits = self.batch.weight_bits[self.batch.layer_index[kernel.layer.name]]
+            found["values"] = found["values"] + self.elements[row]
+            found["moved_bytes"] = found["moved_bytes"] + self.elements[row] * bits / 8
         elif operation(kernel.op).work == "product":
             first = self.kernels[inputs[0]].output
             depth = first.spatial[-1] if first.spatial else self.batch.widths[inputs[0]]
@@ -211,7 +215,7 @@ class Kernels:
             return False
         maker = self.kernels[self._inputs[row][0]]
         alone = self.batch.network.consumers[maker.name] == (kernel.nodes[0].name,)
-        return maker.layer is not None and not maker.activation and alone
+        return operation(maker.op).layer and not maker.activation and alone
 
     def _conversions(self, row: int) -> dict[str, Any]:
         """Changes of precision of a kernel's output, and the bytes that they read and write.
