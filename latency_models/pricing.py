@@ -36,7 +36,7 @@ def price(
     policy.check(network)
     policy = policy.completed(network)
     for name, layer in policy.there().items():
-        if name not in network.tables and not profile.supports(layer.weight_bits, layer.activation_bits):
+        if name not in network.weight_only and not profile.supports(layer.weight_bits, layer.activation_bits):
             raise ProfileError(
                 f"profile {profile.name!r} cannot run weights of {layer.weight_bits} with activations of"
                 f" {layer.activation_bits} bits (layer {name!r}); it can: {profile.supported_sentence}"

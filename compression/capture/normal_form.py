@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from leanfront.compression.capture.program import DROPOUT
+from leanfront.compression.layers.kinds import Weights
 
 aten = torch.ops.aten
 
@@ -656,6 +657,22 @@ def _embedding(form: NormalForm, node: fx.Node) -> None:
     form.put(node, form.name(_layer_name(form, node, weight)), module, read)
 
 
+def _recurrent(form: NormalForm, node: fx.Node) -> None:
+    """Its matrices are modules of their own, of which a policy can say how they are stored."""
+    for source in node.all_input_nodes:
+        held = form.held(str(source.target)) if source.op == "get_attr" else None
+        if not isinstance(held, nn.Parameter) or held.dim() != 2:
+            continue
+        name = str(source.target)
+        owner, _, key = name.rpartition(".")
+        delattr(form.graph.get_submodule(owner), key)
+        form.graph.add_submodule(name, Weights(held))
+        with form.graph.graph.inserting_before(source):
+            called = form.graph.graph.call_module(name)
+        called.meta = dict(source.meta)
+        form.replace(source, called)
+
+
 _CONVOLUTIONS: Mapping[Any, type[nn.Module]] = {
     aten.conv1d.default: nn.Conv1d, aten.conv2d.default: nn.Conv2d, aten.conv3d.default: nn.Conv3d,
     aten.conv1d.padding: nn.Conv1d, aten.conv2d.padding: nn.Conv2d, aten.conv3d.padding: nn.Conv3d,
@@ -802,6 +819,7 @@ _MAKERS: Mapping[Any, Callable[[NormalForm, fx.Node], None]] = {
     aten.layer_norm.default: _layer_norm,
     aten.group_norm.default: _group_norm,
     aten.rms_norm.default: _rms_norm,
+    **dict.fromkeys((aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input), _recurrent),
     DROPOUT: _dropout,
 }
 

@@ -66,7 +66,8 @@ def layer_call(
 ) -> LayerCall:
     """The layer of a kernel to be written. ``weights``: in torch's layout; ``grids``: of all kernels."""
     assert kernel.layer is not None
-    source, grid = kernel.inputs[0], grids.get(kernel.inputs[0])
+    source = kernel.nodes[0].source
+    grid = grids.get(source)
     return LayerCall(
         layer=kernel.layer,
         op=op,
@@ -133,6 +134,8 @@ class Dialect:
         output = "" if name.startswith(("input", "output")) else name  # the file's own are called so
         if call.layer.looked_up:
             return self.looked_up(out, call, output)
+        if call.layer.weight_only:
+            return self.weight(out, call)
         read, weight, bias = self.reads(out, call), self.weight(out, call), self.bias(out, call)
         if call.op == "MatMul":
             return out.add("Add", [out.add("MatMul", [read, weight], name=name), bias])

@@ -17,7 +17,8 @@ class LayerShape:
 
     Kernel and stride are (height, width); a linear layer has kernel and stride (1, 1) and as output
     height and width the number of positions it is applied to (1 x 1 for a plain classifier). Of a table that
-    is looked up the rows are its input channels, the columns its output channels.
+    is looked up the rows are its input channels, the columns its output channels; of weights that something
+    else computes with it is the other way round.
     """
 
     op: str
@@ -37,7 +38,7 @@ class LayerShape:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one inference (batch 1)."""
-        if operation(self.op).looked_up:
+        if operation(self.op).weight_only:
             return 0
         positions = self.out_height * self.out_width
         if self.op == "conv_transpose2d":  # every input position meets every weight once
@@ -51,7 +52,7 @@ class LayerShape:
 
     def __str__(self) -> str:
         kind = "depthwise" if self.depthwise else self.op
-        whole = self.op == "linear" or operation(self.op).looked_up
+        whole = self.op == "linear" or operation(self.op).weight_only
         window = "" if whole else f" {self.kernel[0]}x{self.kernel[1]}"
         stride = f"/{self.stride[0]}" if self.stride != (1, 1) else ""
         groups = f" groups {self.groups}" if self.groups > 1 and not self.depthwise else ""
@@ -74,8 +75,13 @@ class Layer:
     whole_groups: bool = False
 
     @property
+    def weight_only(self) -> bool:
+        """Whether a policy says how its weights are stored alone, and what comes out are floats."""
+        return operation(self.shape.op).weight_only
+
+    @property
     def looked_up(self) -> bool:
-        """Whether it is a table: a policy says how its rows are stored, and what comes out are floats."""
+        """Whether it is a table, of which rows are read by number."""
         return operation(self.shape.op).looked_up
 
     def with_channels(self, in_channels: int, out_channels: int) -> "Layer":
@@ -149,6 +155,11 @@ class Node:
     def width(self) -> int:
         """Channels (features) of the output tensor."""
         return sum(segment.size * segment.repeat for segment in self.channels)
+
+    @property
+    def source(self) -> str:
+        """The node whose tensor it reads first; itself where it reads none."""
+        return self.inputs[0] if self.inputs else self.name
 
     @property
     def elements(self) -> int:

@@ -67,7 +67,7 @@ class FileSize:
             return np.array(values, dtype=np.int64).reshape(-1, 1)
 
         self._rows = np.array([row for row, _, _ in layers], dtype=np.int64)
-        self._sources = np.array([index[k.inputs[0]] for _, k, _ in layers], dtype=np.int64)
+        self._sources = np.array([index.get(k.nodes[0].source, row) for row, k, _ in layers], dtype=np.int64)
         self._windows = column([math.prod(shape.kernel) for shape in shapes])
         linear = column([shape.op == "linear" for shape in shapes])
         self._spelled = column([_spelled(shape) for shape in shapes]) * len(_KINDS[0])
@@ -351,8 +351,8 @@ def _own_bytes(kernel: Kernel) -> int:
     own = kernel.held_bytes + (ACTIVATION_BYTES if kernel.activation else 0)
     if kernel.layer is not None:
         name = len(kernel.layer.name)
-        if kernel.layer.looked_up:
-            return own + operation(kernel.op).file_bytes + name
+        if kernel.layer.weight_only:
+            return own + (operation(kernel.op).file_bytes + name if kernel.layer.looked_up else 0)
         if kernel.layer.shape.op != "linear":
             return own + CONVOLUTION_BYTES + NAME_COPIES * name
         return own + (PRODUCT_BYTES + name if kernel.output.spatial else LINEAR_BYTES + NAME_COPIES * name)
@@ -381,13 +381,15 @@ def _said_channel_bytes(kernel: Kernel) -> int:
     return sum(node.channel_bytes for node in kernel.nodes if not operation(node.op).parameters)
 
 
-_CONVOLUTION, _LINEAR, _TABLE = range(3)
+_CONVOLUTION, _LINEAR, _TABLE, _ALONE = range(4)
 """Ways in which layers are spelled."""
 
 
 def _spelled(shape: LayerShape) -> int:
     if operation(shape.op).looked_up:
         return _TABLE
+    if operation(shape.op).weight_only:
+        return _ALONE
     return _LINEAR if shape.op == "linear" else _CONVOLUTION
 
 
@@ -401,6 +403,8 @@ def _layer_bytes(spelled: int, weight_bits: int, integer: bool) -> tuple[int, in
             return weight, 0, 0
         unpacking = CAST_BYTES if storage_bits(weight_bits) < 8 else 0
         return weight + vector + unpacking + CAST_BYTES + MUL_BYTES, 1, 0
+    if spelled == _ALONE:
+        return (weight, 0, 0) if weight_bits > 8 else (2 * weight + CAST_BYTES + MUL_BYTES, 1, 0)
     if integer:
         unpacking = 2 * CAST_BYTES + MUL_BYTES if storage_bits(weight_bits) < 8 else 0
         zeros = 2 * (READ_BYTES + vector) if linear else 0
@@ -412,7 +416,7 @@ def _layer_bytes(spelled: int, weight_bits: int, integer: bool) -> tuple[int, in
 
 _KINDS = [
     [_layer_bytes(spelled, bits, integer) for bits in range(33) for integer in (False, True)]
-    for spelled in (_CONVOLUTION, _LINEAR, _TABLE)
+    for spelled in (_CONVOLUTION, _LINEAR, _TABLE, _ALONE)
 ]
 _CLASSES = sorted({(fixed - kinds[-2][0], *rest) for kinds in _KINDS for fixed, *rest in kinds})
 """What can be of a layer: bytes more than of one in floats, and its vectors."""

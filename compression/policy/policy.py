@@ -36,7 +36,7 @@ class LayerPolicy:
     sparsity: share of the output channels that are cut (pattern "channel"), 0 .. below 1. With another
         pattern the share of weights that are 0, and the channels stay.
     weight_bits: 32 is float32, 16 float16, 8 and below integers (symmetric, one scale per output channel).
-    activation_bits: the same for the tensor that the layer reads; of a table that is looked up always 32.
+    activation_bits: the same for the tensor that the layer reads; 32 where it has weight bits alone.
     more: name of another technique -> its number for this layer, as pairs or a mapping; 0, which leaves the
         layer as it is, is not kept.
     """
@@ -216,10 +216,10 @@ class Policy(Mapping[str, LayerPolicy]):
         return network.resized(self.channels(network, multiple), self.left_out(network))
 
     def completed(self, network: Network) -> "Policy":
-        """The same for a network with tables that it does not name, as policies from before tables had bits:
-        they keep their bits, and as many channels as their groups."""
+        """The same for a network with layers of weight bits alone that it does not name, as policies from
+        before these had any: they keep their bits, and as many channels as their groups."""
         own = self._by_name
-        if not (missing := [name for name in network.tables if name not in own]):
+        if not (missing := [name for name in network.weight_only if name not in own]):
             return self
         cut = {layer.group: own[layer.name].sparsity for layer in network.layers if layer.name in own}
         more = {name: LayerPolicy(cut.get(network.layer[name].group, 0.0)) for name in missing}
@@ -262,11 +262,11 @@ class Policy(Mapping[str, LayerPolicy]):
                     f"layer {name!r} cannot be cut (its channels are fixed by what reads them),"
                     f" but the policy gives it sparsity {own[name].sparsity}"
                 )
-        for name in network.tables:
+        for name in network.weight_only:
             if own[name].activation_bits != 32 or own[name].weight_bits == 16:
                 raise PolicyError(
-                    f"layer {name!r} is a table that is looked up: its activation_bits must be 32, its"
-                    f" weight_bits 32 or 2 to 8, not {own[name].activation_bits} and {own[name].weight_bits}"
+                    f"layer {name!r} has weight bits alone: its activation_bits must be 32, its weight_bits"
+                    f" 32 or 2 to 8, not {own[name].activation_bits} and {own[name].weight_bits}"
                 )
         found = {}
         for group, names in network.group_layers.items():
@@ -306,10 +306,10 @@ class Policy(Mapping[str, LayerPolicy]):
 
 
 def fitted(layer: Layer, wanted: LayerPolicy) -> LayerPolicy:
-    """What is wanted of a layer as far as it can: one whose channels cannot be cut keeps them all, a table
-    that is looked up has integers or floats of 32 bits, and puts out floats."""
+    """What is wanted of a layer as far as it can: one whose channels cannot be cut keeps them all, one of
+    weight bits alone has integers or floats of 32 bits, and puts out floats."""
     cut = 0.0 if layer.group is None and wanted.cut else wanted.sparsity
-    if not layer.looked_up:
+    if not layer.weight_only:
         return replace(wanted, sparsity=cut)
     weight_bits = wanted.weight_bits if wanted.weight_bits <= 8 else 32
     return replace(wanted, sparsity=cut, weight_bits=weight_bits, activation_bits=32)

@@ -35,8 +35,8 @@ class Space:
     ``decisions`` is the one list of them, those of a technique together. Of them, ``levels[group]`` are the
     sparsities of a group of channels that are cut together, ascending; ``branches`` are the residual branches
     that may be left out whole; ``pairs`` are the bit widths that a layer may have, and ``stored`` those of
-    the tables that are looked up. Layers that read the same tensor share its activation bits. ``left_out``
-    says which of the wanted bits the part has no units for; "" if none.
+    layers of weight bits alone. Layers that read the same tensor share its activation bits. ``left_out`` says
+    which of the wanted bits the part has no units for; "" if none.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class Space:
         names = {decision.about for decision in self._of(BRANCH)}
         self.branches = tuple(branch for branch in network.branches if branch.name in names)
         bits = {decision.about: decision.values for decision in self._of(BITS)}
-        computing = [pairs for name, pairs in bits.items() if not network.layer[name].looked_up]
-        self.stored: Mapping[str, tuple[Pair, ...]] = {name: bits[name] for name in network.tables}
+        computing = [pairs for name, pairs in bits.items() if not network.layer[name].weight_only]
+        self.stored: Mapping[str, tuple[Pair, ...]] = {name: bits[name] for name in network.weight_only}
         self.pairs: tuple[Pair, ...] = (computing or list(bits.values()))[0]
         for decision in self.others:
             if 0.0 not in decision.values:
@@ -98,7 +98,7 @@ class Space:
         readers: dict[str, str] = {}
         for node in self.network.nodes:
             if node.layer is not None:
-                first[node.layer] = readers.setdefault(node.inputs[0], node.layer)
+                first[node.layer] = readers.setdefault(node.source, node.layer)
         return first
 
     @cached_property
@@ -145,7 +145,7 @@ class Space:
             _, activations = chosen[f"{BITS}/{self.first_readers.get(layer.name, layer.name)}"]
             layers[layer.name] = LayerPolicy(
                 sparsity=chosen[f"{SPARSITY}/{layer.group}"] if layer.group else 0.0,
-                weight_bits=weights if layer.looked_up else self._weight_bits(weights, activations),
+                weight_bits=weights if layer.weight_only else self._weight_bits(weights, activations),
                 activation_bits=activations,
                 more=tuple(more[layer.name].items()),
             )
@@ -236,7 +236,9 @@ class Space:
         levels = codes[self.rows(SPARSITY)]
         kept = [np.array(counts)[row] for counts, row in zip(self.kept_at.values(), levels, strict=True)]
         pairs = codes[self.rows(BITS)]
-        tables = {row: self.stored[layer.name] for row, layer in enumerate(network.layers) if layer.looked_up}
+        tables = {
+            row: self.stored[layer.name] for row, layer in enumerate(network.layers) if layer.weight_only
+        }
         coded = {row: np.array(own)[pairs[row]] for row, own in tables.items()}
         pairs[list(tables)] = 0
         row_of = {layer.name: row for row, layer in enumerate(network.layers)}
@@ -280,8 +282,8 @@ class Space:
         return self.policy(choices)
 
     def uniform(self, sparsity: float, pair: Pair, left_out: Collection[Branch] = ()) -> Policy:
-        """Every group at its level nearest to ``sparsity``, every layer at ``pair``, tables at weight bits
-        nearest to its, some branches out."""
+        """Every group at its level nearest to ``sparsity``, every layer at ``pair``, those of weight bits
+        alone at the nearest to its, some branches out."""
         choices: dict[str, Value] = {f"{BRANCH}/{branch.name}": True for branch in left_out}
         for decision in self._of(SPARSITY):
             choices[decision.name] = min(decision.values, key=lambda level: abs(level - sparsity))

@@ -17,7 +17,7 @@ def number_of_policies(
     first_readers: Mapping[str, str],
 ) -> int:
     """Policies that differ: decisions on layers that are left out make no others; see ``Space``."""
-    tables = set(network.tables)
+    tables = set(network.weight_only)
     computing = [d for d in offered if d.kind == "bits" and d.about not in tables]
     weights_at = Counter(activations for _, activations in computing[0].values) if computing else Counter()
     alone_decided = [d for d in offered if d.kind != "branch" and d not in computing]

@@ -98,7 +98,7 @@ class Quantization(Technique):
         self, network: Network, profile: "HardwareProfile", options: Options
     ) -> tuple[Decision, ...]:
         """One for each layer: the pairs (weight_bits, activation_bits) of the options that the part runs; for
-        a table that is looked up, of the weight bits those that the part decodes by themselves, or floats.
+        layers of weight bits alone those bits, where it has floats to decode them to, or else floats.
 
         Raises:
             SpaceError: the part can run none of the bits, or one of them with nothing.
@@ -126,9 +126,12 @@ class Quantization(Technique):
                     f"space.{name} has {refused[0]}, which profile {profile.name!r} cannot run with anything"
                     f" else that the space allows; it can run {profile.supported_sentence}"
                 )
-        tables = tuple((bits, 32) for bits in able[0] if bits != 16 and profile.supports(bits, 32))
+        decodes = profile.supports(32, 32)
+        stored = tuple(
+            (bits, 32) for bits in able[0] if bits != 16 and (decodes or profile.supports(bits, 32))
+        )
         return tuple(
-            self._decision(layer.name, (tables or ((32, 32),)) if layer.looked_up else pairs)
+            self._decision(layer.name, (stored or ((32, 32),)) if layer.weight_only else pairs)
             for layer in network.layers
         )
 

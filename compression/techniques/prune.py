@@ -49,9 +49,10 @@ Places = tuple[int, ...]
 def kept_channels(
     traced: Traced, wanted: Network
 ) -> tuple[dict[str, tuple[Places, Places]], dict[str, tuple[int, Places]]]:
-    """What ``cut`` keeps, ascending indices: layer -> (inputs, outputs), of its uncut channels, of a table no
-    inputs; and address of a parameter or buffer of the model's own -> (dimension, indices along it).
-    ``traced``: already without the branches that are left out, for they have a say in what is cut."""
+    """What ``cut`` keeps, ascending indices: layer -> (inputs, outputs), of its uncut channels, no inputs of
+    one of weight bits alone; and address of a parameter or buffer of the model's own -> (dimension, indices
+    along it). ``traced``: already without the branches that are left out, for they have a say in what is cut.
+    """
     network = traced.network
     _, gone = _cut(traced, wanted)
 
@@ -59,9 +60,9 @@ def kept_channels(
         return tuple(np.flatnonzero(_stays(traced.classes[name], gone)).tolist())
 
     nodes = [node for node in network.nodes if node.layer is not None]
-    tables = set(network.tables)
+    alone = set(network.weight_only)
     layers = {
-        str(node.layer): (() if node.layer in tables else kept(node.inputs[0]), kept(node.name))
+        str(node.layer): (() if node.layer in alone else kept(node.inputs[0]), kept(node.name))
         for node in nodes
     }
     held = [node for node in traced.module.graph.nodes if node.op == "get_attr" and node.name in traced.axes]
@@ -156,7 +157,12 @@ def _weighed(
         if has[node.name]:  # of a table one row is read at a time: what a row has on average
             each = weight.shape[kind.in_axis] if kind.looked_up else 1
             yield classes[node.name], _squares(weight, kind.out_axis) / each
-        if has[node.inputs[0]] and not layer.shape.depthwise and not layer.whole_groups:
+        if (
+            has[node.source]
+            and not layer.weight_only
+            and not layer.shape.depthwise
+            and not layer.whole_groups
+        ):
             read = classes[node.inputs[0]][: weight.shape[kind.in_axis]]
             yield read, _squares(weight, kind.in_axis)
 

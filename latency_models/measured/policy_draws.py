@@ -88,7 +88,7 @@ class Cover:
         network = space.network
         self._integer = [pair for pair in space.pairs if max(pair) <= 8]
         self._float = [pair for pair in space.pairs if max(pair) > 8]
-        self._inputs = {n.layer: n.inputs[0] for n in network.nodes if n.layer is not None}
+        self._inputs = {n.layer: n.source for n in network.nodes if n.layer is not None}
         self._sources = {
             layer.name: tuple(
                 dict.fromkeys(s.group for s in network.node[self._inputs[layer.name]].channels if s.group)

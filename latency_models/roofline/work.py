@@ -101,6 +101,11 @@ class Kernels:
         self.elements = batch.elements.astype(np.float64)
         self._halves = bool((batch.activation_bits == 16).any())
         self._tensor_bits = self.elements * self.held
+        for row, kernel in enumerate(self.kernels):
+            if kernel.layer is not None and kernel.layer.weight_only and not kernel.inputs:
+                self._tensor_bits[row] = (
+                    self.elements[row] * batch.weight_bits[batch.layer_index[kernel.layer.name]]
+                )
         self._inputs = [[batch.kernel_index[name] for name in kernel.inputs] for kernel in self.kernels]
         self._units = np.array([_unit(roofline, bits) for bits in range(33)])
         self._aligned = None if all(pair == (1, 1) for pair in roofline.alignment.values()) else roofline

@@ -57,7 +57,7 @@ def _bits(
         if node.layer is None:
             continue
         pair = pairs[int(rng.integers(len(pairs)))]
-        if network.layer[node.layer].looked_up:
+        if network.layer[node.layer].weight_only:
             found[node.layer] = (pair[0], 32)
             continue
         activations = of_tensor.setdefault(node.inputs[0], pair[1])
