@@ -177,7 +177,7 @@ def frozen(network: Any) -> float:
             continue
         layer = network.layer[node.layer]
         every += layer.shape.macs
-        segments = (*node.channels, *network.node[node.inputs[0]].channels)
+        segments = (*node.channels, *network.node[node.source].channels)
         if all(segment.group is None for segment in segments):
             stuck += layer.shape.macs
     return stuck / every if every else 0.0

@@ -147,11 +147,14 @@ def costs_in_portions(
 
 
 def check_bits(batch: PolicyBatch, profile: HardwareProfile) -> None:
-    """Raise TableError for the first layer whose bits the part has no units for."""
+    """Raise TableError for the first layer whose bits the part has no units for. Layers of weight bits alone
+    need none."""
     known = np.zeros((33, 33), dtype=np.bool_)
     for pair in profile.supported:
         known[pair] = True
     unknown = ~known[batch.weight_bits, batch.activation_bits]
+    for name in batch.network.weight_only:
+        unknown[batch.layer_index[name]] = False
     for row, absent in batch.absent_layers.items():
         unknown[row] &= ~absent
     if unknown.any():

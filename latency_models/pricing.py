@@ -34,8 +34,9 @@ def price(
         TableError: a cost is not known, or the machine cannot measure.
     """
     policy.check(network)
+    policy = policy.completed(network)
     for name, layer in policy.there().items():
-        if not profile.supports(layer.weight_bits, layer.activation_bits):
+        if name not in network.weight_only and not profile.supports(layer.weight_bits, layer.activation_bits):
             raise ProfileError(
                 f"profile {profile.name!r} cannot run weights of {layer.weight_bits} with activations of"
                 f" {layer.activation_bits} bits (layer {name!r}); it can: {profile.supported_sentence}"

@@ -170,7 +170,7 @@ def uniform(
     activation_bits: int = 32,
     left_out: Sequence[str] = (),
 ) -> Policy:
-    """The same for every layer.
+    """The same for every layer; tables that are looked up put out floats, whatever ``activation_bits``.
 
     Args:
         sparsity: share of each group's channels that is cut, 0 to below 1; groups that must stay, stay.
@@ -189,12 +189,8 @@ def uniform(
                 f"a branch that is left out must be one of the network's ({known}), not {name!r}"
             )
     gone = {layer for name in left_out for layer in there[name].layers}
-    kept = LayerPolicy(0.0, weight_bits, activation_bits)
-    cut = LayerPolicy(sparsity, weight_bits, activation_bits)
-    return Policy.of(
-        {layer.name: cut if layer.group else kept for layer in network.layers},
-        gone,
-    )
+    wanted = LayerPolicy(sparsity, weight_bits, activation_bits)
+    return Policy.of(Policy.uniform(network, wanted), gone)
 
 
 def compress(

@@ -184,6 +184,9 @@ class Follower:
 
     def layer(self, kind: LayerKind, module: nn.Module, read: Flow, shape: Shape) -> tuple[Flow, Flow, bool]:
         """What a layer reads, as it sees it; what it puts out; and whether it loses whole groups."""
+        if kind.looked_up:
+            self.numbers.stay(read.numbers)
+            return read, Flow(shape, len(shape) - 1, self.numbers.new(shape[-1])), False
         read = self.along(read, kind.channel_axis(len(read.shape)))
         inputs, outputs = kind.channels(module)
         made = Flow(shape, kind.channel_axis(len(shape)), self.numbers.new(outputs))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from leanfront.compression.capture.program import DROPOUT
+from leanfront.compression.layers.kinds import Weights
 
 aten = torch.ops.aten
 
@@ -643,6 +644,35 @@ def _linear(form: NormalForm, node: fx.Node) -> None:
         _layer_made(form, node, nn.Linear, weight, bias, value.shape[1], value.shape[0])
 
 
+def _embedding(form: NormalForm, node: fx.Node) -> None:
+    """A table whose places may be constants (positions)."""
+    weight, read = node.args[:2]
+    value = form.constant(weight)
+    if value is None or not isinstance(read, fx.Node) or (held := _own_weight(form, node, weight)) is None:
+        return
+    rows, columns = value.shape
+    unused = int(_argument(node, "padding_idx", 2, -1))
+    module = nn.Embedding(rows, columns, padding_idx=unused if unused >= 0 else None, device="meta")
+    module.weight = _parameter(held)
+    form.put(node, form.name(_layer_name(form, node, weight)), module, read)
+
+
+def _recurrent(form: NormalForm, node: fx.Node) -> None:
+    """Its matrices are modules of their own, of which a policy can say how they are stored."""
+    for source in node.all_input_nodes:
+        held = form.held(str(source.target)) if source.op == "get_attr" else None
+        if not isinstance(held, nn.Parameter) or held.dim() != 2:
+            continue
+        name = str(source.target)
+        owner, _, key = name.rpartition(".")
+        delattr(form.graph.get_submodule(owner), key)
+        form.graph.add_submodule(name, Weights(held))
+        with form.graph.graph.inserting_before(source):
+            called = form.graph.graph.call_module(name)
+        called.meta = dict(source.meta)
+        form.replace(source, called)
+
+
 _CONVOLUTIONS: Mapping[Any, type[nn.Module]] = {
     aten.conv1d.default: nn.Conv1d, aten.conv2d.default: nn.Conv2d, aten.conv3d.default: nn.Conv3d,
     aten.conv1d.padding: nn.Conv1d, aten.conv2d.padding: nn.Conv2d, aten.conv3d.padding: nn.Conv3d,
@@ -782,12 +812,14 @@ _STEPS = (_pieces, _written_over, _shapes, _shuffles, _attention, _products, _me
 
 _MAKERS: Mapping[Any, Callable[[NormalForm, fx.Node], None]] = {
     aten.linear.default: _linear,
+    aten.embedding.default: _embedding,
     **dict.fromkeys(_CONVOLUTIONS, _convolution),
     **dict.fromkeys(_TRANSPOSED, _transposed),
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
     aten.layer_norm.default: _layer_norm,
     aten.group_norm.default: _group_norm,
     aten.rms_norm.default: _rms_norm,
+    **dict.fromkeys((aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input), _recurrent),
     DROPOUT: _dropout,
 }
 

@@ -152,9 +152,16 @@ class _Reader(fx.Interpreter):
             self._function(node, args, kwargs, shape)
 
     def _module(self, node: fx.Node, module: nn.Module, shape: Shape) -> None:
+        kind = kind_of(module)
+        if kind is not None and kind.alone:
+            name = str(node.target)
+            self.flows[node] = self.follower.stayed(shape, kind.out_axis)
+            self.read[node] = Node(node.name, kind.op, (), (), layer=name)
+            self.layers[name] = Layer(name, layer_shape(kind, module, shape), bias=False), node
+            return
         source = node.args[0]
         assert isinstance(source, fx.Node)
-        if (kind := kind_of(module)) is not None:
+        if kind is not None:
             self._layer(node, source, kind, module, shape)
         elif isinstance(module, nn.Dropout):
             self.flows[node] = self.flows[source]
@@ -217,13 +224,22 @@ class _Reader(fx.Interpreter):
 
     def _note_kept(self, node: fx.Node, op: str) -> None:
         """Say of weights that are left as they are, and no layer's, why."""
-        weights = [s for s in node.all_input_nodes if s.op == "get_attr" and len(self.flows[s].shape) > 1]
+        weights = self._matrices(node)
         if op in _KEPT and weights:
             name = str(weights[0].target).rpartition(".")[0] or str(weights[0].target)
-            several = operation(op).channels == "" and any(len(weight.users) > 1 for weight in weights)
+            several = not operation(op).looked_up and any(len(weight.users) > 1 for weight in weights)
             why = "is kept as it is: its weights are used several times" if several else _KEPT[op]
             if not any(note.startswith(f"{name} {why.split()[0]} ") for note in self.notes):
                 self.notes.append(f"{name} {why}")
+
+    def _matrices(self, node: fx.Node) -> list[fx.Node]:
+        """The weights that an operation reads and that are no vectors."""
+        alone = [node for layer, node in self.layers.values() if not self.read[node].inputs]
+        return [
+            s
+            for s in node.all_input_nodes
+            if (s.op == "get_attr" or s in alone) and len(self.flows[s].shape) > 1
+        ]
 
     def _one_of_several(self, node: fx.Node, parent: fx.Node, shape: Shape) -> None:
         """One of the tensors that an operation puts out together: the first that is read stands for it."""
@@ -294,7 +310,7 @@ class _Reader(fx.Interpreter):
         """Multiply-accumulates of what has weights and is no layer."""
         if op not in ("convolution", "recurrent"):
             return 0
-        weights = [s for s in node.all_input_nodes if s.op == "get_attr" and len(self.flows[s].shape) > 1]
+        weights = self._matrices(node)
         count = sum(math.prod(self.flows[s].shape) for s in weights)
         read = self.flows[node.all_input_nodes[0]].shape
         if op == "recurrent":
@@ -309,7 +325,10 @@ class _Reader(fx.Interpreter):
         """The network, now that all channels are known."""
         for node in self.outputs:
             self.follower.numbers.stay(self.flows[node].numbers)
-        layer_nodes = [node for _, node in self.layers.values()]
+        layers = sorted(
+            self.layers.values(), key=lambda own: own[0].weight_only
+        )  # groups bear names of others
+        layer_nodes = [node for _, node in layers]
         classes = classes_of(self.follower.numbers, self.flows, layer_nodes)
         nodes = tuple(
             replace(
@@ -319,16 +338,17 @@ class _Reader(fx.Interpreter):
             )
             for node, read in self.read.items()
         )
-        layers = tuple(
+        named = tuple(
             Layer(layer.name, layer.shape, classes.group[node.name], layer.bias, layer.whole_groups)
             for layer, node in self.layers.values()
         )
-        return Network(nodes, layers, tuple(dict.fromkeys(n.name for n in self.outputs))), classes
+        return Network(nodes, named, tuple(dict.fromkeys(n.name for n in self.outputs))), classes
 
 
 _KEPT: Mapping[str, str] = {
-    "recurrent": "is kept as it is: recurrent layers are not compressed, but counted and priced",
-    "embedding": "keeps its bits: a table that is looked up is cut with the channels that it meets alone",
+    "recurrent": "is kept as it is: recurrent layers are not cut, but stored in few bits, counted and priced",
+    "embedding": "keeps its bits, and is cut with the channels that it meets: its weights are used several"
+    " times, or are computed on the way",
     "convolution": "is kept as it is: its weights are computed on the way, or it is a transposed convolution"
     " in groups",
 }

@@ -53,7 +53,8 @@ def fold(compressed: Compressed) -> Compressed:
             bias = (torch.from_numpy(codes).double() * torch.from_numpy(steps).double()).float()
         weight = torch.from_numpy(held.floats(axis=_out_axis(layer)))
         layer.register_parameter("weight", nn.Parameter(weight.to(device)))
-        layer.register_parameter("bias", nn.Parameter(bias.to(device)))
+        if not kernel.layer.weight_only:
+            layer.register_parameter("bias", nn.Parameter(bias.to(device)))
         folded = {node.name for node in kernel.nodes[1:]}
         for node in module.graph.nodes:
             if node.op == "call_module" and node.name in folded:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from leanfront.compression.capture.trace import Traced
-from leanfront.compression.export.dialects import LayerCall, Qdq
+from leanfront.compression.export.dialects import Dialect, LayerCall, Qdq
 from leanfront.compression.export.onnx_writer import Writer, nodes_read
 from leanfront.compression.export.template import TENSOR, Template, template
 from leanfront.compression.export.walk import Walk
@@ -185,6 +185,10 @@ class _Nothing(Qdq):
     def bias(self, out: Writer, call: LayerCall) -> str:
         """A name."""
         return out.name()
+
+    def looked_up(self, out: Writer, call: LayerCall, output: str) -> str:
+        """Rows of floats."""
+        return Dialect.looked_up(self, out, call, output)
 
 
 _WEIGHTLESS = _Nothing()

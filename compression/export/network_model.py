@@ -74,7 +74,7 @@ class _Builder:
             return self.value[kernel.inputs[0]]
         if operation(kernel.op).form == "given":
             return self._input(shape), shape
-        if kernel.layer is not None:
+        if operation(kernel.op).layer:
             name, shape = self._layer(kernel)
         else:
             name = self._operation(kernel, head, shape)

@@ -107,6 +107,11 @@ class Walk:
             if node.op in ("identity", ALIAS) or (node.op == "batchnorm" and kernel.layer is not None)
         }
         self.alias |= {TENSOR + k.name: INPUT + k.name for k in fused if operation(k.op).given}
+        self.alone = [name for name, kernel in self.layer_of.items() if not kernel.inputs]
+        """Weights that are read by what is no layer; in the template they bear names of its own."""
+        self.alias |= {
+            node.input[0]: node.output[0] for node in self.graph.node if node.output[0] in self.alone
+        }
         for kernel in kernels(template.network):  # what was fused behind a join goes with it
             left = network.node.get(kernel.name)
             if left is not None and left.op == ALIAS:
@@ -134,10 +139,13 @@ class Walk:
         for place, name in enumerate(self.template.inputs):
             self.begun.append((len(self.out.nodes), onnx.NodeProto(output=[TENSOR + name])))
             self._produced(INPUT + name, self.template.input_name(place))
+        for target in self.alone:
+            self.begun.append((len(self.out.nodes), onnx.NodeProto(output=[target])))
+            self._layer(target, self.begun[-1][1])
         needed = self._needed()
         for node in self.graph.node:
             target = node.output[0]
-            if needed.isdisjoint(node.output) or target in self.alias:
+            if needed.isdisjoint(node.output) or target in self.alias or target in self.alone:
                 continue
             self.begun.append((len(self.out.nodes), node))
             if target in self.layer_of:
@@ -163,7 +171,10 @@ class Walk:
         else:
             attributes.pop("group", None)  # a depthwise layer has as many groups as it has channels left
             attributes |= {"group": layer.shape.groups} if layer.shape.groups > 1 else {}
-        read = self.value[self.resolved(TENSOR + kernel.inputs[0])]
+        if layer.looked_up:
+            read = self._read(node, node.input[1])  # may be a constant
+        else:
+            read = self.value[self.resolved(TENSOR + kernel.inputs[0])] if kernel.inputs else ""
         call = layer_call(
             kernel, op, read, self.weights[layer.name], self.policy[layer.name], self.grids, attributes
         )
@@ -296,10 +307,12 @@ class Walk:
             if name in needed or name not in producer:
                 continue
             needed.add(name)
-            if name in self.layer_of:
-                waiting.append(self.resolved(TENSOR + self.layer_of[name].inputs[0]))
-            else:
+            if name not in self.layer_of:
                 waiting.extend(self.resolved(source) for source in producer[name].input)
+            elif operation(self.layer_of[name].op).looked_up:
+                waiting.append(self.resolved(producer[name].input[1]))
+            elif name not in self.alone:
+                waiting.append(self.resolved(TENSOR + self.layer_of[name].inputs[0]))
         return needed
 
     def _global_average(self, kernel: Kernel, read: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.compression.graph import LayerShape, Network
+from leanfront.compression.graph import LayerShape, Network, operation
 from leanfront.compression.policy import LayerPolicy, Policy
 
 V = TypeVar("V", bound=Any)
@@ -94,6 +94,8 @@ def random_weights(network: Network, policy: Policy, seed: int = 0) -> dict[str,
 
 def weight_shape(shape: LayerShape) -> tuple[int, ...]:
     """Shape of a layer's weight in torch's layout."""
+    if operation(shape.op).looked_up:
+        return (shape.in_channels, shape.out_channels)
     if shape.op == "linear":
         return (shape.out_channels, shape.in_channels)
     if shape.op == "conv_transpose2d":

@@ -36,12 +36,12 @@ def find_branches(network: Graph) -> tuple[Branch, ...]:
     """The branches of a network, in order of their joins; ``Network.branches`` remembers them.
 
     A branch ends in an addition whose two operands have the same channels and sizes; nothing else reads what
-    is computed in it; there is a layer in it; and the network's input is not. The other operand depends on an
-    input: what is stored (a bias of attention scores) is no way around. An activation fused behind
-    the addition must not change the other operand: that is the output of the same activation already, only
-    moved or pooled since. The addition is no output of the network. Where both operands qualify, the one with
-    more layers is the branch, or else the first. A branch has a layer of its own besides those of branches
-    within it; so which branches a policy leaves out can be read off its layers.
+    is computed in it; there is a layer in it, other than tables; and the network's input is not. The other
+    operand depends on an input: what is stored (a bias of attention scores) is no way around. An activation
+    fused behind the addition must not change the other operand: that is the output of the same activation
+    already, only moved or pooled since. The addition is no output of the network. Where both operands
+    qualify, the one with more layers is the branch, or else the first. A branch has a layer of its own
+    besides those of branches within it; so which branches a policy leaves out can be read off its layers.
     """
     order = {node.name: place for place, node in enumerate(network.nodes)}
     computed: set[str] = set()
@@ -83,7 +83,8 @@ def _branch(network: Graph, join: Kernel, goes: str, stays: str, order: dict[str
             nodes.add(node.name)
     inside = [node for node in network.nodes if node.name in nodes]
     layers = tuple(node.layer for node in inside if node.layer is not None)
-    if not layers or any(operation(node.op).given for node in inside):
+    computes = any(operation(node.op).layer for node in inside)
+    if not computes or any(operation(node.op).given for node in inside):
         return None
     merged = tuple(node.name for node in join.nodes[:-1])
     return Branch(layers[0], join.name, stays, layers, frozenset(nodes), merged)
@@ -153,7 +154,7 @@ def fused_alone(
         for name in readers:
             node = network.node[name]
             alike = operation(node.op).fuses and node.inputs[0] == kernel.name and fuses(kernel.nodes, node)
-            layered = node.op in fusing and kernel.layer is not None and not kernel.activation
+            layered = node.op in fusing and operation(kernel.op).layer and not kernel.activation
             others = [tuple(within.get(other, ())) for other in readers if other != name]
             if (alike or layered) and all(others):
                 found.append((tuple(within.get(name, ())), others))

@@ -29,8 +29,8 @@ class Kernel:
 
     @property
     def computes(self) -> bool:
-        """Whether it is known how it is computed with weights: it is a layer, or says its ``macs``."""
-        return self.layer is not None or self.macs > 0
+        """Whether it is known how it is computed with weights: as a layer, or it says its ``macs``."""
+        return operation(self.op).layer or self.macs > 0
 
     @property
     def held_bytes(self) -> int:
@@ -90,4 +90,4 @@ def fuses(kernel: Sequence[Node], node: Node) -> bool:
         return not head.given
     if any(operation(member.op).activation for member in kernel):
         return False
-    return kernel[0].layer is not None or (wanted == "arithmetic" and head.takes_activation)
+    return head.layer or (wanted == "arithmetic" and head.takes_activation)

@@ -41,12 +41,17 @@ class Network(Graph):
         return tuple(layer.name for layer in self.layers if layer.group is None)
 
     @cached_property
+    def weight_only(self) -> tuple[str, ...]:
+        """Names of the layers of which a policy says how they are stored alone."""
+        return tuple(layer.name for layer in self.layers if layer.weight_only)
+
+    @cached_property
     def reading_together(self) -> tuple[tuple[str, ...], ...]:
         """Names of layers that read the same tensor, of each tensor that several do."""
         readers: dict[str, list[str]] = {}
         for node in self.nodes:
             if node.layer is not None:
-                readers.setdefault(node.inputs[0], []).append(node.layer)
+                readers.setdefault(node.source, []).append(node.layer)
         return tuple(tuple(names) for names in readers.values() if len(names) > 1)
 
     @cached_property
@@ -153,7 +158,7 @@ class Network(Graph):
     def _layer_sources(self) -> tuple[tuple[int, int], ...]:
         """For each layer the index of its node, and of the node that it reads."""
         index = {node.name: row for row, node in enumerate(self.nodes)}
-        own = {node.layer: (index[node.name], index[node.inputs[0]]) for node in self.nodes if node.layer}
+        own = {node.layer: (index[node.name], index[node.source]) for node in self.nodes if node.layer}
         return tuple(own[layer.name] for layer in self.layers)
 
     @cached_property

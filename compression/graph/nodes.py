@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from leanfront.compression.graph.operations import named
+from leanfront.compression.graph.operations import named, operation
 
 LAYER_OPS = named(lambda row: row.layer)
-"""Operations that carry weights which a policy may cut and quantize."""
+"""Operations that compute with weights which a policy may cut and quantize."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,9 @@ class LayerShape:
     """What a layer computes, for a batch of one: the key of a latency table. No name in it.
 
     Kernel and stride are (height, width); a linear layer has kernel and stride (1, 1) and as output
-    height and width the number of positions it is applied to (1 x 1 for a plain classifier).
+    height and width the number of positions it is applied to (1 x 1 for a plain classifier). Of a table that
+    is looked up the rows are its input channels, the columns its output channels; of weights that something
+    else computes with it is the other way round.
     """
 
     op: str
@@ -36,6 +38,8 @@ class LayerShape:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one inference (batch 1)."""
+        if operation(self.op).weight_only:
+            return 0
         positions = self.out_height * self.out_width
         if self.op == "conv_transpose2d":  # every input position meets every weight once
             positions //= math.prod(self.stride)
@@ -48,7 +52,8 @@ class LayerShape:
 
     def __str__(self) -> str:
         kind = "depthwise" if self.depthwise else self.op
-        window = f" {self.kernel[0]}x{self.kernel[1]}" if self.op != "linear" else ""
+        whole = self.op == "linear" or operation(self.op).weight_only
+        window = "" if whole else f" {self.kernel[0]}x{self.kernel[1]}"
         stride = f"/{self.stride[0]}" if self.stride != (1, 1) else ""
         groups = f" groups {self.groups}" if self.groups > 1 and not self.depthwise else ""
         return (
@@ -68,6 +73,16 @@ class Layer:
     group: str | None = None
     bias: bool = True
     whole_groups: bool = False
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether a policy says how its weights are stored alone, and what comes out are floats."""
+        return operation(self.shape.op).weight_only
+
+    @property
+    def looked_up(self) -> bool:
+        """Whether it is a table, of which rows are read by number."""
+        return operation(self.shape.op).looked_up
 
     def with_channels(self, in_channels: int, out_channels: int) -> "Layer":
         """The same layer with so many channels."""
@@ -140,6 +155,11 @@ class Node:
     def width(self) -> int:
         """Channels (features) of the output tensor."""
         return sum(segment.size * segment.repeat for segment in self.channels)
+
+    @property
+    def source(self) -> str:
+        """The node whose tensor it reads first; itself where it reads none."""
+        return self.inputs[0] if self.inputs else self.name
 
     @property
     def elements(self) -> int:

@@ -45,6 +45,7 @@ class Operation:
     named again. onnx: types of ONNX that it is in every setting; the first is how it is written.
     work, stream: what a processor and an FPGA have to do. reads_held: all that a node stores is read for each
     inference (not where rows are looked up in it).
+    weight_only: a policy says in how many bits its weights are stored, and what comes out are floats.
     given: the caller hands it over. written: it is a node in a file. stored: its values are in the file.
     adds: a sum, which is one of two operands without the other. activation: one that layers are followed by.
     fuses, takes_activation: see ``Fuses``. parameters: numbers that it holds for each channel, where it is
@@ -65,6 +66,7 @@ class Operation:
     work: Work = "values"
     stream: Stream = "element"
     reads_held: bool = True
+    weight_only: bool = False
     given: bool = False
     written: bool = True
     stored: bool = False
@@ -87,8 +89,13 @@ class Operation:
 
     @property
     def layer(self) -> bool:
-        """Whether it carries weights which a policy may cut and quantize."""
+        """Whether it computes with weights which a policy may cut and quantize."""
         return self.work == "layer"
+
+    @property
+    def looked_up(self) -> bool:
+        """Whether rows of a table are read by number."""
+        return self.channels == "looked up"
 
 
 def _aten(names: str) -> tuple[str, ...]:
@@ -164,6 +171,7 @@ _ROWS = (
     replace(_LAYER, name="conv2d", aten=_aten("conv2d conv2d.padding")),
     replace(_LAYER, name="conv_transpose2d", aten=_aten("conv_transpose2d.input"), integer=False),
     replace(_LAYER, name="linear", aten=_aten("linear")),
+    replace(_CONSTANT, name="weights", written=False, weight_only=True),  # that other arithmetic reads
     # other arithmetic with weights, which stands in ``Node.macs``
     replace(
         _PLAIN, name="convolution", file_bytes=148,
@@ -184,7 +192,7 @@ _ROWS = (
     ),
     replace(
         _PLAIN, name="embedding", channels="looked up", file_bytes=25, aten=_aten("embedding"),
-        reads_held=False,
+        reads_held=False, weight_only=True,
     ),
     # products
     replace(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from leanfront.compression.graph import LayerShape
 
@@ -16,7 +16,9 @@ class LayerKind:
 
     op: of its ``LayerShape``; a sequence is an image of height 1, and a volume one whose height counts depth
     times height. module: the class of torch. out_axis, in_axis: of its weight, the dimensions of output and
-    input channels. last: channels are the last dimension of its tensors, else the second.
+    input channels. last: channels are the last dimension of its tensors, else the second. counts: what a
+    module calls its numbers of input and output channels. looked_up: what it reads are places in its input
+    dimension, and no channels. alone: it reads nothing, and puts out its weight.
     """
 
     op: str
@@ -24,6 +26,14 @@ class LayerKind:
     out_axis: int
     in_axis: int
     last: bool = False
+    counts: tuple[str, str] = ("in_channels", "out_channels")
+    looked_up: bool = False
+    alone: bool = False
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether nothing is computed with its weights, which are stored alone."""
+        return self.looked_up or self.alone
 
     def channel_axis(self, rank: int) -> int:
         """The dimension of channels in a tensor that it reads or puts out."""
@@ -31,22 +41,20 @@ class LayerKind:
 
     def channels(self, module: nn.Module) -> tuple[int, int]:
         """Input and output channels of a module."""
-        names = ("in_features", "out_features") if self.last else ("in_channels", "out_channels")
-        return getattr(module, names[0]), getattr(module, names[1])
+        inputs, outputs = self.counts
+        return getattr(module, inputs), getattr(module, outputs)
 
     def set_channels(self, module: nn.Module, inputs: int, outputs: int, groups: int) -> None:
         """Say in a module that it has so many channels, in place; its weights are changed by the caller."""
-        names = ("in_features", "out_features") if self.last else ("in_channels", "out_channels")
-        setattr(module, names[0], inputs)
-        setattr(module, names[1], outputs)
+        for name, count in zip(self.counts, (inputs, outputs), strict=True):
+            setattr(module, name, count)
         if not self.last:
             setattr(module, "groups", groups)  # noqa: B010 (not an attribute of every Module)
 
     def attributes(self, module: nn.Module) -> Mapping[str, Any]:
         """Of its ONNX operation: kernel, strides, paddings, dilations and groups."""
-        if self.last:
+        if not isinstance(module, nn.modules.conv._ConvNd):
             return {}
-        assert isinstance(module, nn.modules.conv._ConvNd)
         found: dict[str, Any] = {"kernel_shape": list(module.kernel_size), "strides": list(module.stride)}
         found["pads"] = paddings(module)
         found["dilations"] = list(module.dilation)
@@ -68,8 +76,25 @@ def paddings(module: nn.modules.conv._ConvNd) -> list[int]:
     return sizes + sizes
 
 
+class Weights(nn.Module):
+    """Weights (rows, columns) that something computes with which is no layer: a recurrent one."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+        self.rows, self.columns = weight.shape
+
+    def forward(self) -> Tensor:
+        """They themselves."""
+        return self.weight
+
+
 KINDS: tuple[LayerKind, ...] = (
-    LayerKind("linear", nn.Linear, 0, 1, last=True),
+    LayerKind("linear", nn.Linear, 0, 1, last=True, counts=("in_features", "out_features")),
+    LayerKind(
+        "embedding", nn.Embedding, 1, 0, last=True, counts=("num_embeddings", "embedding_dim"), looked_up=True
+    ),
+    LayerKind("weights", Weights, 0, 1, last=True, counts=("columns", "rows"), alone=True),
     LayerKind("conv2d", nn.Conv1d, 0, 1),
     LayerKind("conv2d", nn.Conv2d, 0, 1),
     LayerKind("conv2d", nn.Conv3d, 0, 1),
@@ -94,6 +119,8 @@ def pair(sizes: Sequence[int]) -> tuple[int, int]:
 def layer_shape(kind: LayerKind, module: nn.Module, out_shape: Sequence[int]) -> LayerShape:
     """What a layer computes. ``out_shape``: of the tensor that it puts out, with a batch of one."""
     inputs, outputs = kind.channels(module)
+    if kind.alone:
+        return LayerShape(kind.op, inputs, outputs)
     if kind.last:
         return LayerShape(kind.op, inputs, outputs, out_height=math.prod(out_shape[:-1]))
     assert isinstance(module, nn.modules.conv._ConvNd)

@@ -87,6 +87,7 @@ class PolicyBatch:
             return np.array(rows, dtype=np.int64).reshape(len(policies), height).T.copy()
 
         sizes = network.group_sizes.items()
+        policies = [policy.completed(network) for policy in policies] if network.weight_only else policies
         layers = [[policy[layer.name] for layer in network.layers] for policy in policies]
         return PolicyBatch(
             network,
@@ -250,12 +251,16 @@ class PolicyBatch:
 
     @cached_property
     def reduced(self) -> Counts:
-        """(layers, n): input channels that each output channel is computed from, after the cut."""
+        """(layers, n): input channels that each output channel is computed from, after the cut; rows of a
+        table, columns of other weights."""
         found = np.zeros_like(self.weight_bits)
         for kernel in self.kernels:
             if kernel.layer is None:
                 continue
             shape, row = kernel.layer.shape, self.layer_index[kernel.layer.name]
+            if kernel.layer.weight_only:
+                found[row] = shape.in_channels
+                continue
             read = self.widths[self.kernel_index[kernel.inputs[0]]]
             if kernel.layer.whole_groups:
                 found[row] = np.minimum(read, shape.in_channels // shape.groups)
@@ -271,7 +276,7 @@ class PolicyBatch:
         positions = []
         for layer in self.network.layers:
             shape = layer.shape
-            here = shape.out_height * shape.out_width
+            here = 0 if layer.weight_only else shape.out_height * shape.out_width
             positions.append(here // math.prod(shape.stride) if shape.op == "conv_transpose2d" else here)
         return self.weight_counts * np.array(positions, dtype=np.int64)[:, None]
 

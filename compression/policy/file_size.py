@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanfront.compression.graph.kernels import Kernel
+from leanfront.compression.graph.nodes import LayerShape
 from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy.grids import never_negative
 
@@ -66,13 +67,14 @@ class FileSize:
             return np.array(values, dtype=np.int64).reshape(-1, 1)
 
         self._rows = np.array([row for row, _, _ in layers], dtype=np.int64)
-        self._sources = np.array([index[k.inputs[0]] for _, k, _ in layers], dtype=np.int64)
+        self._sources = np.array([index.get(k.nodes[0].source, row) for row, k, _ in layers], dtype=np.int64)
         self._windows = column([math.prod(shape.kernel) for shape in shapes])
         linear = column([shape.op == "linear" for shape in shapes])
-        self._linear = linear * len(_KINDS[0])
+        self._spelled = column([_spelled(shape) for shape in shapes]) * len(_KINDS[0])
         most = max((4 * shape.weight_count for shape in shapes), default=0)
         self._lengths = [2**power for power in (7, 14, 21, 28) if 2**power <= most]
-        self._reads_many = any(shape.in_channels >= 2**7 for shape in shapes)
+        reads = max((shape.in_channels for shape in shapes), default=0)
+        self._long_sizes = [2**power for power in (7, 14, 21, 28) if 2**power <= reads]
         self._products = np.flatnonzero(linear)
         self._by_width = _by_width(max((shape.out_channels for shape in shapes), default=0) + 1)
 
@@ -81,7 +83,7 @@ class FileSize:
         self._stored = [row for row, each in enumerate(per_channel) if each]
         self._stored_bytes = column([per_channel[row] for row in self._stored])
         self._own = np.array([_own_bytes(k) for k in kernels], dtype=np.int64)
-        self._own[self._rows] += [_layer_bytes(shape.op == "linear", 32, False)[0] for shape in shapes]
+        self._own[self._rows] += [_layer_bytes(_spelled(shape), 32, False)[0] for shape in shapes]
         self._constant = FILE_BYTES + int(self._own.sum()) + (0 if measured else INFO_BYTES)
         self._shared = _shared_parts(kernels)
         self._constant += sum(size for size, _ in self._shared)
@@ -217,9 +219,9 @@ class FileSize:
         weights += 7
         weights >>= 3
         long = 2 * sum(_count(weights >= power) for power in self._lengths)
-        if self._reads_many:
-            long = long + _count((reduced >= 2**7) & (out > 0))
-        kind = self._linear + 2 * weight_bits
+        for size in self._long_sizes:
+            long = long + _count((reduced >= size) & (out > 0))
+        kind = self._spelled + 2 * weight_bits
         kind += computes
         if (coded := _FINER.take(kind)).any():
             long = long + SCALAR_BYTES * _ONES.take(np.bitwise_or.reduce(coded, axis=0))
@@ -349,6 +351,8 @@ def _own_bytes(kernel: Kernel) -> int:
     own = kernel.held_bytes + (ACTIVATION_BYTES if kernel.activation else 0)
     if kernel.layer is not None:
         name = len(kernel.layer.name)
+        if kernel.layer.weight_only:
+            return own + (operation(kernel.op).file_bytes + name if kernel.layer.looked_up else 0)
         if kernel.layer.shape.op != "linear":
             return own + CONVOLUTION_BYTES + NAME_COPIES * name
         return own + (PRODUCT_BYTES + name if kernel.output.spatial else LINEAR_BYTES + NAME_COPIES * name)
@@ -377,10 +381,30 @@ def _said_channel_bytes(kernel: Kernel) -> int:
     return sum(node.channel_bytes for node in kernel.nodes if not operation(node.op).parameters)
 
 
-def _layer_bytes(linear: bool, weight_bits: int, integer: bool) -> tuple[int, int, int]:
+_CONVOLUTION, _LINEAR, _TABLE, _ALONE = range(4)
+"""Ways in which layers are spelled."""
+
+
+def _spelled(shape: LayerShape) -> int:
+    if operation(shape.op).looked_up:
+        return _TABLE
+    if operation(shape.op).weight_only:
+        return _ALONE
+    return _LINEAR if shape.op == "linear" else _CONVOLUTION
+
+
+def _layer_bytes(spelled: int, weight_bits: int, integer: bool) -> tuple[int, int, int]:
     """What a layer's weights and bias take besides the values of the weights: bytes, vectors of numbers of 4
     bytes for each output channel, and of 1 byte."""
-    weight, vector = TENSOR_BYTES + (4 if linear else 8), TENSOR_BYTES + 2
+    linear = spelled == _LINEAR
+    weight, vector = TENSOR_BYTES + (8 if spelled == _CONVOLUTION else 4), TENSOR_BYTES + 2
+    if spelled == _TABLE:
+        if weight_bits > 8:
+            return weight, 0, 0
+        unpacking = CAST_BYTES if storage_bits(weight_bits) < 8 else 0
+        return weight + vector + unpacking + CAST_BYTES + MUL_BYTES, 1, 0
+    if spelled == _ALONE:
+        return (weight, 0, 0) if weight_bits > 8 else (2 * weight + CAST_BYTES + MUL_BYTES, 1, 0)
     if integer:
         unpacking = 2 * CAST_BYTES + MUL_BYTES if storage_bits(weight_bits) < 8 else 0
         zeros = 2 * (READ_BYTES + vector) if linear else 0
@@ -391,8 +415,8 @@ def _layer_bytes(linear: bool, weight_bits: int, integer: bool) -> tuple[int, in
 
 
 _KINDS = [
-    [_layer_bytes(linear, bits, integer) for bits in range(33) for integer in (False, True)]
-    for linear in (False, True)
+    [_layer_bytes(spelled, bits, integer) for bits in range(33) for integer in (False, True)]
+    for spelled in (_CONVOLUTION, _LINEAR, _TABLE, _ALONE)
 ]
 _CLASSES = sorted({(fixed - kinds[-2][0], *rest) for kinds in _KINDS for fixed, *rest in kinds})
 """What can be of a layer: bytes more than of one in floats, and its vectors."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from leanfront.compression.graph.branches import Branch
 from leanfront.compression.graph.network import Network
+from leanfront.compression.graph.nodes import Layer
 
 PATTERNS = ("channel", "2:4", "block", "unstructured")
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
@@ -35,7 +36,7 @@ class LayerPolicy:
     sparsity: share of the output channels that are cut (pattern "channel"), 0 .. below 1. With another
         pattern the share of weights that are 0, and the channels stay.
     weight_bits: 32 is float32, 16 float16, 8 and below integers (symmetric, one scale per output channel).
-    activation_bits: the same for the tensor that the layer reads.
+    activation_bits: the same for the tensor that the layer reads; 32 where it has weight bits alone.
     more: name of another technique -> its number for this layer, as pairs or a mapping; 0, which leaves the
         layer as it is, is not kept.
     """
@@ -112,16 +113,8 @@ class Policy(Mapping[str, LayerPolicy]):
 
     @staticmethod
     def uniform(network: Network, layer_policy: LayerPolicy) -> "Policy":
-        """The same for every layer; layers whose channels cannot be cut keep them all."""
-        return Policy.of(
-            {
-                layer.name: replace(
-                    layer_policy,
-                    sparsity=0.0 if layer.group is None and layer_policy.cut else layer_policy.sparsity,
-                )
-                for layer in network.layers
-            }
-        )
+        """The same for every layer, as far as each can; see ``fitted``."""
+        return Policy.of({layer.name: fitted(layer, layer_policy) for layer in network.layers})
 
     @staticmethod
     def from_json(text: str) -> "Policy":
@@ -222,6 +215,17 @@ class Policy(Mapping[str, LayerPolicy]):
         """
         return network.resized(self.channels(network, multiple), self.left_out(network))
 
+    def completed(self, network: Network) -> "Policy":
+        """The same for a network with layers of weight bits alone that it does not name, as policies from
+        before these had any: they keep their bits, and as many channels as their groups."""
+        own = self._by_name
+        if not (missing := [name for name in network.weight_only if name not in own]):
+            return self
+        cut = {layer.group: own[layer.name].sparsity for layer in network.layers if layer.name in own}
+        more = {name: LayerPolicy(cut.get(network.layer[name].group, 0.0)) for name in missing}
+        named = {name: own.get(name) or more.get(name) for name in (*network.layer, *own)}
+        return Policy.of({name: layer for name, layer in named.items() if layer is not None}, self.absent)
+
     def left_out(self, network: Network) -> tuple[Branch, ...]:
         """The residual branches of a network of which every layer is left out."""
         gone = self.absent
@@ -243,6 +247,8 @@ class Policy(Mapping[str, LayerPolicy]):
         PolicyError as ``check`` does."""
         own, gone = self._by_name, self.absent
         if tuple(own) != network.layer_names:
+            if (completed := self.completed(network)) is not self:
+                return completed._shares(network)
             if missing := network.layer.keys() - own.keys():
                 raise PolicyError(f"the policy says nothing about layer {sorted(missing)[0]!r}")
             if unknown := own.keys() - network.layer.keys():
@@ -255,6 +261,12 @@ class Policy(Mapping[str, LayerPolicy]):
                 raise PolicyError(
                     f"layer {name!r} cannot be cut (its channels are fixed by what reads them),"
                     f" but the policy gives it sparsity {own[name].sparsity}"
+                )
+        for name in network.weight_only:
+            if own[name].activation_bits != 32 or own[name].weight_bits == 16:
+                raise PolicyError(
+                    f"layer {name!r} has weight bits alone: its activation_bits must be 32, its weight_bits"
+                    f" 32 or 2 to 8, not {own[name].activation_bits} and {own[name].weight_bits}"
                 )
         found = {}
         for group, names in network.group_layers.items():
@@ -291,6 +303,16 @@ class Policy(Mapping[str, LayerPolicy]):
                 f"layer {name!r} has sparsity 1.0, but a residual branch is left out whole or not at all:"
                 f" give 1.0 to all of {', '.join(around.layers)}"
             )
+
+
+def fitted(layer: Layer, wanted: LayerPolicy) -> LayerPolicy:
+    """What is wanted of a layer as far as it can: one whose channels cannot be cut keeps them all, one of
+    weight bits alone has integers or floats of 32 bits, and puts out floats."""
+    cut = 0.0 if layer.group is None and wanted.cut else wanted.sparsity
+    if not layer.weight_only:
+        return replace(wanted, sparsity=cut)
+    weight_bits = wanted.weight_bits if wanted.weight_bits <= 8 else 32
+    return replace(wanted, sparsity=cut, weight_bits=weight_bits, activation_bits=32)
 
 
 def is_left_out(fields: Mapping[str, Any]) -> bool:

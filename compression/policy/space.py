@@ -34,9 +34,9 @@ class Space:
 
     ``decisions`` is the one list of them, those of a technique together. Of them, ``levels[group]`` are the
     sparsities of a group of channels that are cut together, ascending; ``branches`` are the residual branches
-    that may be left out whole; ``pairs`` are the bit widths that a layer may have. Layers that read the same
-    tensor share its activation bits. ``left_out`` says which of the wanted bits the part has no units for; ""
-    if none.
+    that may be left out whole; ``pairs`` are the bit widths that a layer may have, and ``stored`` those of
+    layers of weight bits alone. Layers that read the same tensor share its activation bits. ``left_out`` says
+    which of the wanted bits the part has no units for; "" if none.
     """
 
     def __init__(
@@ -63,7 +63,10 @@ class Space:
         self.levels: Mapping[str, tuple[float, ...]] = {d.about: d.values for d in self._of(SPARSITY)}
         names = {decision.about for decision in self._of(BRANCH)}
         self.branches = tuple(branch for branch in network.branches if branch.name in names)
-        self.pairs: tuple[Pair, ...] = self._of(BITS)[0].values
+        bits = {decision.about: decision.values for decision in self._of(BITS)}
+        computing = [pairs for name, pairs in bits.items() if not network.layer[name].weight_only]
+        self.stored: Mapping[str, tuple[Pair, ...]] = {name: bits[name] for name in network.weight_only}
+        self.pairs: tuple[Pair, ...] = (computing or list(bits.values()))[0]
         for decision in self.others:
             if 0.0 not in decision.values:
                 raise SpaceError(
@@ -95,7 +98,7 @@ class Space:
         readers: dict[str, str] = {}
         for node in self.network.nodes:
             if node.layer is not None:
-                first[node.layer] = readers.setdefault(node.inputs[0], node.layer)
+                first[node.layer] = readers.setdefault(node.source, node.layer)
         return first
 
     @cached_property
@@ -142,7 +145,7 @@ class Space:
             _, activations = chosen[f"{BITS}/{self.first_readers.get(layer.name, layer.name)}"]
             layers[layer.name] = LayerPolicy(
                 sparsity=chosen[f"{SPARSITY}/{layer.group}"] if layer.group else 0.0,
-                weight_bits=self._weight_bits(weights, activations),
+                weight_bits=weights if layer.weight_only else self._weight_bits(weights, activations),
                 activation_bits=activations,
                 more=tuple(more[layer.name].items()),
             )
@@ -209,6 +212,7 @@ class Space:
         found = {name: (p.weight_bits, p.activation_bits) for name, p in policy.there().items()}
         usual = Counter(found.values()).most_common(1)[0][0] if found else self.pairs[0]
         followed = {first: found[name] for name, first in self.first_readers.items() if name in found}
+        followed |= {name: max(pairs) for name, pairs in self.stored.items()}
         return {
             layer.name: found.get(layer.name) or followed.get(layer.name, usual)
             for layer in self.network.layers
@@ -232,6 +236,11 @@ class Space:
         levels = codes[self.rows(SPARSITY)]
         kept = [np.array(counts)[row] for counts, row in zip(self.kept_at.values(), levels, strict=True)]
         pairs = codes[self.rows(BITS)]
+        tables = {
+            row: self.stored[layer.name] for row, layer in enumerate(network.layers) if layer.weight_only
+        }
+        coded = {row: np.array(own)[pairs[row]] for row, own in tables.items()}
+        pairs[list(tables)] = 0
         row_of = {layer.name: row for row, layer in enumerate(network.layers)}
         first = [row_of[self.first_readers.get(layer.name, layer.name)] for layer in network.layers]
         activations = np.array([activations for _, activations in self.pairs])[pairs[first]]
@@ -239,13 +248,16 @@ class Space:
         for row, (weights, _) in enumerate(self.pairs):
             for bits in {activations for _, activations in self.pairs}:
                 nearest[row, bits] = self._weight_bits(weights, bits)
+        weights = nearest[pairs, activations]
+        for row, own in coded.items():
+            weights[row], activations[row] = own.T
         channels = np.array(kept, dtype=np.int64).reshape(len(kept), count)
         more: dict[str, NDArray[np.float64]] = {}
         for decision in self.others:
             table = more.setdefault(decision.kind, np.zeros(pairs.shape))
             chosen = np.array(decision.values)[codes[self.decisions.index(decision)]]
             table[[row_of[name] for name in decision.layers]] = chosen
-        found = PolicyBatch(network, channels, nearest[pairs, activations], activations, more=more)
+        found = PolicyBatch(network, channels, weights, activations, more=more)
         if not self.branches:
             return found
         return found.leaving_out(codes[self.rows(BRANCH)].astype(np.bool_))
@@ -270,11 +282,15 @@ class Space:
         return self.policy(choices)
 
     def uniform(self, sparsity: float, pair: Pair, left_out: Collection[Branch] = ()) -> Policy:
-        """Every group at its level nearest to ``sparsity``, every layer at ``pair``, some branches out."""
+        """Every group at its level nearest to ``sparsity``, every layer at ``pair``, those of weight bits
+        alone at the nearest to its, some branches out."""
         choices: dict[str, Value] = {f"{BRANCH}/{branch.name}": True for branch in left_out}
         for decision in self._of(SPARSITY):
             choices[decision.name] = min(decision.values, key=lambda level: abs(level - sparsity))
-        return self.policy(choices | {decision.name: pair for decision in self._of(BITS)})
+        choices |= {decision.name: pair for decision in self._of(BITS)}
+        for name, pairs in self.stored.items():
+            choices[f"{BITS}/{name}"] = min(pairs, key=lambda own: abs(math.log2(own[0] / pair[0])))
+        return self.policy(choices)
 
     def uniform_policies(self) -> list[Policy]:
         """Every pair of bits in all layers, with every level of sparsity in all groups; each policy once."""

@@ -17,12 +17,15 @@ def number_of_policies(
     first_readers: Mapping[str, str],
 ) -> int:
     """Policies that differ: decisions on layers that are left out make no others; see ``Space``."""
-    pairs = next(decision.values for decision in offered if decision.kind == "bits")
-    weights_at = Counter(activations for _, activations in pairs)
-    decisions = [(len(d.values), set(d.layers)) for d in offered if d.kind not in ("branch", "bits")]
+    tables = set(network.weight_only)
+    computing = [d for d in offered if d.kind == "bits" and d.about not in tables]
+    weights_at = Counter(activations for _, activations in computing[0].values) if computing else Counter()
+    alone_decided = [d for d in offered if d.kind != "branch" and d not in computing]
+    decisions = [(len(d.values), set(d.layers)) for d in alone_decided]
     reading: dict[str, set[str]] = {}
     for name, first in first_readers.items():
-        reading.setdefault(first, set()).add(name)
+        if name not in tables:
+            reading.setdefault(first, set()).add(name)
 
     def choices(gone: set[str], about: set[str]) -> int:
         """Of the decisions about some layers, with some layers left out."""

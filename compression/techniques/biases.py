@@ -71,7 +71,9 @@ def _places(module: fx.GraphModule) -> dict[str, str]:
     found = {}
     for node in module.graph.nodes:
         part = module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if part is None or not parametrize.is_parametrized(part, "weight") or kind_of(part) is None:
+        if part is None or not parametrize.is_parametrized(part, "weight"):
+            continue
+        if (kind := kind_of(part)) is None or kind.weight_only:
             continue
         after = next(iter(node.users)) if len(node.users) == 1 else None
         behind = module.get_submodule(str(after.target)) if after and after.op == "call_module" else None

@@ -97,7 +97,8 @@ class Quantization(Technique):
     def decisions(
         self, network: Network, profile: "HardwareProfile", options: Options
     ) -> tuple[Decision, ...]:
-        """One for each layer: the pairs (weight_bits, activation_bits) of the options that the part runs.
+        """One for each layer: the pairs (weight_bits, activation_bits) of the options that the part runs; for
+        layers of weight bits alone those bits, where it has floats to decode them to, or else floats.
 
         Raises:
             SpaceError: the part can run none of the bits, or one of them with nothing.
@@ -125,11 +126,18 @@ class Quantization(Technique):
                     f"space.{name} has {refused[0]}, which profile {profile.name!r} cannot run with anything"
                     f" else that the space allows; it can run {profile.supported_sentence}"
                 )
-        texts = tuple(f"w{weights}a{activations}" for weights, activations in pairs)
+        decodes = profile.supports(32, 32)
+        stored = tuple(
+            (bits, 32) for bits in able[0] if bits != 16 and (decodes or profile.supports(bits, 32))
+        )
         return tuple(
-            Decision(f"{self.name}/{layer.name}", pairs, texts, max(pairs), (layer.name,), "category")
+            self._decision(layer.name, (stored or ((32, 32),)) if layer.weight_only else pairs)
             for layer in network.layers
         )
+
+    def _decision(self, layer: str, pairs: tuple[tuple[int, int], ...]) -> Decision:
+        texts = tuple(f"w{weights}a{activations}" for weights, activations in pairs)
+        return Decision(f"{self.name}/{layer}", pairs, texts, max(pairs), (layer,), "category")
 
     def remark(self, profile: "HardwareProfile", options: Options) -> str:
         """Bits that the part has no units for."""

@@ -33,6 +33,7 @@ def compress(traced: Traced, policy: Policy, multiple: int = 1) -> Compressed:
         PolicyError: the policy does not fit the network or contradicts itself, or has a pattern other than
             "channel": those can be priced, but nothing here cuts them.
     """
+    policy = policy.completed(traced.network)
     for name, layer in policy.items():
         if layer.sparsity and layer.pattern != "channel":
             raise PolicyError(

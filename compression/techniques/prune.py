@@ -49,9 +49,10 @@ Places = tuple[int, ...]
 def kept_channels(
     traced: Traced, wanted: Network
 ) -> tuple[dict[str, tuple[Places, Places]], dict[str, tuple[int, Places]]]:
-    """What ``cut`` keeps, ascending indices: layer -> (inputs, outputs), of its uncut channels; and address
-    of a parameter or buffer of the model's own -> (dimension, indices along it). ``traced``: already without
-    the branches that are left out, for they have a say in what is cut."""
+    """What ``cut`` keeps, ascending indices: layer -> (inputs, outputs), of its uncut channels, no inputs of
+    one of weight bits alone; and address of a parameter or buffer of the model's own -> (dimension, indices
+    along it). ``traced``: already without the branches that are left out, for they have a say in what is cut.
+    """
     network = traced.network
     _, gone = _cut(traced, wanted)
 
@@ -59,7 +60,11 @@ def kept_channels(
         return tuple(np.flatnonzero(_stays(traced.classes[name], gone)).tolist())
 
     nodes = [node for node in network.nodes if node.layer is not None]
-    layers = {str(node.layer): (kept(node.inputs[0]), kept(node.name)) for node in nodes}
+    alone = set(network.weight_only)
+    layers = {
+        str(node.layer): (() if node.layer in alone else kept(node.inputs[0]), kept(node.name))
+        for node in nodes
+    }
     held = [node for node in traced.module.graph.nodes if node.op == "get_attr" and node.name in traced.axes]
     lose = [node for node in held if not _stays(traced.classes[node.name], gone).all()]
     return layers, {str(node.target): (traced.axes[node.name], kept(node.name)) for node in lose}
@@ -150,9 +155,15 @@ def _weighed(
         assert kind is not None
         weight = part.weight
         assert isinstance(weight, Tensor)
-        if has[node.name]:
-            yield classes[node.name], _squares(weight, kind.out_axis)
-        if has[node.inputs[0]] and not layer.shape.depthwise and not layer.whole_groups:
+        if has[node.name]:  # of a table one row is read at a time: what a row has on average
+            each = weight.shape[kind.in_axis] if kind.looked_up else 1
+            yield classes[node.name], _squares(weight, kind.out_axis) / each
+        if (
+            has[node.source]
+            and not layer.weight_only
+            and not layer.shape.depthwise
+            and not layer.whole_groups
+        ):
             read = classes[node.inputs[0]][: weight.shape[kind.in_axis]]
             yield read, _squares(weight, kind.in_axis)
 
@@ -214,8 +225,12 @@ def _cut_layer(module: nn.Module, layer: Layer, read: NDArray[np.bool_], made: N
     assert isinstance(weight, Tensor)
     if not made.all():
         weight = _kept(weight, kind.out_axis, made)
-        if isinstance(module.bias, Tensor):
-            _set(module, "bias", _kept(module.bias, 0, made))
+        if isinstance(bias := getattr(module, "bias", None), Tensor):
+            _set(module, "bias", _kept(bias, 0, made))
+    if kind.looked_up:
+        _set(module, "weight", weight)
+        kind.set_channels(module, weight.shape[kind.in_axis], int(made.sum()), 1)
+        return
     if not whole and not read.all():
         weight = _kept(weight, kind.in_axis, read[:inside])
     _set(module, "weight", weight)

@@ -140,7 +140,7 @@ def unknown(network: Network) -> tuple[Kernel, ...]:
 def squeezes(batch: PolicyBatch) -> bool:
     """Whether a layer works on one position in the middle of the network (squeeze and excite)."""
     later = zip(batch.kernels, _wide_later(batch.kernels), strict=True)
-    return any(kernel.layer is not None and _positions(kernel) == 1 and wide for kernel, wide in later)
+    return any(operation(kernel.op).layer and _positions(kernel) == 1 and wide for kernel, wide in later)
 
 
 def _wide_later(kernels: tuple[Kernel, ...]) -> list[bool]:
@@ -158,7 +158,7 @@ def _squeezed(kernels: tuple[Kernel, ...]) -> list[int]:
     found, last = [], 0
     for kernel in kernels:
         positions = _positions(kernel)
-        single = kernel.layer is not None and positions == 1
+        single = operation(kernel.op).layer and positions == 1
         found.append(last if single else 0)
         if operation(kernel.op).stream not in ("free", "mean"):
             last = positions if positions > 1 else 0 if single else last
@@ -202,7 +202,7 @@ def _work(
     if operation(kernel.op).stream == "mean":
         taps = (1, 1)
     product = operation(kernel.op).stream == "product"
-    if kernel.layer is not None:
+    if kernel.layer is not None and not kernel.layer.looked_up:
         reduced = batch.reduced[batch.layer_index[kernel.layer.name]].astype(np.float64)
     elif kernel.macs:
         reduced = kernel.macs / (positions * np.maximum(widths[row], 1.0))
@@ -234,7 +234,7 @@ def _work(
         layer=kernel.computes or product,
         stored=kernel.computes,
         depthwise=shape is not None and shape.depthwise,
-        pooled=shape is not None and positions == 1 and wide_later,
+        pooled=operation(kernel.op).layer and positions == 1 and wide_later,
         pooled_positions=squeezed,
         out=widths[row],
         read=read,
@@ -244,13 +244,21 @@ def _work(
         read_bits=held[inputs[0]] if inputs else held[row],
         out_bits=held[row],
         moved=batch.elements[[row, *inputs]].sum(axis=0).astype(np.float64),
-        held_bytes=(0.0 if kernel.macs else kernel.held_bytes) * ones,
+        held_bytes=_held_bytes(kernel, batch),
     )
+
+
+def _held_bytes(kernel: Kernel, batch: PolicyBatch) -> Array:
+    """(n,): what a kernel stores that nothing is multiplied with."""
+    if kernel.layer is not None and kernel.layer.looked_up:
+        row = batch.layer_index[kernel.layer.name]
+        return np.asarray(batch.weight_counts[row] * batch.weight_bits[row] / 8)
+    return np.full(batch.count, 0.0 if kernel.macs else float(kernel.held_bytes))
 
 
 def _operand_bits(kernel: Kernel, batch: PolicyBatch, tensor: Array, second: Array) -> tuple[Array, Array]:
     """Bits of the weights (or of the second tensor), and of what they are multiplied with."""
-    if kernel.layer is not None:
+    if kernel.layer is not None and not kernel.layer.looked_up:
         index = batch.layer_index[kernel.layer.name]
         return batch.weight_bits[index].astype(np.float64), batch.activation_bits[index].astype(np.float64)
     if kernel.macs:

@@ -70,7 +70,7 @@ def _bits(space: Space, rng: np.random.Generator, mode: str | None) -> dict[str,
     for name in names:
         if rng.random() >= keep:
             integer = bool(rng.random() < share)
-        choice: Sequence[Pair] = integers if integer else floats
+        choice: Sequence[Pair] = space.stored.get(name) or (integers if integer else floats)
         bits[f"{BITS}/{name}"] = choice[int(rng.integers(len(choice)))]
     return bits
 
@@ -88,7 +88,7 @@ class Cover:
         network = space.network
         self._integer = [pair for pair in space.pairs if max(pair) <= 8]
         self._float = [pair for pair in space.pairs if max(pair) > 8]
-        self._inputs = {n.layer: n.inputs[0] for n in network.nodes if n.layer is not None}
+        self._inputs = {n.layer: n.source for n in network.nodes if n.layer is not None}
         self._sources = {
             layer.name: tuple(
                 dict.fromkeys(s.group for s in network.node[self._inputs[layer.name]].channels if s.group)
@@ -126,7 +126,9 @@ class Cover:
     def _levels(self, groups: Sequence[str]) -> list[tuple[float, ...]]:
         return list(itertools.product(*(self._space.levels[group] for group in groups)))
 
-    def _precisions(self) -> list[bool]:
+    def _precisions(self, layer: str) -> list[bool]:
+        if layer in self._space.stored:
+            return [False]
         return [integer for integer, pairs in ((True, self._integer), (False, self._float)) if pairs]
 
     def _everything(self) -> Iterator[Combination]:
@@ -137,15 +139,16 @@ class Cover:
             if math.prod(len(self._space.levels[group]) for group in groups) > MOST_COMBINATIONS:
                 groups = groups[-1:]
             for levels in self._levels(groups):
-                for integer in self._precisions():
+                for integer in self._precisions(layer.name):
                     yield (layer.name, integer, None, None, tuple(zip(groups, levels, strict=True)), "")
             for reader in self._after[layer.name]:
                 out = (layer.group,) if layer.group else ()
+                both = self._precisions(layer.name), self._precisions(reader)
                 for levels in self._levels(out):
-                    for integer, reads in itertools.product(self._precisions(), repeat=2):
+                    for integer, reads in itertools.product(*both):
                         yield (layer.name, integer, reader, reads, tuple(zip(out, levels, strict=True)), "")
         for name, (before, behind) in self._around.items():
-            for integer, reads in itertools.product(self._precisions(), repeat=2):
+            for integer, reads in itertools.product(self._precisions(before), self._precisions(behind)):
                 yield (before, integer, behind, reads, (), name)
 
     def _shown(self, policy: Policy) -> Iterator[Combination]:
@@ -182,7 +185,7 @@ class Cover:
         if reader is not None and reads is not None:
             kinds[reader] = reads
         for layer, kind in kinds.items():
-            pairs = (self._integer if kind else self._float) or list(space.pairs)
+            pairs = space.stored.get(layer) or (self._integer if kind else self._float) or space.pairs
             choices[f"{BITS}/{layer}"] = pairs[int(rng.integers(len(pairs)))]
         return space.policy(choices | ({f"{BRANCH}/{out}": True} if out else {}))
 

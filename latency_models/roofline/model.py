@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from leanfront.compression.graph import Kernel, Network
+from leanfront.compression.graph import Kernel, Network, operation
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile, Roofline
@@ -167,8 +167,9 @@ class RooflineModel(CostModel):
         sparse = policy is not None and any(p.pattern in ("2:4", "unstructured") for p in policy.values())
         for kernel, work in zip(kernels.kernels, kernels.works(), strict=True):
             gain = 1.0
-            if sparse and policy is not None and kernel.layer is not None and not work.depthwise:
-                gain = sparse_gain(policy[kernel.layer.name], roofline)
+            layer = kernel.layer if operation(kernel.op).layer else None
+            if sparse and policy is not None and layer is not None and not work.depthwise:
+                gain = sparse_gain(policy[layer.name], roofline)
             yield kernel, work, times(work, roofline, gain)
 
     def _energy_mj(self, latency_ms: Array, compute_ms: Array) -> Array:

@@ -101,6 +101,11 @@ class Kernels:
         self.elements = batch.elements.astype(np.float64)
         self._halves = bool((batch.activation_bits == 16).any())
         self._tensor_bits = self.elements * self.held
+        for row, kernel in enumerate(self.kernels):
+            if kernel.layer is not None and kernel.layer.weight_only and not kernel.inputs:
+                self._tensor_bits[row] = (
+                    self.elements[row] * batch.weight_bits[batch.layer_index[kernel.layer.name]]
+                )
         self._inputs = [[batch.kernel_index[name] for name in kernel.inputs] for kernel in self.kernels]
         self._units = np.array([_unit(roofline, bits) for bits in range(33)])
         self._aligned = None if all(pair == (1, 1) for pair in roofline.alignment.values()) else roofline
@@ -145,8 +150,12 @@ class Kernels:
         found["values"] = sum((self.elements[source] for source in inputs), self.elements[row])
         moved = sum((self._tensor_bits[source] for source in inputs), self._tensor_bits[row])
         found["moved_bytes"] = moved / 8
-        if kernel.layer is not None:
+        if operation(kernel.op).layer:
             self._add_layer(row, found)
+        elif kernel.layer is not None:  # a table, of which as much is read as comes out
+            bits = self.batch.weight_bits[self.batch.layer_index[kernel.layer.name]]
+            found["values"] = found["values"] + self.elements[row]
+            found["moved_bytes"] = found["moved_bytes"] + self.elements[row] * bits / 8
         elif operation(kernel.op).work == "product":
             first = self.kernels[inputs[0]].output
             depth = first.spatial[-1] if first.spatial else self.batch.widths[inputs[0]]
@@ -211,7 +220,7 @@ class Kernels:
             return False
         maker = self.kernels[self._inputs[row][0]]
         alone = self.batch.network.consumers[maker.name] == (kernel.nodes[0].name,)
-        return maker.layer is not None and not maker.activation and alone
+        return operation(maker.op).layer and not maker.activation and alone
 
     def _conversions(self, row: int) -> dict[str, Any]:
         """Changes of precision of a kernel's output, and the bytes that they read and write.

@@ -57,6 +57,9 @@ def _bits(
         if node.layer is None:
             continue
         pair = pairs[int(rng.integers(len(pairs)))]
+        if network.layer[node.layer].weight_only:
+            found[node.layer] = (pair[0], 32)
+            continue
         activations = of_tensor.setdefault(node.inputs[0], pair[1])
         if activations != pair[1]:
             alike = [other for other in pairs if other[1] == activations]

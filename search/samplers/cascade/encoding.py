@@ -1,5 +1,6 @@
 """Policies of a space as columns of integers, one row a decision."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -59,6 +60,9 @@ class Encoding:
         if batch.left_out is not None and space.branches:
             codes[space.rows(BRANCH)] = batch.left_out
         pairs = self._pair_of[batch.weight_bits, batch.activation_bits]
+        for name, stored in space.stored.items():
+            row = batch.layer_index[name]
+            pairs[row] = _places(stored)[batch.weight_bits[row], batch.activation_bits[row]]
         row_of, absent = batch.layer_index, batch.absent_layers
         for name, first in reversed(list(space.first_readers.items())):
             row, at = row_of[name], row_of[first]
@@ -113,11 +117,15 @@ class Encoding:
 
     @cached_property
     def _pair_of(self) -> NDArray[np.int64]:
-        """(weight bits, activation bits) -> pair; of a layer that is left out, the widest."""
-        lookup = np.full((33, 33), self.space.pairs.index(max(self.space.pairs)), dtype=np.int64)
-        for index, (weights, activations) in enumerate(self.space.pairs):
-            lookup[weights, activations] = index
-        return lookup
+        return _places(self.space.pairs)
+
+
+def _places(pairs: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+    """(weight bits, activation bits) -> its place; of a layer that is left out, that of the widest."""
+    lookup = np.full((33, 33), pairs.index(max(pairs)), dtype=np.int64)
+    for index, (weights, activations) in enumerate(pairs):
+        lookup[weights, activations] = index
+    return lookup
 
 
 def keys(codes: Codes) -> list[bytes]:
