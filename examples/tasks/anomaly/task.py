@@ -48,7 +48,7 @@ def error(outputs, targets):
     return (outputs - targets["image"]).square().flatten(1).mean(1), targets["odd"]
 
 
-@trained(epochs=20, batch=32)
+@trained(epochs=12, rate=0.02, batch=32)
 def task() -> Task:
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16

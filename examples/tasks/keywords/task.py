@@ -30,7 +30,7 @@ def separable(channels: int) -> nn.Sequential:
     )
 
 
-def network(channels: int = 24) -> nn.Module:
+def network(channels: int = 16) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(1, channels, (5, 4), stride=2, padding=(2, 1), bias=False),
         nn.BatchNorm2d(channels),
@@ -52,12 +52,12 @@ def spectrograms(count: int) -> tuple[torch.Tensor, torch.Tensor]:
         rise = torch.tensor(RISES)[torch.tensor(WORDS)[words, place]][:, None]
         start = 1750 + 500 * torch.rand(count, 1)
         syllables.append((2 * math.pi * (start * time + rise * time.square() / 0.25)).sin())
-    sound = torch.cat(syllables, dim=1) + 0.8 * torch.randn(count, 2 * len(time))
+    sound = torch.cat(syllables, dim=1) + 2.3 * torch.randn(count, 2 * len(time))
     power = torch.stft(sound, 64, window=torch.hann_window(64), return_complex=True).abs().square()
     return (power[:, None, :, :124].unflatten(3, (31, 4)).mean(4) + 0.1).log() - 1, words
 
 
-@trained(epochs=10, rate=0.02)
+@trained(epochs=6, rate=0.02)
 def task() -> Task:
-    splits = [TensorDataset(*split) for split in halves(*spectrograms(1600))]
+    splits = [TensorDataset(*split) for split in halves(*spectrograms(1200))]
     return Task(network(), torch.zeros(1, 1, 33, 31), *splits)

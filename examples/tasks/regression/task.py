@@ -32,7 +32,7 @@ def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return smooth_l1_loss(outputs / 75, targets / 75)
 
 
-@trained(epochs=12, rate=0.003, batch=32)
+@trained(epochs=12, rate=0.002, batch=32)
 def task() -> Task:
     patients = load_diabetes()
     numbers = torch.tensor(patients.data / patients.data.std(0), dtype=torch.float32)

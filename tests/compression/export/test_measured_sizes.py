@@ -120,7 +120,7 @@ def test_a_size_does_not_depend_on_values() -> None:
         sizes.append(len(file_of(made)))
         for parameter in model.parameters():
             nn.init.normal_(parameter)
-    assert abs(sizes[0] - sizes[1]) <= 24  # two zero points that happen to be 0
+    assert abs(sizes[0] - sizes[1]) <= 48  # four zero points that happen to be equal
 
 
 def test_names_of_values_have_the_same_length() -> None:
