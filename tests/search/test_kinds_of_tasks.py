@@ -66,10 +66,10 @@ def task():
     images = 0.3 * torch.rand(240, 1, 6, 6)
     images.reshape(240, 36)[torch.arange(240), places] += 1.0
     model = Detector()
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for _ in range(120):
+    optimizer = torch.optim.Adam(model.parameters(), 0.03)
+    for _ in range(25):
         optimizer.zero_grad()
-        model(list(images), places)["place"].backward()
+        model(list(images[:96]), places[:96])["place"].backward()
         optimizer.step()
     parts = [Images(each.inputs, each.targets) for each in thirds({"images": images}, places)]
     return Task(
