@@ -105,6 +105,8 @@ def hold(name: str, folder: Path, *settings: str) -> None:
         assert re.search(r"\nguessing +\d\d\.\d+ points of progression, always the me", said["check"])
         assert "points of progression" in said["front"]
         assert re.search(r"-\d+\.\d* points of", said["search"]) is None  # as it is, not as it is kept
+        assert found["test"]["report"]["correlation"]["uncompressed"] > 0.5
+        assert "| correlation |" in said["card"]
         assert "| lost, with its 95 % interval" in said["card"]
 
 

@@ -32,6 +32,10 @@ def loss(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return smooth_l1_loss(outputs / 75, targets / 75)
 
 
+def correlation(outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    return float(torch.corrcoef(torch.cat([outputs, targets], dim=1).T)[0, 1])
+
+
 @trained(epochs=12, rate=0.002, batch=32)
 def task() -> Task:
     patients = load_diabetes()
@@ -39,4 +43,6 @@ def task() -> Task:
     targets = torch.tensor(patients.target, dtype=torch.float32)[:, None]
     splits = [TensorDataset(*split) for split in halves(numbers, targets)]
     metric = replace(MEAN_ABSOLUTE_ERROR, unit="points of progression")
-    return Task(Network(), torch.zeros(1, 10), *splits, loss=loss, metric=metric)
+    return Task(
+        Network(), torch.zeros(1, 10), *splits, loss=loss, metric=metric, report={"correlation": correlation}
+    )
