@@ -81,6 +81,16 @@ class Metric:
             )
         return value
 
+    def after(self, function: Callable[[Any, Any], tuple[Any, Any]]) -> "Metric":
+        """The same metric of what a function makes of outputs and targets, outputs and targets again: of one
+        output of several, of the error of a reconstruction."""
+        own, resample = self.function, self.resample
+        return replace(
+            self,
+            function=lambda outputs, targets: own(*function(outputs, targets)),
+            resample=resample and (lambda outputs, targets, n: resample(*function(outputs, targets), n)),
+        )
+
     def resamples(self, outputs: Any, targets: Any, examples: int, wanted: int | None) -> Array:
         """What it is on resamples of the examples, (B,), the same ones whenever there are as many;
         ``wanted``: B, as ``affordable`` says by default. NaN where it is not defined."""

@@ -1,6 +1,6 @@
 """What each operation of a network takes in a file, measured in files of it written without weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -16,7 +16,7 @@ from leanfront.compression.export.onnx_writer import Writer, nodes_read
 from leanfront.compression.export.template import TENSOR, Template, template
 from leanfront.compression.export.walk import Walk
 from leanfront.compression.export.weights import LayerWeights
-from leanfront.compression.graph import Network, Written, kernels
+from leanfront.compression.graph import Network, Node, Written, kernels
 from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.file_size import NAME_BYTES, framed
@@ -52,7 +52,36 @@ def _measured(graph: Template) -> Network:
         eight, four = more.get(node.name, (0, 0))
         written = Written(fixed, each, eight, four, shared, floats.values[node.name])
         nodes.append(replace(node, written=written))
-    return Network(tuple(nodes), whole.layers, whole.outputs)
+    return Network(tuple(_with_twins(nodes, _twins(graph))), whole.layers, whole.outputs)
+
+
+def _twins(graph: Template) -> dict[str, str]:
+    """Nodes whose tensors a file has from another node, which the network does not read there: both compute
+    the same (the mask of each attention), and torch's exporter writes it once. Each with that node."""
+    found: dict[str, str] = {}
+    for node in graph.model().graph.node:
+        if node.op_type != "Identity":
+            continue
+        one, other = (name.removeprefix(TENSOR) for name in (node.input[0], node.output[0]))
+        known = one in graph.network.node and other in graph.network.node
+        if known and one not in graph.network.node[other].inputs:
+            found[other] = found.get(one, one)
+    return found
+
+
+def _with_twins(nodes: Sequence[Node], twins: Mapping[str, str]) -> Iterator[Node]:
+    """The nodes of a network, where what is written once for several is shared by them: it stays in the file
+    until all are left out."""
+    written = {node.name: node.written for node in nodes}
+    for node in nodes:
+        name = twins.get(node.name, node.name)
+        first = written[name]
+        if name not in twins.values() or first is None or node.written is None:
+            yield node
+            continue
+        shared = dict(node.written.shared) | dict(first.shared) | {f"for {name}": first.fixed}
+        fixed = 0 if node.name == name else node.written.fixed
+        yield replace(node, written=replace(node.written, fixed=fixed, shared=tuple(sorted(shared.items()))))
 
 
 @dataclass

@@ -27,6 +27,7 @@ TENSOR_BYTES = 11  # type, name, and how long all is; two bytes more for each di
 SCALAR_BYTES = 15  # a float
 BYTE_BYTES = 12  # an integer of 8 bits
 QUANTIZE_BYTES, DEQUANTIZE_BYTES, CLIP_BYTES = 38, 40, 28
+CODED_BYTES = QUANTIZE_BYTES + DEQUANTIZE_BYTES + SCALAR_BYTES + BYTE_BYTES
 CAST_BYTES, MUL_BYTES, MAX_BYTES = 29, 22, 22
 DECODE_BYTES = 48  # DequantizeLinear with an axis
 READ_BYTES = 5  # one more input of a node

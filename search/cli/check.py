@@ -65,6 +65,7 @@ def check_config(config: SearchConfig, measure: bool = False) -> dict[str, Any]:
         "seconds_to_measure": measuring,
         "metric": described(loaded.task.metric),
         "baseline_accuracy": known.baseline["accuracy"],
+        "guessing": _guessing(known),
         "macs": network.macs,
         "weights": network.weight_count,
         "split": split,
@@ -95,6 +96,15 @@ def check_config(config: SearchConfig, measure: bool = False) -> dict[str, Any]:
         "inputs": _inputs_note(loaded),
         "priced_by_what_they_move": unknown_sentence(unknown) if unknown else None,
     }
+
+
+def _guessing(known: Judged) -> dict[str, Any] | None:
+    """The best score of an answer that is the same for every example; None where outputs have no such
+    answers."""
+    if known.scorer.guessing is None:
+        return None
+    value, answer = known.scorer.guessing
+    return {"accuracy": value, "answer": answer}
 
 
 def _seconds_to_measure(loaded: Loaded) -> float | None:
@@ -178,6 +188,8 @@ def _print_space(answer: dict[str, Any]) -> None:
         print(f"latency table      to be measured once, about {minutes} min: a search begins with it;")
         print("                   leanfront check --measure does it now")
     print(f"{f'baseline {row.label}':<18} {row.shown(answer['baseline_accuracy'])} on the search split")
+    if guessing := answer["guessing"]:
+        print(f"{'guessing':<18} {row.shown(guessing['accuracy'])}, always {guessing['answer']}")
     for entry in answer["free"]:
         print(f"{entry['name']:<18} {row.shown(entry['accuracy'])} there without a search")
     if answer["split"]["sentence"]:

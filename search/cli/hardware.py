@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leanfront.compression.graph import Network
+from leanfront.compression.graph import Network, Written
 from leanfront.compression.policy import LayerPolicy, Policy, PolicyError
+from leanfront.compression.policy.file_size import CLIP_BYTES, CODED_BYTES
 from leanfront.hw_profiles import (
     HardwareProfile,
     ProfileError,
@@ -207,13 +208,33 @@ def read_network(path: Path) -> tuple[Network, Policy]:
         from leanfront.compression.capture.onnx_network import read_onnx
 
         read = read_onnx(path)
-        return read.network, read.policy
+        return _as_large_as(path, read.network, read.policy), read.policy
     if path.suffix.lower() == ".csv":
         from leanfront.latency_models.layer_table import read_layer_table
 
         network = read_layer_table(path)
         return network, Policy.uniform(network, LayerPolicy())
     raise PolicyError(f"a network is an .onnx file or a layer table (.csv), not {path.name!r}")
+
+
+def _as_large_as(path: Path, network: Network, policy: Policy) -> Network:
+    """A network read from a file, of which a file is foretold as large as that one: what is stored for no
+    layer (tables that are looked up, names) stays when its bits change. Of a file whose weights lie in others
+    the formulas count."""
+    import onnx
+
+    from leanfront.compression.policy.batch import size_bytes
+
+    stored = onnx.load_model(path, load_external_data=False).graph.initializer
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in stored):
+        return network
+    first, *others = network.nodes
+
+    def taking(fixed: int) -> Network:
+        written = Written(fixed, 0, CODED_BYTES, CODED_BYTES + CLIP_BYTES)
+        return replace(network, nodes=(replace(first, written=written), *others))
+
+    return taking(path.stat().st_size - size_bytes(taking(0), policy))
 
 
 def _read_policy(path: Path) -> Policy:

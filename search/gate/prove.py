@@ -174,7 +174,8 @@ class _Gate:
             apart = [share_of_range(answers(self.model, one), answers(module, one)) for one in batches]
             first = partial(first_in_capture, self.model, module, batches[int(np.argmax(apart))])
             what = f"captured network, batch of {size}"
-            yield self._shares(what, "the captured network equals the module", max(apart), first)
+            rule = f"the captured network equals the module in batches of {size}"
+            yield self._shares(what, rule, max(apart), first)
 
     def _cut(self, name: str, policy: Policy) -> Iterator[Check]:
         """The cut network, in floats and with its norms as they were, against the uncut one."""
@@ -248,7 +249,8 @@ def _kernels(name: str, compressed: CompressedNetwork, content: bytes) -> Check:
     if report["not_wanted"]:
         said.append(f"float layers run as integer kernels: {', '.join(report['not_wanted'])}")
     wrong = len(report["not_fused"]) + len(report["not_wanted"])
-    right = f"{len(report['integer'])} layers of the {name} network run as integer kernels, as promised"
+    count = len(report["integer"])
+    right = f"layers of the {name} network that run as integer kernels: {count}, as promised"
     sentence = f"in the file of the {name} network {'; '.join(said)}" if said else right
     return Check(f"{name}: kernels", not said, float(wrong), "layers", sentence)
 

@@ -173,6 +173,7 @@ def _search_said(run: RunFolder, row: TrialRow, score: Score) -> dict[str, Any]:
         **score.settled,
         "latency_ms": row.latency_ms,
         "energy_mj": row.energy_mj,
+        **{f"baseline_{name}": baseline.get(name) for name in ("latency_ms", "energy_mj")},
         "estimates": run.environment().get("estimates") or "",
         **({"objectives": pairs} if pairs else {}),
     }

@@ -52,7 +52,9 @@ def verified(found: Mapping[str, Any]) -> list[Row]:
             if search.get(name) is not None:
                 what = objective(name).label
                 text = f"{what}, predicted{', estimated' if what in estimated else ''}"
-                rows.append(Row(text, "", quantity(name, search[name]), ""))
+                base = search.get(f"baseline_{name}")
+                gain = f"{search[name] / base:.3f}x" if base else ""
+                rows.append(_costs(text, name, search, f"baseline_{name}", name, gain))
     for name, pair in (search.get("objectives") or {}).items():
         rows.append(_costs(objective(name).label, name, pair, "uncompressed", "picked", _share(pair)))
     if size:

@@ -307,7 +307,7 @@ class _Worker:
         own = Standing(number, oriented(price.values, costs), float(score.accuracy), float(score.divergence))
         others = standings(results, images, costs)
         if rung == 0 and len(others) < self.problem.sampler.start:
-            return f"among the first {self.problem.sampler.start}"
+            return f"of the first {self.problem.sampler.start} trials none is trained"
         by = dominator(
             own,
             score.scores,

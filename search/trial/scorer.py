@@ -143,6 +143,9 @@ class Scorer:
         """Of a metric, so many in all its scores: as the uncompressed network's score decides."""
         self.uncompressed: Score | None = None
         """What ``baseline`` has found."""
+        self.guessing: tuple[float, str] | None = None
+        """The best score of an answer that is the same for every example, and that answer, where ``baseline``
+        has found one."""
         self._short_batches: dict[int, Iterable[Batch]] = {}
         self._short: dict[int, Iterable[tuple[Any, Any]]] = {}
         around = model_around(task)
@@ -182,6 +185,7 @@ class Scorer:
                 " check its weights, the labels and the normalisation of the data"
             )
         self.uncompressed = score
+        self.guessing = (best, said) if math.isfinite(best) else None
         return score
 
     def _check_labels(self) -> None:

@@ -82,6 +82,20 @@ def test_many_resamples_at_once_are_those_of_one_after_the_other(metric: Metric)
     assert metric.resamples(outputs, targets, 30, 5) == pytest.approx(at_once[:5], nan_ok=True)
 
 
+def test_a_metric_of_what_a_function_makes_is_resampled_as_fast() -> None:
+    error = AUC.after(lambda outputs, targets: ((outputs["image"] - targets["image"]).abs(), targets["odd"]))
+    outputs = {"image": torch.zeros(4)}
+    targets = {"image": TOLD, "odd": TRUE}
+    assert error.of(outputs, targets) == AUC.of(TOLD, TRUE) == 0.75
+    assert (error.name, error.bounds) == ("AUC", (0.0, 1.0))
+    drawn = error.resamples(outputs, targets, 4, 50)
+    assert np.array_equal(drawn, AUC.resamples(TOLD, TRUE, 4, 50), equal_nan=True)
+    assert error.affordable(outputs, targets, 4) == 1000  # many at once
+    plain = Metric(lambda outputs, targets: outputs.mean(), "mean").after(lambda o, t: (2 * o, t))
+    assert plain.of(TOLD, TRUE) == pytest.approx(2 * float(TOLD.mean()))
+    assert plain.resample is None
+
+
 def test_a_mean_has_the_interval_that_the_normal_distribution_gives_and_pairs_are_narrower() -> None:
     rng = np.random.default_rng(0)
     apart = rng.normal(5.0, 1.0, 2000).astype(np.float32)

@@ -107,6 +107,27 @@ def test_cost_of_an_onnx_file_has_its_other_operations(onnx_file: Path) -> None:
     assert [row["latency_ms"] for row in cost["layers"]] == pytest.approx([1.01, 0.01 + 0.08])
 
 
+def test_a_file_is_as_large_as_it_is_and_keeps_its_tables_in_fewer_bits(onnx_file: Path) -> None:
+    model = onnx.load_model(onnx_file)
+    table = np.random.default_rng(0).random((50, 100)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(table, "table"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([7], np.int64), "row"))
+    model.graph.node.append(onnx.helper.make_node("Gather", ["table", "row"], ["looked_up"]))
+    model.graph.output.append(
+        onnx.helper.make_tensor_value_info("looked_up", onnx.TensorProto.FLOAT, (1, 100))
+    )
+    with_table = onnx_file.with_name("with_table.onnx")
+    onnx.save_model(model, with_table)
+    bits = ("--weight-bits", "8", "--activation-bits", "8")
+    (plain, plain_8), (tabled, tabled_8) = (
+        [answer("cost", file, "--profile", "toy", *more)["size_bytes"] for more in ((), bits)]
+        for file in (onnx_file, with_table)
+    )
+    assert (plain, tabled) == (onnx_file.stat().st_size, with_table.stat().st_size)
+    assert plain_8 < plain / 3
+    assert tabled_8 - plain_8 == pytest.approx(tabled - plain, abs=200)
+
+
 def test_tables_for_people(chain: Path, onnx_file: Path) -> None:
     for path in (chain, onnx_file):
         result = run("cost", path, "--profile", "toy")

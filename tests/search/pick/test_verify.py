@@ -288,6 +288,10 @@ def test_the_card_says_what_was_found() -> None:
     assert "| latency, predicted, estimated |  | 2.00 ms |" in text
     assert "| energy, predicted |  | 8.00 mJ |" in text
     assert "Latency is estimated." in text
+    said = {"latency_ms": 2.0, "energy_mj": 8.0, "baseline_latency_ms": 5.0, "baseline_energy_mj": 10.0}
+    text = card(replace(held(latency={}), search=said), policy, resized, "toy", "task.py", "today")
+    assert "| latency, predicted | 5.00 ms | 2.00 ms (0.400x) |" in text
+    assert "| energy, predicted | 10.0 mJ | 8.00 mJ (0.800x) |" in text
     assert "NOT as promised: layers not run as integer kernels: 0" in card(
         held(not_fused=["0"]), policy, resized, "toy", "task.py", "today"
     )

@@ -77,7 +77,9 @@ def test_a_sampler_is_added_from_the_task_file(tmp_path: Path) -> None:
     with registered(run) as worker:
         search_loop(problem, study, run, Budget(5), worker)
     rows = run.trials()
-    held = [row for row in rows if row.reason == "not promoted from rung 0: among the first 2"]
+    held = [
+        row for row in rows if row.reason == "not promoted from rung 0: of the first 2 trials none is trained"
+    ]
     assert [row.trial for row in held] == [0, 1]
     assert {row.expected_accuracy for row in rows if row.weights_of is None} == {0.25}
     assert [row.weights_of for row in rows if row.weights_of is not None] != []

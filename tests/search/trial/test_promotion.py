@@ -289,7 +289,9 @@ def test_front_members_that_are_better_by_noise_alone_are_marked(tmp_path):
 def test_the_first_are_scored_untrained_alone_and_may_go_on_later(tmp_path):
     _, run, study, _ = search(tmp_path / "run", 1, start=6)
     rows = run.trials()
-    assert [row.reason for row in rows[:6]] == ["not promoted from rung 0: among the first 6"] * 6
+    assert [row.reason for row in rows[:6]] == [
+        "not promoted from rung 0: of the first 6 trials none is trained"
+    ] * 6
     assert rows[6].reason != rows[5].reason
     before = search(tmp_path / "run", 25, start=6)[1].trials()  # past the seeds, which go first
     study.enqueue_trial(study.trials[0].params)
