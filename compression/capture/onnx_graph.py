@@ -26,6 +26,9 @@ SMALL_BYTES = 65536
 SMALL = 4096
 """Computed tensors of up to so many elements are taken for sizes, axes and the like."""
 
+LOWEST = -1e38
+"""No value of a network is less."""
+
 TYPE_BITS: dict[int, int] = {
     TensorProto.FLOAT: 32, TensorProto.DOUBLE: 32, TensorProto.FLOAT16: 16, TensorProto.BFLOAT16: 16,
     TensorProto.INT16: 16, TensorProto.UINT16: 16, TensorProto.INT8: 8, TensorProto.UINT8: 8,
@@ -273,9 +276,22 @@ class Graph:
                 return narrowest
             if levels := self.clipped_bits(node):
                 return min(narrowest, levels)
+            if guarded := self.guarded(node):
+                name = guarded
+                continue
             if not self.is_constant(name) and node.op_type not in moving:
                 return narrowest
             name = node.input[0]
+
+    def guarded(self, node: NodeProto) -> str:
+        """What a Max with a number below all others hands on as it is: our files keep float layers between
+        integer tensors apart so. "": it is none."""
+        if node.op_type != "Max" or len(node.input) != 2:
+            return ""
+        stored = [name for name in node.input if self.is_constant(name)]
+        below = self.scalar(stored[0]) if len(stored) == 1 else None
+        lowest = below is not None and below <= LOWEST
+        return next(name for name in node.input if name not in stored) if lowest else ""
 
     def clipped_bits(self, node: NodeProto) -> int:
         """Bits of a quantizer with fewer levels than its type has, whose range this Clip cuts; 0: not so.

@@ -213,6 +213,8 @@ def _bits(graph: Graph, node: NodeProto) -> LayerPolicy:
     activation_bits = graph.bits(node.input[0])
     if weight_bits == 32:
         activation_bits = 32  # a float layer reads what was quantized for others
+    elif activation_bits == 32 and weight_bits <= 8 and not operation(LAYERS[node.op_type]).integer:
+        activation_bits = 8  # no file holds what such a layer reads in integers for it: as ours are made
     if weight_bits not in WEIGHT_BITS or activation_bits not in ACTIVATION_BITS:
         raise OnnxError(
             f"{graph.where}: layer {node.name!r} has weights of {weight_bits} and activations of"

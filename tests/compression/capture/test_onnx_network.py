@@ -4,10 +4,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from torch import nn
 
+import leanfront as lf
 from leanfront.compression.capture.onnx_network import OnnxError, network_of, read_onnx
 from leanfront.compression.graph import kernels
 from leanfront.compression.policy import LayerPolicy, tensor_bits
@@ -358,3 +361,19 @@ def test_bits_of_small_weights_survive_where_sizes_are_calculated() -> None:
     read = network_of(model(text, weights | sizes))
     assert dict(read.policy) == {"a": LayerPolicy(0.0, 8, 32)}
     assert read.network.node["y"].elements == 4 * 6 * 6
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_file_of_ours_has_the_policy_that_it_was_made_with(apart: bool, tmp_path: Path) -> None:
+    """Transposed convolutions are computed in floats: kept apart from integer tensors around them, or reading
+    what another left in floats."""
+    more = () if apart else (nn.ConvTranspose2d(8, 8, 2, stride=2), nn.ReLU())
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 1), nn.ConvTranspose2d(4, 8, 1), nn.ReLU(), *more, nn.Conv2d(8, 1, 3, padding=1)
+    )
+    captured = lf.capture(model.eval(), torch.randn(1, 1, 8, 8))
+    policy = lf.uniform(captured, weight_bits=8, activation_bits=8)
+    made = lf.compress(captured, policy, [torch.randn(4, 1, 8, 8)])
+    file = lf.export(made, tmp_path / "model.onnx").path
+    assert ("Max" in [node.op_type for node in onnx.load_model(file).graph.node]) is apart
+    assert set(read_onnx(file).policy.values()) == {LayerPolicy(0.0, 8, 8)}
