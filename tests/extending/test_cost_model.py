@@ -99,7 +99,9 @@ def test_it_prices_a_search(tmp_path: Path) -> None:
     assert fastest["latency_ms"] == min(row.latency_ms for row in done) < baseline["latency_ms"]
     assert f"{baseline['latency_ms']:.2f} ms" in walk.table
     assert "profile &#39;my-npu&#39; are assumed (supported, channel_multiple, power_w, npu" in walk.page
-    assert f"| latency, predicted, estimated |  | {fastest['latency_ms']:.2f} ms |" in walk.card
+    before, after = baseline["latency_ms"], fastest["latency_ms"]
+    said = f"| latency, predicted, estimated | {before:.2f} ms | {after:.2f} ms ({after / before:.3f}x) |"
+    assert said in walk.card
     assert "numbers of profile 'my-npu' are assumed (supported, channel_multiple, power_w, npu" in walk.card
 
 
