@@ -33,8 +33,8 @@ METHOD = 9
 _TRIED = 4
 _BUILT = 600
 _TIMED_SECONDS = 30.0
-"""While a table is made about as many networks are built, and kernels and whole networks are timed for so long.
-Of the digits example and of ResNet-20 it says 37 and 50 s, which took 10 and 41."""
+"""While a table is made about as many networks are built, and kernels and whole networks are timed for so
+long. Of the digits example and of ResNet-20 it says 37 and 50 s, which took 10 and 41."""
 ENERGY_SAMPLES = 8
 """Whole networks whose energy is measured, where the machine has counters."""
 
