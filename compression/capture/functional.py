@@ -72,7 +72,7 @@ def _constants_computed(graph: fx.GraphModule) -> None:
         sources = node.all_input_nodes
         if node.op == "get_attr" and not isinstance(_held(graph, node), torch.nn.Parameter):
             values[node] = _held(graph, node).clone()
-        elif node.op == "call_function" and all(source in values for source in sources):
+        elif node.op == "call_function" and not _random(node) and all(source in values for source in sources):
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: values[source])
             values[node] = node.target(*args, **kwargs)
             writes += _in_place(node)
@@ -87,6 +87,10 @@ def _constants_computed(graph: fx.GraphModule) -> None:
             graph.graph.erase_node(node)
 
 
+def _random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
 def _held(graph: fx.GraphModule, node: fx.Node) -> Any:
     return attrgetter(str(node.target))(graph)
 
@@ -96,7 +100,7 @@ def _is_constant(graph: fx.GraphModule, node: fx.Node) -> bool:
     waiting, seen = [node], set()
     while waiting:
         one = waiting.pop()
-        if one.op == "placeholder":
+        if one.op == "placeholder" or _random(one):
             return False
         if one.op == "get_attr" and isinstance(_held(graph, one), torch.nn.Parameter):
             return False

@@ -100,6 +100,24 @@ def test_it_computes_the_same(function, monkeypatch) -> None:
             assert share_of_range([model(x.clone())], [graph(x.clone())]) < 1e-6
 
 
+def test_noise_is_drawn_anew_each_time() -> None:
+    """What is drawn is no constant, though it depends on no input."""
+
+    def noisy(s, x):
+        noise = torch.zeros(4, 1, 1)
+        noise[1:].uniform_()
+        mask = torch.zeros(4, 1, 1)
+        mask[:2] = 1.0
+        return s.conv(x) * mask + noise
+
+    graph = program(Made(noisy).eval(), Arguments.of(torch.randn(1, 4, 5, 6)))
+    x = torch.randn(2, 4, 5, 6)
+    with torch.no_grad():
+        one, other = graph(x), graph(x)
+    assert torch.equal(one[:, 0], other[:, 0])
+    assert not torch.equal(one[:, 1:], other[:, 1:])
+
+
 def test_all_sizes_are_said() -> None:
     """A batch that is known from an input is named, one that is not is left open."""
 
