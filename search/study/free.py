@@ -21,12 +21,16 @@ KINDS: Mapping[str, tuple[int, int]] = {"int8": (8, 8), "float16": (16, 16)}
 
 
 def free_policies(network: Network, profile: HardwareProfile) -> dict[str, Policy]:
-    """Name -> policy, of those kinds that the part runs."""
-    return {
-        name: Policy.uniform(network, LayerPolicy(weight_bits=weights, activation_bits=activations))
-        for name, (weights, activations) in KINDS.items()
-        if (weights, activations) in profile.supported
-    }
+    """Name -> policy, of those kinds that the part runs. Layers of weight bits alone keep their floats where
+    it does not decode these."""
+    found = {}
+    for name, (weights, activations) in KINDS.items():
+        if (weights, activations) not in profile.supported:
+            continue
+        policy = Policy.uniform(network, LayerPolicy(weight_bits=weights, activation_bits=activations))
+        kept = () if profile.supports(weights, 32) else network.weight_only
+        found[name] = Policy.of({**policy, **dict.fromkeys(kept, LayerPolicy())})
+    return found
 
 
 def scored_free(

@@ -4,7 +4,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import leanfront as lf
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.hw_profiles import load_profile
 from leanfront.search.study.free import KINDS, free_policies
@@ -24,6 +27,16 @@ def test_of_the_kinds_that_the_part_runs(profile: str, names: list[str]) -> None
         assert {(one.weight_bits, one.activation_bits, one.sparsity) for one in policy.values()} == {
             (*KINDS[name], 0.0)
         }
+
+
+@pytest.mark.parametrize(("profile", "bits"), [("this-machine", 8), ("raspberry-pi-4", 32)])
+def test_a_table_has_the_bits_that_a_search_could_give_it(profile: str, bits: int) -> None:
+    model = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 4))
+    network = lf.capture(model, torch.zeros(1, 5, dtype=torch.int64)).network
+    policy = free_policies(network, load_profile(profile))["int8"]
+    assert {name: (one.weight_bits, one.activation_bits) for name, one in policy.items()} == {
+        "0": (bits, 32), "1": (8, 8),
+    }  # fmt: skip
 
 
 @dataclass
