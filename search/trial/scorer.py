@@ -10,9 +10,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -266,8 +268,8 @@ class Scorer:
         """
         started = time.perf_counter()
         with training(self.note), explained():
-            compressed = self.prepared(policy, rough=len(self.rungs) > 1)
-        return CandidateTraining(self, compressed, time.perf_counter() - started)
+            compressed, settled = self._prepared(policy, rough=len(self.rungs) > 1)
+        return CandidateTraining(self, compressed, time.perf_counter() - started, settled)
 
     def refine(
         self, policy: Policy, checkpoint: Path | None, epochs: float, learning_rate: float
@@ -282,7 +284,7 @@ class Scorer:
             started = time.perf_counter()
             compressed, settled = self._prepared(policy, rough=False)
             if checkpoint is not None and checkpoint.exists():
-                load_weights(compressed.module, checkpoint)
+                settled = load_weights(compressed.module, checkpoint)
             batch, size = self.config.finetune.batch, len(self.train)
             best = replace(self._scored_now(compressed, started), settled=settled)
             steps = [int(each * size / batch) for each in rounds(epochs, self.config.finetune.images / size)]
@@ -654,8 +656,12 @@ class CandidateTraining:
     """One policy's network on its way up the rungs: what it has learnt stays from one to the next, and for
     the networks that inherit its weights."""
 
-    def __init__(self, scorer: Scorer, compressed: Compressed, seconds: float) -> None:
+    def __init__(
+        self, scorer: Scorer, compressed: Compressed, seconds: float, settled: Mapping[str, str]
+    ) -> None:
+        """``seconds``: that it took so far; ``settled``: see ``Score``."""
         self.compressed = compressed
+        self.settled = dict(settled)
         self._scorer = scorer
         self._seconds = seconds
         self._next = 0
@@ -694,8 +700,8 @@ class CandidateTraining:
         started = time.perf_counter()
         with training(scorer.note), explained():
             compressed = inherit(scorer.traced, self.compressed, policy, scorer.multiple)
-            scorer.estimate(compressed, rough=True)
-        return CandidateTraining(scorer, compressed, time.perf_counter() - started)
+            settled = scorer.estimate(compressed, rough=True)
+        return CandidateTraining(scorer, compressed, time.perf_counter() - started, settled)
 
     def as_it_is(self) -> Score:
         """The score of the network as it is now, on all search images.
@@ -716,11 +722,12 @@ class CandidateTraining:
         batches = scorer.short_batches(rung)
         steps = -(-images // options.batch)
         scorer.fine_tune(self.compressed, batches, steps, options.learning_rate)
-        scorer.settle_norms(self.compressed, frozenset(norms_of(self.compressed.module)), trained=True)
+        norms = frozenset(norms_of(self.compressed.module))
+        self.settled["batch_norms"] = scorer.settle_norms(self.compressed, norms, trained=True)
 
     def keep(self, checkpoint: Path) -> None:
         """Write the weights as they are now."""
-        save_weights(self.compressed.module, checkpoint)
+        save_weights(self.compressed.module, checkpoint, self.settled)
 
 
 def rounds(epochs: float, least: float) -> list[float]:
@@ -755,14 +762,15 @@ def explained() -> Iterator[None]:
         raise
 
 
-def save_weights(module: nn.Module, path: Path) -> None:
-    """Write a module's state as safetensors, beside and renamed. A full disk is waited for."""
+def save_weights(module: nn.Module, path: Path, settled: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Write a module's state as safetensors, and what was settled of it as their metadata, beside and
+    renamed. A full disk is waited for."""
     beside = path.with_suffix(".partial")
     state = {name: value.contiguous() for name, value in module.state_dict().items()}
 
     def write() -> None:
         try:
-            save_file(state, beside)
+            save_file(state, beside, dict(settled))
             beside.replace(path)
         except BaseException:
             beside.unlink(missing_ok=True)
@@ -771,9 +779,12 @@ def save_weights(module: nn.Module, path: Path) -> None:
     when_there_is_space(write)
 
 
-def load_weights(module: nn.Module, path: Path) -> None:
-    """Read what ``save_weights`` wrote into a module made by the same policy."""
+def load_weights(module: nn.Module, path: Path) -> dict[str, str]:
+    """Read what ``save_weights`` wrote into a module made by the same policy; what was settled of it, nothing
+    if that was not kept."""
     module.load_state_dict(load_file(path))
+    with safe_open(path, "pt") as file:
+        return dict(file.metadata() or {})
 
 
 def _laid_out(inputs: Any, device: torch.device) -> Any:

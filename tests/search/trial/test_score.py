@@ -136,6 +136,8 @@ def test_scores_repeat_and_the_weights_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["3.safetensors"]
     _, again = judge.refine(policy(judge), kept, epochs=0, learning_rate=0.01)
     assert again.accuracy == first.accuracy
+    assert again.settled == candidate.settled  # of the weights that were kept, not of those before them
+    assert set(again.settled) == {"batch_norms", "ranges", "biases"}
     assert all(torch.equal(judge.traced.module.state_dict()[key], value) for key, value in before.items())
     assert all(value.is_contiguous() for value in judge.traced.module.state_dict().values())  # nor its layout
 
@@ -324,7 +326,7 @@ def test_weights_round_trip(tmp_path: Path) -> None:
         for value in one.parameters():
             value.add_(1.0)
     save_weights(one, tmp_path / "w.safetensors")
-    load_weights(other, tmp_path / "w.safetensors")
+    assert load_weights(other, tmp_path / "w.safetensors") == {}
     assert all(torch.equal(value, other.state_dict()[key]) for key, value in one.state_dict().items())
 
 
