@@ -200,10 +200,9 @@ class DatasetData:
         except (TaskError, MemoryError):
             raise
         except Exception as problem:  # the user's own code
-            what = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
             raise TaskError(
                 f"Data gives an example for each number below its length, but {self._name}, {len(self)} "
-                f"long, has none for {index} ({what}); correct its length, or the example"
+                f"long, has none for {index} ({_said(problem)}); correct its length, or the example"
             ) from problem
 
     def _collated(self, examples: list[Any]) -> tuple[Any, Any]:
@@ -225,10 +224,9 @@ class DatasetData:
         try:
             found = collate(examples)
         except Exception as problem:  # the user's own code
-            what = f"{type(problem).__name__}: {' '.join(str(problem).split())}"
             raise TaskError(
                 f"A loader's collate_fn makes a batch of any examples, but {name} failed with "
-                f"{len(examples)} of {self._name} ({what}); correct it, or resize the examples"
+                f"{len(examples)} of {self._name} ({_said(problem)}); correct it, or resize the examples"
             ) from problem
         require(
             _is_pair(found),
@@ -271,6 +269,10 @@ def _seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(before)
             np.random.set_state(numpy_before)
+
+
+def _said(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {' '.join(str(problem).split())}"
 
 
 def _is_pair(example: Any) -> bool:

@@ -148,6 +148,7 @@ class Scorer:
         self.guessing: tuple[float, str] | None = None
         """The best score of an answer that is the same for every example, and that answer, where ``baseline``
         has found one."""
+        self._untrained: dict[str, Score] = {}
         self._short_batches: dict[int, Iterable[Batch]] = {}
         self._short: dict[int, Iterable[tuple[Any, Any]]] = {}
         around = model_around(task)
@@ -330,15 +331,18 @@ class Scorer:
         return self.scored(self.as_run(compressed), trained - started, trained)
 
     def without_training(self, policy: Policy) -> Score:
-        """What a policy's network is worth as its file, rounded and calibrated, but not trained.
+        """What a policy's network is worth as its file, rounded and calibrated, but not trained; scored once.
 
         Raises:
             TrialFailed: memory ran out.
         """
-        started = time.perf_counter()
-        with training(self.note), explained():
-            compressed, settled = self._prepared(policy, rough=False)
-            return replace(self.scored(self.as_run(compressed), 0.0, started), settled=settled)
+        if policy.digest not in self._untrained:
+            started = time.perf_counter()
+            with training(self.note), explained():
+                compressed, settled = self._prepared(policy, rough=False)
+                score = self.scored(self.as_run(compressed), 0.0, started)
+                self._untrained[policy.digest] = replace(score, settled=settled)
+        return self._untrained[policy.digest]
 
     def fine_tune(
         self, compressed: Compressed, batches: Iterable[Batch], steps: int, learning_rate: float
