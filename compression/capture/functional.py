@@ -34,6 +34,9 @@ _SIZES = _VIEWS | {
     aten.flatten.using_ints, aten.unflatten.int, aten.view_as.default, aten.reshape_as.default,
 }  # fmt: skip
 _EXPANDS = {aten.expand_as.default}
+_CASTS = {
+    aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten.type_as.default,
+}  # fmt: skip
 _SCATTERED: Mapping[Any, Any] = {
     aten.slice.Tensor: aten.slice_scatter.default, aten.select.int: aten.select_scatter.default,
 }  # fmt: skip
@@ -50,6 +53,9 @@ def made_functional(graph: fx.GraphModule) -> bool:
     known = _known_sizes(graph)
     for node in list(graph.graph.nodes):
         if node.op != "call_function":
+            continue
+        if node.target in _CASTS:
+            _cast(node)
             continue
         if _in_place(node) and not _out_of_place(node):
             return False
@@ -227,6 +233,17 @@ def _sized(graph: fx.GraphModule, node: fx.Node, known: dict[str, tuple[fx.Node,
     node.target = aten.view.default if node.target in _SIZES else aten.expand.default
     node.args, node.kwargs = (node.args[0], sizes), {}
     return True
+
+
+def _cast(node: fx.Node) -> None:
+    """A change of type says nothing else, and what changes no type is what it reads."""
+    read, value = node.args[0], node.meta["val"]
+    assert isinstance(read, fx.Node)
+    if read.meta["val"].dtype == value.dtype:
+        node.replace_all_uses_with(read)
+        node.graph.erase_node(node)
+    else:
+        node.target, node.args, node.kwargs = aten._to_copy.default, (read,), {"dtype": value.dtype}
 
 
 def _size_node(graph: fx.GraphModule, given: fx.Node, dim: int) -> fx.Node:

@@ -205,3 +205,24 @@ def test_a_number_of_the_models_own_stays() -> None:
     assert lf.compress(captured, lf.uniform(captured, 0.5)).kept_parameters == {}
     proof = prove(model, captured, x)
     assert proof.passed, proof.failures
+
+
+class Masked(nn.Module):
+    """A mask of yes and no becomes numbers, in each way that torch has for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        there = x > 0
+        places = torch.arange(6) * there.to(x.device, torch.int32)
+        y = self.a(x * there.to(x) + (x > 1).type_as(x) + (x > 2).float()).relu()
+        return self.b(y) + places.argmax(1, keepdim=True)
+
+
+def test_a_change_of_type_is_in_the_file_however_it_was_written() -> None:
+    torch.manual_seed(0)
+    model, x = Masked().eval(), torch.randn(1, 6)
+    proof = prove(model, lf.capture(model, x), x)
+    assert proof.passed, proof.failures
