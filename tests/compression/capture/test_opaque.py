@@ -224,5 +224,9 @@ class Masked(nn.Module):
 def test_a_change_of_type_is_in_the_file_however_it_was_written() -> None:
     torch.manual_seed(0)
     model, x = Masked().eval(), torch.randn(1, 6)
-    proof = prove(model, lf.capture(model, x), x)
+    captured = lf.capture(model, x)
+    targets = {str(node.target) for node in captured.module.graph.nodes}
+    assert "aten._to_copy.default" in targets
+    assert not any(target.startswith(("aten.to.", "aten.type_as")) for target in targets)
+    proof = prove(model, captured, x)
     assert proof.passed, proof.failures
