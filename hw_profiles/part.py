@@ -30,6 +30,7 @@ class Source(Frozen):
 class Part(Frozen):
     """The facts of one part. hw_profiles/README.md lists the fields.
 
+    ``engine``: what runs networks there: the numbers are of it, and the file that is handed over is its.
     ``specs`` are facts that no model reads (clocks, counts of units): what the other numbers were derived
     from.
     """
@@ -37,6 +38,7 @@ class Part(Frozen):
     name: Name
     description: str = Field(min_length=1)
     kind: Literal["cpu", "gpu", "npu", "fpga"]
+    engine: Literal["onnxruntime", "tflite", "tensorrt", "qonnx", "openvino"] = "onnxruntime"
     model: str
     supported: tuple[tuple[Bits, Bits], ...] = Field(min_length=1)
     pattern: Literal["channel", "2:4", "block", "unstructured"] = "channel"

@@ -58,6 +58,8 @@ class HardwareProfile(Part):
         that a profile had not then."""
         fields: dict[str, Any] = handler(self)
         sources = fields.pop("sources", None)
+        if fields.get("engine") == "onnxruntime":
+            fields.pop("engine")
         first = [name for name in fields if name not in _TABLES and name != self.model]
         others = [name for name in fields if name not in (*_TABLES, *first)]
         found = {name: fields.get(name) for name in (*first, *_TABLES, *others)}
@@ -90,7 +92,7 @@ class HardwareProfile(Part):
     @property
     def numbers(self) -> dict[str, Any]:
         """Every number of the profile by field path; the pairs of ``supported`` are one entry."""
-        fields = self.model_dump(exclude={"name", "description", "kind", "model", "pattern", "sources"})
+        fields = self.model_dump(exclude=_WORDS)
         return dict(_leaves(fields, ""))
 
     @property
@@ -133,6 +135,7 @@ class HardwareProfile(Part):
             raise ProfileError(f"{where}: {error}") from error
 
 
+_WORDS = {"name", "description", "kind", "engine", "model", "pattern", "sources"}
 _TABLES = ("roofline", "resources", "overlay", "dataflow", "power", "space")
 
 

@@ -1,7 +1,7 @@
 """A network in Python: captured, given a policy, compressed, priced, exported."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,15 @@ from torch.utils import _pytree as pytree
 from leanfront.compression.capture.part import calls_of_part, trace_part, with_part
 from leanfront.compression.capture.program import Arguments
 from leanfront.compression.capture.trace import Traced
-from leanfront.compression.export.dialects import Dialect, dialect_of
+from leanfront.compression.export.dialects import (
+    Dialect,
+    check_operations,
+    check_policy,
+    dialect_for,
+    dialect_of,
+)
 from leanfront.compression.export.measured_sizes import measured
-from leanfront.compression.export.template import ExportError, Template, template
+from leanfront.compression.export.template import TENSOR, ExportError, Template, template
 from leanfront.compression.export.walk import exported
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import LayerPolicy, Policy, PolicyError
@@ -194,7 +200,11 @@ def uniform(
 
 
 def compress(
-    captured: Captured, policy: Policy, calibration: Iterable[Any] | None = None, multiple: int = 1
+    captured: Captured,
+    policy: Policy,
+    calibration: Iterable[Any] | None = None,
+    multiple: int = 1,
+    to: str = "onnx",
 ) -> CompressedNetwork:
     """Apply a policy to a copy: leave branches out, cut channels, put quantizers in, estimate what they need.
 
@@ -202,12 +212,15 @@ def compress(
         calibration: batches of inputs, as the user's module takes them (of a part, the whole): integer
             activations need their ranges, and batch norms of a cut network are estimated again on them.
         multiple: channel counts are rounded to it (a profile's ``channel_multiple``).
+        to: the kind of file that it is meant for: engines differ in where the zero of a tensor's integers
+            may lie, and what is trained has to have it there.
 
     Raises:
+        DialectError: there is no such kind of file.
         PolicyError: the policy does not fit the network, or has integer activations and nothing to calibrate.
     """
     batches = [call for batch in calibration or () for call in captured.gets(batch)]
-    made = compressed_by(captured.traced, policy, multiple)
+    made = compressed_by(replace(captured.traced, grids=dialect_of(to).grids), policy, multiple)
     if any(layer.activation_bits < 16 for layer in policy.there().values()) and not batches:
         raise PolicyError("integer activations need their ranges; give calibration, an iterable of inputs")
     if batches:
@@ -255,7 +268,12 @@ def file_of(compressed: CompressedNetwork, to: str = "onnx") -> bytes:
         DialectError, ExportError: as ``export``.
     """
     inner = Compressed(compressed.module, compressed.network, compressed.policy)  # type: ignore[arg-type]
-    return bytes(exported(compressed.captured._template, inner, dialect_of(to)).SerializeToString())
+    dialect = dialect_for(to, "onnxruntime")
+    check_policy(dialect, inner.network, inner.policy)
+    if dialect.limited:
+        check_operations(dialect, compressed.captured._template.model().graph, TENSOR)
+    written = exported(compressed.captured._template, inner, dialect)
+    return dialect.finished(written, inner.network, inner.policy)
 
 
 def _compare(compressed: CompressedNetwork, model: bytes, path: Path, dialect: Dialect) -> None:

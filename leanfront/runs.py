@@ -1,7 +1,7 @@
 """A search in Python, and what a run folder holds, as pandas frames."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +80,7 @@ class Run:
         epochs: float | None = None,
         out: Path | str | None = None,
         to: str | None = None,
+        also: Sequence[str] = (),
         log: Callable[[str], None] = print,
     ) -> Picked:
         """Choose from the front, fine-tune long, read the test split once, export, verify.
@@ -88,7 +89,8 @@ class Run:
             max_drop: most accuracy lost, 0.01 is a point. prefer: the column to want most of.
             confidence: the probability with which max_drop must be kept, although the best of many is chosen.
             trial: this one, instead of choosing. epochs: of the long fine-tune.
-            out: where the files go; exported/<trial> of the run by default. to: the kind of file, "onnx".
+            out: where the files go; exported/<trial> of the run by default. to: the kind of file, by
+                default that of the profile's engine. also: further kinds, run and timed here beside it.
             log: hears what is being done.
 
         Raises:
@@ -99,7 +101,9 @@ class Run:
 
         wish = Wish(max_drop, max_latency_ms, max_size_bytes, max_energy_mj, prefer, confidence)
         place = None if out is None else Path(out)
-        return Picked(*pick(self.folder, wish, trial=trial, out=place, epochs=epochs, to=to, log=log))
+        return Picked(
+            *pick(self.folder, wish, trial=trial, out=place, epochs=epochs, to=to, also=also, log=log)
+        )
 
     def report(self) -> Path:
         """Write report.html, one self-contained file; where it is."""

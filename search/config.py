@@ -152,10 +152,11 @@ class PickSection(_Section):
 
 
 class ExportSection(_Section):
-    """The file of a network that is picked or exported. ``to``: its kind (export/dialects.py); a task file
-    may bring more, so that the name is looked up when the task was loaded."""
+    """The file of a network that is picked or exported. ``to``: its kind (export/dialects.py), that of the
+    profile's engine by default; a task file may bring more, so that the name is looked up when the task was
+    loaded."""
 
-    to: str = "onnx"
+    to: str | None = None
 
 
 class SearchConfig(_Section):

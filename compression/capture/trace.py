@@ -27,6 +27,7 @@ from leanfront.compression.graph.branches import FILLED, SCALED
 from leanfront.compression.graph.operations import Operation, by_aten, operation
 from leanfront.compression.layers import LayerKind, kind_of, layer_shape
 from leanfront.compression.layers.kinds import pair
+from leanfront.compression.policy.grids import GridKind
 
 __all__ = ["Arguments", "TraceError", "Traced", "trace"]
 
@@ -39,6 +40,7 @@ class Traced:
     batch of one. axes: the dimension of its channels. classes: the class of each of its channels: what has
     the same is one channel, -1 stays. blocks: number of the block of each class; block_numbers: (group,
     block) -> its number. notes: a line for each thing with weights that is kept as it is, and why.
+    grids: where the zeros of its tensors' grids may lie, by the engine that it is compressed for.
     """
 
     module: fx.GraphModule
@@ -50,6 +52,7 @@ class Traced:
     blocks: NDArray[np.int64] = field(repr=False)
     block_numbers: Mapping[tuple[str, int], int] = field(repr=False)
     notes: tuple[str, ...] = ()
+    grids: GridKind = "affine"
 
     @property
     def example_input(self) -> Tensor:

@@ -1,28 +1,35 @@
-"""Dialects: how a kind of ONNX file spells layers, tensors on a grid and packed weights.
+"""Dialects: how a kind of file spells layers, tensors on a grid and packed weights, and which engine runs it.
 
 ``walk`` walks the graph of a network, ``network_model`` makes one of shapes alone;
 both ask a dialect how to write what is in it. A kind of file of your own is a subclass of ``Dialect``, made
 known with ``register`` (in a task file, for instance) and asked for by name. No torch.
 """
 
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Protocol
 
 import numpy as np
+import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from leanfront.compression.export.onnx_writer import Writer
 from leanfront.compression.export.weights import LayerWeights, along, bias_codes, finer_steps
-from leanfront.compression.graph import Kernel, Layer
-from leanfront.compression.policy import LayerPolicy
+from leanfront.compression.graph import Kernel, Layer, Network
+from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.file_size import storage_bits
-from leanfront.compression.policy.grids import ActivationGrid
+from leanfront.compression.policy.grids import ActivationGrid, GridKind
 from leanfront.compression.policy.precision import computes_in_integers
 
 
 class DialectError(ValueError):
-    """A kind of file that is not known, or a name that is taken."""
+    """A kind of file that is not known, that cannot be written here, or that cannot hold a network."""
 
 
 @dataclass(frozen=True)
@@ -82,23 +89,107 @@ def layer_call(
     )
 
 
+class Opened(Protocol):
+    """A file, opened by what runs it on this machine."""
+
+    @property
+    def inputs(self) -> Iterable[str]:
+        """Names of its inputs, those that it reads."""
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of its outputs, in their order."""
+
+    def run(self, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """What it puts out for inputs by name, as the network has them: floats, channels first."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What an engine asks of a file, checked where the engine is not. source: where it says so. broken:
+    sentences, one for each place where a file breaks the rule."""
+
+    says: str
+    source: str
+    broken: Callable[[onnx.ModelProto], list[str]]
+
+
 class Dialect:
     """A kind of file. These methods write everything in floats; a dialect overrides what it spells otherwise.
 
-    name: what a user asks for. runs_here: onnxruntime can run it; what is promised of a file that it cannot
-    run is not checked, and said to be so. priced: latency tables are made of such files, so that latencies
-    are promises about it. exact: such a file puts out what the torch network does, but for the rounding of
-    floats and of values between two steps: it is held against the network before it is written.
-    accuracy_tolerance, agreement: how far accuracies of file and torch network may lie
-    apart, and the least share of examples on which both give the same answer.
+    name: what a user asks for. engine: what runs it, as profiles name it; suffix: of the file's name.
+    modules, extra: what writing and running it needs besides leanfront's own packages, and what of
+    leanfront brings them. runs_here: its answers can be had on this machine; what is promised of a file
+    whose answers cannot is not checked, and said to be so. fused: onnxruntime runs it, and the kernels
+    that it fuses are held against ``promises_integers``. limited: its engine has not all operations of
+    ONNX; ``cannot`` says which. halves: layers of 16 bits are in float16 in the file. rules: what its
+    engine asks of it. grids: where the zeros of tensors' grids lie, for a network that is trained for
+    such a file. priced: latency tables are made of such files, so that latencies are promises about it.
+    exact: such a file puts out what the torch network does, but for the rounding of floats and of values
+    between two steps: it is held against the network before it is written. accuracy_tolerance, agreement:
+    how far accuracies of file and torch network may lie apart, and the least share of examples on which
+    both give the same answer.
     """
 
     name = ""
+    engine = "onnxruntime"
+    suffix = ".onnx"
+    modules: tuple[str, ...] = ()
+    extra = ""
     runs_here = True
+    fused = True
+    limited = False
+    halves = False
+    rules: tuple[Rule, ...] = ()
+    grids: GridKind = "affine"
     priced = False
     exact = False
     accuracy_tolerance = 0.002
     agreement = 0.995
+
+    @property
+    def missing(self) -> str:
+        """Which packages are not installed, and how to install them; "" where none is missing."""
+        lacking = [module for module in self.modules if find_spec(module) is None]
+        if not lacking:
+            return ""
+        return (
+            f"files of kind {self.name!r} need the package {lacking[0].replace('_', '-')}, which is not"
+            f" installed: pip install 'leanfront[{self.extra}]'"
+        )
+
+    @property
+    def not_run(self) -> str:
+        """Why a file's own engine does not run it on this machine; "" where it does."""
+        return ""
+
+    @property
+    def ran(self) -> str:
+        """What runs such files on this machine, with its version."""
+        import onnxruntime
+
+        return f"onnxruntime {onnxruntime.__version__}"
+
+    def cannot(self, node: onnx.NodeProto) -> str:
+        """Why the engine cannot run a node of the float graph, as in "no kernel for Einsum"; "" where it
+        can."""
+        return ""
+
+    def takes(self, layer: Layer, weight_bits: int, activation_bits: int) -> bool:
+        """Whether such a file can hold a layer with these bits, and the engine has a kernel for it."""
+        return True
+
+    def finished(self, model: onnx.ModelProto, network: Network, policy: Policy) -> bytes:
+        """The file, of the graph that the walk wrote."""
+        return bytes(model.SerializeToString())
+
+    def opened(self, content: bytes, threads: int = 1) -> Opened | None:
+        """A file, ready to run; None: onnxruntime runs it as it is.
+
+        Raises:
+            DialectError: the engine refuses the file.
+        """
+        return None
 
     def promises_integers(self, layer: Layer, policy: LayerPolicy) -> bool:
         """Whether onnxruntime runs a layer of such a file as an integer kernel; where not, as a float one."""
@@ -196,22 +287,27 @@ class Qdq(Dialect):
         held, bits = call.weights, call.policy.weight_bits
         if held.codes is None or held.scales is None:
             return super().weight(out, call)
+        stored = self.stored_bits(bits)
         if not call.integer:  # a float kernel, and a small file
-            decoded = out.add("Cast", [out.packed(held.codes, bits)], to=TensorProto.FLOAT)
+            decoded = out.add("Cast", [out.packed(held.codes, stored)], to=TensorProto.FLOAT)
             scales = along(held.scales, held.codes.ndim, call.axis)
             return out.add("Mul", [decoded, out.own(scales)])
         finer = finer_steps(bits)
-        if storage_bits(bits) < 8:
-            name = out.add("Cast", [out.packed(held.codes, bits)], to=TensorProto.FLOAT)
+        if stored < 8:
+            name = out.add("Cast", [out.packed(held.codes, stored)], to=TensorProto.FLOAT)
             name = out.add("Mul", [name, out.constant(np.float32(finer))])
             name = out.add("Cast", [name], to=TensorProto.INT8)
         else:
             name = out.packed(held.codes * np.int8(finer), 8)
-        stored = [name, out.own(held.scales / np.float32(finer))]
+        decoding = [name, out.own(held.scales / np.float32(finer))]
         if call.layer.shape.op == "linear":
             # onnxruntime fuses an integer Gemm only when zero points are there, a Conv without, too
-            stored.append(out.constant(np.zeros(held.scales.shape, dtype=np.int8)))
-        return out.add("DequantizeLinear", stored, axis=call.axis)
+            decoding.append(out.constant(np.zeros(held.scales.shape, dtype=np.int8)))
+        return out.add("DequantizeLinear", decoding, axis=call.axis)
+
+    def stored_bits(self, weight_bits: int) -> int:
+        """Bits of the type that holds a weight's codes."""
+        return storage_bits(weight_bits)
 
     def looked_up(self, out: Writer, call: LayerCall, output: str) -> str:
         """Rows of codes, decoded once they are looked up: as fast as rows of floats, and a table of 8 bits or
@@ -219,8 +315,9 @@ class Qdq(Dialect):
         held = call.weights
         if held.codes is None or held.scales is None:
             return super().looked_up(out, call, output)
-        table = out.packed(held.codes, call.policy.weight_bits)
-        if storage_bits(call.policy.weight_bits) < 8:
+        bits = self.stored_bits(call.policy.weight_bits)
+        table = out.packed(held.codes, bits)
+        if bits < 8:
             table = out.add("Cast", [table], to=TensorProto.INT8)
         rows = out.add(call.op, [table, call.read], name=call.layer.name)
         decoded = out.add("Cast", [rows], to=TensorProto.FLOAT)
@@ -240,6 +337,10 @@ class Qdq(Dialect):
 
 QDQ = Qdq()
 _REGISTERED: dict[str, Dialect] = {QDQ.name: QDQ}
+_ROOM = "leanfront.compression.export"
+BUILT_IN: Mapping[str, str] = {QDQ.engine: QDQ.name, "openvino": "openvino", "tensorrt": "tensorrt"}
+"""Engine -> the kind of file that is its own. Each is a module of its name in this room, imported (and
+registered by it) when somebody asks: most need packages of their own."""
 
 
 def register(dialect: Dialect) -> None:
@@ -263,9 +364,104 @@ def dialect_of(name: str) -> Dialect:
     Raises:
         DialectError: there is none; those that there are, are listed.
     """
+    if name not in _REGISTERED and name in BUILT_IN.values():
+        import_module(f"{_ROOM}.{name}")
     if name not in _REGISTERED:
         raise DialectError(
-            f"no kind of file is called {name!r}; there are {', '.join(_REGISTERED)}. A task file adds one"
-            " with leanfront.compression.export.dialects.register"
+            f"no kind of file is called {name!r}; there are {', '.join({**_REGISTERED, **_names()})}. A task"
+            " file adds one with leanfront.compression.export.dialects.register"
         )
     return _REGISTERED[name]
+
+
+def _names() -> dict[str, None]:
+    return dict.fromkeys(BUILT_IN.values())
+
+
+def dialect_for(to: str | None, engine: str) -> Dialect:
+    """The kind of file that somebody asked for, else the one that an engine runs.
+
+    Raises:
+        DialectError: there is none of that name, or what it needs is not installed.
+    """
+    dialect = dialect_of(to or BUILT_IN[engine])
+    if dialect.missing:
+        otherwise = "" if to else f"; or ask for a file for onnxruntime: --to {QDQ.name}, [export] to"
+        raise DialectError(f"{dialect.missing}{otherwise}")
+    return dialect
+
+
+_BITS = (*range(1, 9), 16, 32)
+_PAIRS = list(itertools.product(_BITS, _BITS))
+
+
+def _apart(one: tuple[int, int], other: tuple[int, int]) -> float:
+    """How far two pairs of bits lie apart: in octaves, activations first."""
+    return sum(abs(math.log2(a / b)) for a, b in zip(one, other, strict=True))
+
+
+def check_holds(dialect: Dialect, network: Network, pairs: Mapping[str, Sequence[tuple[int, int]]]) -> None:
+    """Whether such files can hold a network under any policy with these bits.
+
+    Args:
+        pairs: layer -> bits of weights and activations that it may have.
+
+    Raises:
+        DialectError: a pair of bits has no kernel; the sentence names where, and what is nearest.
+    """
+    for layer in network.layers:
+        wanted = pairs.get(layer.name, ())
+        good = [pair for pair in _PAIRS if dialect.takes(layer, *pair)]
+        for pair in wanted:
+            if pair in good:
+                continue
+            near = min(good, key=partial(_apart, pair), default=None)
+            nearest = f"; the nearest that it has is {near[0]} with {near[1]}" if near else ""
+            raise DialectError(
+                f"{dialect.engine} has no kernel for layer {layer.name!r} with weights of {pair[0]} and"
+                f" activations of {pair[1]} bits{nearest}; leave the pair out of [space] weight_bits and"
+                " activation_bits"
+            )
+
+
+def check_operations(dialect: Dialect, graph: onnx.GraphProto, prefix: str) -> None:
+    """Whether the engine has all operations of a network's float graph. ``prefix``: of the values that are
+    tensors of the network, which name the place.
+
+    Raises:
+        DialectError: it has not; the sentence names the first with its place.
+    """
+    place, lacking = "", []
+    for node in reversed(graph.node):  # nodes within a tensor's computation come before the one that names it
+        named = [value.removeprefix(prefix) for value in node.output if value.startswith(prefix)]
+        place = named[0] if named else place
+        if why := dialect.cannot(node):
+            lacking.append(f"{place!r}: {why}")
+    if lacking:
+        more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+        raise DialectError(
+            f"{dialect.engine} cannot run this network, at {lacking[-1]}{more}; compress a part without it,"
+            f" or ask for a file for onnxruntime: [export] to = {QDQ.name!r}"
+        )
+
+
+def check_grids(dialect: Dialect, grids: Mapping[str, ActivationGrid]) -> None:
+    """Whether the grids that a network was trained with are such as the engine has.
+
+    Raises:
+        DialectError: one is not; the sentence says what to do.
+    """
+    for tensor, grid in grids.items():
+        if not grid.is_of(dialect.grids):
+            raise DialectError(
+                f"{dialect.engine} cannot hold tensor {tensor!r}, whose zero is integer {grid.zero_point} of"
+                f" {2**grid.bits}: the network was compressed for another engine; compress it for this one:"
+                f" --to {dialect.name}, [export] to or the profile's engine before a search, in Python"
+                f" compress(..., to={dialect.name!r})"
+            )
+
+
+def check_policy(dialect: Dialect, network: Network, policy: Policy) -> None:
+    """The same for one policy."""
+    bits = {name: [(one.weight_bits, one.activation_bits)] for name, one in policy.there().items()}
+    check_holds(dialect, network, bits)

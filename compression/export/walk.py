@@ -11,7 +11,7 @@ from torch import fx
 from leanfront.compression.capture.sizes import arguments
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.deployed_form import activation_grids, layer_weights
-from leanfront.compression.export.dialects import QDQ, Dialect, layer_call
+from leanfront.compression.export.dialects import QDQ, Dialect, check_grids, layer_call
 from leanfront.compression.export.onnx_writer import IR_VERSION, OPSET, Writer, nodes_read
 from leanfront.compression.export.template import INPUT, TENSOR, Template, template
 from leanfront.compression.export.weights import LayerWeights, random_weights
@@ -47,6 +47,7 @@ def shown(
 def _filled(template: Template, compressed: Compressed, dialect: Dialect) -> "Walk":
     walk = Walk(template, compressed.network, compressed.policy, dialect)
     walk.weights, walk.grids = layer_weights(compressed), walk.held(activation_grids(compressed))
+    check_grids(dialect, walk.grids)
     walk.parameters = {
         name: tensor.detach().cpu().numpy() for name, tensor in compressed.module.state_dict().items()
     }

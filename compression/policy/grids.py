@@ -2,20 +2,31 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from leanfront.compression.graph.kernels import Kernel
 from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy.policy import LayerPolicy
 from leanfront.compression.policy.precision import tensor_bits
 
+GridKind = Literal["affine", "symmetric", "signed"]
+"""Where an engine lets the zero of a tensor's grid lie: anywhere; at the lowest code of a tensor without
+negative values, else in the middle; or always in the middle."""
+
 
 @dataclass(frozen=True)
 class ActivationGrid:
-    """Integers 0 .. 2^bits - 1 stand for (integer - zero_point) * scale."""
+    """Integers 0 .. 2^bits - 1 stand for (integer - zero_point) * scale. With the zero in the middle,
+    2^(bits - 1), they are an engine's signed integers, moved."""
 
     scale: float
     zero_point: int
     bits: int = 8
+
+    def is_of(self, kind: GridKind) -> bool:
+        """Whether its zero lies where that kind lets it."""
+        middle = 2 ** (self.bits - 1)
+        return kind == "affine" or self.zero_point == middle or (kind == "symmetric" and not self.zero_point)
 
 
 def never_negative(kernels: tuple[Kernel, ...]) -> frozenset[str]:

@@ -63,10 +63,10 @@ class Space:
         self.levels: Mapping[str, tuple[float, ...]] = {d.about: d.values for d in self._of(SPARSITY)}
         names = {decision.about for decision in self._of(BRANCH)}
         self.branches = tuple(branch for branch in network.branches if branch.name in names)
-        bits = {decision.about: decision.values for decision in self._of(BITS)}
-        computing = [pairs for name, pairs in bits.items() if not network.layer[name].weight_only]
-        self.stored: Mapping[str, tuple[Pair, ...]] = {name: bits[name] for name in network.weight_only}
-        self.pairs: tuple[Pair, ...] = (computing or list(bits.values()))[0]
+        self.bits: Mapping[str, tuple[Pair, ...]] = {d.about: d.values for d in self._of(BITS)}
+        computing = [pairs for name, pairs in self.bits.items() if not network.layer[name].weight_only]
+        self.stored: Mapping[str, tuple[Pair, ...]] = {name: self.bits[name] for name in network.weight_only}
+        self.pairs: tuple[Pair, ...] = (computing or list(self.bits.values()))[0]
         for decision in self.others:
             if 0.0 not in decision.values:
                 raise SpaceError(

@@ -154,5 +154,5 @@ class Quantization(Technique):
         """With fake quantizers put into the module, in place."""
         from leanfront.compression.techniques.quantize import attach_quantizers
 
-        attach_quantizers(traced.module, wanted, policy)
+        attach_quantizers(traced.module, wanted, policy, traced.grids)
         return traced

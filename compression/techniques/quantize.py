@@ -1,9 +1,9 @@
 """Fake quantization: a network that computes in floats what the exported one computes in integers.
 
-Weights: symmetric, one scale per output channel. Activations: unsigned, one scale and zero point per
-tensor, placed on exactly the tensors that ``compression.policy.tensor_bits`` names; the zero point of a
-tensor without negative values is 0. Gradients pass straight through the rounding (Bengio et al. 2013) and
-stop outside a tensor's range.
+Weights: symmetric, one scale per output channel. Activations: one scale and zero point per tensor, where the
+engine has them (``GridKind``), placed on exactly the tensors that ``compression.policy.tensor_bits`` names;
+the zero point of a tensor without negative values is 0 where it may be. Gradients pass straight through the
+rounding (Bengio et al. 2013) and stop outside a tensor's range.
 
 A batch norm after a layer stays in training: folding it multiplies each output channel by a constant, and
 per-channel symmetric codes do not change under that, so the codes trained here are the codes exported.
@@ -23,7 +23,7 @@ from leanfront.compression.export.weights import along, highest_code
 from leanfront.compression.graph import Network, kernels
 from leanfront.compression.layers import kind_of
 from leanfront.compression.policy import Policy, tensor_bits
-from leanfront.compression.policy.grids import ActivationGrid
+from leanfront.compression.policy.grids import ActivationGrid, GridKind
 from leanfront.compression.policy.precision import SAME_RANGE_OPS
 
 QUANTIZER = "quantizer_"
@@ -109,10 +109,11 @@ class _RoundToGrid(torch.autograd.Function):
 
 
 class ActivationQuantizer(nn.Module):
-    """Quantizes one tensor to unsigned integers. Observes its range while calibrating or training.
+    """Quantizes one tensor to integers. Observes its range while calibrating or training.
 
     The range is a moving mean of the batches' extremes, always holding 0, so that 0 is exact; the grid covers
-    the shares of both ends that ``clip`` says. ``off``: the identity, for as long as that is wanted.
+    the shares of both ends that ``clip`` says. ``kind``: where its zero may lie. ``off``: the identity, for
+    as long as that is wanted.
     """
 
     low: Tensor
@@ -122,9 +123,10 @@ class ActivationQuantizer(nn.Module):
 
     MOMENTUM = 0.02
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, bits: int, kind: GridKind = "affine") -> None:
         super().__init__()
         self.bits = bits
+        self.kind = kind
         self.calibrating = False
         self.off = False
         self.register_buffer("low", torch.zeros(()))
@@ -151,6 +153,10 @@ class ActivationQuantizer(nn.Module):
         low, high = below * float(self.low), above * float(self.high)
         if low == high:
             high = 1.0
+        if self.kind == "signed" or (self.kind == "symmetric" and low < 0.0):
+            middle = 2 ** (self.bits - 1)
+            scale = np.float32(max(-low, high) / max(1, middle - 1))
+            return ActivationGrid(float(scale), middle, self.bits)
         levels = 2**self.bits - 1
         # float32, as the exported file holds it: training and export then round alike
         scale = np.float32((high - low) / levels)
@@ -173,8 +179,10 @@ class ActivationQuantizer(nn.Module):
         self.high.lerp_(highest, weight)
 
 
-def attach_quantizers(module: fx.GraphModule, network: Network, policy: Policy) -> None:
-    """Put weight and activation quantizers into a traced module, in place.
+def attach_quantizers(
+    module: fx.GraphModule, network: Network, policy: Policy, kind: GridKind = "affine"
+) -> None:
+    """Put weight and activation quantizers into a traced module, in place. ``kind``: of the tensors' grids.
 
     ``network`` is that of the module (its node names are the graph's). Layers at 32 bits and tensors held in
     floats stay as they are; the output of an operation that only moves values keeps its input's grid and
@@ -184,9 +192,9 @@ def attach_quantizers(module: fx.GraphModule, network: Network, policy: Policy) 
         bits = policy[layer.name].weight_bits
         if bits <= 8:
             submodule = module.get_submodule(layer.name)
-            kind = kind_of(submodule)
-            assert kind is not None
-            axis, weight = kind.out_axis, submodule.weight
+            of_layer = kind_of(submodule)
+            assert of_layer is not None
+            axis, weight = of_layer.out_axis, submodule.weight
             assert isinstance(weight, Tensor)
             parametrize.register_parametrization(submodule, "weight", WeightQuantizer(weight, bits, axis))
     by_name = {node.name: node for node in module.graph.nodes}
@@ -198,7 +206,7 @@ def attach_quantizers(module: fx.GraphModule, network: Network, policy: Policy) 
             continue
         node = by_name[kernel.name]
         name = QUANTIZER + kernel.name
-        module.add_submodule(name, ActivationQuantizer(bits))
+        module.add_submodule(name, ActivationQuantizer(bits, kind))
         with module.graph.inserting_after(node):
             quantized = module.graph.call_module(name, (node,))
         node.replace_all_uses_with(quantized, delete_user_cb=lambda user, skip=quantized: user is not skip)

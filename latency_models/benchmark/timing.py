@@ -9,8 +9,9 @@ take it out again). What is reported is the median of the block medians, disturb
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -136,10 +137,9 @@ def _aligned(shape: list[int], kind: np.dtype[Any], boundary: int = 64) -> NDArr
 
 @dataclass
 class _Candidate:
-    """A model that is being timed."""
+    """What is being timed, one call of it."""
 
-    opened: onnxruntime.InferenceSession
-    feed: Feed
+    call: Callable[[], object]
     runs: int = 0
     blocks: list[tuple[Block, float]] = field(default_factory=list)  # with the reference beside it, ms
 
@@ -156,11 +156,11 @@ class _Candidate:
 
     def block(self, runs: int) -> Block:
         """Times of ``runs`` back-to-back calls, ms."""
-        run, feed, clock = self.opened.run, self.feed, time.perf_counter_ns
+        call, clock = self.call, time.perf_counter_ns
         taken = []
         for _ in range(runs):
             start = clock()
-            run(None, feed)
+            call()
             taken.append(clock() - start)
         return np.array(taken) / 1e6
 
@@ -179,8 +179,7 @@ class Reference:
 
     def __init__(self, threads: int = 1, undisturbed_ms: float | None = None) -> None:
         """``undisturbed_ms``: from an earlier session on this device, where it is known."""
-        opened = session(_reference_model(), threads)
-        self._candidate = _Candidate(opened, random_feed(opened))
+        self._candidate = _Candidate(_called(session(_reference_model(), threads)))
         self._history: list[float] = []
         self._known_ms = undisturbed_ms
         self._looked = self._now_ms = self._seen_ms = 0.0
@@ -216,6 +215,11 @@ class Reference:
             time.sleep(0.002)
             self.look()
         return self._now_ms
+
+
+def _called(opened: onnxruntime.InferenceSession) -> Callable[[], object]:
+    """One call of a model, with random inputs."""
+    return partial(opened.run, None, random_feed(opened))
 
 
 def _reference_model() -> bytes:
@@ -260,10 +264,21 @@ def time_models(
         TableError: onnxruntime cannot load a model, or has not this provider.
     """
     reference = reference or Reference(threads, remembered_ms(threads, provider))
-    candidates = {}
-    for name, model in models.items():
-        opened = session(model, threads, provider, optimise)
-        candidates[name] = _Candidate(opened, random_feed(opened))
+    calls = {name: _called(session(model, threads, provider, optimise)) for name, model in models.items()}
+    return time_calls(calls, reference, blocks, min_runs=min_runs, block_ms=block_ms, patience_s=patience_s)
+
+
+def time_calls(
+    calls: Mapping[str, Callable[[], object]],
+    reference: Reference,
+    blocks: int = 7,
+    *,
+    min_runs: int = 30,
+    block_ms: float = 3.0,
+    patience_s: float | None = None,
+) -> dict[str, Timing]:
+    """The same of whatever can be called: a network in another engine."""
+    candidates = {name: _Candidate(call) for name, call in calls.items()}
     for candidate in candidates.values():
         candidate.prepare(min_runs, block_ms)
     started = time.perf_counter()

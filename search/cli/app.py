@@ -35,7 +35,8 @@ app.command()(new)
 
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A search.toml, or its folder.")]
 ToOption = Annotated[
-    str | None, typer.Option("--to", metavar="NAME", help="Kind of the file; default: export.to, onnx.")
+    str | None,
+    typer.Option("--to", metavar="NAME", help="Kind of the file; default: the engine's."),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that a search made.")]
 SetOption = Annotated[
@@ -260,9 +261,12 @@ def pick(
     ] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", min=0.0, help="Of the long fine-tune.")] = None,
     to: ToOption = None,
+    also: Annotated[
+        list[str], typer.Option("--also", metavar="NAME", help="A further kind of file, run and timed here.")
+    ] = [],  # noqa: B006 (typer copies it)
     format_: FormatOption = Format.TABLE,
 ) -> None:
-    """Choose from the front, fine-tune long, test once, export, verify in onnxruntime."""
+    """Choose from the front, fine-tune long, test once, export, verify in its engine."""
     from dataclasses import asdict
 
     from leanfront.runs import Run
@@ -271,14 +275,15 @@ def pick(
     picked = Run(run).pick(
         max_drop, confidence=confidence, max_latency_ms=max_latency_ms, max_size_bytes=max_size_bytes,
         max_energy_mj=max_energy_mj,
-        prefer=prefer, trial=trial, epochs=epochs, out=out, to=to, log=say,
+        prefer=prefer, trial=trial, epochs=epochs, out=out, to=to, also=also, log=say,
     )  # fmt: skip
     folder, found = picked.folder, picked.found
     rows = [row._asdict() for row in verified(asdict(found))]
 
     def people() -> None:
         print_table(rows, title=f"trial {found.trial}")
-        print(f"{shown(folder)}: model.onnx, card.md, verification.json")
+        model = next(path.name for path in sorted(folder.glob("model.*")))
+        print(f"{shown(folder)}: {model}, card.md, verification.json")
 
     answer = {"folder": str(folder), "passed": found.passed, **asdict(found)}
     show(format_, lambda: answer, lambda: rows, people)

@@ -17,6 +17,7 @@ from leanfront.compression.techniques.compress import Compressed
 from leanfront.compression.techniques.quantize import quantizers
 from leanfront.search.gate.shown import operations
 from leanfront.search.gate.tensors import (
+    HALVES,
     STEPS,
     File,
     answers,
@@ -53,11 +54,13 @@ class _Apart:
     said: Callable[[float], str]
 
     @staticmethod
-    def allowed(compressed: Compressed) -> "_Apart":
+    def allowed(compressed: Compressed, dialect: Dialect) -> "_Apart":
         """What a file of a network is held to."""
         bits, grids = lowest_bits(compressed), output_steps(compressed)
         if bits > 8:
             unit, limit = "of the range", tolerance(compressed.module)
+            if dialect.halves and 16 in {layer.weight_bits for layer in compressed.policy.values()}:
+                limit = max(limit, HALVES)
             return _Apart(unit, limit, share_of_range, lambda share: f"{share:.2g} of the range")
         unit = "quantization steps"
         return _Apart(
@@ -109,9 +112,9 @@ def held(
         content: the file. examples: batches of one. against: what a file in floats is compared with, else the
             compressed module.
     """
-    theirs = File(content).answers(examples)
+    theirs = File(content, dialect=dialect).answers(examples)
     ours = answers_of_each(against or compressed.module, examples)
-    apart = _Apart.allowed(compressed)
+    apart = _Apart.allowed(compressed, dialect)
     largest = apart.of(ours, theirs)
     if largest <= apart.limit:
         return Found(True, largest, apart.unit, f"within {apart.said(largest)}")

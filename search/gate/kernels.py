@@ -45,22 +45,36 @@ def kernel_report(
     model: bytes, network: Network, policy: Policy, threads: int, dialect: Dialect = QDQ
 ) -> dict[str, Any]:
     """Which layers run as fused integer kernels, which of them against what a dialect promises of its files,
-    and the operations in all. Of a file that cannot be run here "not_run" says that nothing was checked."""
-    if not dialect.runs_here:
-        said = (
-            f"onnxruntime does not run files of kind {dialect.name!r}: accuracy, answers and kernels of the"
-            " file were not checked"
-        )
-        return {"integer": [], "not_fused": [], "not_wanted": [], "operations": {}, "not_run": said}
-    nodes = optimised_nodes(model, threads)
-    runs = integer_layers(nodes, network.layer)
-    integer = [name for name, op in runs.items() if op in INTEGER_OPS]
+    and the operations in all; of a file that is not onnxruntime's own the layers that its dialect promises.
+    Of one that its engine does not run here "not_run" says so, and what was checked instead."""
     promised = [
         layer.name for layer in network.layers if dialect.promises_integers(layer, policy[layer.name])
     ]
+    if not (dialect.fused and dialect.runs_here):
+        not_run = _not_run(dialect)
+        found = {"integer": promised, "not_fused": [], "not_wanted": [], "operations": {}}
+        return found | ({"not_run": not_run} if not_run else {})
+    nodes = optimised_nodes(model, threads)
+    runs = integer_layers(nodes, network.layer)
+    integer = [name for name, op in runs.items() if op in INTEGER_OPS]
     return {
         "integer": integer,
         "not_fused": [name for name in promised if name not in integer],
         "not_wanted": [name for name in integer if name not in promised],
         "operations": dict(Counter(nodes.values())),
     }
+
+
+def _not_run(dialect: Dialect) -> str:
+    """What was not run here, and what was checked of it; "" where its own engine ran the file."""
+    if not dialect.runs_here:
+        why = dialect.not_run or f"onnxruntime does not run files of kind {dialect.name!r}"
+        return f"{why}: accuracy, answers and kernels of the file were not checked{_checked(dialect)}"
+    if dialect.not_run:
+        return f"{dialect.not_run}; its values were run in {dialect.ran}{_checked(dialect)}"
+    return ""
+
+
+def _checked(dialect: Dialect) -> str:
+    rules = ", ".join(rule.says for rule in dialect.rules)
+    return f"; rules checked: {rules}" if rules else ""

@@ -12,10 +12,13 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from leanfront.compression.capture.program import Arguments, called, evaluating, tensors_in
+from leanfront.compression.export.dialects import QDQ, Dialect
 from leanfront.latency_models.benchmark.timing import session
 
 FLOATS = 1e-4
 """Share of a tensor's range by which two computations in floats may differ."""
+HALVES = 8 * 2.0**-10
+"""The same in half precision."""
 STEPS = 3.0
 """Quantization steps by which a file and its network may differ, at ``SHARE`` of the outputs."""
 SHARE = 0.999
@@ -110,14 +113,27 @@ def joined(each: Iterable[Sequence[Tensor]]) -> list[Tensor]:
     ]
 
 
-class File:
-    """An exported network in onnxruntime, called as its module is."""
+class _InOnnxruntime:
+    """A file in onnxruntime, as ``Opened``."""
 
-    def __init__(self, model: bytes, optimise: bool = True, threads: int = 1) -> None:
-        """Raises TableError: onnxruntime refuses the file."""
+    def __init__(self, model: bytes, optimise: bool, threads: int) -> None:
         self._session = session(model, threads, optimise=optimise)
-        self._inputs = {value.name for value in self._session.get_inputs()}
-        self.outputs: tuple[str, ...] = tuple(value.name for value in self._session.get_outputs())
+        self.inputs = {value.name for value in self._session.get_inputs()}
+        self.outputs = [value.name for value in self._session.get_outputs()]
+
+    def run(self, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        found: list[NDArray[Any]] = self._session.run(None, dict(feed))
+        return found
+
+
+class File:
+    """An exported network in its engine, called as its module is."""
+
+    def __init__(self, model: bytes, optimise: bool = True, threads: int = 1, dialect: Dialect = QDQ) -> None:
+        """Raises TableError, DialectError: onnxruntime, or another engine, refuses the file."""
+        self._opened = dialect.opened(model, threads) or _InOnnxruntime(model, optimise, threads)
+        self._inputs = set(self._opened.inputs)
+        self.outputs: tuple[str, ...] = tuple(self._opened.outputs)
 
     def arrays(self, example: Arguments) -> list[NDArray[Any]]:
         """What it puts out for a batch of one. Its inputs are called input, input1 ... in the order of the
@@ -127,8 +143,7 @@ class File:
             name = f"input{index or ''}"
             if name in self._inputs:
                 feed[name] = tensor.detach().cpu().contiguous().numpy()
-        found: list[NDArray[Any]] = self._session.run(None, feed)
-        return found
+        return self._opened.run(feed)
 
     def answers(self, examples: Iterable[Arguments]) -> list[Tensor]:
         """The outputs of batches of one, each output's joined."""

@@ -20,7 +20,8 @@ def card(
         Row("multiply-accumulates", "", f"{network.macs / 1e6:.1f} M", ""),
     ]
     not_run = verification.kernels.get("not_run")
-    verdict = f"Not verified: {not_run}." if not_run else "Verified."
+    ran = verification.engine.get("ran")
+    verdict = f"Not verified: {not_run}." if not_run else f"Verified{f' in {ran}' if ran else ''}."
     if not verification.passed:
         verdict = "NOT as promised: " + "; ".join(verification.failures)
     others = sorted({name for layer in policy.values() for name, _ in layer.more})

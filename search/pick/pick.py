@@ -1,15 +1,16 @@
 """Pick a point of the front: train it long, test it once, export it, verify it in onnxruntime."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from leanfront.compression.export.deployed_form import fold
-from leanfront.compression.export.dialects import QDQ, Dialect, dialect_of
-from leanfront.compression.export.template import template
+from leanfront.compression.export.dialects import QDQ, Dialect, check_operations, check_policy, dialect_for
+from leanfront.compression.export.template import TENSOR, template
 from leanfront.compression.export.walk import exported
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import Compressed, compress
@@ -25,8 +26,10 @@ from leanfront.search.gate.files import output_steps
 from leanfront.search.objectives import check_drop, costs_among, quantity
 from leanfront.search.pick.card import card
 from leanfront.search.pick.choose import Wish, choose
+from leanfront.search.pick.engines import engine_of
 from leanfront.search.pick.promise import promise_of
 from leanfront.search.pick.verify import (
+    Made,
     Verification,
     at_hand,
     kernel_report,
@@ -67,17 +70,21 @@ def pick(
     out: Path | None = None,
     epochs: float | None = None,
     to: str | None = None,
+    also: Sequence[str] = (),
     log: Note = print,
 ) -> tuple[Path, Verification]:
-    """Choose by ``wish`` (or take ``trial``), fine-tune long, test once, export and verify in onnxruntime.
+    """Choose by ``wish`` (or take ``trial``), fine-tune long, test once, export and verify in its engine.
 
-    Writes model.onnx, baseline.onnx, weights.safetensors, policy.json, verification.json and card.md to
+    Writes model.onnx (.tflite ...: the suffix of its kind), baseline.onnx, weights.safetensors, policy.json,
+    verification.json and card.md to
     ``out`` (exported/<trial> of the run by default); returns that folder and the verification. ``to``: the
-    kind of file (compression.export.dialects), the configuration's by default.
+    kind of file (compression.export.dialects): by default the configuration's, else that of the profile's
+    engine. ``also``: further kinds, each written beside as model-<kind>, run and timed where it can be.
 
     Raises:
         RunError: nothing on the front meets the limits, or the folder cannot be written.
-        DialectError: there is no such kind of file.
+        DialectError: there is no such kind of file, it cannot hold this network, or what it needs is not
+            installed.
     """
     run.config()  # what networks are scored by
     check_drop(wish.max_drop)
@@ -87,8 +94,13 @@ def pick(
     if baseline_accuracy is None:
         raise RunError(f"{run.path} has no scored baseline yet; search first: leanfront search")
     row = _chosen(run, baseline_accuracy, wish) if trial is None else trial_row(run, trial)
-    loaded, scorer, dialect = _opened(run, to, log)
+    loaded, scorer = _opened(run, to, log)
     policy = Policy.from_json(row.policy)
+    more = [dialect_for(name, loaded.profile.engine) for name in dict.fromkeys(also)]
+    for each in (loaded.dialect, *more):
+        check_policy(each, loaded.traced.network, policy)
+        if each.limited:
+            check_operations(each, template(loaded.traced).model().graph, TENSOR)
     options = loaded.config.pick
     epochs = options.epochs if epochs is None else epochs
     log(f"trial {row.trial}: fine-tuning for up to {epochs:g} epochs with distillation")
@@ -98,7 +110,7 @@ def pick(
     log(f"search split: {quantity('accuracy', score.accuracy)} (uncompressed {before}); exporting")
     folder = out or run.exported / str(row.trial)
     most = loaded.config.limits.max_drop if wish.max_drop is None else wish.max_drop
-    return folder, export_and_verify(run, loaded, scorer, compressed, score, row, folder, log, dialect, most)
+    return folder, export_and_verify(run, loaded, scorer, compressed, score, row, folder, log, most, more)
 
 
 def _chosen(run: RunFolder, baseline_accuracy: float, wish: Wish) -> TrialRow:
@@ -108,12 +120,12 @@ def _chosen(run: RunFolder, baseline_accuracy: float, wish: Wish) -> TrialRow:
 
 
 def export_trial(run: RunFolder, *, trial: int, out: Path | None = None, to: str | None = None) -> Path:
-    """Export one trial with the weights of its short fine-tune; the folder that model.onnx is in. ``to``: the
-    kind of file, the configuration's by default.
+    """Export one trial with the weights of its short fine-tune; the folder that model.onnx (.tflite ...) is
+    in. ``to``: the kind of file, as of ``pick``.
 
     Raises:
         RunError: the trial is not complete, its weights were not kept, or the folder cannot be written.
-        DialectError: there is no such kind of file.
+        DialectError: as of ``pick``.
     """
     row = trial_row(run, trial)
     checkpoint = run.checkpoint(trial)
@@ -122,32 +134,40 @@ def export_trial(run: RunFolder, *, trial: int, out: Path | None = None, to: str
             f"the weights of trial {trial} were not kept (only those of the front are);"
             f" train it again with: leanfront pick {run.path} --trial {trial}"
         )
-    loaded, scorer, dialect = _opened(run, to)
+    loaded, scorer = _opened(run, to)
     policy = Policy.from_json(row.policy)
     compressed, _ = scorer.refine(policy, checkpoint, 0, loaded.config.pick.learning_rate)
     compressed.module.cpu()
     folder = out or run.exported / str(trial)
     with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        written = exported(template(loaded.traced), compressed, dialect)
-        model = fastest_file(written, loaded, run, dialect=dialect)
-        replace_file(folder / "model.onnx", model)
+        model = _file(loaded, run, compressed, loaded.dialect)
+        replace_file(folder / f"model{loaded.dialect.suffix}", model)
         replace_file(folder / "policy.json", policy.to_json() + "\n")
     return folder
 
 
-def fastest_file(
-    model: onnx.ModelProto,
+def _file(
     loaded: Loaded,
     run: RunFolder,
+    compressed: Compressed,
+    dialect: Dialect,
     log: Note = lambda line: None,
-    dialect: Dialect = QDQ,
+) -> bytes:
+    written = exported(template(loaded.traced), compressed, dialect)
+    if dialect.priced:
+        return fastest_file(written, loaded, run, log)
+    return dialect.finished(written, compressed.network, compressed.policy)
+
+
+def fastest_file(
+    model: onnx.ModelProto, loaded: Loaded, run: RunFolder, log: Note = lambda line: None
 ) -> bytes:
     """The exported network, serialized, with the zero points that are fastest by the run's latency table; as
-    it is where that table is not of this machine and its onnxruntime, or not of this kind of file."""
+    it is where that table is not of this machine and its onnxruntime."""
     plain = bytes(model.SerializeToString())
     hardware = loaded.config.hardware
-    if not dialect.priced or not at_hand(loaded.profile, hardware.threads, hardware.provider):
+    if not at_hand(loaded.profile, hardware.threads, hardware.provider):
         return plain
     device = this_device(hardware.threads, provider_of(hardware.provider))
     try:
@@ -179,23 +199,22 @@ def _search_said(run: RunFolder, row: TrialRow, score: Score) -> dict[str, Any]:
     }
 
 
-def _opened(run: RunFolder, to: str | None, log: Note = lambda line: None) -> tuple[Loaded, Scorer, Dialect]:
+def _opened(run: RunFolder, to: str | None, log: Note = lambda line: None) -> tuple[Loaded, Scorer]:
     import torch
 
     torch.set_num_threads(cores())
-    loaded = load(run.config())
-    dialect = dialect_of(to or loaded.config.export.to)  # the task may have brought it
+    loaded = load(run.config(), to)
     scorer = Scorer(loaded.traced, loaded.task, loaded.config, log, folder=run.decoded)
     scorer.resamples = run.environment().get("baseline", {}).get("resamples")
-    return loaded, scorer, dialect
+    return loaded, scorer
 
 
 def _measured(
-    model: bytes, baseline: bytes, loaded: Loaded, row: TrialRow, log: Note, dialect: Dialect
+    model: bytes, baseline: bytes, loaded: Loaded, row: TrialRow, log: Note
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Latency and memory of both files, where this machine is the part; nothing where it is not."""
     hardware = loaded.config.hardware
-    if not dialect.priced:
+    if not loaded.dialect.priced:
         log(f"no latency is measured: what was predicted is that of files of kind {QDQ.name!r}")
         return {}, {}
     if not at_hand(loaded.profile, hardware.threads, hardware.provider, log):
@@ -208,6 +227,32 @@ def _measured(
     return latency, measured_memory(model, baseline, row.peak_memory_bytes)
 
 
+def _promised(run: RunFolder, row: TrialRow) -> dict[str, float]:
+    assert row.latency_ms is not None
+    assert row.size_bytes is not None
+    baseline_ms = run.environment()["baseline"]["latency_ms"]
+    return {"latency_ms": row.latency_ms, "size_bytes": row.size_bytes, "baseline_latency_ms": baseline_ms}
+
+
+@dataclass(frozen=True)
+class _Both:
+    """The picked network and the uncompressed one as files of one kind."""
+
+    dialect: Dialect
+    model: bytes
+    baseline: bytes
+
+    @property
+    def tested(self) -> Made:
+        """What is read by the test."""
+        return Made(self.model if self.dialect.runs_here else None, self.dialect)
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Of both files."""
+        return {"bytes": len(self.model), "baseline_bytes": len(self.baseline)}
+
+
 def export_and_verify(
     run: RunFolder,
     loaded: Loaded,
@@ -217,24 +262,30 @@ def export_and_verify(
     row: TrialRow,
     folder: Path,
     log: Note,
-    dialect: Dialect,
     max_drop: float | None,
+    more: Sequence[Dialect] = (),
 ) -> Verification:
     """Export a trained network beside the uncompressed one and hold it against what its trial promised, and
-    against ``max_drop``, if somebody gave one."""
-    task, threads = loaded.task, loaded.config.hardware.threads
+    against ``max_drop``, if somebody gave one; write it in ``more`` kinds of files."""
+    task, threads, dialect = loaded.task, loaded.config.hardware.threads, loaded.dialect
     compressed.module.cpu()
-    graph = template(loaded.traced)
-    model = fastest_file(exported(graph, compressed, dialect), loaded, run, log, dialect)
     uncompressed = compress(loaded.traced, Policy.uniform(loaded.traced.network, LayerPolicy()))
-    baseline = exported(graph, uncompressed, dialect).SerializeToString()
+
+    def both(kind: Dialect) -> _Both:
+        baseline = exported(template(loaded.traced), uncompressed, kind)
+        finished = kind.finished(baseline, uncompressed.network, uncompressed.policy)
+        return _Both(kind, _file(loaded, run, compressed, kind, log), finished)
+
+    made = {kind.name: both(kind) for kind in (dialect, *more)}
+    model, baseline = made[dialect.name].model, made[dialect.name].baseline
+    also = {name: each for name, each in made.items() if each.dialect is not dialect}
     kernels = kernel_report(model, compressed.network, compressed.policy, threads, dialect)
     if not_run := kernels.get("not_run"):
         log(not_run)
     log("testing: file, torch network and uncompressed network on the test split")
     with training(log):
         test = test_once(
-            model if dialect.runs_here else None,
+            made[dialect.name].tested,
             fold(compressed).module,
             loaded.traced,
             task,
@@ -242,30 +293,34 @@ def export_and_verify(
             threads,
             output_steps(compressed),
             scorer.comparison,
+            {name: each.tested for name, each in also.items()},
         )
-    latency, memory = _measured(model, baseline, loaded, row, log, dialect)
-    assert row.latency_ms is not None
-    assert row.size_bytes is not None
+    latency, memory = _measured(model, baseline, loaded, row, log)
+    with measuring(log):
+        engines = {
+            name: engine_of(each.model, each.baseline, each.dialect, loaded.traced, threads, log)
+            for name, each in made.items()
+        }
     found = verification(
         row.trial,
-        {
-            "latency_ms": row.latency_ms,
-            "size_bytes": row.size_bytes,
-            "baseline_latency_ms": run.environment()["baseline"]["latency_ms"],
-        },
+        _promised(run, row),
         _search_said(run, row, score),
         test,
         latency,
-        {"bytes": len(model), "baseline_bytes": len(baseline)},
+        made[dialect.name].size,
         kernels,
         memory,
         dialect,
         max_drop,
+        engines[dialect.name],
+        {name: {**each.size, **engines[name]} for name, each in also.items()},
     )
     with writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "model.onnx", model)
-        replace_file(folder / "baseline.onnx", baseline)
+        for name, each in made.items():
+            kind = "" if each.dialect is dialect else f"-{name}"
+            replace_file(folder / f"model{kind}{each.dialect.suffix}", each.model)
+        replace_file(folder / f"baseline{dialect.suffix}", baseline)
         save_weights(compressed.module, folder / "weights.safetensors")
         replace_file(folder / "policy.json", compressed.policy.to_json() + "\n")
         replace_file(folder / "verification.json", json.dumps(asdict(found), indent=1) + "\n")

@@ -1,6 +1,6 @@
 """Prove an exported network: load it in onnxruntime, and compare it with what the search said."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -43,7 +43,8 @@ class TestResult:
     largest_steps: the largest difference in quantization steps; steps: that at 99.9 % of the outputs of the
     batch where it is largest; own_steps: the same of the torch network from itself, with inputs a millionth
     off. drop: what is lost against the uncompressed network, with the paired 95 % interval of that. report,
-    classes: what else is told of both networks (``Told``).
+    classes: what else is told of both networks (``Told``). also: files of further kinds, each with its
+    accuracy, agreement and steps.
     """
 
     n: int
@@ -60,6 +61,15 @@ class TestResult:
     drop_ci: tuple[float, float] | None = None
     report: dict[str, dict[str, Any]] = field(default_factory=dict)
     classes: list[dict[str, Any]] = field(default_factory=list)
+    also: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A file of the picked network. ``content``: None where it cannot be run here."""
+
+    content: bytes | None
+    dialect: Dialect = QDQ
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,8 @@ class Verification:
     """What was promised and what was found; ``failures`` says in sentences where the two differ.
 
     limit: ``max_drop``, the most that was allowed to be lost, and whether it is ``broken`` for sure; empty
-    where nobody gave a limit.
+    where nobody gave a limit. engine: whose file it is, what ran it here, and how long that took. also: files
+    of further kinds, each with its size and what ran it.
     """
 
     trial: int
@@ -79,6 +90,8 @@ class Verification:
     failures: list[str] = field(default_factory=list)
     memory: dict[str, Any] = field(default_factory=dict)
     limit: dict[str, Any] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
+    also: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -87,7 +100,7 @@ class Verification:
 
 
 def test_once(
-    model: bytes | None,
+    made: Made,
     module: nn.Module,
     traced: Traced,
     task: Task,
@@ -95,74 +108,59 @@ def test_once(
     threads: int,
     steps: Mapping[int, float],
     comparison: Comparison,
+    also: Mapping[str, Made],
 ) -> TestResult:
-    """Score file, torch network and uncompressed network in one pass over the test split. ``model``: None
-    where the file cannot be run here. ``traced``: the uncompressed network. ``steps``: index of an output ->
+    """Score file, torch network and uncompressed network in one pass over the test split, and files of
+    further kinds (``also``). ``traced``: the uncompressed network. ``steps``: index of an output ->
     that of the grid that holds it; the others' are those of an 8-bit grid with the range that they have.
     ``comparison``: how answers are compared, as in the search."""
     around = model_around(task)
     device = next(module.parameters()).device
     networks = {"torch": InTask(task, module, around), "teacher": InTask(task, traced.module, around)}
-    if model is not None:
-        networks["file"] = InTask(task, AsFile(model, traced, answer_spec(traced), threads), around)
+    files = {name: each for name, each in {"": made, **also}.items() if each.content is not None}
+    for name, each in files.items():
+        assert each.content is not None
+        opened = AsFile(each.content, traced, answer_spec(traced), threads, each.dialect)
+        networks[f"file{name}"] = InTask(task, opened, around)
     scores, told = {name: Scored(task) for name in networks}, Told(task, comparison)
     names = {"teacher": "uncompressed", "file" if "file" in networks else "torch": "picked"}
-    same: list[NDArray[np.float32]] = []
-    apart: list[_Apart] = []
+    beside = {name: _Beside(comparison, steps) for name in files}
     for start in range(0, len(data), SCORING_BATCH):
         inputs, targets = data.batch(torch.arange(start, min(start + SCORING_BATCH, len(data))), None)
         answers = {}
         for name, network in networks.items():
-            outputs, answers[name] = _both(network, inputs if name == "file" else on(device, inputs))
+            here = inputs if name.startswith("file") else on(device, inputs)
+            outputs, answers[name] = _both(network, here)
             scores[name].add(outputs, targets, examples_in(inputs, targets))
             if name in names:
                 told.add(names[name], outputs, targets)
-        if "file" not in networks:
-            continue
-        agreed = comparison.agreement(answers["torch"], answers["file"])
-        same += [] if agreed is None else [agreed.numpy()]
-        ours, ran = tensors_in(answers["torch"]), tensors_in(answers["file"])
-        apart = apart or [_Apart(steps.get(index)) for index in range(len(ours))]
-        again: list[Any] = [None] * len(ours)
-        if start == 0:
-            again = tensors_in(_both(networks["torch"], on(device, nudged(inputs)))[1])
-        for one, *found in zip(apart, ours, ran, again, strict=True):
-            one.add(*found)
+        again = _both(networks["torch"], on(device, nudged(inputs)))[1] if start == 0 and files else None
+        for name, found in beside.items():
+            found.add(answers["torch"], answers[f"file{name}"], again)
     known: dict[str, Evidence] = {"teacher": scores["teacher"].evidence()}
     count = resamples_of(known["teacher"])
     known |= {name: each.evidence(count) for name, each in scores.items() if name not in known}
-    result = _result(known, same, apart, len(data))
-    return replace(result, report=told.report(), classes=told.classes())
+    further = {
+        name: {"accuracy": value_of(known[f"file{name}"]), **beside[name].found()} for name in files if name
+    }
+    result = _result(known, beside.get(""), len(data))
+    return replace(result, report=told.report(), classes=told.classes(), also=further)
 
 
-def _result(
-    scores: Mapping[str, Evidence],
-    same: list[NDArray[np.float32]],
-    apart: Sequence["_Apart"],
-    count: int,
-) -> TestResult:
+def _result(scores: Mapping[str, Evidence], beside: "_Beside | None", count: int) -> TestResult:
     mean = {key: value_of(each) for key, each in scores.items()}
     picked = scores.get("file", scores["torch"])
     accuracy = value_of(picked)
-    found = TestResult(
+    nothing = {"agreement": None, "largest_difference": None}
+    return TestResult(
         n=count,
         torch_accuracy=mean["torch"],
         accuracy=accuracy,
         accuracy_ci=interval_of(picked),
         baseline_accuracy=mean["teacher"],
-        agreement=float(np.concatenate(same).mean()) if same else None,
-        largest_difference=max((one.largest for one in apart), default=None),
         drop=mean["teacher"] - accuracy,
         drop_ci=paired_interval(scores["teacher"], picked),
-    )
-    if not apart:
-        return found
-    worst = max(apart, key=lambda one: one.most / one.step)
-    return replace(
-        found,
-        largest_steps=max(one.largest / one.step for one in apart),
-        steps=worst.most / worst.step,
-        own_steps=worst.own / worst.step,
+        **(nothing if beside is None else beside.found()),
     )
 
 
@@ -172,6 +170,37 @@ def _both(network: InTask, inputs: Any) -> tuple[Any, Any]:
     network.whole.eval()
     outputs, answers = network.both(inputs)
     return on("cpu", outputs), on("cpu", answers)
+
+
+class _Beside:
+    """A file's answers beside the torch network's, batch by batch."""
+
+    def __init__(self, comparison: Comparison, steps: Mapping[int, float]) -> None:
+        self._comparison, self._steps = comparison, steps
+        self._same: list[NDArray[np.float32]] = []
+        self._apart: list[_Apart] = []
+
+    def add(self, ours: Any, theirs: Any, again: Any) -> None:
+        """Answers of the torch network and of the file; ``again``: the torch network's once more, with inputs
+        next to the same, or None."""
+        agreed = self._comparison.agreement(ours, theirs)
+        self._same += [] if agreed is None else [agreed.numpy()]
+        tensors = tensors_in(ours)
+        self._apart = self._apart or [_Apart(self._steps.get(index)) for index in range(len(tensors))]
+        more: list[Any] = [None] * len(tensors) if again is None else tensors_in(again)
+        for one, *each in zip(self._apart, tensors, tensors_in(theirs), more, strict=True):
+            one.add(*each)
+
+    def found(self) -> dict[str, Any]:
+        """As ``TestResult`` has it."""
+        worst = max(self._apart, key=lambda one: one.most / one.step)
+        return {
+            "agreement": float(np.concatenate(self._same).mean()) if self._same else None,
+            "largest_difference": max(one.largest for one in self._apart),
+            "largest_steps": max(one.largest / one.step for one in self._apart),
+            "steps": worst.most / worst.step,
+            "own_steps": worst.own / worst.step,
+        }
 
 
 class _Apart:
@@ -260,6 +289,8 @@ def verification(
     memory: dict[str, Any],
     dialect: Dialect = QDQ,
     max_drop: float | None = None,
+    engine: dict[str, Any] | None = None,
+    also: dict[str, dict[str, Any]] | None = None,
 ) -> Verification:
     """Hold what was found against what was promised (``promised``: latency_ms, size_bytes, and
     baseline_latency_ms, the uncompressed network's).
@@ -311,8 +342,11 @@ def verification(
         failures.append(f"float layers run as integer kernels: {', '.join(kernels['not_wanted'])}")
     kind = {} if dialect is QDQ else {"kind": dialect.name}
     size = {**size, "predicted_bytes": promised["size_bytes"], **kind}
+    failures += [f"a rule of {dialect.engine}: {broken}" for broken in (engine or {}).get("broken", ())]
     tested = {"metric": row.label, **asdict(test)}
-    return Verification(trial, search, tested, latency, size, kernels, failures, memory, limit)
+    return Verification(
+        trial, search, tested, latency, size, kernels, failures, memory, limit, engine or {}, also or {}
+    )
 
 
 def held_drop(test: TestResult, max_drop: float | None) -> dict[str, Any]:

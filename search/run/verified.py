@@ -24,8 +24,11 @@ def verified(found: Mapping[str, Any]) -> list[Row]:
 
     What it does not say has no row: the measured latency without the hardware, for one.
     """
-    given = (found.get(name) for name in ("test", "latency", "size", "search", "memory"))
-    test, latency, size, search, memory = (part if isinstance(part, Mapping) else {} for part in given)
+    parts = ("test", "latency", "size", "search", "memory", "engine", "also")
+    given = (found.get(name) for name in parts)
+    test, latency, size, search, memory, engine, also = (
+        part if isinstance(part, Mapping) else {} for part in given
+    )
     rows = []
     if test:
         row = objective("accuracy")
@@ -70,6 +73,36 @@ def verified(found: Mapping[str, Any]) -> list[Row]:
         if (steps := test.get("largest_steps")) is not None:
             text = f"{steps:.1f} quantization steps"
             rows.append(Row("largest difference of an output from it", "", text, ""))
+    if engine.get("here_ms"):
+        rows.append(_here(engine))
+    for name, each in also.items():
+        rows += _also(name, each, (test.get("also") or {}).get(name))
+    return rows
+
+
+def _here(engine: Mapping[str, Any]) -> Row:
+    """How long a file takes in its engine on this machine."""
+    what = f"latency on this machine, {engine['ran']}"
+    gain = f"{engine['here_ms'] / engine['baseline_here_ms']:.3f}x"
+    return _costs(what, "latency_ms", engine, "baseline_here_ms", "here_ms", gain)
+
+
+def _also(name: str, each: Mapping[str, Any], test: Mapping[str, Any] | None) -> list[Row]:
+    """What a file of a further kind is, and does."""
+    gain = f"1/{each['baseline_bytes'] / each['bytes']:.1f}"
+    rows = [_costs(f"also as {name}: model file", "size_bytes", each, "baseline_bytes", "bytes", gain)]
+    if test:
+        score = objective("accuracy")
+        rows.append(Row(f"also as {name}: {score.label}", "", score.shown(test["accuracy"]), ""))
+        if test["agreement"] is not None:
+            text = f"{test['agreement']:.2%}"
+            rows.append(Row(f"also as {name}: same answers as the torch network", "", text, ""))
+        text = f"{test['largest_steps']:.1f} quantization steps"
+        rows.append(Row(f"also as {name}: largest difference from it", "", text, ""))
+    if each.get("here_ms"):
+        rows.append(_here(each)._replace(what=f"also as {name}: latency on this machine, {each['ran']}"))
+    if each.get("not_run"):
+        rows.append(Row(f"also as {name}: not run", "", each["not_run"], ""))
     return rows
 
 

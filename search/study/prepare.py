@@ -6,7 +6,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,6 +36,7 @@ from leanfront.search.trial.trial import Problem, Sampler, foretold
 
 if TYPE_CHECKING:
     from leanfront.compression.capture.trace import Traced
+    from leanfront.compression.export.dialects import Dialect
     from leanfront.latency_models.cost import Cost, CostModel
     from leanfront.search.gate.prove import Proof
     from leanfront.search.task import Task
@@ -57,18 +58,20 @@ class Loaded:
     traced: "Traced"
     space: Space
     sampler: Sampler
+    dialect: "Dialect"
 
 
-def load(config: SearchConfig) -> Loaded:
+def load(config: SearchConfig, to: str | None = None) -> Loaded:
     """Load the task, what it may have brought (sampler, kind of file, profile), the network and the space, in
-    this order; trains and measures nothing.
+    this order; trains and measures nothing. ``to``: the kind of file, the configuration's by default.
 
     Raises:
         ProfileError, TaskError, DialectError, TraceError, ConfigError: what is wrong with them, in one
             sentence.
     """
     from leanfront.compression.capture.part import trace_part
-    from leanfront.compression.export.dialects import dialect_of
+    from leanfront.compression.export.dialects import check_holds, check_operations, dialect_for
+    from leanfront.compression.export.template import TENSOR, template
     from leanfront.search.scores import described
     from leanfront.search.study.known_sizes import sized
     from leanfront.search.task import load_task
@@ -79,9 +82,10 @@ def load(config: SearchConfig) -> Loaded:
     check_drop(config.limits.max_drop)
     check_names(config)
     sampler = sampler_named(config.search.sampler)  # which the task's file may have registered
-    dialect_of(config.export.to)
     profile = read_profile(file)  # only now: a task may bring a section and a cost model of its own
+    dialect = dialect_for(to or config.export.to, profile.engine)
     traced = trace_part(task.model, task.example_input, task.part)
+    traced = traced if dialect.grids == traced.grids else replace(traced, grids=dialect.grids)
     spaces, network = config.space, sized(traced)
     try:
         space = Space(
@@ -89,7 +93,11 @@ def load(config: SearchConfig) -> Loaded:
         )
     except SpaceError as error:
         raise ConfigError(str(error)) from error
-    return Loaded(config, profile, task, traced, space, sampler)
+    if dialect.limited:
+        check_operations(dialect, template(traced).model().graph, TENSOR)
+    if to is None:  # else whoever asks has one policy
+        check_holds(dialect, network, space.bits)
+    return Loaded(config, profile, task, traced, space, sampler, dialect)
 
 
 def proved(loaded: Loaded, log: Log) -> "Proof":
@@ -110,7 +118,9 @@ def proved(loaded: Loaded, log: Log) -> "Proof":
     inner = task.model if task.part is None else task.model.get_submodule(task.part)
     around = None if task.part is None else task.model
     calls = [call for batch in batches for call in inputs_of_inner(task, around, batch)]
-    return prove_task(inner, loaded.traced, calls, log)
+    plain = loaded.traced  # files for onnxruntime, whatever the engine: its kernels want such grids
+    plain = plain if plain.grids == "affine" else replace(plain, grids="affine")
+    return prove_task(inner, plain, calls, log)
 
 
 @dataclass(frozen=True)

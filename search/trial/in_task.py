@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from leanfront.compression.capture.part import calls_of_part, with_part
 from leanfront.compression.capture.program import Arguments, called, evaluating, tensors_in
 from leanfront.compression.capture.trace import Traced
+from leanfront.compression.export.dialects import QDQ, Dialect
 from leanfront.compression.training.distillation import VALUES, Comparison, kinds_of_answers
 from leanfront.compression.training.finetune import FineTune, Lesson, lesson
 from leanfront.search.gate.tensors import File, one_by_one
@@ -22,20 +23,25 @@ from leanfront.search.task import Task
 
 
 class AsFile(nn.Module):
-    """The exported network as onnxruntime runs it, one example at a time.
+    """The exported network as its engine runs it, one example at a time.
 
     For a CPU: there torch takes three to five times as long for the same in floats with fake quantization
     (VGG-11), and the score is that of the file itself.
     """
 
     def __init__(
-        self, model: bytes, traced: Traced, spec: pytree.TreeSpec, threads: int | None = None
+        self,
+        model: bytes,
+        traced: Traced,
+        spec: pytree.TreeSpec,
+        threads: int | None = None,
+        dialect: Dialect = QDQ,
     ) -> None:
         """``traced``: the uncompressed network; ``spec``: the containers that its outputs are in.
-        ``threads``: as many as torch has."""
+        ``threads``: as many as torch has. ``dialect``: the kind of the file."""
         super().__init__()
         self._example = traced.example
-        self._file = File(model, threads=threads or torch.get_num_threads())
+        self._file = File(model, threads=threads or torch.get_num_threads(), dialect=dialect)
         self._spec = spec
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

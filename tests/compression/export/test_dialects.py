@@ -19,7 +19,7 @@ from leanfront.compression.techniques.quantize import calibrate
 from leanfront.compression.training.distillation import Comparison
 from leanfront.latency_models.benchmark.timing import session
 from leanfront.search.pick.card import card
-from leanfront.search.pick.verify import kernel_report, verification
+from leanfront.search.pick.verify import Made, kernel_report, verification
 from leanfront.search.pick.verify import test_once as held_once
 from leanfront.search.task import ArrayData, Task
 from tests.networks import built, example, inputs
@@ -93,7 +93,7 @@ def test_what_cannot_be_run_here_is_said_and_not_checked() -> None:
     data = ArrayData(x.numpy(), labels, (0.0,) * 3, (1.0,) * 3)
     task = Task(model, torch.zeros(1, 3, 8, 8), data, data, data)
     traced = trace(model, task.example_input)
-    found = held_once(None, model, traced, task, data, threads=1, steps={}, comparison=Comparison())
+    found = held_once(Made(None), model, traced, task, data, 1, {}, Comparison(), {})
     assert (found.accuracy, found.torch_accuracy, found.agreement) == (1.0, 1.0, None)
     network = trace(model, task.example_input).network
     policy = Policy.uniform(network, LayerPolicy())

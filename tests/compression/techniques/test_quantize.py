@@ -11,6 +11,7 @@ from leanfront.compression.capture.trace import Traced, trace
 from leanfront.compression.export.deployed_form import layer_weights
 from leanfront.compression.graph import kernels as fused
 from leanfront.compression.policy import LayerPolicy, Policy, tensor_bits
+from leanfront.compression.policy.grids import GridKind
 from leanfront.compression.techniques.compress import compress
 from leanfront.compression.techniques.quantize import (
     ActivationGrid,
@@ -224,3 +225,22 @@ def test_batch_norms_are_re_estimated() -> None:
     before = norm.running_mean.clone()
     re_estimate(model, [])
     assert torch.equal(norm.running_mean, before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lowest", "zero"),
+    [("affine", -1.0, 85), ("symmetric", -1.0, 128), ("symmetric", 0.0, 0), ("signed", 0.0, 128)],
+)
+def test_the_zero_lies_where_the_engine_has_it(kind: GridKind, lowest: float, zero: int) -> None:
+    quantizer = ActivationQuantizer(8, kind)
+    quantizer.calibrating = True
+    quantizer(torch.tensor([lowest, 0.5, 2.0]))
+    quantizer.calibrating = False
+    grid = quantizer.eval().grid()
+    assert grid.zero_point == zero
+    assert grid.is_of(kind)
+    middle = grid.zero_point == 128
+    assert grid.scale == pytest.approx(2.0 / 127 if middle else (2.0 - lowest) / 255)
+    values = torch.linspace(-3.0, 3.0, 101)
+    codes = torch.clamp(torch.round(values / grid.scale) + zero, 0, 255)
+    assert torch.allclose(quantizer(values), (codes - zero) * grid.scale, atol=1e-6)

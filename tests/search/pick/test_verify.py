@@ -15,8 +15,8 @@ from leanfront.compression.techniques.quantize import calibrate
 from leanfront.compression.training.distillation import Comparison
 from leanfront.search.pick.card import card
 from leanfront.search.pick.told import Told
-from leanfront.search.pick.verify import TestResult as Result
 from leanfront.search.pick.verify import (
+    Made,
     Verification,
     integer_layers,
     kernel_report,
@@ -24,6 +24,7 @@ from leanfront.search.pick.verify import (
     test_once,
     verification,
 )
+from leanfront.search.pick.verify import TestResult as Result
 from leanfront.search.run.significance import wilson_interval
 from leanfront.search.run.verified import verified
 from leanfront.search.scores import F1
@@ -193,7 +194,7 @@ def test_the_test_split_is_read_once_by_all(
             reads.extend(indices.tolist())
             return task.test.batch(indices, None)  # type: ignore[union-attr]
 
-    found = test_once(content, module, teacher, task, Counted(), threads=1, steps={}, comparison=Comparison())
+    found = test_once(Made(content), module, teacher, task, Counted(), 1, {}, Comparison(), {})
     assert reads == list(range(300))
     assert (found.n, found.baseline_accuracy) == (300, 1.0)
     x = torch.from_numpy(np.asarray(task.test.images))  # type: ignore[union-attr]
@@ -246,7 +247,7 @@ def test_the_wrong_file_is_noticed(network: tuple[Task, nn.Module, Traced, bytes
     with torch.no_grad():
         shifted.weight.copy_(torch.eye(4).roll(1, 0))
     wrong = nn.Sequential(module, shifted).eval()
-    found = test_once(content, wrong, teacher, task, task.test, threads=1, steps={}, comparison=Comparison())
+    found = test_once(Made(content), wrong, teacher, task, task.test, 1, {}, Comparison(), {})
     assert found.agreement < 0.1
     assert found.largest_steps >= found.steps > 10
     assert len(held(test=found).failures) == 3

@@ -1,0 +1,77 @@
+"""Files for OpenVINO: the same graph as onnxruntime's, which it reads and compiles for this processor."""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanfront.compression.export.dialects import DialectError, Opened, Qdq, register
+from leanfront.compression.graph import Layer
+
+
+class OpenVino(Qdq):
+    """QDQ, as OpenVINO's compiler takes it.
+
+    Sources: docs.openvino.ai, "Supported Operations: ONNX" (QuantizeLinear, DequantizeLinear, and Clip).
+    """
+
+    name = "openvino"
+    engine = "openvino"
+    modules = ("openvino",)
+    extra = "openvino"
+    fused = False
+    priced = False
+
+    def stored_bits(self, weight_bits: int) -> int:
+        """At least 4: its reader of ONNX knows no type of 2 bits."""
+        return max(4, super().stored_bits(weight_bits))
+
+    def takes(self, layer: Layer, weight_bits: int, activation_bits: int) -> bool:
+        """Tensors of 8 bits or floats: its kernels have no narrower integers."""
+        return activation_bits >= 8
+
+    @property
+    def ran(self) -> str:
+        """OpenVINO, with its version."""
+        return f"OpenVINO {version('openvino')}"
+
+    def opened(self, content: bytes, threads: int = 1) -> Opened | None:
+        """Compiled for this processor, for latency, in floats of 32 bits where it is not integers."""
+        return _Compiled(content, threads)
+
+
+class _Compiled:
+    """A file that OpenVINO has compiled."""
+
+    def __init__(self, content: bytes, threads: int) -> None:
+        import openvino
+
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16, where the processor has it
+            "NUM_STREAMS": 1,
+        }
+        try:
+            model = openvino.Core().read_model(content)
+            self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            raise DialectError(f"OpenVINO refuses the file: {_first_line(error)}") from error
+        self._request = self._compiled.create_infer_request()
+        self.inputs = [value.get_any_name() for value in self._compiled.inputs]
+        self.outputs: Sequence[str] = [value.get_any_name() for value in self._compiled.outputs]
+
+    def run(self, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Inputs by name -> outputs, in their order."""
+        found = self._request.infer(dict(feed))
+        return [np.array(found[name]) for name in self.outputs]
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if not line.startswith("Exception from")), type(error).__name__)
+
+
+register(OpenVino())

@@ -1,0 +1,116 @@
+"""Files of other engines: equal to the network where they run here, within the rules of what does not."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, numpy_helper
+from torch import nn
+
+import leanfront as lf
+from leanfront.compression.export import dialects
+from leanfront.compression.export.dialects import BUILT_IN, DialectError, dialect_for, dialect_of
+from leanfront.hw_profiles import load_profile
+from leanfront.networks import Captured, CompressedNetwork
+from tests.networks import built, example, inputs
+
+NETWORKS = ["Residual", "UNet", "Sequence", "OptionA"]
+
+
+@cache
+def captured(name: str) -> Captured:
+    return lf.capture(built(name), example(name))
+
+
+@cache
+def compressed(name: str, to: str, bits: tuple[int, int]) -> CompressedNetwork:
+    network = captured(name)
+    policy = lf.uniform(network, sparsity=0.5, weight_bits=bits[0], activation_bits=bits[1])
+    return lf.compress(network, policy, [inputs(name, 32, 1)], to=to)
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (32, 32), (16, 16)])
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("to", ["openvino", "tensorrt"])
+def test_a_file_equals_the_network(tmp_path: Path, to: str, name: str, bits: tuple[int, int]) -> None:
+    # export runs the file, and raises where it does not put out what the network does
+    lf.export(compressed(name, to, bits), tmp_path / "model.onnx", to=to)
+    model = onnx.load(tmp_path / "model.onnx")
+    assert [rule.broken(model) for rule in dialect_of(to).rules] == [[] for _ in dialect_of(to).rules]
+    halves = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT16]
+    assert bool(halves) == (to == "tensorrt" and bits == (16, 16))
+
+
+def test_weights_of_two_bits_are_held_in_four_for_openvino(tmp_path: Path) -> None:
+    sizes = []
+    for bits in (2, 4):
+        network = compressed("Residual", "openvino", (bits, 8))
+        sizes.append(lf.export(network, tmp_path / "model.onnx", to="openvino").size_bytes)
+    assert abs(sizes[0] - sizes[1]) < 32
+
+
+def test_a_file_for_onnxruntime_breaks_the_rules_of_tensorrt(tmp_path: Path) -> None:
+    lf.export(compressed("Residual", "onnx", (8, 8)), tmp_path / "model.onnx")
+    model = onnx.load(tmp_path / "model.onnx")
+    broken = {rule.says: rule.broken(model) for rule in dialect_of("tensorrt").rules}
+    assert "not a signed 0 of 8 bits" in broken["signed tensors whose zero is 0"][0]
+    assert "is held in integers" in broken["biases in floats"][0]
+    assert broken["opset 20 at most"] == ["it is written in opset 21"]
+    assert not broken["one scale for each output channel of a weight"]
+    assert not broken["both operands of a quantized addition quantized"]
+
+
+def test_a_network_of_another_engine_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DialectError, match=r"tensorrt cannot hold tensor .* to='tensorrt'"):
+        lf.export(compressed("Residual", "onnx", (8, 8)), tmp_path / "model.onnx", to="tensorrt")
+
+
+def test_a_pattern_of_zeros_is_kept(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 8, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)).eval()
+    with torch.no_grad():
+        pattern = torch.tensor([1.0, 0.0, 0.0, 1.0]).reshape(1, 4, 1, 1)
+        model[0].weight.mul_(pattern)
+    x = torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    network = lf.capture(model, x[:1])
+    policy = lf.uniform(network, weight_bits=8, activation_bits=8)
+    lf.export(lf.compress(network, policy, [x], to="tensorrt"), tmp_path / "model.onnx", to="tensorrt")
+    stored = {t.name: numpy_helper.to_array(t) for t in onnx.load(tmp_path / "model.onnx").graph.initializer}
+    codes = next(array for array in stored.values() if array.shape == (8, 4, 3, 3))
+    assert codes.dtype == np.int8
+    assert not codes[:, 1:3].any()
+    assert codes[:, [0, 3]].any()
+
+
+def test_bits_without_a_kernel_are_named_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(
+        DialectError, match=r"tensorrt has no kernel for layer '.*' with weights of 4 .* 8 with 8; leave"
+    ):
+        lf.export(compressed("Residual", "tensorrt", (4, 8)), tmp_path / "model.onnx", to="tensorrt")
+    with pytest.raises(DialectError, match=r"openvino has no kernel .* activations of 4 bits; the nearest"):
+        lf.export(compressed("Residual", "openvino", (4, 4)), tmp_path / "model.onnx", to="openvino")
+
+
+def test_an_operation_that_it_has_not_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kind = type(dialect_of("tensorrt"))
+    monkeypatch.setattr(kind, "cannot", lambda self, node: "no Add" if node.op_type == "Add" else "")
+    with pytest.raises(
+        DialectError, match=r"tensorrt cannot run this network, at 'add.*no Add.* to = 'onnx'"
+    ):
+        lf.export(compressed("Residual", "tensorrt", (8, 8)), tmp_path / "model.onnx", to="tensorrt")
+
+
+def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialects, "find_spec", lambda name: None)
+    with pytest.raises(DialectError, match=r"pip install 'leanfront\[openvino\]'; or ask .* --to onnx"):
+        dialect_for(None, "openvino")
+    with pytest.raises(DialectError, match=r"pip install 'leanfront\[openvino\]'$"):
+        dialect_for("openvino", "onnxruntime")
+    assert dialect_for("onnx", "tensorrt").name == "onnx"
+
+
+def test_every_engine_has_its_kind_of_file() -> None:
+    assert {engine: dialect_of(name).engine for engine, name in BUILT_IN.items()} == {e: e for e in BUILT_IN}
+    assert dialect_for(None, load_profile("jetson-orin-nano").engine).name == "tensorrt"
