@@ -55,23 +55,26 @@ def _filled(template: Template, compressed: Compressed, dialect: Dialect) -> "Wa
     return walk
 
 
-def random_model(template: Template, network: Network, policy: Policy, seed: int = 0) -> onnx.ModelProto:
+def random_model(
+    template: Template, network: Network, policy: Policy, seed: int = 0, dialect: Dialect = QDQ
+) -> onnx.ModelProto:
     """The graph that an export of ``policy`` has, with random weights: to be timed, not to be used.
 
     ``network`` is the one after the cut.
     """
-    walk = Walk(template, network, policy, QDQ)
+    walk = Walk(template, network, policy, dialect)
     walk.weights = random_weights(network, policy, seed)
-    walk.grids = walk.held(stand_in_grids(walk.kernels, policy))
+    grids = stand_in_grids(walk.kernels, policy)
+    walk.grids = walk.held({name: grid.as_of(dialect.grids) for name, grid in grids.items()})
     return walk.model()
 
 
-def random_builder(traced: Traced) -> Callable[[Network, Policy], bytes]:
-    """``random_model`` of one model, serialized. The template (seconds) is made now, not within a trial."""
+def random_builder(traced: Traced, dialect: Dialect = QDQ) -> Callable[[Network, Policy], bytes]:
+    """``random_model`` of one model, as a file. The template (seconds) is made now, not within a trial."""
     graph = template(traced)
 
     def build(network: Network, policy: Policy) -> bytes:
-        return bytes(random_model(graph, network, policy).SerializeToString())
+        return dialect.finished(random_model(graph, network, policy, dialect=dialect), network, policy)
 
     return build
 

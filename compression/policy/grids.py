@@ -1,7 +1,7 @@
 """Integer grids of tensors: one rule for the sign of a tensor, shared by files that are used and timed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from leanfront.compression.graph.kernels import Kernel
@@ -22,6 +22,10 @@ class ActivationGrid:
     scale: float
     zero_point: int
     bits: int = 8
+
+    def as_of(self, kind: GridKind) -> "ActivationGrid":
+        """Itself, or with its zero moved to the middle where that kind has it there."""
+        return self if self.is_of(kind) else replace(self, zero_point=2 ** (self.bits - 1))
 
     def is_of(self, kind: GridKind) -> bool:
         """Whether its zero lies where that kind lets it."""

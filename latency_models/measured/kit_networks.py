@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from leanfront.compression.graph import Network
+from leanfront.compression.graph import Layer, Network
 from leanfront.compression.policy import Policy
 from leanfront.latency_models.measured.policy_draws import Cover, draw
 
 if TYPE_CHECKING:
     from leanfront.compression.policy.space import Space
     from leanfront.latency_models.cost import Build
+    from leanfront.latency_models.kit.engine_folder import EngineNetwork
     from leanfront.latency_models.kit.folder import KitNetwork, KitSet
 
 Log = Callable[[str], None]
@@ -32,6 +33,8 @@ MOST_NETWORKS = 400
 """With so many, what a space offers beyond is left to be estimated from its neighbours."""
 MORE = 160
 """Random policies beyond that, which show what kernels become beside neighbours that are rarely theirs."""
+ENGINE_DRAWS = 8
+"""Random networks beside the uniform ones, where each takes an engine a minute to build."""
 WHOLES = 60
 """Whole networks that a device times: four of five for the correction, the fifth to check it."""
 
@@ -83,6 +86,28 @@ def networks_of_search(
     if not cover.complete:
         log(f"{cover.left} combinations of widths and bits are left to be estimated from their neighbours")
     return _set(title, space.network, build), list(found.values())
+
+
+def networks_of_engine(
+    space: "Space", build: "Build", takes: "Callable[[Layer, int, int], bool]"
+) -> "list[EngineNetwork]":
+    """A few whole networks of a search's space for an engine that times such alone: the space's uniform
+    policies, and random ones, of those that the engine takes. ``build`` writes their files.
+    """
+    from leanfront.latency_models.kit.engine_folder import EngineNetwork
+
+    rng = np.random.default_rng(0)
+    networks: dict[str, EngineNetwork] = {}
+    for policy in [*space.seeds(), *(draw(space, rng) for _ in range(ENGINE_DRAWS))]:
+        network = space.resized(policy)
+        there = policy.there()
+        bits = {(layer.weight_bits, layer.activation_bits) for layer in there.values()}
+        if not all(takes(network.layer[name], p.weight_bits, p.activation_bits) for name, p in there.items()):
+            continue
+        precisions = ("fp32", "fp16") if bits == {(32, 32)} else ("",)
+        if bits != {(16, 16)}:  # that is a file in floats, built with --fp16
+            networks[policy.digest] = EngineNetwork(policy.to_json(), build(network, policy), precisions)
+    return list(networks.values())
 
 
 def networks_at_large(build: "Build") -> "tuple[list[KitSet], list[KitNetwork]]":

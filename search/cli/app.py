@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from leanfront.search.cli.fit import fit
 from leanfront.search.cli.hardware import cost, profile_app
 from leanfront.search.cli.kit import import_, kit
 from leanfront.search.cli.measure import measure, validate
@@ -27,6 +28,7 @@ app = typer.Typer(
 profile_app.command("measure")(measure)
 profile_app.command("validate")(validate)
 profile_app.command("kit")(kit)
+profile_app.command("fit")(fit)
 profile_app.command("import")(import_)
 app.add_typer(profile_app, name="profile")
 app.command()(cost)

@@ -164,7 +164,7 @@ def cost(
             )
         wanted = _read_policy(policy)
     else:
-        wanted = _uniform(original, own, weight_bits, activation_bits, sparsity)
+        wanted = uniform(original, own, weight_bits, activation_bits, sparsity)
     from leanfront.compression.export.network_model import network_model
     from leanfront.latency_models.pricing import price
 
@@ -248,7 +248,7 @@ def _read_policy(path: Path) -> Policy:
         raise PolicyError(f"{path}: {error}") from error
 
 
-def _uniform(
+def uniform(
     network: Network,
     own: Policy,
     weight_bits: int | None,

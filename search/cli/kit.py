@@ -25,8 +25,14 @@ def kit(
     provider: Annotated[
         Provider | None, typer.Option("--provider", help="Execution provider of onnxruntime there.")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option("--engine", metavar="NAME", help="Whole networks in that engine: tensorrt.")
+    ] = None,
 ) -> None:
     """Make a folder that measures another device: it needs python, numpy and onnxruntime there."""
+    if engine is not None:
+        _engine_kit(profile, out, config, engine)
+        return
     from leanfront.latency_models.kit.folder import write_kit
     from leanfront.latency_models.measured.kit_networks import (
         WHOLES,
@@ -62,6 +68,30 @@ def kit(
     print(f"then bring measured.csv back: leanfront profile import measured.csv --profile {profile}")
 
 
+def _engine_kit(profile: str, out: Path, config: Path | None, engine: str) -> None:
+    """Whole networks of a search, to be built and timed by the part's own engine."""
+    from leanfront.compression.export.dialects import dialect_for
+    from leanfront.compression.export.walk import random_builder
+    from leanfront.latency_models.errors import TableError
+    from leanfront.latency_models.kit.engine_folder import SCRIPTS, write_engine_kit
+    from leanfront.latency_models.measured.kit_networks import networks_of_engine
+    from leanfront.search.config import load_config
+    from leanfront.search.study.prepare import load
+
+    if engine not in SCRIPTS:
+        raise TableError(f"there is no kit for {engine!r}; there is one for {', '.join(SCRIPTS)}")
+    if config is None:
+        raise TableError(f"a kit for {engine} holds the networks of a search: give --config CONFIG")
+    loaded = load(load_config(config, [f"hardware.profile={profile}"]), dialect_for(engine, engine).name)
+    builder = random_builder(loaded.traced, loaded.dialect)
+    networks = networks_of_engine(loaded.space, builder, loaded.dialect.takes)
+    write_engine_kit(out, loaded.profile.name, engine, networks, loaded.dialect.suffix)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    print(f"wrote {out}: {len(networks)} networks, {size / 1e6:.1f} MB")
+    print("copy it to the device and run there: python3 measure.py   (needs trtexec)")
+    print(f"then bring measured.csv back into it: leanfront profile fit {profile} --rows {out}/measured.csv")
+
+
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The measured.csv that a kit wrote.")],
     profile: Annotated[str, typer.Option("--profile", metavar="PROFILE", help="Whose table it is.")],
@@ -71,6 +101,11 @@ def import_(
     from leanfront.latency_models.kit.result import read_result
 
     hardware = load_profile(profile)
+    if not hardware.measured and _of_whole_networks(file):
+        from leanfront.search.cli.fit import fit
+
+        fit(profile, file)
+        return
     check_measured(hardware)
     result = read_result(file)
     _check_profile(hardware, result)
@@ -86,6 +121,17 @@ def import_(
     print(f"profile {hardware.name} uses them from now on: {target}")
     if result.noise is not None:
         say(f"warning: {result.noise}")
+
+
+def _of_whole_networks(file: Path) -> bool:
+    """Whether an engine's kit wrote it, and not one that measures kernels."""
+    from leanfront.search.cli.fit import NEEDED
+
+    try:
+        with file.open(encoding="utf-8") as lines:
+            return set(NEEDED) <= set(lines.readline().strip().split(","))
+    except (OSError, UnicodeDecodeError):
+        return False  # whoever reads it says why
 
 
 def _check_profile(profile: HardwareProfile, result: "KitResult") -> None:
