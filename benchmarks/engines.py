@@ -1,0 +1,147 @@
+"""Files of every engine that runs here, held against the torch network: answers, accuracy, size, time.
+
+    python -m benchmarks.engines [NETWORK ...]
+
+Five networks, each in floats, in int8 and under a mixed policy (a quarter of the channels cut, integer and
+float layers by turns), not trained after the cut: what is compared is file and torch network, both with the
+same weights. Largest difference at 99.9 % of the outputs in quantization steps (of the output's range in
+floats), accuracy of both on the first images of the test split, predicted and real size, and milliseconds on
+this machine beside onnxruntime's of the same policy. Lines are also appended to
+benchmarks/results/engines.jsonl.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.free import NETWORKS as TRAINED
+from leanfront import Task
+from leanfront.compression.capture.program import Arguments, tensors_in
+from leanfront.compression.export.dialects import BUILT_IN, Dialect, DialectError, dialect_of
+from leanfront.compression.export.measured_sizes import measured
+from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.policy.batch import PolicyBatch
+from leanfront.latency_models.benchmark.timing import Reference, time_calls
+from leanfront.latency_models.benchmark.timing import session as opened_in_onnxruntime
+from leanfront.networks import Captured, CompressedNetwork, capture, compress, file_of
+from leanfront.search.data import as_data
+from leanfront.search.gate.tensors import File, at_share, difference, one_by_one, width
+from leanfront.search.task import load_task
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "engines.jsonl"
+IMAGES, CALIBRATED = 500, 128
+
+
+def _example(name: str) -> Task:
+    return load_task(HERE.parent / "examples" / name / "task.py", {})
+
+
+NETWORKS: dict[str, Callable[[], Task]] = {
+    "ResNet-20": lambda: _example("cifar10_resnet20"),
+    "VGG-11": lambda: _example("cifar10_vgg11"),
+    "MobileNetV2": TRAINED["MobileNetV2, CIFAR-10"],
+    "DS-CNN": lambda: _example("tasks/keywords"),
+    "autoencoder": lambda: _example("tasks/anomaly"),
+}
+
+
+def policies(captured: Captured) -> dict[str, Policy]:
+    """In floats, in int8, and mixed: every third layer in floats, a quarter of the channels cut."""
+    network = captured.network
+    uniform = {
+        "float": Policy.uniform(network, LayerPolicy()),
+        "int8": Policy.uniform(network, LayerPolicy(0.0, 8, 8)),
+    }
+    eight, floats = LayerPolicy(0.25, 8, 8), LayerPolicy(0.25, 32, 32)
+    groups: dict[str | None, int] = {}
+    for layer in network.layers:
+        groups.setdefault(layer.group, len(groups))
+    mixed = {layer.name: floats if index % 3 == 2 else eight for index, layer in enumerate(network.layers)}
+    plain = {
+        layer.name: mixed[layer.name] if layer.group else LayerPolicy(0.0, mixed[layer.name].weight_bits,
+                                                                     mixed[layer.name].activation_bits)
+        for layer in network.layers
+    }  # fmt: skip
+    return {**uniform, "mixed": Policy.of(plain)}
+
+
+def held(
+    file: File, made: CompressedNetwork, inputs: list[Arguments], bits: int
+) -> tuple[float, list[Any], list[Any]]:
+    """Steps at 99.9 % of the outputs, and the outputs of torch and file."""
+    with torch.no_grad():
+        ours = [tensors_in(made.module.eval()(*one.args, **one.kwargs)) for one in inputs]
+    theirs = [[torch.from_numpy(np.asarray(a)) for a in file.arrays(one)] for one in inputs]
+    steps = 0.0
+    for place in range(len(ours[0])):
+        one, other = (torch.cat([answer[place] for answer in each]) for each in (ours, theirs))
+        steps = max(steps, at_share(difference(one, other)) / (width(one) / (2 ** min(bits, 8) - 1)))
+    return steps, ours, theirs
+
+
+def compared(name: str, kinds: list[str]) -> list[dict[str, Any]]:
+    """The lines of one network."""
+    task = NETWORKS[name]()
+    captured = capture(task.model, task.example_input)
+    train, test = as_data(task.train), as_data(task.test)
+    calibration, _ = train.batch(torch.arange(CALIBRATED), None)
+    inputs, targets = test.batch(torch.arange(min(IMAGES, len(test))), None)
+    singles = one_by_one(Arguments.of(inputs).like(captured.traced.example))
+    network = measured(captured.traced)
+    lines = []
+    for title, policy in policies(captured).items():
+        calls: dict[str, Callable[[], object]] = {}
+        for kind in kinds:
+            dialect = dialect_of(kind)
+            line: dict[str, Any] = {"network": name, "policy": title, "kind": kind}
+            try:
+                made = compress(captured, policy, [calibration], to=kind)
+                content = file_of(made, kind)
+                file = File(content, dialect=dialect)
+            except DialectError as error:
+                lines.append(line | {"refused": str(error).partition(";")[0]})
+                continue
+            steps, ours, theirs = held(file, made, singles, 8)
+            predicted = PolicyBatch.one(policy.cut(network), policy).size_bytes()
+            line |= {"steps": round(steps, 2), "bytes": len(content), "onnx_bytes": int(predicted[0])}
+            if targets.dtype == torch.int64 and targets.dim() == 1:
+                for who, answers in (("torch", ours), ("file", theirs)):
+                    right = torch.cat([a[0] for a in answers]).argmax(1) == targets
+                    line[f"{who}_accuracy"] = round(float(right.double().mean()), 4)
+            calls[kind] = _call(dialect, content, singles[0])
+            lines.append(line)
+        timed = time_calls(calls, Reference(1), 7)
+        for line in lines:
+            if line["policy"] == title and line["kind"] in timed:
+                line["here_ms"] = round(timed[line["kind"]].median_ms, 4)
+    return lines
+
+
+def _call(dialect: Dialect, content: bytes, one: Arguments) -> Callable[[], object]:
+    feed = {f"input{i or ''}": tensor.numpy() for i, tensor in enumerate(tensors_in(one))}
+    opened = dialect.opened(content, 1)
+    if opened is not None:
+        return partial(opened.run, feed)
+    return partial(opened_in_onnxruntime(content).run, None, feed)
+
+
+def main() -> None:
+    """Print the table."""
+    kinds = [name for name in BUILT_IN.values() if not dialect_of(name).missing]
+    for name in sys.argv[1:] or NETWORKS:
+        for line in compared(name, kinds):
+            RESULTS.parent.mkdir(exist_ok=True)
+            with RESULTS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            print(*(f"{value}" for value in line.values()), sep="  ", flush=True)
+
+
+if __name__ == "__main__":
+    main()
