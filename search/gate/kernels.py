@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from leanfront.compression.export.dialects import QDQ, Dialect
-from leanfront.compression.graph import Network
+from leanfront.compression.graph import Network, kernels
 from leanfront.compression.policy import Policy
 from leanfront.latency_models.benchmark.timing import session
 from leanfront.latency_models.kernel_table.keys import INTEGER_OPS
@@ -44,8 +44,9 @@ def optimised_nodes(model: bytes, threads: int) -> dict[str, str]:
 def kernel_report(
     model: bytes, network: Network, policy: Policy, threads: int, dialect: Dialect = QDQ
 ) -> dict[str, Any]:
-    """Which layers run as fused integer kernels, which of them against what a dialect promises of its files,
-    and the operations in all. Of a file that cannot be run here "not_run" says that nothing was checked."""
+    """Which layers (each use of one by itself) run as fused integer kernels, which of them against what a
+    dialect promises of its files, and the operations in all. Of a file that cannot be run here "not_run" says
+    that nothing was checked."""
     if not dialect.runs_here:
         said = (
             f"onnxruntime does not run files of kind {dialect.name!r}: accuracy, answers and kernels of the"
@@ -53,11 +54,10 @@ def kernel_report(
         )
         return {"integer": [], "not_fused": [], "not_wanted": [], "operations": {}, "not_run": said}
     nodes = optimised_nodes(model, threads)
-    runs = integer_layers(nodes, network.layer)
+    uses = {k.label: k.layer for k in kernels(network) if k.layer is not None}
+    runs = integer_layers(nodes, uses)
     integer = [name for name, op in runs.items() if op in INTEGER_OPS]
-    promised = [
-        layer.name for layer in network.layers if dialect.promises_integers(layer, policy[layer.name])
-    ]
+    promised = [name for name, layer in uses.items() if dialect.promises_integers(layer, policy[layer.name])]
     return {
         "integer": integer,
         "not_fused": [name for name in promised if name not in integer],
