@@ -24,6 +24,8 @@ from leanfront.compression.policy.space import Space
 from leanfront.compression.techniques.biases import corrected
 from leanfront.compression.techniques.compress import compress
 from leanfront.compression.techniques.quantize import calibrate
+from leanfront.compression.training.batch_norms import statistics
+from leanfront.compression.training.finetune import FineTune, fine_tune
 from leanfront.compression.training.weight_inheritance import inherit
 from leanfront.hw_profiles import load_profile
 from leanfront.latency_models.measured.optimised_kernels import Structure
@@ -409,6 +411,24 @@ def test_a_norm_for_several_uses_of_one_layer_is_one() -> None:
     norm = made.module.get_submodule("norm")
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.num_features == len(norm.weight) == 4
+
+
+@pytest.mark.parametrize(("norms", "moves"), [(1, False), (2, True)])
+def test_a_norm_of_several_uses_is_trained_with_what_it_stores(norms: int, moves: bool) -> None:
+    torch.manual_seed(0)
+    traced = lf.capture(Pyramid(norms), torch.randn(IMAGE)).traced
+    made = compress(traced, Policy.uniform(traced.network, LayerPolicy()))
+    before = statistics(made.module)
+    weight = made.module.get_submodule("norms.0").weight.detach().clone()  # type: ignore[operator,union-attr]
+    batch = torch.randn(8, *IMAGE[1:])
+
+    def lesson(inputs: Tensor, targets: object, answers: object) -> Tensor:
+        return torch.stack([one.square().mean() for one in made.module(inputs)]).sum()
+
+    fine_tune(made.module, [(batch, None, None)] * 4, 4, lesson, FineTune())
+    assert torch.equal(before["norms.0"][0], statistics(made.module)["norms.0"][0]) != moves
+    assert not torch.equal(weight, made.module.get_submodule("norms.0").weight)  # type: ignore[arg-type]
+    assert not made.module.training
 
 
 def test_what_other_operations_read_as_well_is_kept() -> None:
