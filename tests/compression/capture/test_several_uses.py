@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import leanfront as lf
+from leanfront.compression.capture.program import Arguments
 from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.export.measured_sizes import measured
 from leanfront.compression.export.network_model import network_model
@@ -28,10 +29,12 @@ from leanfront.compression.training.batch_norms import statistics
 from leanfront.compression.training.finetune import FineTune, fine_tune
 from leanfront.compression.training.weight_inheritance import inherit
 from leanfront.hw_profiles import load_profile
+from leanfront.latency_models.benchmark.shifted_weights import shifted
 from leanfront.latency_models.measured.optimised_kernels import Structure
 from leanfront.latency_models.pricing import price
 from leanfront.networks import Captured, file_of
 from leanfront.search.gate.prove import prove
+from leanfront.search.gate.tensors import File
 
 
 @pytest.fixture(autouse=True)
@@ -456,3 +459,16 @@ def test_optimised_nodes_of_each_use_are_its_own() -> None:
             assert len(own[one]) == len(own[other]) > 0
             assert own[one] != own[other]
             assert [key.replace("x8x8", "x4x4") for key in own[one]] == list(own[other])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_weights_around_another_zero_point_serve_all_uses(bits: int) -> None:
+    model, example = made("pyramid, one norm")
+    captured = lf.capture(model, example)
+    compressed = lf.compress(captured, lf.uniform(captured, 0.0, bits, 8), batches(example))
+    content = file_of(compressed)
+    moved = shifted(onnx.load_model_from_string(content), ["conv"]).SerializeToString()
+    assert moved != content
+    examples = [Arguments.of(one[:1]) for one in batches(example)]
+    for one, other in zip(File(content).answers(examples), File(moved).answers(examples), strict=True):
+        assert torch.equal(one, other)
