@@ -802,12 +802,8 @@ def _norm_made(form: NormalForm, node: fx.Node, module: nn.Module, owned: Mappin
     if path and (before := form.norms.get((path, node.args[0]))) is not None:  # the same of the same
         form.replace(node, before)
         return True
-    behind = (
-        (path, node.args[0].target, getattr(module, "eps", None)) if _folds(module, node.args[0]) else None
-    )
-    if (
-        path and behind in form.behind
-    ):  # of one layer, used several times: they can be folded into its weights
+    behind = _behind_a_layer(module, owned, node.args[0])
+    if behind in form.behind:
         form.norms[path, node.args[0]] = form.call(node, form.behind[behind], node.args[0])
         return True
     name = form.name(path or "norm")
@@ -829,9 +825,12 @@ def _norm_made(form: NormalForm, node: fx.Node, module: nn.Module, owned: Mappin
     return True
 
 
-def _folds(module: nn.Module, read: fx.Node) -> bool:
-    """Whether a norm is one that can be folded into the layer which makes what it reads."""
-    return isinstance(module, _BatchNorm) and read.op == "call_module"
+def _behind_a_layer(module: nn.Module, owned: Mapping[str, Any], read: fx.Node) -> tuple[Any, ...] | None:
+    """What batch norms have in common that are one module: the same parameters behind the same layer, used
+    several times, into whose weights they can be folded. None for a norm that is none of those."""
+    if not isinstance(module, _BatchNorm) or read.op != "call_module":
+        return None
+    return read.target, module.eps, *owned.values()
 
 
 def _batch_norm(form: NormalForm, node: fx.Node) -> None:

@@ -166,10 +166,8 @@ class Walk:
         kernel = self.layer_of[target]
         layer = kernel.layer
         assert layer is not None
-        op, attributes = (
-            self.spelled.setdefault(layer.name, node.op_type),
-            dict(self.template.attributes[layer.name]),
-        )
+        op = self.spelled.setdefault(layer.name, node.op_type)
+        attributes = dict(self.template.attributes[layer.name])
         if layer.shape.op == "linear":  # one weight for all its uses
             uses = self.template.network.uses[layer.name]
             op = "Gemm" if all(len(self.template.shapes[use]) == 2 for use in uses) else "MatMul"

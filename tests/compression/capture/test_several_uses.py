@@ -434,6 +434,36 @@ def test_a_norm_of_several_uses_is_trained_with_what_it_stores(norms: int, moves
     assert not made.module.training
 
 
+class TwoNorms(nn.Module):
+    """Two norms of one owner, as functions, behind the two uses of one convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.conv, self.norms = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Module()
+        for level in range(2):
+            for name in ("weight", "bias", "mean", "variance"):
+                self.norms.register_buffer(f"{name}{level}", torch.rand(8) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, own = F.relu(self.first(x)), dict(self.norms.named_buffers())
+        made = [
+            F.batch_norm(
+                self.conv(one), *(own[f"{n}{level}"] for n in ("mean", "variance", "weight", "bias"))
+            )
+            for level, one in enumerate((x, 0.5 * x))
+        ]
+        return F.relu(made[0]) + F.relu(made[1])
+
+
+def test_two_norms_behind_one_layer_stay_two() -> None:
+    torch.manual_seed(0)
+    model, example = TwoNorms().eval(), torch.randn(IMAGE)
+    captured = lf.capture(model, example)
+    assert torch.allclose(captured.module(example), model(example), atol=1e-5)
+    norms = [name for name, one in captured.module.named_modules() if isinstance(one, _BatchNorm)]
+    assert len(norms) == 2
+
+
 def test_what_other_operations_read_as_well_is_kept() -> None:
     torch.manual_seed(0)
     captured = lf.capture(Tied(), torch.randint(20, (1, 6)))
