@@ -175,7 +175,7 @@ def frozen(network: Any) -> float:
         every, stuck = every + own, stuck + own
         if node.layer is None:
             continue
-        layer = network.layer[node.layer]
+        layer = network.used(node)
         every += layer.shape.macs
         segments = (*node.channels, *network.node[node.source].channels)
         if all(segment.group is None for segment in segments):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from leanfront.compression.capture.program import DROPOUT
 from leanfront.compression.layers.kinds import Weights
@@ -26,9 +27,11 @@ class NormalForm:
         self.graph = graph
         self.notes: list[str] = []
         self.norms: dict[tuple[str, fx.Node], fx.Node] = {}
+        self.behind: dict[tuple[Any, ...] | None, str] = {}
+        self.layers: dict[tuple[Any, ...], str] = {}
         self._names: set[str] = set()
         self._values: dict[fx.Node, Tensor | None] = {}
-        self._weights: dict[frozenset[str], list[Tensor]] = {}
+        self._computed_once: dict[frozenset[str], list[tuple[fx.Node, Tensor]]] = {}
 
     def made(self) -> fx.GraphModule:
         """Bring it into the normal form."""
@@ -85,6 +88,19 @@ class NormalForm:
             waiting.extend(one.all_input_nodes)
         return frozenset(found)
 
+    def first(self, node: Any) -> Any:
+        """Of a value that is computed from weights anew for each use the first node that has it; of anything
+        else itself."""
+        value = self.constant(node) if isinstance(node, fx.Node) and node.op == "call_function" else None
+        if not isinstance(value, Tensor):
+            return node
+        before = self._computed_once.setdefault(self.roots(node), [])
+        for other, known in before:
+            if other is node or (value.shape == known.shape and bool(torch.equal(value, known))):
+                return other
+        before.append((node, value))
+        return node
+
     def name(self, wanted: str) -> str:
         """A name for a module that nothing has yet."""
         name, count = wanted, 0
@@ -110,6 +126,10 @@ class NormalForm:
             for key, child in own._modules.items():
                 module.add_module(key, child)
         self.graph.set_submodule(name, module)
+        return self.call(node, name, read)
+
+    def call(self, node: fx.Node, name: str, read: fx.Node) -> fx.Node:
+        """Call a module that is there already in place of an operator; the call."""
         with self.graph.graph.inserting_before(node):
             called = self.graph.graph.call_module(name, (read,))
         called.meta = dict(node.meta)
@@ -592,17 +612,15 @@ def _module_path(node: fx.Node) -> str:
     return str(paths[-1]).split("@")[0] if paths else ""
 
 
-def _own_weight(form: NormalForm, node: fx.Node, weight: Any) -> Tensor | None:
-    """The weight of a layer as a parameter of its own; None where others read it, too."""
-    if isinstance(weight, fx.Node) and weight.op == "get_attr":
-        return form.held(str(weight.target)) if len(weight.users) == 1 else None
-    value = form.constant(weight)
-    if value is None or (isinstance(weight, fx.Node) and len(weight.users) > 1):
+def _own_weight(form: NormalForm, weight: Any, same: set[fx.Node]) -> Tensor | None:
+    """The weight of a layer as a parameter of its own; None where others read it than ``same``."""
+    if isinstance(weight, fx.Node) and not same.issuperset(weight.users):
         return None
-    before = form._weights.setdefault(form.roots(weight), [])
-    if any(value.shape == other.shape and bool(torch.equal(value, other)) for other in before):
+    if isinstance(weight, fx.Node) and weight.op == "get_attr":
+        return form.held(str(weight.target))
+    value = form.constant(weight)
+    if value is None or form.first(weight) is not weight:
         return None  # computed anew for each use
-    before.append(value)
     return value.clone()
 
 
@@ -617,24 +635,71 @@ def _parameter(value: Tensor) -> nn.Parameter:
 def _layer_made(
     form: NormalForm, node: fx.Node, cls: type[nn.Module], weight: Any, bias: Any, *args: Any, **options: Any
 ) -> None:
-    """Call a layer's module in place of its operator, where its weight is its own."""
+    """Call a layer's module in place of its operator, where its weight is its own; the same module for all
+    that do the same with it."""
     if form.constant(weight) is None or (bias is not None and form.constant(bias) is None):
         return
     read = node.args[0]
-    held = _own_weight(form, node, weight)
-    if held is None or not isinstance(read, fx.Node) or form.constant(read) is not None:
+    if not isinstance(read, fx.Node) or form.constant(read) is not None:
+        return
+    does = _does(form, node)
+    if does in form.layers:
+        _used_again(form, node, form.layers[does], read)
+        return
+    same = {user for user in weight.users if user.target is node.target and _does(form, user) == does}
+    held = _own_weight(form, weight, {user for user in same if form.constant(user.args[0]) is None})
+    if held is None:
         return
     module = cls(*args, **options, bias=bias is not None, device="meta")
     module.weight = _parameter(held)
     if bias is not None:
         own = (
             form.held(str(bias.target))
-            if bias.op == "get_attr" and len(bias.users) == 1
+            if bias.op == "get_attr" and same.issuperset(bias.users)
             else form.constant(bias)
         )
         assert own is not None
         module.bias = _parameter(own)
-    form.put(node, form.name(_layer_name(form, node, weight)), module, read)
+    name = form.layers[does] = form.name(_layer_name(form, node, weight))
+    form.put(node, name, module, read)
+
+
+def _does(form: NormalForm, node: fx.Node) -> tuple[Any, ...]:
+    """What a layer's operator computes with what it reads: the same for all uses of one layer."""
+    given = [(str(place), value) for place, value in enumerate(node.args[1:])]
+    listed = [
+        (name, tuple(value) if isinstance(value, list | tuple) else form.first(value))
+        for name, value in (*given, *node.kwargs.items())
+    ]
+    return str(node.target), *listed
+
+
+def _used_again(form: NormalForm, node: fx.Node, name: str, read: fx.Node) -> None:
+    """Use a layer once more; what it makes of the same values is there already."""
+    uses = [one for one in form.graph.graph.nodes if one.op == "call_module" and one.target == name]
+    same: dict[tuple[fx.Node, fx.Node], bool] = {}
+    before = next((use for use in uses if _same_values(use.all_input_nodes[0], read, same)), None)
+    if before is None:
+        form.call(node, name, read)
+    else:
+        form.replace(node, before)
+
+
+def _same_values(one: fx.Node, other: fx.Node, known: dict[tuple[fx.Node, fx.Node], bool]) -> bool:
+    """Whether two nodes compute the same of the same. ``known``: of pairs that were looked at."""
+    if one is other:
+        return True
+    if one.op != "call_function" or other.op != one.op or one.target is not other.target:
+        return False
+    if (one, other) not in known:
+        known[one, other] = False
+        mine, theirs = one.all_input_nodes, other.all_input_nodes
+        rest = [fx.node.map_arg((each.args, each.kwargs), lambda source: None) for each in (one, other)]
+        alike = one.target not in _RANDOM and len(mine) == len(theirs) and rest[0] == rest[1]
+        known[one, other] = alike and all(
+            _same_values(a, b, known) for a, b in zip(mine, theirs, strict=True)
+        )
+    return known[one, other]
 
 
 def _linear(form: NormalForm, node: fx.Node) -> None:
@@ -648,7 +713,7 @@ def _embedding(form: NormalForm, node: fx.Node) -> None:
     """A table whose places may be constants (positions)."""
     weight, read = node.args[:2]
     value = form.constant(weight)
-    if value is None or not isinstance(read, fx.Node) or (held := _own_weight(form, node, weight)) is None:
+    if value is None or not isinstance(read, fx.Node) or (held := _own_weight(form, weight, {node})) is None:
         return
     rows, columns = value.shape
     unused = int(_argument(node, "padding_idx", 2, -1))
@@ -737,6 +802,10 @@ def _norm_made(form: NormalForm, node: fx.Node, module: nn.Module, owned: Mappin
     if path and (before := form.norms.get((path, node.args[0]))) is not None:  # the same of the same
         form.replace(node, before)
         return True
+    behind = _behind_a_layer(module, owned, node.args[0])
+    if behind in form.behind:
+        form.norms[path, node.args[0]] = form.call(node, form.behind[behind], node.args[0])
+        return True
     name = form.name(path or "norm")
     if name != path and path in form._names and first is not None:
         form.notes.append(f"{path} is used several times: each use has a norm of its own, {name} this one")
@@ -750,8 +819,18 @@ def _norm_made(form: NormalForm, node: fx.Node, module: nn.Module, owned: Mappin
         else:
             setattr(module, key, own.detach().clone())
     read = node.args[0]
+    if behind is not None:
+        form.behind[behind] = name
     form.norms[path, read] = form.put(node, name, module, read)
     return True
+
+
+def _behind_a_layer(module: nn.Module, owned: Mapping[str, Any], read: fx.Node) -> tuple[Any, ...] | None:
+    """What batch norms have in common that are one module: the same parameters behind the same layer, used
+    several times, into whose weights they can be folded. None for a norm that is none of those."""
+    if not isinstance(module, _BatchNorm) or read.op != "call_module":
+        return None
+    return read.target, module.eps, *owned.values()
 
 
 def _batch_norm(form: NormalForm, node: fx.Node) -> None:

@@ -1,6 +1,7 @@
 """From a torch module to a Network: shapes, connections, and which channels must be cut together."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -112,7 +113,9 @@ class _Reader(fx.Interpreter):
         self.follower = Follower()
         self.flows: dict[fx.Node, Flow] = {}
         self.read: dict[fx.Node, Node] = {}  # still without channels
-        self.layers: dict[str, tuple[Layer, fx.Node]] = {}
+        self.layers: dict[str, tuple[Layer, fx.Node]] = {}  # with the node of the first use
+        self.channels: dict[str, tuple[Tensor, Tensor]] = {}  # of a layer: those that it reads, and makes
+        self.calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
         self.several: dict[fx.Node, Operation] = {}
         self.outputs: list[fx.Node] = []
         self.notes: list[str] = []
@@ -187,7 +190,7 @@ class _Reader(fx.Interpreter):
             self.flows[node] = Flow(shape, made.axis, made.numbers, fixed=made.fixed)
             self.read[node] = Node(
                 node.name, op, (source.name,), (), detail=type(module).__name__, channel_bytes=bytes_each,
-                held_bytes=fixed,
+                held_bytes=fixed, norm=str(node.target) if self.calls[str(node.target)] > 1 else "",
             )  # fmt: skip
 
     def _layer(
@@ -195,13 +198,16 @@ class _Reader(fx.Interpreter):
     ) -> None:
         name = str(node.target)
         read, made, whole = self.follower.layer(kind, module, self.flows[source], shape)
+        inside, outside = self.channels.setdefault(name, (read.numbers, made.numbers))
+        self.follower.numbers.join(read.numbers, inside)  # its weights have the same channels in each use
+        self.follower.numbers.join(made.numbers, outside)
         if source.op != "get_attr":
             self.flows[source] = read
         self.flows[node] = made
         self.read[node] = Node(node.name, kind.op, (source.name,), (), layer=name)
         layer = Layer(name, layer_shape(kind, module, shape), None, getattr(module, "bias", None) is not None)
         whole = whole and not layer.shape.depthwise
-        self.layers[name] = Layer(name, layer.shape, None, layer.bias, whole), node
+        self.layers.setdefault(name, (Layer(name, layer.shape, None, layer.bias, whole), node))
 
     def _function(
         self, node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any], shape: Shape

@@ -24,6 +24,9 @@ from leanfront.compression.techniques.quantize import (
     weight_codes,
 )
 
+_USE = "use_"
+"""Prefix of what a further use of a layer calls in the deployed form; the rest of the name is its node's."""
+
 
 @torch.no_grad()
 def fold(compressed: Compressed) -> Compressed:
@@ -32,16 +35,22 @@ def fold(compressed: Compressed) -> Compressed:
     An integer kernel adds its bias in steps of weight scale times activation scale. Those roundings are
     small, but in a deep network they change which way later values are rounded: a ResNet-20 that keeps its
     biases in floats answers 0.8 % of the images differently from its own file, this form answers all alike.
-    The copy is for scoring; train the original.
+    The copy is for scoring; train the original. A layer that is used several times is one for each use in it:
+    what they read has other steps, and so have their biases.
     """
     module = copy.deepcopy(compressed.module).eval()
     held_by = layer_weights(compressed)
     grids = activation_grids(compressed)
     fused = kernels(compressed.network)
+    calls = {node.name: node for node in module.graph.nodes}
     for kernel in fused:
         if kernel.layer is None:
             continue
         layer = module.get_submodule(kernel.layer.name)
+        if kernel.use > 1:
+            layer, name = copy.deepcopy(layer), _USE + kernel.nodes[0].name
+            module.add_submodule(name, layer)
+            calls[kernel.nodes[0].name].target = name
         held = held_by[kernel.layer.name]
         device = next(layer.parameters()).device
         taken_off(layer)
@@ -61,6 +70,7 @@ def fold(compressed: Compressed) -> Compressed:
                 name = str(node.target)
                 if isinstance(module.get_submodule(name), _BatchNorm):
                     module.set_submodule(name, nn.Identity())
+    module.recompile()
     return replace(compressed, module=module)
 
 
@@ -71,7 +81,7 @@ def layer_weights(compressed: Compressed) -> dict[str, LayerWeights]:
     grids = activation_grids(compressed)
     on_cpu = copy.deepcopy(compressed.module).cpu()
     for kernel in fused:
-        if kernel.layer is None:
+        if kernel.layer is None or kernel.use > 1:
             continue
         module = on_cpu.get_submodule(kernel.layer.name)
         norms = [
@@ -82,8 +92,9 @@ def layer_weights(compressed: Compressed) -> dict[str, LayerWeights]:
         held = _folded(module, [n for n in norms if isinstance(n, _BatchNorm)])
         layer_policy = compressed.policy[kernel.layer.name]
         if computes_in_integers(kernel.layer, layer_policy):
-            read = grids[source_of_range(kernel.inputs[0], fused)]
-            step = read.scale / finer_steps(layer_policy.weight_bits)
+            uses = [k for k in fused if k.layer is not None and k.layer.name == kernel.layer.name]
+            finest = min(grids[source_of_range(use.inputs[0], fused)].scale for use in uses)
+            step = finest / finer_steps(layer_policy.weight_bits)
             held = _with_bias_in_reach(held, step, _out_axis(module))
         found[kernel.layer.name] = held
     return found

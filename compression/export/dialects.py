@@ -39,7 +39,8 @@ class LayerCall:
     op: of ONNX: Conv, ConvTranspose, Gemm, for one product at each position MatMul, or Gather. read: the
     tensor that it reads, and ``grid`` that tensor's grid, if it has one. weights: in torch's layout, for a
     MatMul (in, out). between_integers: it computes in floats, though what it reads and what it puts out are
-    held in integers.
+    held in integers. name: of its node; where a layer is used several times each use has one of its own, and
+    what it has in common with the others is written once.
     """
 
     layer: Layer
@@ -50,6 +51,7 @@ class LayerCall:
     grid: ActivationGrid | None
     between_integers: bool
     attributes: Mapping[str, Any]
+    name: str
 
     @property
     def axis(self) -> int:
@@ -86,6 +88,7 @@ def layer_call(
         and source in grids
         and kernel.name in grids,
         attributes=attributes,
+        name=kernel.label,
     )
 
 
@@ -221,13 +224,17 @@ class Dialect:
 
     def layer(self, out: Writer, call: LayerCall) -> str:
         """A layer with its weights; the tensor that it puts out. Its node bears the layer's name."""
-        name = call.layer.name
+        name = call.name
         output = "" if name.startswith(("input", "output")) else name  # the file's own are called so
         if call.layer.looked_up:
             return self.looked_up(out, call, output)
         if call.layer.weight_only:
             return self.weight(out, call)
-        read, weight, bias = self.reads(out, call), self.weight(out, call), self.bias(out, call)
+        read = self.reads(out, call)
+        weight = out.once(("weight", call.layer.name), lambda: self.weight(out, call))
+        # what integer kernels add is counted in steps of what they read
+        own = call.name if call.integer else call.layer.name
+        bias = out.once(("bias", own), lambda: self.bias(out, call))
         if call.op == "MatMul":
             return out.add("Add", [out.add("MatMul", [read, weight], name=name), bias])
         attributes = {"transB": 1} if call.op == "Gemm" else call.attributes

@@ -64,6 +64,7 @@ def _twins(graph: Template) -> dict[str, str]:
             continue
         one, other = (name.removeprefix(TENSOR) for name in (node.input[0], node.output[0]))
         known = one in graph.network.node and other in graph.network.node
+        known = known and graph.network.node[other].layer is None  # a layer is written for each use
         if known and one not in graph.network.node[other].inputs:
             found[other] = found.get(one, one)
     return found

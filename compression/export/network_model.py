@@ -89,7 +89,9 @@ class _Builder:
         if layer.op == "linear":
             positions = max(layer.out_height * layer.out_width, 1)
             each = (positions,) if positions > 1 or output.spatial else ()
-            op, shape = "MatMul" if each else "Gemm", (1, *each, layer.out_channels)
+            uses = [self.network.node[use] for use in self.network.uses[kernel.layer.name]]
+            product = each or any(use.spatial for use in uses)  # one weight for all of them
+            op, shape = "MatMul" if product else "Gemm", (1, *each, layer.out_channels)
             read = self._read(kernel, 0, (1, *each, layer.in_channels))
         else:
             source = self.by_name[kernel.inputs[0]].output

@@ -1,6 +1,7 @@
 """An ONNX file under construction: nodes, constants that are stored once, weights packed into few bits."""
 
 import string
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ class Writer:
     shared: dict[tuple[Any, ...], str] = field(default_factory=dict)
     grids: dict[int, tuple[ActivationGrid, str, str]] = field(default_factory=dict)
     codes: dict[str, str] = field(default_factory=dict)  # dequantized tensor -> its integer codes
+    written: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def name(self) -> str:
         """A name that nothing has yet."""
@@ -59,6 +61,12 @@ class Writer:
         content = value.tobytes()
         self.initializers.append(TensorProto(name=name, data_type=kind, dims=value.shape, raw_data=content))
         return name
+
+    def once(self, key: tuple[str, str], write: Callable[[], str]) -> str:
+        """The tensor of what is written once, whoever asks for it; ``key``: what it is, and whose."""
+        if key not in self.written:
+            self.written[key] = write()
+        return self.written[key]
 
     def grid(self, grid: ActivationGrid) -> tuple[str, str]:
         """Scale and zero point of a grid, stored once for all tensors that are on this one, and not on one

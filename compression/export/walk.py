@@ -123,6 +123,7 @@ class Walk:
         self.pooled = {TENSOR + k.nodes[0].name: k for k in fused if k.op == "global_avgpool"}
         self.tensor_of = {self.resolved(TENSOR + k.name): k for k in fused if k.op != ALIAS}
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
+        self.spelled: dict[str, str] = {}  # layer -> type of ONNX; a use that computes the same may be a copy
         self.out = Writer()
         self.value: dict[str, str] = {}  # value of the template -> value of the file
         self.begun: list[tuple[int, onnx.NodeProto]] = []  # node of the template, and its first in the file
@@ -169,9 +170,11 @@ class Walk:
         kernel = self.layer_of[target]
         layer = kernel.layer
         assert layer is not None
-        op, attributes = node.op_type, dict(self.template.attributes[layer.name])
-        if layer.shape.op == "linear":
-            op = "Gemm" if len(self.template.shapes[kernel.nodes[0].name]) == 2 else "MatMul"
+        op = self.spelled.setdefault(layer.name, node.op_type)
+        attributes = dict(self.template.attributes[layer.name])
+        if layer.shape.op == "linear":  # one weight for all its uses
+            uses = self.template.network.uses[layer.name]
+            op = "Gemm" if all(len(self.template.shapes[use]) == 2 for use in uses) else "MatMul"
         else:
             attributes.pop("group", None)  # a depthwise layer has as many groups as it has channels left
             attributes |= {"group": layer.shape.groups} if layer.shape.groups > 1 else {}

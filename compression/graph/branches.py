@@ -36,12 +36,13 @@ def find_branches(network: Graph) -> tuple[Branch, ...]:
     """The branches of a network, in order of their joins; ``Network.branches`` remembers them.
 
     A branch ends in an addition whose two operands have the same channels and sizes; nothing else reads what
-    is computed in it; there is a layer in it, other than tables; and the network's input is not. The other
-    operand depends on an input: what is stored (a bias of attention scores) is no way around. An activation
-    fused behind the addition must not change the other operand: that is the output of the same activation
-    already, only moved or pooled since. The addition is no output of the network. Where both operands
-    qualify, the one with more layers is the branch, or else the first. A branch has a layer of its own
-    besides those of branches within it; so which branches a policy leaves out can be read off its layers.
+    is computed in it; there is a layer in it, other than tables, and none that is used outside, too; and the
+    network's input is not. The other operand depends on an input: what is stored (a bias of attention scores)
+    is no way around. An activation fused behind the addition must not change the other operand: that is the
+    output of the same activation already, only moved or pooled since. The addition is no output of the
+    network. Where both operands qualify, the one with more layers is the branch, or else the first. A branch
+    has a layer of its own besides those of branches within it; so which branches a policy leaves out can be
+    read off its layers.
     """
     order = {node.name: place for place, node in enumerate(network.nodes)}
     computed: set[str] = set()
@@ -82,10 +83,12 @@ def _branch(network: Graph, join: Kernel, goes: str, stays: str, order: dict[str
         if readers and nodes.issuperset(readers) and node.name not in network.outputs:
             nodes.add(node.name)
     inside = [node for node in network.nodes if node.name in nodes]
-    layers = tuple(node.layer for node in inside if node.layer is not None)
+    layers = tuple(dict.fromkeys(node.layer for node in inside if node.layer is not None))
     computes = any(operation(node.op).layer for node in inside)
     if not computes or any(operation(node.op).given for node in inside):
         return None
+    if not all(nodes.issuperset(network.uses[name]) for name in layers):
+        return None  # a layer is left out with all its uses, or stays
     merged = tuple(node.name for node in join.nodes[:-1])
     return Branch(layers[0], join.name, stays, layers, frozenset(nodes), merged)
 

@@ -50,9 +50,25 @@ class Network(Graph):
         """Names of layers that read the same tensor, of each tensor that several do."""
         readers: dict[str, list[str]] = {}
         for node in self.nodes:
-            if node.layer is not None:
-                readers.setdefault(node.source, []).append(node.layer)
+            if node.layer is not None and node.layer not in readers.setdefault(node.source, []):
+                readers[node.source].append(node.layer)
         return tuple(tuple(names) for names in readers.values() if len(names) > 1)
+
+    @cached_property
+    def first_readers(self) -> Mapping[str, str]:
+        """Layer -> the first layer whose tensors have as many bits as its own: it reads the same one, or one
+        that is read by a layer which reads several, being used several times, and so on."""
+        first = {name: name for node in self.nodes if (name := node.layer) is not None}
+        place = {name: number for number, name in enumerate(first)}
+        readers: dict[str, str] = {}
+        for node in self.nodes:
+            if node.layer is None:
+                continue
+            one, other = first[node.layer], first[readers.setdefault(node.source, node.layer)]
+            if one != other:
+                low, high = sorted((one, other), key=place.__getitem__)
+                first = {name: low if own == high else own for name, own in first.items()}
+        return first
 
     @cached_property
     def branches(self) -> tuple[Branch, ...]:
@@ -78,7 +94,7 @@ class Network(Graph):
     @property
     def macs(self) -> int:
         """Multiply-accumulates of one inference."""
-        return sum(layer.shape.macs for layer in self.layers)
+        return sum(layer.shape.macs for node in self.nodes if (layer := self.used(node)) is not None)
 
     @property
     def weight_count(self) -> int:
@@ -156,10 +172,11 @@ class Network(Graph):
 
     @cached_property
     def _layer_sources(self) -> tuple[tuple[int, int], ...]:
-        """For each layer the index of its node, and of the node that it reads."""
+        """For each layer the index of its node, and of the node that it reads: of its first use, for all have
+        as many channels."""
         index = {node.name: row for row, node in enumerate(self.nodes)}
-        own = {node.layer: (index[node.name], index[node.source]) for node in self.nodes if node.layer}
-        return tuple(own[layer.name] for layer in self.layers)
+        own = [self.node[self.uses[layer.name][0]] for layer in self.layers]
+        return tuple((index[node.name], index[node.source]) for node in own)
 
     @cached_property
     def _made(self) -> dict[object, Any]:

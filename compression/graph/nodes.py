@@ -50,6 +50,12 @@ class LayerShape:
         """Whether each channel is filtered on its own."""
         return self.groups > 1 and self.groups == self.in_channels == self.out_channels
 
+    def at(self, spatial: tuple[int, ...]) -> "LayerShape":
+        """The same where what comes out has these sizes beside its channels: of a further use of a layer."""
+        if self.op == "linear" or len(spatial) != 2:
+            return replace(self, out_height=math.prod(spatial), out_width=1)
+        return replace(self, out_height=spatial[0], out_width=spatial[1])
+
     def __str__(self) -> str:
         kind = "depthwise" if self.depthwise else self.op
         whole = self.op == "linear" or operation(self.op).weight_only
@@ -64,9 +70,10 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer with weights. ``group`` names the channels that must be cut together with its outputs;
-    None: its outputs cannot be cut (network outputs, shapes that are not followed). ``whole_groups``: a
-    grouped convolution that loses whole groups of channels; another one loses as many in each group."""
+    """One layer with weights, however often it is used; ``shape`` is that of its first use. ``group`` names
+    the channels that must be cut together with its outputs; None: its outputs cannot be cut (network outputs,
+    shapes that are not followed). ``whole_groups``: a grouped convolution that loses whole groups; another
+    one loses as many channels in each group."""
 
     name: str
     shape: LayerShape
@@ -130,8 +137,9 @@ class Node:
     """One operation and the tensor that it puts out.
 
     ``name`` names both. ``channels`` are the segments of the output's channel dimension, ``spatial`` its
-    sizes after that. ``layer`` is set where the operation is a layer. ``detail`` says which operation an
-    op "other" really is. ``held_bytes``, ``channel_bytes``: what it stores in a file, beside the weights of
+    sizes after that. ``layer`` is set where the operation is a layer: of each node that uses it. ``norm``: of
+    nodes that are one batch norm its name, "" where it is used once. ``detail`` says which operation an op
+    "other" really is. ``held_bytes``, ``channel_bytes``: what it stores in a file, beside the weights of
     layers, in all and for each channel of its output. ``macs``: multiply-accumulates of what has weights and
     is no layer (a recurrent one, say), batch 1. ``written``: what it takes in a file, where that was measured
     (``export.measured_sizes``); it says more than ``held_bytes`` and ``channel_bytes``.
@@ -146,6 +154,7 @@ class Node:
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
     detail: str = ""
+    norm: str = ""
     held_bytes: int = 0
     channel_bytes: int = 0
     macs: int = 0
@@ -184,6 +193,23 @@ class Graph:
     def layer(self) -> Mapping[str, Layer]:
         """Layers by name."""
         return {layer.name: layer for layer in self.layers}
+
+    @cached_property
+    def uses(self) -> Mapping[str, tuple[str, ...]]:
+        """Layer -> names of the nodes that are it, in order of execution: each computes with its weights."""
+        found: dict[str, list[str]] = {layer.name: [] for layer in self.layers}
+        for node in self.nodes:
+            if node.layer is not None:
+                found[node.layer].append(node.name)
+        return {name: tuple(nodes) for name, nodes in found.items()}
+
+    def used(self, node: Node) -> Layer | None:
+        """The layer that a node is, with the sizes of this use; None where it is none."""
+        if node.layer is None:
+            return None
+        layer = self.layer[node.layer]
+        again = self.uses[node.layer][0] != node.name
+        return replace(layer, shape=layer.shape.at(node.spatial)) if again else layer
 
     @cached_property
     def consumers(self) -> Mapping[str, tuple[str, ...]]:

@@ -272,13 +272,16 @@ class PolicyBatch:
 
     @cached_property
     def macs(self) -> Counts:
-        """(layers, n): multiply-accumulates of each layer after the cut."""
-        positions = []
-        for layer in self.network.layers:
-            shape = layer.shape
-            here = 0 if layer.weight_only else shape.out_height * shape.out_width
-            positions.append(here // math.prod(shape.stride) if shape.op == "conv_transpose2d" else here)
-        return self.weight_counts * np.array(positions, dtype=np.int64)[:, None]
+        """(layers, n): multiply-accumulates of each layer after the cut, of all its uses."""
+        positions = np.zeros((len(self.network.layers), 1), dtype=np.int64)
+        for kernel in self.kernels:
+            if kernel.layer is None or kernel.layer.weight_only:
+                continue
+            shape = kernel.layer.shape
+            here = shape.out_height * shape.out_width
+            here = here // math.prod(shape.stride) if shape.op == "conv_transpose2d" else here
+            positions[self.layer_index[kernel.layer.name]] += here
+        return self.weight_counts * positions
 
     @cached_property
     def out_channels(self) -> Counts:

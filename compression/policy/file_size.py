@@ -63,20 +63,23 @@ class FileSize:
         index = {kernel.name: row for row, kernel in enumerate(kernels)}
         layers = [(row, k, k.layer) for row, k in enumerate(kernels) if k.layer is not None]
         shapes = [layer.shape for _, _, layer in layers]
+        self._first = np.array([k.use == 1 for _, k, _ in layers], dtype=np.bool_)
+        self._again = np.flatnonzero(~self._first)
 
         def column(values: Sequence[int]) -> NDArray[np.int64]:
             return np.array(values, dtype=np.int64).reshape(-1, 1)
 
         self._rows = np.array([row for row, _, _ in layers], dtype=np.int64)
         self._sources = np.array([index.get(k.nodes[0].source, row) for row, k, _ in layers], dtype=np.int64)
-        self._windows = column([math.prod(shape.kernel) for shape in shapes])
+        self._windows = column([math.prod(shape.kernel) for shape in shapes])[self._first]
         linear = column([shape.op == "linear" for shape in shapes])
-        self._spelled = column([_spelled(shape) for shape in shapes]) * len(_KINDS[0])
+        self._linear_again = linear[self._again]
+        self._spelled = column([_spelled(shape) for shape in shapes])[self._first] * len(_KINDS[0])
         most = max((4 * shape.weight_count for shape in shapes), default=0)
         self._lengths = [2**power for power in (7, 14, 21, 28) if 2**power <= most]
         reads = max((shape.in_channels for shape in shapes), default=0)
         self._long_sizes = [2**power for power in (7, 14, 21, 28) if 2**power <= reads]
-        self._products = np.flatnonzero(linear)
+        self._products = np.flatnonzero(linear[:, 0] & self._first)
         self._by_width = _by_width(max((shape.out_channels for shape in shapes), default=0) + 1)
 
         measured = any(k.output.written for k in kernels)
@@ -84,7 +87,9 @@ class FileSize:
         self._stored = [row for row, each in enumerate(per_channel) if each]
         self._stored_bytes = column([per_channel[row] for row in self._stored])
         self._own = np.array([_own_bytes(k) for k in kernels], dtype=np.int64)
-        self._own[self._rows] += [_layer_bytes(_spelled(shape), 32, False)[0] for shape in shapes]
+        self._own[self._rows] += [
+            _layer_bytes(_spelled(layer.shape), 32, False)[0] if k.use == 1 else 0 for _, k, layer in layers
+        ]
         self._constant = FILE_BYTES + int(self._own.sum()) + (0 if measured else INFO_BYTES)
         self._shared = _shared_parts(kernels)
         self._constant += sum(size for size, _ in self._shared)
@@ -111,8 +116,8 @@ class FileSize:
         self._moved = [(row, index[kernels[row].inputs[0]]) for row in moved]
         self._readers = _readers(kernels)
         self._named = [
-            (row, len(layer.name) - NAME_BYTES)
-            for row, k, layer in layers
+            (row, len(k.label) - NAME_BYTES)
+            for row, k, _ in layers
             if k.output.written and not k.activation and len(self._readers[row]) > 1
         ]
         self._joins = [
@@ -153,7 +158,14 @@ class FileSize:
     ) -> NDArray[np.int64]:
         """``of`` for some of the policies."""
         out, computes, bits = widths[self._rows], integer[self._rows], self._stored_bits(bits)
-        total = self._constant + self._weights(out, reduced, weight_bits, computes)
+        if len(self._again):  # weights are there once, however often they are used
+            first = self._first
+            total = self._constant + self._weights(
+                out[first], reduced[first], weight_bits[first], computes[first]
+            )
+            total += self._further_uses(out[self._again], computes[self._again])
+        else:
+            total = self._constant + self._weights(out, reduced, weight_bits, computes)
         gone = widths == 0
         total += self._quantizers(bits, computes, self._newly_unsigned(gone) if gone.any() else {})
         if len(self._products) > 1:
@@ -231,6 +243,16 @@ class FileSize:
         place += out
         weights += self._by_width.take(place)
         return np.asarray(weights.sum(axis=0) + long)
+
+    def _further_uses(self, out: NDArray[np.int64], computes: NDArray[Any]) -> NDArray[np.int64]:
+        """(n,): bytes of what layers take in each use but the first. A layer that computes in integers adds
+        its bias in steps of what it reads, so that each use has its own; all else is there once."""
+        there, vector = out * computes, _vector_bytes(out, 4)
+        fixed = 2 * (TENSOR_BYTES + 2) + DECODE_BYTES
+        # of linear layers with zero points; up to a size they are those of the first use
+        zeros = READ_BYTES + (TENSOR_BYTES + 2 + vector) * (4 * out > LARGE)
+        each = fixed + 2 * vector + self._linear_again * zeros
+        return np.asarray((each * (there > 0)).sum(axis=0))
 
     def _newly_unsigned(self, gone: NDArray[np.bool_]) -> dict[int, NDArray[np.bool_]]:
         """Rows of kernels -> (n,): whether their output has no negative values since a branch was left out
@@ -351,7 +373,7 @@ def _own_bytes(kernel: Kernel) -> int:
         return sum(node.written.fixed for node in kernel.nodes if node.written is not None)
     own = kernel.held_bytes + (ACTIVATION_BYTES if kernel.activation else 0)
     if kernel.layer is not None:
-        name = len(kernel.layer.name)
+        name = len(kernel.label)
         if kernel.layer.weight_only:
             return own + (operation(kernel.op).file_bytes + name if kernel.layer.looked_up else 0)
         if kernel.layer.shape.op != "linear":

@@ -93,13 +93,9 @@ class Space:
 
     @cached_property
     def first_readers(self) -> Mapping[str, str]:
-        """Layer -> the first layer that reads the same tensor, which sets the activation bits of both."""
-        first: dict[str, str] = {}
-        readers: dict[str, str] = {}
-        for node in self.network.nodes:
-            if node.layer is not None:
-                first[node.layer] = readers.setdefault(node.source, node.layer)
-        return first
+        """Layer -> the first layer that reads the same tensor, which sets the activation bits of both; see
+        ``Network.first_readers``."""
+        return self.network.first_readers
 
     @cached_property
     def kept_at(self) -> Mapping[str, tuple[int, ...]]:

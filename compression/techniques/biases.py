@@ -4,6 +4,7 @@ Rounded weights put out another mean than their own; a bias, or the mean of the 
 the difference (Nagel et al. 2019, Data-Free Quantization, section 4.2; measured here on inputs).
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -67,9 +68,13 @@ def _at(module: nn.Module, address: str) -> Tensor:
 
 
 def _places(module: fx.GraphModule) -> dict[str, str]:
-    """Layer of rounded weights -> the address of the constant behind it; not of one that has none."""
+    """Layer of rounded weights -> the address of the constant behind it; not of one that has none, nor of one
+    that is used several times, where each use wants another."""
     found = {}
+    calls = Counter(str(node.target) for node in module.graph.nodes if node.op == "call_module")
     for node in module.graph.nodes:
+        if calls[str(node.target)] > 1:
+            continue
         part = module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if part is None or not parametrize.is_parametrized(part, "weight"):
             continue

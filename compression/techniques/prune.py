@@ -142,9 +142,11 @@ def _weighed(
     """Classes along a dimension of weights of a group, and the sum of squares at each place."""
     targets = {node.name: str(node.target) for node in module.graph.nodes if node.op == "call_module"}
     has = {node.name: any(s.group == group for s in node.channels) for node in network.nodes}
+    done: set[str] = set()
     for node in network.nodes:
-        if node.name not in targets:
-            continue
+        if node.name not in targets or targets[node.name] in done:
+            continue  # no module, or the same weights once more
+        done.add(targets[node.name])
         part = module.get_submodule(targets[node.name])
         if node.layer is None:
             weight = getattr(part, "weight", None)
@@ -182,20 +184,23 @@ def _taken_out(
     """Take classes out of everything in a module, in place; the classes that are left in each tensor."""
     stays = {name: _stays(line, gone) for name, line in classes.items()}
     changed = {name for name, left in stays.items() if not left.all()}
-    parameters: set[str] = set()
+    done: set[str] = set()  # parameters, and modules: used several times they lose their channels once
     for node in module.graph.nodes:
         read = next((source.name for source in node.all_input_nodes if source.name in stays), None)
         if node.name not in changed and read not in changed:
             continue
         if node.op == "call_module":
             assert read is not None
+            if str(node.target) in done:
+                continue
+            done.add(str(node.target))
             part = module.get_submodule(str(node.target))
             if kind_of(part) is not None:
                 _cut_layer(part, network.layer[str(node.target)], stays[read], stays[node.name])
             else:
                 _cut_norm(part, stays[node.name])
-        elif node.op == "get_attr" and str(node.target) not in parameters:
-            parameters.add(str(node.target))
+        elif node.op == "get_attr" and str(node.target) not in done:
+            done.add(str(node.target))
             _cut_parameter(module, str(node.target), traced.axes[node.name], stays[node.name])
         elif node.op == "call_function":
             _cut_sizes(traced, module, node, read, stays)

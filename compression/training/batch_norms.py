@@ -1,13 +1,14 @@
 """Statistics of batch norms of a network that was cut or rounded: kept, corrected, or estimated again."""
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from leanfront.compression.capture.program import called
@@ -28,6 +29,15 @@ def norms_of(module: nn.Module) -> dict[str, _BatchNorm]:
         for name, part in module.named_modules()
         if isinstance(part, _BatchNorm) and part.track_running_stats
     }
+
+
+def shared_norms(module: nn.Module) -> list[_BatchNorm]:
+    """Batch norms of a captured network that are called several times in a pass. What one call sees is not
+    what they store, which is the mean of all calls: trained with what each sees (a head with a norm that all
+    levels of a pyramid share), a network learns to be another than the one that is scored."""
+    nodes = module.graph.nodes if isinstance(module, fx.GraphModule) else ()
+    calls = Counter(str(node.target) for node in nodes if node.op == "call_module")
+    return [norm for name, norm in norms_of(module).items() if calls[name] > 1]
 
 
 def statistics(module: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leanfront.compression.training.batch_norms import shared_norms
 from leanfront.compression.training.distillation import Comparison
 
 Batch = tuple[Any, Any, Any]
@@ -66,7 +67,8 @@ def fine_tune(
     """Train ``module`` in place for ``steps`` batches with SGD and a one-cycle learning rate.
 
     ``lesson`` computes the loss with the module, alone or inside of what it is a part of. The learning rate
-    rises linearly over the first ``warm_up`` of the steps and falls as a half cosine to 0.
+    rises linearly over the first ``warm_up`` of the steps and falls as a half cosine to 0. Batch norms that
+    are called several times keep their statistics, see ``shared_norms``.
 
     Returns:
         The mean loss over the last tenth of the steps.
@@ -75,6 +77,8 @@ def fine_tune(
         Diverged: the loss is not finite.
     """
     module.train()
+    for norm in shared_norms(module):
+        norm.eval()
     decayed = [p for p in module.parameters() if p.dim() > 1]
     plain = [p for p in module.parameters() if p.dim() <= 1]  # biases and norms are not decayed
     parts: list[dict[str, Any]] = [

@@ -222,7 +222,7 @@ def _work(
     weight_bits, activation_bits = _operand_bits(kernel, batch, 8 * ones, second if product else 8 * ones)
     return Work(
         row=row,
-        name=kernel.layer.name if kernel.layer else kernel.name,
+        name=kernel.label,
         op=kernel.op,
         inputs=inputs,
         positions=positions,

@@ -212,7 +212,7 @@ class TableModel(CostModel):
         for kernel, entry in zip(self.structure.kernels, entries, strict=True):
             latency_ms = entry.corrected_ms + far_ms * entry.constant_bytes / stored
             if entry.plain_ms > 0:
-                name = kernel.layer.name if kernel.layer is not None else kernel.name
+                name = kernel.label
                 modelled = entry.modelled_ms > 0 or kernel.name in unknown
                 rows.append(self._row(name, max(latency_ms, 0.0), modelled))
         return tuple(rows)

@@ -66,7 +66,7 @@ class Structure:
         self.nodes: dict[str, FusedNode] = {}
         self.build, self.threads, self.provider = build, threads, provider
         self.owners = {node.name: k.name for k in self.kernels for node in k.nodes}
-        self.owners |= {k.layer.name: k.name for k in self.kernels if k.layer is not None}
+        self.owners |= {k.label: k.name for k in self.kernels if k.layer is not None}
         index = {kernel.name: i for i, kernel in enumerate(self.kernels)}
         inputs = tuple(tuple(index[name] for name in k.inputs) for k in self.kernels)
         count = len(self.kernels)

@@ -200,8 +200,9 @@ def _following_layers(network: Network) -> dict[str, tuple[str, ...]]:
             layer = network.node[consumer].layer
             readers.update(dict.fromkeys((layer,) if layer is not None else reached[consumer]))
         reached[node.name] = tuple(readers)
-        if node.layer is not None:
-            after[node.layer] = tuple(readers)
+        if node.layer is not None:  # of one that is used several times those behind each use
+            readers |= dict.fromkeys(after.get(node.layer, ()))
+            after[node.layer] = tuple(name for name in readers if name != node.layer)
     return after
 
 

@@ -142,7 +142,7 @@ class RooflineModel(CostModel):
         unknown = {kernel.name for kernel in self.unknown(network)}
         rows = []
         for kernel, work, found in self._times(self._kernels(batch), policy):
-            name = kernel.layer.name if kernel.layer else kernel.name
+            name = kernel.label
             latency_ms = float(np.asarray(found.latency_ms).ravel()[0])
             energy_mj = float(self._energy_mj(found.latency_ms, found.compute_ms).ravel()[0])
             if work.launches or latency_ms > 0:

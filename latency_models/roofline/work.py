@@ -182,10 +182,10 @@ class Kernels:
         found["moved_bytes"] = found["moved_bytes"] + weights * weight_bits / 8
         if layer.bias:
             found["moved_bytes"] += 4.0 * out
+        positions = float(shape.macs // shape.weight_count)  # of this use
         if shape.depthwise:
-            found["macs"] = batch.macs[index].astype(np.float64)
+            found["macs"] = weights * positions
             return
-        positions = float(shape.macs // shape.weight_count)
         taps = math.prod(shape.kernel)
         padded_in, padded_out = batch.reduced[index], out
         if self._aligned is not None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leanfront.compression.graph import Network, Written
+from leanfront.compression.graph import Network, Written, kernels
 from leanfront.compression.policy import LayerPolicy, Policy, PolicyError
 from leanfront.compression.policy.file_size import CLIP_BYTES, CODED_BYTES
 from leanfront.hw_profiles import (
@@ -282,10 +282,11 @@ def _print_costs(
     rows: "tuple[LayerCost, ...]",
 ) -> None:
     lines = []
+    used = {kernel.label: kernel.layer for kernel in kernels(network) if kernel.layer is not None}
     for row in rows:
-        layer = network.layer.get(row.name)
+        layer = used.get(row.name)
         other = network.node.get(row.name)
-        bits = f"{policy[row.name].weight_bits}/{policy[row.name].activation_bits}" if layer else "-"
+        bits = f"{policy[layer.name].weight_bits}/{policy[layer.name].activation_bits}" if layer else "-"
         shape = str(layer.shape) if layer else other.op if other else "-"
         macs = f"{layer.shape.macs:,}" if layer else "-"
         lines.append(

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from leanfront.compression.graph import kernels
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.space import Space
 from leanfront.search.cli.output import print_table
@@ -72,7 +73,11 @@ def layer_rows(
     a precision (integer or float) that fewer than a third of them have.
     """
     network = space.resized(policy)
-    predicted = {row.name: row.latency_ms for row in model.layers(network, policy)}
+    owners = {kernel.label: kernel.layer.name for kernel in kernels(network) if kernel.layer is not None}
+    predicted: dict[str, float] = {}  # of all uses of a layer
+    for row in model.layers(network, policy):
+        name = owners.get(row.name, row.name)
+        predicted[name] = predicted.get(name, 0.0) + row.latency_ms
     whole = sum(predicted.values()) or 1.0
     rows = []
     for layer in space.network.layers:

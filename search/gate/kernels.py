@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from leanfront.compression.export.dialects import QDQ, Dialect
-from leanfront.compression.graph import Network
+from leanfront.compression.graph import Network, kernels
 from leanfront.compression.policy import Policy
 from leanfront.latency_models.benchmark.timing import session
 from leanfront.latency_models.kernel_table.keys import INTEGER_OPS
@@ -44,18 +44,18 @@ def optimised_nodes(model: bytes, threads: int) -> dict[str, str]:
 def kernel_report(
     model: bytes, network: Network, policy: Policy, threads: int, dialect: Dialect = QDQ
 ) -> dict[str, Any]:
-    """Which layers run as fused integer kernels, which of them against what a dialect promises of its files,
-    and the operations in all; of a file that is not onnxruntime's own the layers that its dialect promises.
-    Of one that its engine does not run here "not_run" says so, and what was checked instead."""
-    promised = [
-        layer.name for layer in network.layers if dialect.promises_integers(layer, policy[layer.name])
-    ]
+    """Which layers (each use of one by itself) run as fused integer kernels, which of them against what a
+    dialect promises of its files, and the operations in all; of a file that is not onnxruntime's own the layers
+    that its dialect promises. Of one that its engine does not run here "not_run" says so, and what was checked
+    instead."""
+    uses = {k.label: k.layer for k in kernels(network) if k.layer is not None}
+    promised = [name for name, layer in uses.items() if dialect.promises_integers(layer, policy[layer.name])]
     if not (dialect.fused and dialect.runs_here):
         not_run = _not_run(dialect)
         found = {"integer": promised, "not_fused": [], "not_wanted": [], "operations": {}}
         return found | ({"not_run": not_run} if not_run else {})
     nodes = optimised_nodes(model, threads)
-    runs = integer_layers(nodes, network.layer)
+    runs = integer_layers(nodes, uses)
     integer = [name for name, op in runs.items() if op in INTEGER_OPS]
     return {
         "integer": integer,

@@ -52,15 +52,15 @@ def _bits(
 ) -> dict[str, tuple[int, int]]:
     """Layer -> bits of weights and activations; layers that read the same tensor agree on its bits."""
     of_tensor: dict[str, int] = {}
-    found = {}
+    found: dict[str, tuple[int, int]] = {}
     for node in network.nodes:
-        if node.layer is None:
+        if node.layer is None or node.layer in found:
             continue
         pair = pairs[int(rng.integers(len(pairs)))]
         if network.layer[node.layer].weight_only:
             found[node.layer] = (pair[0], 32)
             continue
-        activations = of_tensor.setdefault(node.inputs[0], pair[1])
+        activations = of_tensor.setdefault(network.first_readers[node.layer], pair[1])
         if activations != pair[1]:
             alike = [other for other in pairs if other[1] == activations]
             pair = alike[int(rng.integers(len(alike)))]

@@ -12,6 +12,7 @@ from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.export.dialects import QDQ, Dialect, check_operations, check_policy, dialect_for
 from leanfront.compression.export.template import TENSOR, template
 from leanfront.compression.export.walk import exported
+from leanfront.compression.graph import kernels
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import Compressed, compress
 from leanfront.latency_models.benchmark.measuring_lock import Note, measuring, training
@@ -175,7 +176,8 @@ def fastest_file(
     except TableError as error:
         log(f"the network is stored without regard to which kernels are faster here: {error}")
         return plain
-    names = {layer.name: layer.name for layer in loaded.traced.network.layers}
+    uses = kernels(loaded.traced.network)
+    names = {kernel.label: kernel.layer.name for kernel in uses if kernel.layer is not None}
     layers = layers_to_shift(fused_nodes(plain, names, device.threads, device.provider), table)
     return bytes(shifted(model, layers).SerializeToString()) if layers else plain
 

@@ -396,9 +396,28 @@ def nothing(rng: random.Random, shape: Shape) -> Made:
 
 
 def shared_layer(rng: random.Random, shape: Shape) -> Made:
+    """A layer used twice: on what it has put out, on two levels, in two branches, with and without a norm."""
     conv = convolution(rng, shape, shape.channels)
-    made = Called("one convolution used twice", lambda s, x: F.relu(s.conv(F.relu(s.conv(x)))), conv=conv)
-    return made, shape
+    normed = rng.choice([None, BATCH_NORMS[shape.dimensions](shape.channels)])
+    act, pool = activation(rng), AVERAGE_POOLS[shape.dimensions](3, 1, 1)
+
+    def used(s: nn.Module, x: Tensor) -> Tensor:
+        return act(s.conv(x) if normed is None else s.norm(s.conv(x)))
+
+    ways: list[tuple[str, Callable[[nn.Module, Tensor], Tensor]]] = [
+        ("on what it has put out", lambda s, x: used(s, used(s, x))),
+        ("with and without", lambda s, x: F.relu(used(s, x)) + s.conv(x * 0.5)),
+        ("on two levels", lambda s, x: used(s, x) + used(s, pool(x))),
+        ("on two levels, side by side", lambda s, x: torch.cat([used(s, x), used(s, pool(x))], 1)),
+        ("in two branches", lambda s, x: (y := x + used(s, x)) + used(s, y)),
+        ("twice in a branch", lambda s, x: x + used(s, used(s, x))),
+    ]
+    line, way = rng.choice(ways)
+    parts = {"conv": conv} | ({} if normed is None else {"norm": normed})
+    more = 2 if "side by side" in line else 1
+    return Called(
+        f"one convolution used twice, {line}, {'normed' if normed else 'plain'}", way, **parts
+    ), replace(shape, channels=more * shape.channels)
 
 
 def shared_norm(rng: random.Random, shape: Shape) -> Made:
@@ -591,6 +610,21 @@ def shared_layer_norm(rng: random.Random, shape: Shape) -> Made:
     return made, shape
 
 
+def shared_linear(rng: random.Random, shape: Shape) -> Made:
+    """One linear layer twice: in a row, within and behind a branch, or around another."""
+    width = shape.channels
+    ways: list[tuple[str, Callable[[nn.Module, Tensor], Tensor]]] = [
+        ("in a row", lambda s, x: s.act(s.a(s.act(s.a(x))))),
+        ("within and behind a branch", lambda s, x: s.act(s.a(x + s.act(s.a(x))))),
+        ("around another", lambda s, x: s.a(s.act(s.b(s.act(s.a(x)))))),
+    ]
+    line, way = rng.choice(ways)
+    parts = {"a": nn.Linear(width, width), "act": rng.choice([nn.ReLU(), nn.GELU(), nn.SiLU(), nn.Tanh()])}
+    if line == "around another":
+        parts["b"] = nn.Linear(width, width)
+    return Called(f"one linear layer used twice, {line}", way, **parts), shape
+
+
 def over_time(rng: random.Random, shape: Shape) -> Made:
     conv = nn.Conv1d(shape.channels, 8, 3, padding=1)
     made = Called(
@@ -601,7 +635,7 @@ def over_time(rng: random.Random, shape: Shape) -> Made:
 
 TOKENS: tuple[Maker, ...] = (
     token_layer, token_layer, feed_forward, feed_forward, attention, attention, recurrent, positions,
-    class_token, shared_layer_norm, over_time, nothing,
+    class_token, shared_layer_norm, shared_linear, over_time, nothing,
 )  # fmt: skip
 
 
@@ -624,7 +658,7 @@ def vector_residual(rng: random.Random, shape: Shape) -> Made:
     return made, shape
 
 
-VECTORS: tuple[Maker, ...] = (vector_layer, vector_layer, vector_residual, nothing)
+VECTORS: tuple[Maker, ...] = (vector_layer, vector_layer, vector_residual, shared_linear, nothing)
 
 
 # from one kind to another
