@@ -712,13 +712,11 @@ def _transposed(form: NormalForm, node: fx.Node) -> None:
     value = form.constant(weight)
     if value is None:
         return
-    if groups > 1:
-        return
     n = value.dim() - 2
     _layer_made(
-        form, node, cls, weight, bias, value.shape[0], value.shape[1], kernel_size=tuple(value.shape[2:]),
-        stride=_sizes(stride, n), padding=_sizes(padding, n), output_padding=_sizes(output_padding, n),
-        dilation=_sizes(dilation, n),
+        form, node, cls, weight, bias, value.shape[0], value.shape[1] * groups,
+        kernel_size=tuple(value.shape[2:]), stride=_sizes(stride, n), padding=_sizes(padding, n),
+        output_padding=_sizes(output_padding, n), groups=groups, dilation=_sizes(dilation, n),
     )  # fmt: skip
 
 

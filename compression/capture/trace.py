@@ -197,7 +197,6 @@ class _Reader(fx.Interpreter):
         self.flows[node] = made
         self.read[node] = Node(node.name, kind.op, (source.name,), (), layer=name)
         layer = Layer(name, layer_shape(kind, module, shape), None, getattr(module, "bias", None) is not None)
-        whole = whole and not layer.shape.depthwise
         self.layers[name] = Layer(name, layer.shape, None, layer.bias, whole), node
 
     def _function(
@@ -349,8 +348,7 @@ _KEPT: Mapping[str, str] = {
     "recurrent": "is kept as it is: recurrent layers are not cut, but stored in few bits, counted and priced",
     "embedding": "keeps its bits, and is cut with the channels that it meets: its weights are used several"
     " times, or are computed on the way",
-    "convolution": "is kept as it is: its weights are computed on the way, or it is a transposed convolution"
-    " in groups",
+    "convolution": "is kept as it is: its weights are computed on the way",
 }
 """Operations with weights that are no layers, and what is said of them."""
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto
 
 from leanfront.compression.export.onnx_writer import Writer
-from leanfront.compression.export.weights import LayerWeights, along, bias_codes, finer_steps
+from leanfront.compression.export.weights import LayerWeights, along, bias_codes, finer_steps, in_groups
 from leanfront.compression.graph import Kernel, Layer
 from leanfront.compression.policy import LayerPolicy
 from leanfront.compression.policy.file_size import storage_bits
@@ -197,9 +198,7 @@ class Qdq(Dialect):
         if held.codes is None or held.scales is None:
             return super().weight(out, call)
         if not call.integer:  # a float kernel, and a small file
-            decoded = out.add("Cast", [out.packed(held.codes, bits)], to=TensorProto.FLOAT)
-            scales = along(held.scales, held.codes.ndim, call.axis)
-            return out.add("Mul", [decoded, out.own(scales)])
+            return self.decoded(out, call, held.codes, held.scales)
         finer = finer_steps(bits)
         if storage_bits(bits) < 8:
             name = out.add("Cast", [out.packed(held.codes, bits)], to=TensorProto.FLOAT)
@@ -212,6 +211,20 @@ class Qdq(Dialect):
             # onnxruntime fuses an integer Gemm only when zero points are there, a Conv without, too
             stored.append(out.constant(np.zeros(held.scales.shape, dtype=np.int8)))
         return out.add("DequantizeLinear", stored, axis=call.axis)
+
+    def decoded(
+        self, out: Writer, call: LayerCall, codes: NDArray[np.int8], scales: NDArray[np.float32]
+    ) -> str:
+        """The weight of a layer that computes in floats, from its codes. Where a scale is for a channel of
+        one group alone they are multiplied in groups: else it is stored once for each channel that is read.
+        """
+        grouped = call.layer.groups_apart
+        held = in_groups(codes, len(scales), call.axis) if grouped else codes
+        values = out.add("Cast", [out.packed(held, call.policy.weight_bits)], to=TensorProto.FLOAT)
+        if not grouped:
+            return out.add("Mul", [values, out.own(along(scales, codes.shape, call.axis))])
+        values = out.add("Mul", [values, out.own(scales.reshape(held.shape[0], 1, -1, 1))])
+        return out.add("Reshape", [values, out.own(np.array(codes.shape, dtype=np.int64))])
 
     def looked_up(self, out: Writer, call: LayerCall, output: str) -> str:
         """Rows of codes, decoded once they are looked up: as fast as rows of floats, and a table of 8 bits or

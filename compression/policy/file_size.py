@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanfront.compression.graph.kernels import Kernel
-from leanfront.compression.graph.nodes import LayerShape
+from leanfront.compression.graph.nodes import Layer
 from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy.grids import never_negative
 
@@ -29,6 +29,7 @@ BYTE_BYTES = 12  # an integer of 8 bits
 QUANTIZE_BYTES, DEQUANTIZE_BYTES, CLIP_BYTES = 38, 40, 28
 CODED_BYTES = QUANTIZE_BYTES + DEQUANTIZE_BYTES + SCALAR_BYTES + BYTE_BYTES
 CAST_BYTES, MUL_BYTES, MAX_BYTES = 29, 22, 22
+RESHAPE_BYTES = 71  # with the sizes of an image's weight
 DECODE_BYTES = 48  # DequantizeLinear with an axis
 READ_BYTES = 5  # one more input of a node
 
@@ -71,7 +72,8 @@ class FileSize:
         self._sources = np.array([index.get(k.nodes[0].source, row) for row, k, _ in layers], dtype=np.int64)
         self._windows = column([math.prod(shape.kernel) for shape in shapes])
         linear = column([shape.op == "linear" for shape in shapes])
-        self._spelled = column([_spelled(shape) for shape in shapes]) * len(_KINDS[0])
+        spelled = [_spelled(layer) for _, _, layer in layers]
+        self._spelled = column(spelled) * len(_KINDS[0])
         most = max((4 * shape.weight_count for shape in shapes), default=0)
         self._lengths = [2**power for power in (7, 14, 21, 28) if 2**power <= most]
         reads = max((shape.in_channels for shape in shapes), default=0)
@@ -84,7 +86,7 @@ class FileSize:
         self._stored = [row for row, each in enumerate(per_channel) if each]
         self._stored_bytes = column([per_channel[row] for row in self._stored])
         self._own = np.array([_own_bytes(k) for k in kernels], dtype=np.int64)
-        self._own[self._rows] += [_layer_bytes(_spelled(shape), 32, False)[0] for shape in shapes]
+        self._own[self._rows] += [_layer_bytes(each, 32, False)[0] for each in spelled]
         self._constant = FILE_BYTES + int(self._own.sum()) + (0 if measured else INFO_BYTES)
         self._shared = _shared_parts(kernels)
         self._constant += sum(size for size, _ in self._shared)
@@ -382,23 +384,26 @@ def _said_channel_bytes(kernel: Kernel) -> int:
     return sum(node.channel_bytes for node in kernel.nodes if not operation(node.op).parameters)
 
 
-_CONVOLUTION, _LINEAR, _TABLE, _ALONE = range(4)
+_CONVOLUTION, _LINEAR, _TABLE, _ALONE, _GROUPS_APART = range(5)
 """Ways in which layers are spelled."""
 
 
-def _spelled(shape: LayerShape) -> int:
-    if operation(shape.op).looked_up:
+def _spelled(layer: Layer) -> int:
+    if layer.looked_up:
         return _TABLE
-    if operation(shape.op).weight_only:
+    if layer.weight_only:
         return _ALONE
-    return _LINEAR if shape.op == "linear" else _CONVOLUTION
+    if layer.groups_apart:
+        return _GROUPS_APART
+    return _LINEAR if layer.shape.op == "linear" else _CONVOLUTION
 
 
 def _layer_bytes(spelled: int, weight_bits: int, integer: bool) -> tuple[int, int, int]:
     """What a layer's weights and bias take besides the values of the weights: bytes, vectors of numbers of 4
     bytes for each output channel, and of 1 byte."""
     linear = spelled == _LINEAR
-    weight, vector = TENSOR_BYTES + (8 if spelled == _CONVOLUTION else 4), TENSOR_BYTES + 2
+    convolution = spelled in (_CONVOLUTION, _GROUPS_APART)
+    weight, vector = TENSOR_BYTES + (8 if convolution else 4), TENSOR_BYTES + 2
     if spelled == _TABLE:
         if weight_bits > 8:
             return weight, 0, 0
@@ -411,13 +416,14 @@ def _layer_bytes(spelled: int, weight_bits: int, integer: bool) -> tuple[int, in
         zeros = 2 * (READ_BYTES + vector) if linear else 0
         return weight + 3 * vector + 2 * DECODE_BYTES + unpacking + zeros, 3 + linear, int(linear)
     if weight_bits <= 8:
-        return 2 * weight + vector + CAST_BYTES + MUL_BYTES, 2, 0
+        apart = RESHAPE_BYTES if spelled == _GROUPS_APART else 0
+        return 2 * weight + vector + CAST_BYTES + MUL_BYTES + apart, 2, 0
     return weight + vector, 1, 0
 
 
 _KINDS = [
     [_layer_bytes(spelled, bits, integer) for bits in range(33) for integer in (False, True)]
-    for spelled in (_CONVOLUTION, _LINEAR, _TABLE, _ALONE)
+    for spelled in (_CONVOLUTION, _LINEAR, _TABLE, _ALONE, _GROUPS_APART)
 ]
 _CLASSES = sorted({(fixed - kinds[-2][0], *rest) for kinds in _KINDS for fixed, *rest in kinds})
 """What can be of a layer: bytes more than of one in floats, and its vectors."""
