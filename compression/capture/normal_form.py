@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from leanfront.compression.capture.program import DROPOUT
+from leanfront.compression.capture.program import DROPOUT, TraceError
 from leanfront.compression.layers.kinds import Weights
 
 aten = torch.ops.aten
@@ -510,6 +510,87 @@ def _products(form: NormalForm) -> None:
         )
 
 
+# --- recurrent layers
+
+
+def _projected(form: NormalForm) -> None:
+    """An LSTM that hands on a projection of its state, r = P h (Sak et al. 2014), which files do not know, as
+    one that hands on h, with the projection behind it: it reads W r = (W P) h."""
+    for node in form.functions(aten.lstm.input):
+        given: list[Any] = list(node.args)
+        x, (first_state, first_cell), held, biases, layers, _, _, both, batch_first = given
+        directions, each = 1 + both, 4 if biases else 2
+        if len(held) != (each + 1) * layers * directions:
+            continue
+        if first_state.target not in _ZEROS:
+            raise TraceError(
+                f"{_module_path(node) or 'an LSTM'} has proj_size and starts from a state that is given, of"
+                " which no file can be made: start it from zeros, or compress a part that it is not in"
+            )
+        parts = [list(held[i : i + each + 1]) for i in range(0, len(held), each + 1)]
+        size = int(first_cell.meta["val"].shape[-1])
+        states: list[fx.Node] = []
+        cells: list[fx.Node] = []
+        for layer in range(layers):
+            own = parts[layer * directions : (layer + 1) * directions]
+            cell = _piece(form, node, first_cell, 0, layer * directions, directions, len(parts))
+            x, state, left = _projecting(form, node, (x, cell), own, size, (biases, batch_first))
+            states.append(state)
+            cells.append(left)
+        made = x, _joined(form, node, states, 0), _joined(form, node, cells, 0)
+        for user in list(node.users):
+            put_out = made[int(str(user.args[1]))]
+            put_out.meta = dict(user.meta)
+            form.replace(user, put_out)
+        form.graph.graph.erase_node(node)
+
+
+def _projecting(
+    form: NormalForm, node: fx.Node, reads: tuple[fx.Node, fx.Node], own: list[list[fx.Node]], size: int,
+    said: tuple[bool, bool],
+) -> tuple[fx.Node, fx.Node, fx.Node]:  # fmt: skip
+    """One layer of an LSTM with a projection, both directions of it: what it puts out, and its last states.
+
+    reads: what goes in, and the cells that it starts from. own: of each direction its weights. size: of the
+    state. said: whether it has biases, and the batch comes first.
+    """
+    (x, cell), (biases, batch_first) = reads, said
+    weights: list[fx.Node] = []
+    turned: list[fx.Node] = []
+    for inside, across, *rest, projection in own:
+        across, projection = _alone(form, across), _alone(form, projection)
+        weights += [inside, form.function(node, aten.mm.default, (across, projection)), *rest]
+        turned.append(form.function(node, aten.t.default, (projection,)))
+    state = form.function(node, aten.zeros_like.default, (cell,))
+    given = (x, [state, cell], weights, biases, 1, 0.0, False, len(own) > 1, batch_first)
+    made = form.function(node, aten.lstm.input, given)
+    outputs, last, left = (form.function(node, operator.getitem, (made, place)) for place in range(3))
+
+    def parted(read: fx.Node, dim: int, length: int) -> list[fx.Node]:
+        whole = length * len(own)
+        held = [_piece(form, node, read, dim, i * length, length, whole) for i in range(len(own))]
+        return [form.function(node, aten.matmul.default, pair) for pair in zip(held, turned, strict=True)]
+
+    projected = _joined(form, node, parted(outputs, 2, size), 2)
+    return projected, _joined(form, node, parted(last, 0, 1), 0), left
+
+
+def _piece(
+    form: NormalForm, node: fx.Node, read: fx.Node, dim: int, start: int, length: int, whole: int
+) -> fx.Node:
+    """So much of a tensor along a dimension; itself where that is all."""
+    if length == whole:
+        return read
+    return form.function(node, aten.slice.Tensor, (read, dim, start, start + length))
+
+
+def _joined(form: NormalForm, node: fx.Node, parts: list[fx.Node], dim: int) -> fx.Node:
+    return parts[0] if len(parts) == 1 else form.function(node, aten.cat.default, (parts, dim))
+
+
+_ZEROS = (aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default)
+
+
 # --- means
 
 
@@ -658,19 +739,27 @@ def _embedding(form: NormalForm, node: fx.Node) -> None:
 
 
 def _recurrent(form: NormalForm, node: fx.Node) -> None:
-    """Its matrices are modules of their own, of which a policy can say how they are stored."""
+    """Its matrices are modules of their own, of which a policy can say how they are stored; those of a cell
+    are read once for each step."""
     for source in node.all_input_nodes:
-        held = form.held(str(source.target)) if source.op == "get_attr" else None
-        if not isinstance(held, nn.Parameter) or held.dim() != 2:
-            continue
-        name = str(source.target)
-        owner, _, key = name.rpartition(".")
-        delattr(form.graph.get_submodule(owner), key)
-        form.graph.add_submodule(name, Weights(held))
-        with form.graph.graph.inserting_before(source):
-            called = form.graph.graph.call_module(name)
-        called.meta = dict(source.meta)
-        form.replace(source, called)
+        _alone(form, source)
+
+
+def _alone(form: NormalForm, source: fx.Node) -> fx.Node:
+    """A matrix that is a parameter as a module of its own, which is called in its place; the call. Anything
+    else is as it is."""
+    held = form.held(str(source.target)) if source.op == "get_attr" else None
+    if not isinstance(held, nn.Parameter) or held.dim() != 2:
+        return source
+    name = str(source.target)
+    owner, _, key = name.rpartition(".")
+    delattr(form.graph.get_submodule(owner), key)
+    form.graph.add_submodule(name, Weights(held))
+    with form.graph.graph.inserting_before(source):
+        called = form.graph.graph.call_module(name)
+    called.meta = dict(source.meta)
+    form.replace(source, called)
+    return called
 
 
 _CONVOLUTIONS: Mapping[Any, type[nn.Module]] = {
@@ -806,7 +895,9 @@ def _dropout(form: NormalForm, node: fx.Node) -> None:
     form.put(node, form.name(_module_path(node) or "dropout"), nn.Dropout(float(share)), read)  # type: ignore[arg-type]
 
 
-_STEPS = (_pieces, _written_over, _shapes, _shuffles, _attention, _products, _means, _batch_statistics)
+_STEPS = (
+    _pieces, _written_over, _shapes, _shuffles, _attention, _projected, _products, _means, _batch_statistics,
+)  # fmt: skip
 
 _MAKERS: Mapping[Any, Callable[[NormalForm, fx.Node], None]] = {
     aten.linear.default: _linear,
@@ -817,7 +908,19 @@ _MAKERS: Mapping[Any, Callable[[NormalForm, fx.Node], None]] = {
     aten.layer_norm.default: _layer_norm,
     aten.group_norm.default: _group_norm,
     aten.rms_norm.default: _rms_norm,
-    **dict.fromkeys((aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input), _recurrent),
+    **dict.fromkeys(
+        (
+            aten.lstm.input,
+            aten.gru.input,
+            aten.rnn_tanh.input,
+            aten.rnn_relu.input,
+            aten.lstm_cell.default,
+            aten.gru_cell.default,
+            aten.rnn_tanh_cell.default,
+            aten.rnn_relu_cell.default,
+        ),
+        _recurrent,
+    ),
     DROPOUT: _dropout,
 }
 

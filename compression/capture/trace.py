@@ -226,19 +226,23 @@ class _Reader(fx.Interpreter):
         weights = self._matrices(node)
         if op in _KEPT and weights:
             name = str(weights[0].target).rpartition(".")[0] or str(weights[0].target)
-            several = not operation(op).looked_up and any(len(weight.users) > 1 for weight in weights)
+            several = not operation(op).looked_up and any(
+                len(weight.users) > 1 for weight in weights if weight.op == "get_attr"
+            )
             why = "is kept as it is: its weights are used several times" if several else _KEPT[op]
             if not any(note.startswith(f"{name} {why.split()[0]} ") for note in self.notes):
                 self.notes.append(f"{name} {why}")
 
     def _matrices(self, node: fx.Node) -> list[fx.Node]:
         """The weights that an operation reads and that are no vectors."""
-        alone = [node for layer, node in self.layers.values() if not self.read[node].inputs]
-        return [
-            s
-            for s in node.all_input_nodes
-            if (s.op == "get_attr" or s in alone) and len(self.flows[s].shape) > 1
-        ]
+        alone = {node for layer, node in self.layers.values() if not self.read[node].inputs}
+
+        def held(source: fx.Node) -> bool:
+            """Whether it depends on weights alone, and is computed when a file is loaded."""
+            made = source.all_input_nodes
+            return source.op == "get_attr" or source in alone or (bool(made) and all(map(held, made)))
+
+        return [s for s in node.all_input_nodes if held(s) and len(self.flows[s].shape) > 1]
 
     def _one_of_several(self, node: fx.Node, parent: fx.Node, shape: Shape) -> None:
         """One of the tensors that an operation puts out together: the first that is read stands for it."""
