@@ -11,6 +11,7 @@ from leanfront.compression.graph.kernels import Kernel
 from leanfront.compression.graph.nodes import Layer
 from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy.grids import never_negative
+from leanfront.compression.policy.rows import Rows, classes
 
 NAME_BYTES = 3
 """Of a value's name, in all but large files."""
@@ -59,8 +60,9 @@ def framed(size: int) -> int:
 class FileSize:
     """The size of a network's file under many policies."""
 
-    def __init__(self, kernels: tuple[Kernel, ...]) -> None:
-        """``kernels``: of the network, cut or not: only channels differ."""
+    def __init__(self, kernels: tuple[Kernel, ...], places: Sequence[frozenset[int]]) -> None:
+        """``kernels``: of the network, cut or not: only channels differ. ``places``: of each the branches
+        that it is left out with."""
         index = {kernel.name: row for row, kernel in enumerate(kernels)}
         layers = [(row, k, k.layer) for row, k in enumerate(kernels) if k.layer is not None]
         shapes = [layer.shape for _, _, layer in layers]
@@ -99,12 +101,18 @@ class FileSize:
         unsigned = never_negative(kernels)
         self._unsigned = np.array([33 * (kernels[row].name in unsigned) for row in written], dtype=np.int16)
         self._unsigned = self._unsigned.reshape(-1, 1)
-        self._signed = [
-            (row, [index[name] for name in k.inputs])
-            for row, k in enumerate(kernels)
-            if k.name not in unsigned and k.layer is None and operation(k.output.op).keeps_sign and k.inputs
-        ]
+        self._place, self._first = classes(places)
+        self._own_of_place = np.bincount(self._place, self._own, len(self._first)).astype(np.int64)
         self._always = frozenset(index[name] for name in unsigned)
+        self._signed: list[tuple[int, list[int]]] = []
+        newly: set[int] = set()  # what may have no negative values once something is left out
+        for row, k in enumerate(kernels):
+            if k.name in unsigned or k.layer is not None or not operation(k.output.op).keeps_sign:
+                continue
+            signed = [index[name] for name in k.inputs if name not in unsigned]
+            if k.inputs and all(source in newly or not places[source] <= places[row] for source in signed):
+                newly.add(row)
+                self._signed.append((row, [index[name] for name in k.inputs]))
         self._same_range = frozenset(row for row, k in enumerate(kernels) if operation(k.op).same_range)
         self._values = sum(n.written.values if n.written else VALUES for k in kernels for n in k.nodes)
         self._most_values = self._values + VALUES_OF_QUANTIZER * len(written)
@@ -124,7 +132,7 @@ class FileSize:
         ]
 
     def of(
-        self, widths: NDArray[np.int64], reduced: NDArray[np.int64], bits: NDArray[np.int16],
+        self, widths: Rows, reduced: NDArray[np.int64], bits: NDArray[np.int16],
         weight_bits: NDArray[np.int64], integer: NDArray[Any],
     ) -> NDArray[np.int64]:  # fmt: skip
         """Bytes of each of n files.
@@ -137,17 +145,18 @@ class FileSize:
             weight_bits: (layers, n).
             integer: (kernels, n) whether it computes in integers.
         """
-        found = np.empty(widths.shape[1], dtype=np.int64)
-        for start in range(0, widths.shape[1], _AT_ONCE):
+        count = bits.shape[1]
+        found = np.empty(count, dtype=np.int64)
+        for start in range(0, count, _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
             found[part] = self._of(
-                widths[:, part], reduced[:, part], bits[:, part], weight_bits[:, part], integer[:, part]
+                widths.part(part), reduced[:, part], bits[:, part], weight_bits[:, part], integer[:, part]
             )
         return found
 
     def _of(
         self,
-        widths: NDArray[np.int64],
+        widths: Rows,
         reduced: NDArray[np.int64],
         bits: NDArray[np.int16],
         weight_bits: NDArray[np.int64],
@@ -156,14 +165,15 @@ class FileSize:
         """``of`` for some of the policies."""
         out, computes, bits = widths[self._rows], integer[self._rows], self._stored_bits(bits)
         total = self._constant + self._weights(out, reduced, weight_bits, computes)
-        gone = widths == 0
-        total += self._quantizers(bits, computes, self._newly_unsigned(gone) if gone.any() else {})
+        gone = Rows(np.asarray(widths[self._first] == 0), self._place)
+        some = bool(gone.values.any())
+        total += self._quantizers(bits, computes, self._newly_unsigned(gone) if some else {})
         if len(self._products) > 1:
             total -= _shared_bytes(out[self._products] * computes[self._products])
         if self._stored:
             total += (self._stored_bytes * widths[self._stored]).sum(axis=0)
-        if left_out := np.flatnonzero(gone.any(axis=1)).tolist():
-            total -= self._left_out(left_out, gone, bits)
+        if some:
+            total -= self._left_out(gone, bits)
         return np.asarray(total + _length_bytes(total))
 
     def _stored_bits(self, bits: NDArray[np.int16]) -> NDArray[np.int16]:
@@ -176,35 +186,38 @@ class FileSize:
             np.copyto(found[row], found[source], where=(found[row] <= 8) & (found[row] > 0))
         return found
 
-    def _left_out(
-        self, rows: list[int], gone: NDArray[np.bool_], bits: NDArray[np.int16]
-    ) -> NDArray[np.int64]:
-        """(n,): bytes of what is not there. ``rows``: of kernels that are left out in some policy."""
-        idle = {row: gone[row] for row in rows}
-        total = self._own[rows] @ gone[rows]
-        aliases = {}
+    def _left_out(self, gone: Rows, bits: NDArray[np.int16]) -> NDArray[np.int64]:
+        """(n,): bytes of what is not there. ``gone``: which kernels are left out."""
+        some = np.logical_or.reduce(gone.values, axis=1).take(self._place).tolist()
+        total = self._own_of_place @ gone.values
+        aliases: dict[int, NDArray[np.bool_]] = {}
         for row, inputs in self._joins:
             alias = np.logical_or.reduce([gone[source] for source in inputs])
             alias &= ~gone[row]
             if not alias.any():
                 continue
             aliases[row] = alias
-            idle[row] = idle[row] | alias if row in idle else alias
+            some[row] = True
             total += alias * self._with_quantizer(row).take(bits[row])
+
+        def idle(row: int) -> NDArray[np.bool_]:
+            """Whether nothing of a kernel is written."""
+            return gone[row] | aliases[row] if row in aliases else gone[row]
+
         for size, readers in self._shared:
-            if idle.keys() >= set(readers):
-                total += size * np.logical_and.reduce([idle[row] for row in readers])
+            if all(some[row] for row in readers):
+                total += size * np.logical_and.reduce([idle(row) for row in readers])
 
         def reads(row: int) -> NDArray[np.int64]:
             """How often the tensor of a kernel is read; by what reads another name of it, too."""
-            found = np.zeros(gone.shape[1], dtype=np.int64)
+            found = np.zeros(bits.shape[1], dtype=np.int64)
             for reader in self._readers[row]:
                 alias = aliases.get(reader)
                 found += ~gone[reader] if alias is None else np.where(alias, reads(reader), ~gone[reader])
             return found
 
         for row, longer in self._named:
-            if not idle.keys().isdisjoint(self._readers[row]):
+            if any(some[reader] for reader in self._readers[row]):
                 total += longer * (len(self._readers[row]) - reads(row)) * (bits[row] > 8)
         return np.asarray(total, dtype=np.int64)
 
@@ -234,7 +247,7 @@ class FileSize:
         weights += self._by_width.take(place)
         return np.asarray(weights.sum(axis=0) + long)
 
-    def _newly_unsigned(self, gone: NDArray[np.bool_]) -> dict[int, NDArray[np.bool_]]:
+    def _newly_unsigned(self, gone: Rows) -> dict[int, NDArray[np.bool_]]:
         """Rows of kernels -> (n,): whether their output has no negative values since a branch was left out
         that had them."""
         found: dict[int, NDArray[np.bool_]] = {}
