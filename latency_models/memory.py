@@ -43,27 +43,40 @@ def narrow_rows(bits: NDArray[np.int16]) -> NDArray[np.bool_]:
     return np.asarray((below < 31).any(axis=1))
 
 
-def working_bytes(batch: PolicyBatch) -> Array:
-    """(kernels, n): what an engine on a CPU takes beside the tensors while each kernel runs.
+class WorkingBytes:
+    """What an engine on a CPU takes beside the tensors while each kernel runs, by its row: (n,).
 
     Integer convolutions list where their inputs lie: 8 bytes per window and output position. Kernels that
     compute in floats have a float copy of what they read and make in integers, and the caller's input is in
     floats.
     """
-    elements, integer = batch.elements, batch.integer
-    coded = (batch.bits <= 8) & (elements > 0)
-    copies = 4.0 * elements * coded
-    found = np.zeros(elements.shape)
-    for row, kernel in enumerate(batch.kernels):
+
+    def __init__(self, batch: PolicyBatch) -> None:
+        self._batch, self._narrow = batch, narrow_rows(batch.bits).tolist()
+        given = [row for row, kernel in enumerate(batch.kernels) if operation(kernel.op).given]
+        self._always = sum((self._copy(row) for row in given), np.zeros(batch.count))
+
+    def __getitem__(self, row: int) -> Array:
+        batch, kernel, found = self._batch, self._batch.kernels[row], self._always
         if operation(kernel.op).given:
-            found += copies[row]
-            continue
+            return found
+        integer = batch.integer[row]
         window = math.prod(kernel.layer.shape.kernel) if kernel.layer is not None else 1
         if window > 1:
-            found[row] += 8.0 * window * math.prod(kernel.output.spatial) * integer[row]
-        read = [copies[batch.kernel_index[name]] for name in kernel.inputs]
-        found[row] += (elements[row] > 0) * ~integer[row] * sum(read, copies[row])
-    return found
+            found = found + 8.0 * window * math.prod(kernel.output.spatial) * integer
+        read = [row, *(batch.kernel_index[name] for name in kernel.inputs)]
+        if coded := [self._copy(one) for one in read if self._narrow[one]]:
+            found = found + (batch.element_rows[row] > 0) * ~integer * sum(coded)
+        return np.asarray(found)
+
+    def _copy(self, row: int) -> Array:
+        """In floats of what is held in integers."""
+        return np.asarray(4.0 * self._batch.element_rows[row] * (self._batch.bits[row] <= 8))
+
+
+def working_bytes(batch: PolicyBatch) -> WorkingBytes:
+    """Of the kernels of many policies."""
+    return WorkingBytes(batch)
 
 
 class Sizes(Protocol):
@@ -74,7 +87,7 @@ class Sizes(Protocol):
         ...
 
 
-def peak_bytes(batch: PolicyBatch, sizes: Sizes, working: Array | None = None) -> Array:
+def peak_bytes(batch: PolicyBatch, sizes: Sizes, working: Sizes | None = None) -> Array:
     """(n,): the largest sum of live activation tensors over the order of execution, batch 1.
 
     A tensor lives from the kernel that makes it to the last one that reads it; the network's inputs and
