@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from leanfront.compression.capture.program import DROPOUT, TraceError
+from leanfront.compression.graph.operations import OPAQUE, by_aten
 from leanfront.compression.layers.kinds import Weights
 
 aten = torch.ops.aten
@@ -480,6 +481,7 @@ def _attention(form: NormalForm) -> None:
                 held = form.graph.graph.get_attr(name)
             scores = form.function(node, aten.masked_fill.Scalar, (scores, held, -math.inf))
         elif isinstance(mask, fx.Node):
+            mask = _before_expansion(mask)  # scores and a mask meet value by value
             if mask.meta["val"].dtype is torch.bool:
                 hidden = form.function(node, aten.logical_not.default, (mask,))
                 scores = form.function(node, aten.masked_fill.Scalar, (scores, hidden, -math.inf))
@@ -489,6 +491,105 @@ def _attention(form: NormalForm) -> None:
         mixed = form.function(node, aten.matmul.default, (weights, value))
         mixed.meta = dict(node.meta)
         form.replace(node, mixed)
+
+
+def _before_expansion(node: fx.Node) -> fx.Node:
+    """What an expansion was made of, also where it was reshaped and reshaped back: a mask that each head has
+    a copy of, say, with the heads among the batch meanwhile. Else the node itself."""
+    source: Any = node
+    while isinstance(source, fx.Node) and source.target is aten.reshape.default:
+        source = source.args[0]
+    if not isinstance(source, fx.Node) or source.target is not aten.expand.default:
+        return node
+    read = source.args[0]
+    assert isinstance(read, fx.Node)
+    values = [one.meta.get("val") for one in (node, source, read)]
+    if not all(isinstance(value, Tensor) for value in values):
+        return node
+    same_rank = values[1].dim() == values[2].dim()  # type: ignore[union-attr]
+    return read if same_rank and _alike(values[0], values[1]) else node  # type: ignore[arg-type]
+
+
+def _expansions(form: NormalForm) -> None:
+    """Values are repeated as late as can be: what meets others value by value is repeated along them by the
+    operator itself. A copy for each of their channels would have to be cut with these."""
+    for node in list(form.graph.graph.nodes):
+        row = by_aten.get(str(node.target), OPAQUE)
+        if row.channels != "meet" or node.target in _NOT_ALIKE or "val" not in node.meta:
+            continue
+        before = {source: _before_expansion(source) for source in node.all_input_nodes}
+        values: list[Any] = [read.meta.get("val") for read in before.values()]
+        if all(source is read for source, read in before.items()):
+            continue
+        value = node.meta["val"]
+        if not all(isinstance(each, Tensor) for each in values):
+            continue
+        met = _met_sizes(values)
+        sizes = [-1 if _same(one, other) else other for one, other in zip(met, value.shape, strict=False)]
+        if len(met) != value.dim() or not all(isinstance(size, int) for size in sizes):
+            continue
+        for source, read in before.items():
+            node.replace_input_with(source, read)
+        if all(size == -1 for size in sizes):
+            continue
+        with form.graph.graph.inserting_after(node):
+            later = form.graph.graph.call_function(aten.expand.default, (node, sizes))
+        later.meta, node.meta = dict(node.meta), {**node.meta, "val": value.new_empty(met)}
+        node.replace_all_uses_with(later, delete_user_cb=lambda user, own=later: user is not own)
+
+
+def _apart(form: NormalForm) -> None:
+    """What met while the heads of an attention were among the batch, and is taken apart into both behind it,
+    meets apart, where one of the operands is the same for each head: masks of torch's are put together so."""
+    for node in form.functions(aten.reshape.default):
+        read = node.args[0]
+        assert isinstance(read, fx.Node)
+        row, value, met = by_aten.get(str(read.target), OPAQUE), node.meta.get("val"), read.meta.get("val")
+        if row.form != "binary" or not isinstance(value, Tensor) or not isinstance(met, Tensor):
+            continue
+        operands = read.all_input_nodes
+        given = [operand.meta.get("val") for operand in operands]
+        if value.dim() != met.dim() + 1 or not all(
+            isinstance(each, Tensor) and each.dim() == met.dim() for each in given
+        ):
+            continue
+        if [*map(str, value.shape[2:])] != [*map(str, met.shape[1:])] or len(read.users) > 1:
+            continue
+        apart = [_taken_apart(operand, value.shape[:2], met.shape[0]) for operand in operands]
+        if None in apart or not any(isinstance(each, fx.Node) for each in apart):
+            continue
+        for operand, own in zip(operands, apart, strict=True):
+            if not isinstance(own, fx.Node):
+                held = operand.meta["val"].unsqueeze(1)
+                own = form.function(read, aten.unsqueeze.default, (operand, 1), held)
+            read.replace_input_with(operand, own)
+        read.meta = {**read.meta, "val": value}
+        form.replace(node, read)
+
+
+def _taken_apart(operand: fx.Node, leading: Any, together: Any) -> fx.Node | bool | None:
+    """An expansion of the two leading sizes that was reshaped to have them as one; True: what has neither;
+    None: anything else."""
+    value = operand.meta["val"]
+    if _same(value.shape[0], 1):
+        return True
+    source = operand.args[0] if operand.target is aten.reshape.default else None
+    if not isinstance(source, fx.Node) or source.target is not aten.expand.default:
+        return None
+    sizes = [*map(str, (*leading, *value.shape[1:]))]
+    fits = [*map(str, source.meta["val"].shape)] == sizes and _same(value.shape[0], together)
+    return source if fits else None
+
+
+def _met_sizes(values: list[Tensor]) -> list[Any]:
+    """Sizes of tensors that meet value by value, those of 1 repeated."""
+    rank = max(value.dim() for value in values)
+    aligned = [[1] * (rank - value.dim()) + list(value.shape) for value in values]
+    return [next((size for size in sizes if not _same(size, 1)), 1) for sizes in zip(*aligned, strict=True)]
+
+
+_NOT_ALIKE = {aten.prelu.default, aten._prelu_kernel.default, aten.copy.default}
+"""What does not treat all of its operands value by value."""
 
 
 def _products(form: NormalForm) -> None:
@@ -896,7 +997,8 @@ def _dropout(form: NormalForm, node: fx.Node) -> None:
 
 
 _STEPS = (
-    _pieces, _written_over, _shapes, _shuffles, _attention, _projected, _products, _means, _batch_statistics,
+    _pieces, _written_over, _shapes, _shuffles, _apart, _expansions, _attention, _projected, _products,
+    _means, _batch_statistics,
 )  # fmt: skip
 
 _MAKERS: Mapping[Any, Callable[[NormalForm, fx.Node], None]] = {

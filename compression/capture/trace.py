@@ -110,6 +110,7 @@ class _Reader(fx.Interpreter):
         self.flows: dict[fx.Node, Flow] = {}
         self.read: dict[fx.Node, Node] = {}  # still without channels
         self.layers: dict[str, tuple[Layer, fx.Node]] = {}
+        self.held: set[fx.Node] = set()  # what depends on weights alone, and is there when a file is loaded
         self.several: dict[fx.Node, Operation] = {}
         self.outputs: list[fx.Node] = []
         self.notes: list[str] = []
@@ -150,6 +151,13 @@ class _Reader(fx.Interpreter):
             self._module(node, self.module.get_submodule(str(node.target)), shape)
         else:
             self._function(node, args, kwargs, shape)
+        sources = node.all_input_nodes
+        if (
+            node.op != "placeholder"
+            and (sources or node.op != "call_function")
+            and self.held.issuperset(sources)
+        ):
+            self.held.add(node)
 
     def _module(self, node: fx.Node, module: nn.Module, shape: Shape) -> None:
         kind = kind_of(module)
@@ -223,7 +231,7 @@ class _Reader(fx.Interpreter):
 
     def _note_kept(self, node: fx.Node, op: str) -> None:
         """Say of weights that are left as they are, and no layer's, why."""
-        weights = self._matrices(node)
+        weights = [each for each in self._matrices(node) if each.op != "call_function"]  # that bear a name
         if op in _KEPT and weights:
             name = str(weights[0].target).rpartition(".")[0] or str(weights[0].target)
             several = not operation(op).looked_up and any(
@@ -235,14 +243,7 @@ class _Reader(fx.Interpreter):
 
     def _matrices(self, node: fx.Node) -> list[fx.Node]:
         """The weights that an operation reads and that are no vectors."""
-        alone = {node for layer, node in self.layers.values() if not self.read[node].inputs}
-
-        def held(source: fx.Node) -> bool:
-            """Whether it depends on weights alone, and is computed when a file is loaded."""
-            made = source.all_input_nodes
-            return source.op == "get_attr" or source in alone or (bool(made) and all(map(held, made)))
-
-        return [s for s in node.all_input_nodes if held(s) and len(self.flows[s].shape) > 1]
+        return [s for s in node.all_input_nodes if s in self.held and len(self.flows[s].shape) > 1]
 
     def _one_of_several(self, node: fx.Node, parent: fx.Node, shape: Shape) -> None:
         """One of the tensors that an operation puts out together: the first that is read stands for it."""
