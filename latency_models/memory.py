@@ -1,13 +1,14 @@
 """Peak memory of the tensors that are alive at the same time, for many policies at once."""
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leanfront.compression.graph import Kernel, operation
 from leanfront.compression.policy.batch import PolicyBatch
+from leanfront.compression.policy.rows import Rows
 
 Array = NDArray[np.float64]
 
@@ -15,41 +16,78 @@ _BYTES = np.array([max(8, bits) / 8 for bits in range(33)])
 """Of one value, by its bits."""
 
 
-def tensor_bytes(batch: PolicyBatch) -> Array:
-    """(kernels, n): bytes of each kernel's output tensor, batch 1: integers of 8 bits or fewer take one byte
-    each."""
-    return held_bytes(batch.elements, batch.bits)
+class TensorBytes:
+    """Bytes of each kernel's output tensor, batch 1, by its row: (n,), 0 where it is left out. Integers of 8
+    bits or fewer take one byte each."""
+
+    def __init__(self, elements: Rows, bits: NDArray[np.int16], narrow: NDArray[np.bool_]) -> None:
+        """elements: of tensors. bits: (kernels, n) at which they are held. narrow: see ``narrow_rows``."""
+        self._elements, self._bits, self._narrow = elements, bits, narrow.tolist()
+        self._floats = Rows(4.0 * elements.values, elements.of_kernel)
+
+    def __getitem__(self, row: int) -> Array:
+        if not self._narrow[row]:
+            return self._floats[row]
+        return np.asarray(_BYTES.take(self._bits[row]) * self._elements[row])
 
 
-def held_bytes(elements: NDArray[Any], bits: NDArray[Any]) -> Array:
-    """The same of tensors of so many elements that are held at such bits."""
-    return np.asarray(_BYTES.take(bits) * elements)
+def tensor_bytes(batch: PolicyBatch) -> TensorBytes:
+    """Of the tensors of many policies."""
+    return TensorBytes(batch.element_rows, batch.bits, narrow_rows(batch.bits))
 
 
-def working_bytes(batch: PolicyBatch) -> Array:
-    """(kernels, n): what an engine on a CPU takes beside the tensors while each kernel runs.
+def narrow_rows(bits: NDArray[np.int16]) -> NDArray[np.bool_]:
+    """(kernels,): whose tensor some policy holds in fewer than 32 bits. ``bits``: (kernels, n), 0 where one
+    is left out."""
+    below = (bits - np.int16(1)).view(np.uint16)  # 0 becomes the largest number
+    return np.asarray((below < 31).any(axis=1))
+
+
+class WorkingBytes:
+    """What an engine on a CPU takes beside the tensors while each kernel runs, by its row: (n,).
 
     Integer convolutions list where their inputs lie: 8 bytes per window and output position. Kernels that
     compute in floats have a float copy of what they read and make in integers, and the caller's input is in
     floats.
     """
-    elements, integer = batch.elements, batch.integer
-    coded = (batch.bits <= 8) & (elements > 0)
-    copies = 4.0 * elements * coded
-    found = np.zeros(elements.shape)
-    for row, kernel in enumerate(batch.kernels):
+
+    def __init__(self, batch: PolicyBatch) -> None:
+        self._batch, self._narrow = batch, narrow_rows(batch.bits).tolist()
+        given = [row for row, kernel in enumerate(batch.kernels) if operation(kernel.op).given]
+        self._always = sum((self._copy(row) for row in given), np.zeros(batch.count))
+
+    def __getitem__(self, row: int) -> Array:
+        batch, kernel, found = self._batch, self._batch.kernels[row], self._always
         if operation(kernel.op).given:
-            found += copies[row]
-            continue
+            return found
+        integer = batch.integer[row]
         window = math.prod(kernel.layer.shape.kernel) if kernel.layer is not None else 1
         if window > 1:
-            found[row] += 8.0 * window * math.prod(kernel.output.spatial) * integer[row]
-        read = [copies[batch.kernel_index[name]] for name in kernel.inputs]
-        found[row] += (elements[row] > 0) * ~integer[row] * sum(read, copies[row])
-    return found
+            found = found + 8.0 * window * math.prod(kernel.output.spatial) * integer
+        read = [row, *(batch.kernel_index[name] for name in kernel.inputs)]
+        if coded := [self._copy(one) for one in read if self._narrow[one]]:
+            found = found + (batch.element_rows[row] > 0) * ~integer * sum(coded)
+        return np.asarray(found)
+
+    def _copy(self, row: int) -> Array:
+        """In floats of what is held in integers."""
+        return np.asarray(4.0 * self._batch.element_rows[row] * (self._batch.bits[row] <= 8))
 
 
-def peak_bytes(batch: PolicyBatch, sizes: Array, working: Array | None = None) -> Array:
+def working_bytes(batch: PolicyBatch) -> WorkingBytes:
+    """Of the kernels of many policies."""
+    return WorkingBytes(batch)
+
+
+class Sizes(Protocol):
+    """Numbers of each kernel, by its row: an array, or what looks them up."""
+
+    def __getitem__(self, row: int, /) -> Any:
+        """(n,)."""
+        ...
+
+
+def peak_bytes(batch: PolicyBatch, sizes: Sizes, working: Sizes | None = None) -> Array:
     """(n,): the largest sum of live activation tensors over the order of execution, batch 1.
 
     A tensor lives from the kernel that makes it to the last one that reads it; the network's inputs and
@@ -79,7 +117,7 @@ def _hands_on(kernel: Kernel) -> bool:
 
 def _deaths(batch: PolicyBatch) -> dict[int, list[tuple[int, NDArray[np.bool_] | None]]]:
     """Row of a kernel -> the tensors that nobody reads after it, and where (n,); None: under all policies."""
-    kernels, rows = batch.kernels, batch.kernel_index
+    kernels, rows, places = batch.kernels, batch.kernel_index, batch.places
     end, outputs = len(kernels), set(batch.network.outputs)
     last: list[int | NDArray[np.int32]] = [
         end if any(node.name in outputs for node in kernel.nodes) else row
@@ -94,10 +132,10 @@ def _deaths(batch: PolicyBatch) -> dict[int, list[tuple[int, NDArray[np.bool_] |
         for source in [rows[name] for name in kernel.inputs]:
             read: int | NDArray[np.int32] = last[row] if hands_on else row
             ends[source] |= ends[row] if hands_on else {row}
-            if alias is not None:
-                read = _either(alias, last[row] if source == stays else 0, read)
-                ends[source] |= ends[row] if source == stays else set()
-            if row in batch.absent:
+            if alias is not None and source == stays:  # else it is gone with the branch, and takes nothing
+                read = _either(alias, last[row], read)
+                ends[source] |= ends[row]
+            if row in batch.absent and not places[row] <= places[source]:
                 read = _either(batch.absent[row], 0, read)
             both_known = isinstance(read, int) and isinstance(known := last[source], int)
             last[source] = max(read, known) if both_known else np.maximum(read, last[source])

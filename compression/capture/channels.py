@@ -283,6 +283,10 @@ def _joined(self: Follower, inputs: Sequence[Flow], shape: Shape) -> Flow | None
     axis = rank + first.from_end
     if shape[axis] != first.shape[first.axis]:
         return None  # channels that are repeated along others
+    if first.fixed:  # a parameter that meets what has nothing to cut has nothing to cut
+        for flow in inputs:
+            self.numbers.stay(flow.numbers)
+        return self.stayed(shape, axis)
     for flow in inputs:
         place = axis - rank + len(flow.shape)
         size = flow.shape[place] if place >= 0 else 1

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from leanfront.compression.capture.program import DROPOUT
+from leanfront.compression.capture.program import DROPOUT, TraceError
+from leanfront.compression.graph.operations import OPAQUE, by_aten
 from leanfront.compression.layers.kinds import Weights
 
 aten = torch.ops.aten
@@ -500,6 +501,7 @@ def _attention(form: NormalForm) -> None:
                 held = form.graph.graph.get_attr(name)
             scores = form.function(node, aten.masked_fill.Scalar, (scores, held, -math.inf))
         elif isinstance(mask, fx.Node):
+            mask = _before_expansion(mask)  # scores and a mask meet value by value
             if mask.meta["val"].dtype is torch.bool:
                 hidden = form.function(node, aten.logical_not.default, (mask,))
                 scores = form.function(node, aten.masked_fill.Scalar, (scores, hidden, -math.inf))
@@ -509,6 +511,105 @@ def _attention(form: NormalForm) -> None:
         mixed = form.function(node, aten.matmul.default, (weights, value))
         mixed.meta = dict(node.meta)
         form.replace(node, mixed)
+
+
+def _before_expansion(node: fx.Node) -> fx.Node:
+    """What an expansion was made of, also where it was reshaped and reshaped back: a mask that each head has
+    a copy of, say, with the heads among the batch meanwhile. Else the node itself."""
+    source: Any = node
+    while isinstance(source, fx.Node) and source.target is aten.reshape.default:
+        source = source.args[0]
+    if not isinstance(source, fx.Node) or source.target is not aten.expand.default:
+        return node
+    read = source.args[0]
+    assert isinstance(read, fx.Node)
+    values = [one.meta.get("val") for one in (node, source, read)]
+    if not all(isinstance(value, Tensor) for value in values):
+        return node
+    same_rank = values[1].dim() == values[2].dim()  # type: ignore[union-attr]
+    return read if same_rank and _alike(values[0], values[1]) else node  # type: ignore[arg-type]
+
+
+def _expansions(form: NormalForm) -> None:
+    """Values are repeated as late as can be: what meets others value by value is repeated along them by the
+    operator itself. A copy for each of their channels would have to be cut with these."""
+    for node in list(form.graph.graph.nodes):
+        row = by_aten.get(str(node.target), OPAQUE)
+        if row.channels != "meet" or node.target in _NOT_ALIKE or "val" not in node.meta:
+            continue
+        before = {source: _before_expansion(source) for source in node.all_input_nodes}
+        values: list[Any] = [read.meta.get("val") for read in before.values()]
+        if all(source is read for source, read in before.items()):
+            continue
+        value = node.meta["val"]
+        if not all(isinstance(each, Tensor) for each in values):
+            continue
+        met = _met_sizes(values)
+        sizes = [-1 if _same(one, other) else other for one, other in zip(met, value.shape, strict=False)]
+        if len(met) != value.dim() or not all(isinstance(size, int) for size in sizes):
+            continue
+        for source, read in before.items():
+            node.replace_input_with(source, read)
+        if all(size == -1 for size in sizes):
+            continue
+        with form.graph.graph.inserting_after(node):
+            later = form.graph.graph.call_function(aten.expand.default, (node, sizes))
+        later.meta, node.meta = dict(node.meta), {**node.meta, "val": value.new_empty(met)}
+        node.replace_all_uses_with(later, delete_user_cb=lambda user, own=later: user is not own)
+
+
+def _apart(form: NormalForm) -> None:
+    """What met while the heads of an attention were among the batch, and is taken apart into both behind it,
+    meets apart, where one of the operands is the same for each head: masks of torch's are put together so."""
+    for node in form.functions(aten.reshape.default):
+        read = node.args[0]
+        assert isinstance(read, fx.Node)
+        row, value, met = by_aten.get(str(read.target), OPAQUE), node.meta.get("val"), read.meta.get("val")
+        if row.form != "binary" or not isinstance(value, Tensor) or not isinstance(met, Tensor):
+            continue
+        operands = read.all_input_nodes
+        given = [operand.meta.get("val") for operand in operands]
+        if value.dim() != met.dim() + 1 or not all(
+            isinstance(each, Tensor) and each.dim() == met.dim() for each in given
+        ):
+            continue
+        if [*map(str, value.shape[2:])] != [*map(str, met.shape[1:])] or len(read.users) > 1:
+            continue
+        apart = [_taken_apart(operand, value.shape[:2], met.shape[0]) for operand in operands]
+        if None in apart or not any(isinstance(each, fx.Node) for each in apart):
+            continue
+        for operand, own in zip(operands, apart, strict=True):
+            if not isinstance(own, fx.Node):
+                held = operand.meta["val"].unsqueeze(1)
+                own = form.function(read, aten.unsqueeze.default, (operand, 1), held)
+            read.replace_input_with(operand, own)
+        read.meta = {**read.meta, "val": value}
+        form.replace(node, read)
+
+
+def _taken_apart(operand: fx.Node, leading: Any, together: Any) -> fx.Node | bool | None:
+    """An expansion of the two leading sizes that was reshaped to have them as one; True: what has neither;
+    None: anything else."""
+    value = operand.meta["val"]
+    if _same(value.shape[0], 1):
+        return True
+    source = operand.args[0] if operand.target is aten.reshape.default else None
+    if not isinstance(source, fx.Node) or source.target is not aten.expand.default:
+        return None
+    sizes = [*map(str, (*leading, *value.shape[1:]))]
+    fits = [*map(str, source.meta["val"].shape)] == sizes and _same(value.shape[0], together)
+    return source if fits else None
+
+
+def _met_sizes(values: list[Tensor]) -> list[Any]:
+    """Sizes of tensors that meet value by value, those of 1 repeated."""
+    rank = max(value.dim() for value in values)
+    aligned = [[1] * (rank - value.dim()) + list(value.shape) for value in values]
+    return [next((size for size in sizes if not _same(size, 1)), 1) for sizes in zip(*aligned, strict=True)]
+
+
+_NOT_ALIKE = {aten.prelu.default, aten._prelu_kernel.default, aten.copy.default}
+"""What does not treat all of its operands value by value."""
 
 
 def _products(form: NormalForm) -> None:
@@ -528,6 +629,87 @@ def _products(form: NormalForm) -> None:
             aten.linear.default,
             (read, turned, bias) if bias is not None else (read, turned),
         )
+
+
+# --- recurrent layers
+
+
+def _projected(form: NormalForm) -> None:
+    """An LSTM that hands on a projection of its state, r = P h (Sak et al. 2014), which files do not know, as
+    one that hands on h, with the projection behind it: it reads W r = (W P) h."""
+    for node in form.functions(aten.lstm.input):
+        given: list[Any] = list(node.args)
+        x, (first_state, first_cell), held, biases, layers, _, _, both, batch_first = given
+        directions, each = 1 + both, 4 if biases else 2
+        if len(held) != (each + 1) * layers * directions:
+            continue
+        if first_state.target not in _ZEROS:
+            raise TraceError(
+                f"{_module_path(node) or 'an LSTM'} has proj_size and starts from a state that is given, of"
+                " which no file can be made: start it from zeros, or compress a part that it is not in"
+            )
+        parts = [list(held[i : i + each + 1]) for i in range(0, len(held), each + 1)]
+        size = int(first_cell.meta["val"].shape[-1])
+        states: list[fx.Node] = []
+        cells: list[fx.Node] = []
+        for layer in range(layers):
+            own = parts[layer * directions : (layer + 1) * directions]
+            cell = _piece(form, node, first_cell, 0, layer * directions, directions, len(parts))
+            x, state, left = _projecting(form, node, (x, cell), own, size, (biases, batch_first))
+            states.append(state)
+            cells.append(left)
+        made = x, _joined(form, node, states, 0), _joined(form, node, cells, 0)
+        for user in list(node.users):
+            put_out = made[int(str(user.args[1]))]
+            put_out.meta = dict(user.meta)
+            form.replace(user, put_out)
+        form.graph.graph.erase_node(node)
+
+
+def _projecting(
+    form: NormalForm, node: fx.Node, reads: tuple[fx.Node, fx.Node], own: list[list[fx.Node]], size: int,
+    said: tuple[bool, bool],
+) -> tuple[fx.Node, fx.Node, fx.Node]:  # fmt: skip
+    """One layer of an LSTM with a projection, both directions of it: what it puts out, and its last states.
+
+    reads: what goes in, and the cells that it starts from. own: of each direction its weights. size: of the
+    state. said: whether it has biases, and the batch comes first.
+    """
+    (x, cell), (biases, batch_first) = reads, said
+    weights: list[fx.Node] = []
+    turned: list[fx.Node] = []
+    for inside, across, *rest, projection in own:
+        across, projection = _alone(form, across), _alone(form, projection)
+        weights += [inside, form.function(node, aten.mm.default, (across, projection)), *rest]
+        turned.append(form.function(node, aten.t.default, (projection,)))
+    state = form.function(node, aten.zeros_like.default, (cell,))
+    given = (x, [state, cell], weights, biases, 1, 0.0, False, len(own) > 1, batch_first)
+    made = form.function(node, aten.lstm.input, given)
+    outputs, last, left = (form.function(node, operator.getitem, (made, place)) for place in range(3))
+
+    def parted(read: fx.Node, dim: int, length: int) -> list[fx.Node]:
+        whole = length * len(own)
+        held = [_piece(form, node, read, dim, i * length, length, whole) for i in range(len(own))]
+        return [form.function(node, aten.matmul.default, pair) for pair in zip(held, turned, strict=True)]
+
+    projected = _joined(form, node, parted(outputs, 2, size), 2)
+    return projected, _joined(form, node, parted(last, 0, 1), 0), left
+
+
+def _piece(
+    form: NormalForm, node: fx.Node, read: fx.Node, dim: int, start: int, length: int, whole: int
+) -> fx.Node:
+    """So much of a tensor along a dimension; itself where that is all."""
+    if length == whole:
+        return read
+    return form.function(node, aten.slice.Tensor, (read, dim, start, start + length))
+
+
+def _joined(form: NormalForm, node: fx.Node, parts: list[fx.Node], dim: int) -> fx.Node:
+    return parts[0] if len(parts) == 1 else form.function(node, aten.cat.default, (parts, dim))
+
+
+_ZEROS = (aten.zeros.default, aten.zeros_like.default, aten.new_zeros.default)
 
 
 # --- means
@@ -723,19 +905,27 @@ def _embedding(form: NormalForm, node: fx.Node) -> None:
 
 
 def _recurrent(form: NormalForm, node: fx.Node) -> None:
-    """Its matrices are modules of their own, of which a policy can say how they are stored."""
+    """Its matrices are modules of their own, of which a policy can say how they are stored; those of a cell
+    are read once for each step."""
     for source in node.all_input_nodes:
-        held = form.held(str(source.target)) if source.op == "get_attr" else None
-        if not isinstance(held, nn.Parameter) or held.dim() != 2:
-            continue
-        name = str(source.target)
-        owner, _, key = name.rpartition(".")
-        delattr(form.graph.get_submodule(owner), key)
-        form.graph.add_submodule(name, Weights(held))
-        with form.graph.graph.inserting_before(source):
-            called = form.graph.graph.call_module(name)
-        called.meta = dict(source.meta)
-        form.replace(source, called)
+        _alone(form, source)
+
+
+def _alone(form: NormalForm, source: fx.Node) -> fx.Node:
+    """A matrix that is a parameter as a module of its own, which is called in its place; the call. Anything
+    else is as it is."""
+    held = form.held(str(source.target)) if source.op == "get_attr" else None
+    if not isinstance(held, nn.Parameter) or held.dim() != 2:
+        return source
+    name = str(source.target)
+    owner, _, key = name.rpartition(".")
+    delattr(form.graph.get_submodule(owner), key)
+    form.graph.add_submodule(name, Weights(held))
+    with form.graph.graph.inserting_before(source):
+        called = form.graph.graph.call_module(name)
+    called.meta = dict(source.meta)
+    form.replace(source, called)
+    return called
 
 
 _CONVOLUTIONS: Mapping[Any, type[nn.Module]] = {
@@ -777,13 +967,11 @@ def _transposed(form: NormalForm, node: fx.Node) -> None:
     value = form.constant(weight)
     if value is None:
         return
-    if groups > 1:
-        return
     n = value.dim() - 2
     _layer_made(
-        form, node, cls, weight, bias, value.shape[0], value.shape[1], kernel_size=tuple(value.shape[2:]),
-        stride=_sizes(stride, n), padding=_sizes(padding, n), output_padding=_sizes(output_padding, n),
-        dilation=_sizes(dilation, n),
+        form, node, cls, weight, bias, value.shape[0], value.shape[1] * groups,
+        kernel_size=tuple(value.shape[2:]), stride=_sizes(stride, n), padding=_sizes(padding, n),
+        output_padding=_sizes(output_padding, n), groups=groups, dilation=_sizes(dilation, n),
     )  # fmt: skip
 
 
@@ -887,7 +1075,10 @@ def _dropout(form: NormalForm, node: fx.Node) -> None:
     form.put(node, form.name(_module_path(node) or "dropout"), nn.Dropout(float(share)), read)  # type: ignore[arg-type]
 
 
-_STEPS = (_pieces, _written_over, _shapes, _shuffles, _attention, _products, _means, _batch_statistics)
+_STEPS = (
+    _pieces, _written_over, _shapes, _shuffles, _apart, _expansions, _attention, _projected, _products,
+    _means, _batch_statistics,
+)  # fmt: skip
 
 _MAKERS: Mapping[Any, Callable[[NormalForm, fx.Node], None]] = {
     aten.linear.default: _linear,
@@ -898,7 +1089,19 @@ _MAKERS: Mapping[Any, Callable[[NormalForm, fx.Node], None]] = {
     aten.layer_norm.default: _layer_norm,
     aten.group_norm.default: _group_norm,
     aten.rms_norm.default: _rms_norm,
-    **dict.fromkeys((aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input), _recurrent),
+    **dict.fromkeys(
+        (
+            aten.lstm.input,
+            aten.gru.input,
+            aten.rnn_tanh.input,
+            aten.rnn_relu.input,
+            aten.lstm_cell.default,
+            aten.gru_cell.default,
+            aten.rnn_tanh_cell.default,
+            aten.rnn_relu_cell.default,
+        ),
+        _recurrent,
+    ),
     DROPOUT: _dropout,
 }
 

@@ -116,6 +116,7 @@ class _Reader(fx.Interpreter):
         self.layers: dict[str, tuple[Layer, fx.Node]] = {}  # with the node of the first use
         self.channels: dict[str, tuple[Tensor, Tensor]] = {}  # of a layer: those that it reads, and makes
         self.calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
+        self.held: set[fx.Node] = set()  # what depends on weights alone, and is there when a file is loaded
         self.several: dict[fx.Node, Operation] = {}
         self.outputs: list[fx.Node] = []
         self.notes: list[str] = []
@@ -156,6 +157,13 @@ class _Reader(fx.Interpreter):
             self._module(node, self.module.get_submodule(str(node.target)), shape)
         else:
             self._function(node, args, kwargs, shape)
+        sources = node.all_input_nodes
+        if (
+            node.op != "placeholder"
+            and (sources or node.op != "call_function")
+            and self.held.issuperset(sources)
+        ):
+            self.held.add(node)
 
     def _module(self, node: fx.Node, module: nn.Module, shape: Shape) -> None:
         kind = kind_of(module)
@@ -206,7 +214,6 @@ class _Reader(fx.Interpreter):
         self.flows[node] = made
         self.read[node] = Node(node.name, kind.op, (source.name,), (), layer=name)
         layer = Layer(name, layer_shape(kind, module, shape), None, getattr(module, "bias", None) is not None)
-        whole = whole and not layer.shape.depthwise
         self.layers.setdefault(name, (Layer(name, layer.shape, None, layer.bias, whole), node))
 
     def _function(
@@ -233,22 +240,19 @@ class _Reader(fx.Interpreter):
 
     def _note_kept(self, node: fx.Node, op: str) -> None:
         """Say of weights that are left as they are, and no layer's, why."""
-        weights = self._matrices(node)
+        weights = [each for each in self._matrices(node) if each.op != "call_function"]  # that bear a name
         if op in _KEPT and weights:
             name = str(weights[0].target).rpartition(".")[0] or str(weights[0].target)
-            several = not operation(op).looked_up and any(len(weight.users) > 1 for weight in weights)
+            several = not operation(op).looked_up and any(
+                len(weight.users) > 1 for weight in weights if weight.op == "get_attr"
+            )
             why = "is kept as it is: its weights are used several times" if several else _KEPT[op]
             if not any(note.startswith(f"{name} {why.split()[0]} ") for note in self.notes):
                 self.notes.append(f"{name} {why}")
 
     def _matrices(self, node: fx.Node) -> list[fx.Node]:
         """The weights that an operation reads and that are no vectors."""
-        alone = [node for layer, node in self.layers.values() if not self.read[node].inputs]
-        return [
-            s
-            for s in node.all_input_nodes
-            if (s.op == "get_attr" or s in alone) and len(self.flows[s].shape) > 1
-        ]
+        return [s for s in node.all_input_nodes if s in self.held and len(self.flows[s].shape) > 1]
 
     def _one_of_several(self, node: fx.Node, parent: fx.Node, shape: Shape) -> None:
         """One of the tensors that an operation puts out together: the first that is read stands for it."""
@@ -358,8 +362,7 @@ _KEPT: Mapping[str, str] = {
     "recurrent": "is kept as it is: recurrent layers are not cut, but stored in few bits, counted and priced",
     "embedding": "keeps its bits, and is cut with the channels that it meets: its weights are used several"
     " times, or are computed on the way",
-    "convolution": "is kept as it is: its weights are computed on the way, or it is a transposed convolution"
-    " in groups",
+    "convolution": "is kept as it is: its weights are computed on the way",
 }
 """Operations with weights that are no layers, and what is said of them."""
 

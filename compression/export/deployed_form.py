@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from leanfront.compression.export.weights import LayerWeights, along, bias_codes, finer_steps
+from leanfront.compression.export.weights import LayerWeights, along, bias_codes, finer_steps, in_groups
 from leanfront.compression.graph import kernels
 from leanfront.compression.layers import kind_of
 from leanfront.compression.policy.grids import ActivationGrid
@@ -119,7 +119,9 @@ def _folded(module: nn.Module, norms: list[_BatchNorm]) -> LayerWeights:
         weight = module.weight
     assert isinstance(weight, Tensor)
     axis = _out_axis(module)
-    factor = torch.ones(weight.shape[axis], dtype=torch.float64)
+    kind = kind_of(module)
+    assert kind is not None
+    factor = torch.ones(kind.channels(module)[1], dtype=torch.float64)
     bias = torch.zeros_like(factor)
     own_bias = getattr(module, "bias", None)
     if isinstance(own_bias, Tensor):
@@ -134,10 +136,10 @@ def _folded(module: nn.Module, norms: list[_BatchNorm]) -> LayerWeights:
         factor, bias = factor * gain, bias * gain + shift
     bias_array = bias.numpy().astype(np.float32)
     if not isinstance(quantizer, WeightQuantizer):
-        folded = (weight.double() * along(factor, weight.dim(), axis)).numpy().astype(np.float32)
+        folded = (weight.double() * along(factor, weight.shape, axis)).numpy().astype(np.float32)
         return LayerWeights(bias_array, weight=folded)
     scales = channel_scales(weight, quantizer.bits, quantizer.clip, axis)
-    signs = along(factor.sign().float(), weight.dim(), axis)
+    signs = along(factor.sign().float(), weight.shape, axis)
     codes = weight_codes(weight, scales, quantizer.bits, axis) * signs
     return LayerWeights(
         bias_array,
@@ -154,11 +156,11 @@ def _with_bias_in_reach(held: LayerWeights, activation_scale: float, axis: int) 
     """
     assert held.codes is not None
     assert held.scales is not None
-    others = tuple(d for d in range(held.codes.ndim) if d != axis)
     reach = np.abs(held.bias.astype(np.float64)) / activation_scale
-    empty = ~held.codes.any(axis=others) | (held.scales < reach / 2**30)
+    zeros = ~in_groups(held.codes, len(held.scales), axis).any(axis=(1, 3)).reshape(-1)
+    empty = zeros | (held.scales < reach / 2**30)
     scales = np.where(empty, np.maximum(reach / 2**20, 1e-12), held.scales).astype(np.float32)
-    codes = held.codes * np.expand_dims(~empty, others)
+    codes = held.codes * along(~empty, held.codes.shape, axis)
     return LayerWeights(held.bias, codes=codes, scales=scales)
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from leanfront.compression.export.onnx_writer import Writer
-from leanfront.compression.export.weights import LayerWeights, along, bias_codes, finer_steps
+from leanfront.compression.export.weights import LayerWeights, along, bias_codes, finer_steps, in_groups
 from leanfront.compression.graph import Kernel, Layer, Network
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.file_size import storage_bits
@@ -296,9 +296,7 @@ class Qdq(Dialect):
             return super().weight(out, call)
         stored = self.stored_bits(bits)
         if not call.integer:  # a float kernel, and a small file
-            decoded = out.add("Cast", [out.packed(held.codes, stored)], to=TensorProto.FLOAT)
-            scales = along(held.scales, held.codes.ndim, call.axis)
-            return out.add("Mul", [decoded, out.own(scales)])
+            return self.decoded(out, call, held.codes, held.scales)
         finer = finer_steps(bits)
         if stored < 8:
             name = out.add("Cast", [out.packed(held.codes, stored)], to=TensorProto.FLOAT)
@@ -315,6 +313,22 @@ class Qdq(Dialect):
     def stored_bits(self, weight_bits: int) -> int:
         """Bits of the type that holds a weight's codes."""
         return storage_bits(weight_bits)
+
+    def decoded(
+        self, out: Writer, call: LayerCall, codes: NDArray[np.int8], scales: NDArray[np.float32]
+    ) -> str:
+        """The weight of a layer that computes in floats, from its codes. Where a scale is for a channel of
+        one group alone they are multiplied in groups: else it is stored once for each channel that is read.
+        """
+        grouped = call.layer.groups_apart
+        held = in_groups(codes, len(scales), call.axis) if grouped else codes
+        values = out.add(
+            "Cast", [out.packed(held, self.stored_bits(call.policy.weight_bits))], to=TensorProto.FLOAT
+        )
+        if not grouped:
+            return out.add("Mul", [values, out.own(along(scales, codes.shape, call.axis))])
+        values = out.add("Mul", [values, out.own(scales.reshape(held.shape[0], 1, -1, 1))])
+        return out.add("Reshape", [values, out.own(np.array(codes.shape, dtype=np.int64))])
 
     def looked_up(self, out: Writer, call: LayerCall, output: str) -> str:
         """Rows of codes, decoded once they are looked up: as fast as rows of floats, and a table of 8 bits or
@@ -375,7 +389,7 @@ def dialect_of(name: str) -> Dialect:
         import_module(f"{_ROOM}.{name}")
     if name not in _REGISTERED:
         raise DialectError(
-            f"no kind of file is called {name!r}; there are {', '.join({**_REGISTERED, **_names()})}. A task"
+            f"no kind of file is called {name!r}; there are {', '.join({**_names(), **_REGISTERED})}. A task"
             " file adds one with leanfront.compression.export.dialects.register"
         )
     return _REGISTERED[name]

@@ -175,9 +175,10 @@ class TensorRT(Qdq):
         return call.read
 
     def weight(self, out: Writer, call: LayerCall) -> str:
-        """Codes of 8 bits, decoded."""
+        """Codes of 8 bits, decoded; of transposed convolutions in groups floats, for their scales have no
+        dimension of their own."""
         held = call.weights
-        if held.codes is None or held.scales is None:
+        if held.codes is None or held.scales is None or call.layer.groups_apart:
             return out.own(held.floats(call.axis).astype(np.float32))
         zeros = out.own(np.zeros(held.scales.shape, dtype=np.int8))
         return out.add(

@@ -176,8 +176,8 @@ class Walk:
             uses = self.template.network.uses[layer.name]
             op = "Gemm" if all(len(self.template.shapes[use]) == 2 for use in uses) else "MatMul"
         else:
-            attributes.pop("group", None)  # a depthwise layer has as many groups as it has channels left
-            attributes |= {"group": layer.shape.groups} if layer.shape.groups > 1 else {}
+            if "group" in attributes:  # whole groups may have gone; the last one is named, for exact sizes
+                attributes["group"] = layer.shape.groups
         if layer.looked_up:
             read = self._read(node, node.input[1])  # may be a constant
         else:

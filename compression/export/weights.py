@@ -1,6 +1,7 @@
 """What a layer of a file holds: weights and bias, as floats or integer codes. No torch."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeVar
@@ -32,7 +33,7 @@ class LayerWeights:
         if self.codes is None or self.scales is None:
             assert self.weight is not None
             return self.weight
-        return self.codes * along(self.scales, self.codes.ndim, axis)
+        return self.codes * along(self.scales, self.codes.shape, axis)
 
     def transposed(self) -> "LayerWeights":
         """A linear layer's weight as a matrix product wants it, (in, out)."""
@@ -42,12 +43,32 @@ class LayerWeights:
         return replace(self, weight=np.ascontiguousarray(self.weight.T))
 
 
-def along(values: V, dimensions: int, axis: int) -> V:
-    """One value per channel, an array or a tensor, so that it broadcasts along ``axis`` of a weight."""
-    shape = [1] * dimensions
-    shape[axis] = -1
-    reshaped: V = values.reshape(shape)
+def along(values: V, shape: Sequence[int], axis: int) -> V:
+    """One value per output channel, an array or a tensor, so that it broadcasts with a weight of ``shape``
+    that has them along ``axis``.
+
+    A transposed convolution in groups has along its axis as many as one group has; those of the groups lie
+    one after the other along the first.
+    """
+    wanted = [1] * len(shape)
+    wanted[axis] = shape[axis]
+    groups = len(values) // shape[axis]
+    if groups > 1:
+        wanted[0] = shape[0]
+        inside = shape[0] // groups
+        values = values.reshape(groups, -1)[[row // inside for row in range(shape[0])]]
+    reshaped: V = values.reshape(wanted)
     return reshaped
+
+
+def in_groups(weight: V, channels: int, axis: int) -> V:
+    """A view of a weight, an array or a tensor, of four dimensions: its output channels, of which there are
+    so many, are along the first (groups) and the third (those of a group); see ``along``."""
+    inside = weight.shape[axis]
+    groups = channels // inside
+    before = math.prod(weight.shape[:axis]) // groups
+    viewed: V = weight.reshape(groups, before, inside, -1)
+    return viewed
 
 
 def highest_code(bits: int) -> int:

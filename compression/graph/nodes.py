@@ -72,8 +72,8 @@ class LayerShape:
 class Layer:
     """One layer with weights, however often it is used; ``shape`` is that of its first use. ``group`` names
     the channels that must be cut together with its outputs; None: its outputs cannot be cut (network outputs,
-    shapes that are not followed). ``whole_groups``: a grouped convolution that loses whole groups; another
-    one loses as many channels in each group."""
+    shapes that are not followed). ``whole_groups``: a grouped convolution that loses whole groups of
+    channels, a depthwise one among them; another one loses as many in each group."""
 
     name: str
     shape: LayerShape
@@ -90,6 +90,12 @@ class Layer:
     def looked_up(self) -> bool:
         """Whether it is a table, of which rows are read by number."""
         return operation(self.shape.op).looked_up
+
+    @property
+    def groups_apart(self) -> bool:
+        """Whether it is a transposed convolution in groups, as long as it has been one before a cut: its
+        weight has the channels of each group apart, (in, out of one group, ...)."""
+        return self.shape.op == "conv_transpose2d" and (self.whole_groups or self.shape.groups > 1)
 
     def with_channels(self, in_channels: int, out_channels: int) -> "Layer":
         """The same layer with so many channels."""

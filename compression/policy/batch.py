@@ -15,20 +15,35 @@ from leanfront.compression.graph.network import Network, block_kept
 from leanfront.compression.policy.file_size import FileSize
 from leanfront.compression.policy.policy import LayerPolicy, Policy, unregistered
 from leanfront.compression.policy.precision import Bits, Precision
+from leanfront.compression.policy.rows import Rows, classes
 
 Counts = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 
 class _Plan:
-    """What all policies of a network share."""
+    """What all policies of a network share.
+
+    places: of each kernel the branches that it is in, any of which takes it with it. tensors: of each kernel
+    the number of those that put out as many channels wherever they are; positions: the same, and as many
+    elements; each with the kernels that stand for all.
+    """
 
     def __init__(self, network: Network) -> None:
         self.kernels = kernels(network)
+        self.places = [
+            frozenset(row for row, branch in enumerate(network.branches) if kernel.name in branch.nodes)
+            for kernel in self.kernels
+        ]
+        outputs = [(kernel.output.channels, *self.places[row]) for row, kernel in enumerate(self.kernels)]
+        self.tensors = classes(outputs)
+        positions = [math.prod(kernel.output.spatial) for kernel in self.kernels]
+        self.elements = classes([*zip(self.tensors[0].tolist(), positions, strict=True)])
+        self.positions = np.array(positions, dtype=np.int64)
         self.layer_index = {layer.name: row for row, layer in enumerate(network.layers)}
         self.kernel_index = {kernel.name: row for row, kernel in enumerate(self.kernels)}
         self.rule = Precision(self.kernels)
-        self.file_size = FileSize(self.kernels)
+        self.file_size = FileSize(self.kernels, self.places)
         self.layer_rows = [self.layer_index[layer.name] for layer in self.rule.layers]
         self._network = network
         self._fused_alone: dict[frozenset[str], list[tuple[tuple[int, ...], list[tuple[int, ...]]]]] = {}
@@ -127,6 +142,12 @@ class PolicyBatch:
         return self._plan.kernel_index
 
     @property
+    def places(self) -> Sequence[frozenset[int]]:
+        """Of each kernel the rows of ``network.branches`` that it is in: left out with any of them. What is
+        in no branch that the tensor it reads is not in, too, is there wherever that tensor is."""
+        return self._plan.places
+
+    @property
     def absent(self) -> Mapping[int, Flags]:
         """Row of a kernel -> where (n,) it is left out, of those that are in some policy."""
         return self._without[0]
@@ -216,11 +237,17 @@ class PolicyBatch:
     def widths(self) -> Counts:
         """(kernels, n): channels (features) of each kernel's output tensor after the cut; 0 where it is
         absent."""
+        return np.asarray(self.width_rows[:])
+
+    @cached_property
+    def width_rows(self) -> Rows:
+        """The same, of tensors that have as many once."""
         row = {group: index for index, group in enumerate(self.network.groups)}
         sizes = self.network.group_sizes
-        found = np.zeros((len(self.kernels), self.count), dtype=np.int64)
-        for index, kernel in enumerate(self.kernels):
-            for segment in kernel.output.channels:
+        of_kernel, first = self._plan.tensors
+        found = np.zeros((len(first), self.count), dtype=np.int64)
+        for index, place in enumerate(first):
+            for segment in self.kernels[place].output.channels:
                 if segment.group in row:
                     kept = self.channels[row[segment.group]]
                     size = sizes[segment.group]
@@ -228,15 +255,20 @@ class PolicyBatch:
                     found[index] += kept * segment.repeat
                 else:
                     found[index] += segment.size * segment.repeat
-        for index, absent in self.absent.items():
-            found[index] *= ~absent
-        return found
+            if place in self.absent:
+                found[index] *= ~self.absent[place]
+        return Rows(found, of_kernel)
 
     @cached_property
     def elements(self) -> Counts:
         """(kernels, n): elements of each kernel's output tensor, batch 1."""
-        positions = [math.prod(kernel.output.spatial) for kernel in self.kernels]
-        return self.widths * np.array(positions, dtype=np.int64)[:, None]
+        return np.asarray(self.element_rows[:])
+
+    @cached_property
+    def element_rows(self) -> Rows:
+        """The same, of tensors that have as many once."""
+        of_kernel, first = self._plan.elements
+        return Rows(self.width_rows[first] * self._plan.positions[first, None], of_kernel)
 
     @cached_property
     def weight_counts(self) -> Counts:
@@ -261,7 +293,7 @@ class PolicyBatch:
             if kernel.layer.weight_only:
                 found[row] = shape.in_channels
                 continue
-            read = self.widths[self.kernel_index[kernel.inputs[0]]]
+            read = self.width_rows[self.kernel_index[kernel.inputs[0]]]
             if kernel.layer.whole_groups:
                 found[row] = np.minimum(read, shape.in_channels // shape.groups)
             elif shape.depthwise:
@@ -290,7 +322,8 @@ class PolicyBatch:
         for row, kernel in enumerate(self.kernels):
             if kernel.layer is not None:
                 out = kernel.layer.shape.out_channels  # another width: it is read along another dimension
-                own = self.widths[row] if kernel.output.width == out else np.where(self.widths[row], out, 0)
+                own = self.width_rows[row]
+                own = own if kernel.output.width == out else np.where(own, out, 0)
                 found[self.layer_index[kernel.layer.name]] = own
         return found
 
@@ -323,7 +356,7 @@ class PolicyBatch:
         """(n,): bytes of each policy's ONNX file, as ``compression.policy.file_size.size_bytes`` has it."""
         rows = self._plan.layer_rows
         found = self._plan.file_size.of(
-            self.widths, self.reduced[rows], self.bits, self.weight_bits[rows], self.integer
+            self.width_rows, self.reduced[rows], self.bits, self.weight_bits[rows], self.integer
         )
         for name, values in self.more.items():
             if name not in SIZE_CHANGES:

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanfront.compression.graph.kernels import Kernel
-from leanfront.compression.graph.nodes import LayerShape
+from leanfront.compression.graph.nodes import Layer
 from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy.grids import never_negative
+from leanfront.compression.policy.rows import Rows, classes
 
 NAME_BYTES = 3
 """Of a value's name, in all but large files."""
@@ -29,6 +30,7 @@ BYTE_BYTES = 12  # an integer of 8 bits
 QUANTIZE_BYTES, DEQUANTIZE_BYTES, CLIP_BYTES = 38, 40, 28
 CODED_BYTES = QUANTIZE_BYTES + DEQUANTIZE_BYTES + SCALAR_BYTES + BYTE_BYTES
 CAST_BYTES, MUL_BYTES, MAX_BYTES = 29, 22, 22
+RESHAPE_BYTES = 71  # with the sizes of an image's weight
 DECODE_BYTES = 48  # DequantizeLinear with an axis
 READ_BYTES = 5  # one more input of a node
 
@@ -58,28 +60,30 @@ def framed(size: int) -> int:
 class FileSize:
     """The size of a network's file under many policies."""
 
-    def __init__(self, kernels: tuple[Kernel, ...]) -> None:
-        """``kernels``: of the network, cut or not: only channels differ."""
+    def __init__(self, kernels: tuple[Kernel, ...], places: Sequence[frozenset[int]]) -> None:
+        """``kernels``: of the network, cut or not: only channels differ. ``places``: of each the branches
+        that it is left out with."""
         index = {kernel.name: row for row, kernel in enumerate(kernels)}
         layers = [(row, k, k.layer) for row, k in enumerate(kernels) if k.layer is not None]
         shapes = [layer.shape for _, _, layer in layers]
-        self._first = np.array([k.use == 1 for _, k, _ in layers], dtype=np.bool_)
-        self._again = np.flatnonzero(~self._first)
+        self._once = np.array([k.use == 1 for _, k, _ in layers], dtype=np.bool_)
+        self._again = np.flatnonzero(~self._once)
 
         def column(values: Sequence[int]) -> NDArray[np.int64]:
             return np.array(values, dtype=np.int64).reshape(-1, 1)
 
         self._rows = np.array([row for row, _, _ in layers], dtype=np.int64)
         self._sources = np.array([index.get(k.nodes[0].source, row) for row, k, _ in layers], dtype=np.int64)
-        self._windows = column([math.prod(shape.kernel) for shape in shapes])[self._first]
+        self._windows = column([math.prod(shape.kernel) for shape in shapes])[self._once]
         linear = column([shape.op == "linear" for shape in shapes])
         self._linear_again = linear[self._again]
-        self._spelled = column([_spelled(shape) for shape in shapes])[self._first] * len(_KINDS[0])
+        spelled = [_spelled(layer) for _, _, layer in layers]
+        self._spelled = column(spelled)[self._once] * len(_KINDS[0])
         most = max((4 * shape.weight_count for shape in shapes), default=0)
         self._lengths = [2**power for power in (7, 14, 21, 28) if 2**power <= most]
         reads = max((shape.in_channels for shape in shapes), default=0)
         self._long_sizes = [2**power for power in (7, 14, 21, 28) if 2**power <= reads]
-        self._products = np.flatnonzero(linear[:, 0] & self._first)
+        self._products = np.flatnonzero(linear[:, 0] & self._once)
         self._by_width = _by_width(max((shape.out_channels for shape in shapes), default=0) + 1)
 
         measured = any(k.output.written for k in kernels)
@@ -88,7 +92,8 @@ class FileSize:
         self._stored_bytes = column([per_channel[row] for row in self._stored])
         self._own = np.array([_own_bytes(k) for k in kernels], dtype=np.int64)
         self._own[self._rows] += [
-            _layer_bytes(_spelled(layer.shape), 32, False)[0] if k.use == 1 else 0 for _, k, layer in layers
+            _layer_bytes(each, 32, False)[0] if k.use == 1 else 0
+            for each, (_, k, _) in zip(spelled, layers, strict=True)
         ]
         self._constant = FILE_BYTES + int(self._own.sum()) + (0 if measured else INFO_BYTES)
         self._shared = _shared_parts(kernels)
@@ -102,12 +107,18 @@ class FileSize:
         unsigned = never_negative(kernels)
         self._unsigned = np.array([33 * (kernels[row].name in unsigned) for row in written], dtype=np.int16)
         self._unsigned = self._unsigned.reshape(-1, 1)
-        self._signed = [
-            (row, [index[name] for name in k.inputs])
-            for row, k in enumerate(kernels)
-            if k.name not in unsigned and k.layer is None and operation(k.output.op).keeps_sign and k.inputs
-        ]
+        self._place, self._first = classes(places)
+        self._own_of_place = np.bincount(self._place, self._own, len(self._first)).astype(np.int64)
         self._always = frozenset(index[name] for name in unsigned)
+        self._signed: list[tuple[int, list[int]]] = []
+        newly: set[int] = set()  # what may have no negative values once something is left out
+        for row, k in enumerate(kernels):
+            if k.name in unsigned or k.layer is not None or not operation(k.output.op).keeps_sign:
+                continue
+            signed = [index[name] for name in k.inputs if name not in unsigned]
+            if k.inputs and all(source in newly or not places[source] <= places[row] for source in signed):
+                newly.add(row)
+                self._signed.append((row, [index[name] for name in k.inputs]))
         self._same_range = frozenset(row for row, k in enumerate(kernels) if operation(k.op).same_range)
         self._values = sum(n.written.values if n.written else VALUES for k in kernels for n in k.nodes)
         self._most_values = self._values + VALUES_OF_QUANTIZER * len(written)
@@ -127,7 +138,7 @@ class FileSize:
         ]
 
     def of(
-        self, widths: NDArray[np.int64], reduced: NDArray[np.int64], bits: NDArray[np.int16],
+        self, widths: Rows, reduced: NDArray[np.int64], bits: NDArray[np.int16],
         weight_bits: NDArray[np.int64], integer: NDArray[Any],
     ) -> NDArray[np.int64]:  # fmt: skip
         """Bytes of each of n files.
@@ -140,17 +151,18 @@ class FileSize:
             weight_bits: (layers, n).
             integer: (kernels, n) whether it computes in integers.
         """
-        found = np.empty(widths.shape[1], dtype=np.int64)
-        for start in range(0, widths.shape[1], _AT_ONCE):
+        count = bits.shape[1]
+        found = np.empty(count, dtype=np.int64)
+        for start in range(0, count, _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
             found[part] = self._of(
-                widths[:, part], reduced[:, part], bits[:, part], weight_bits[:, part], integer[:, part]
+                widths.part(part), reduced[:, part], bits[:, part], weight_bits[:, part], integer[:, part]
             )
         return found
 
     def _of(
         self,
-        widths: NDArray[np.int64],
+        widths: Rows,
         reduced: NDArray[np.int64],
         bits: NDArray[np.int16],
         weight_bits: NDArray[np.int64],
@@ -159,21 +171,22 @@ class FileSize:
         """``of`` for some of the policies."""
         out, computes, bits = widths[self._rows], integer[self._rows], self._stored_bits(bits)
         if len(self._again):  # weights are there once, however often they are used
-            first = self._first
+            once = self._once
             total = self._constant + self._weights(
-                out[first], reduced[first], weight_bits[first], computes[first]
+                out[once], reduced[once], weight_bits[once], computes[once]
             )
             total += self._further_uses(out[self._again], computes[self._again])
         else:
             total = self._constant + self._weights(out, reduced, weight_bits, computes)
-        gone = widths == 0
-        total += self._quantizers(bits, computes, self._newly_unsigned(gone) if gone.any() else {})
+        gone = Rows(np.asarray(widths[self._first] == 0), self._place)
+        some = bool(gone.values.any())
+        total += self._quantizers(bits, computes, self._newly_unsigned(gone) if some else {})
         if len(self._products) > 1:
             total -= _shared_bytes(out[self._products] * computes[self._products])
         if self._stored:
             total += (self._stored_bytes * widths[self._stored]).sum(axis=0)
-        if left_out := np.flatnonzero(gone.any(axis=1)).tolist():
-            total -= self._left_out(left_out, gone, bits)
+        if some:
+            total -= self._left_out(gone, bits)
         return np.asarray(total + _length_bytes(total))
 
     def _stored_bits(self, bits: NDArray[np.int16]) -> NDArray[np.int16]:
@@ -186,35 +199,38 @@ class FileSize:
             np.copyto(found[row], found[source], where=(found[row] <= 8) & (found[row] > 0))
         return found
 
-    def _left_out(
-        self, rows: list[int], gone: NDArray[np.bool_], bits: NDArray[np.int16]
-    ) -> NDArray[np.int64]:
-        """(n,): bytes of what is not there. ``rows``: of kernels that are left out in some policy."""
-        idle = {row: gone[row] for row in rows}
-        total = self._own[rows] @ gone[rows]
-        aliases = {}
+    def _left_out(self, gone: Rows, bits: NDArray[np.int16]) -> NDArray[np.int64]:
+        """(n,): bytes of what is not there. ``gone``: which kernels are left out."""
+        some = np.logical_or.reduce(gone.values, axis=1).take(self._place).tolist()
+        total = self._own_of_place @ gone.values
+        aliases: dict[int, NDArray[np.bool_]] = {}
         for row, inputs in self._joins:
             alias = np.logical_or.reduce([gone[source] for source in inputs])
             alias &= ~gone[row]
             if not alias.any():
                 continue
             aliases[row] = alias
-            idle[row] = idle[row] | alias if row in idle else alias
+            some[row] = True
             total += alias * self._with_quantizer(row).take(bits[row])
+
+        def idle(row: int) -> NDArray[np.bool_]:
+            """Whether nothing of a kernel is written."""
+            return gone[row] | aliases[row] if row in aliases else gone[row]
+
         for size, readers in self._shared:
-            if idle.keys() >= set(readers):
-                total += size * np.logical_and.reduce([idle[row] for row in readers])
+            if all(some[row] for row in readers):
+                total += size * np.logical_and.reduce([idle(row) for row in readers])
 
         def reads(row: int) -> NDArray[np.int64]:
             """How often the tensor of a kernel is read; by what reads another name of it, too."""
-            found = np.zeros(gone.shape[1], dtype=np.int64)
+            found = np.zeros(bits.shape[1], dtype=np.int64)
             for reader in self._readers[row]:
                 alias = aliases.get(reader)
                 found += ~gone[reader] if alias is None else np.where(alias, reads(reader), ~gone[reader])
             return found
 
         for row, longer in self._named:
-            if not idle.keys().isdisjoint(self._readers[row]):
+            if any(some[reader] for reader in self._readers[row]):
                 total += longer * (len(self._readers[row]) - reads(row)) * (bits[row] > 8)
         return np.asarray(total, dtype=np.int64)
 
@@ -254,7 +270,7 @@ class FileSize:
         each = fixed + 2 * vector + self._linear_again * zeros
         return np.asarray((each * (there > 0)).sum(axis=0))
 
-    def _newly_unsigned(self, gone: NDArray[np.bool_]) -> dict[int, NDArray[np.bool_]]:
+    def _newly_unsigned(self, gone: Rows) -> dict[int, NDArray[np.bool_]]:
         """Rows of kernels -> (n,): whether their output has no negative values since a branch was left out
         that had them."""
         found: dict[int, NDArray[np.bool_]] = {}
@@ -404,23 +420,26 @@ def _said_channel_bytes(kernel: Kernel) -> int:
     return sum(node.channel_bytes for node in kernel.nodes if not operation(node.op).parameters)
 
 
-_CONVOLUTION, _LINEAR, _TABLE, _ALONE = range(4)
+_CONVOLUTION, _LINEAR, _TABLE, _ALONE, _GROUPS_APART = range(5)
 """Ways in which layers are spelled."""
 
 
-def _spelled(shape: LayerShape) -> int:
-    if operation(shape.op).looked_up:
+def _spelled(layer: Layer) -> int:
+    if layer.looked_up:
         return _TABLE
-    if operation(shape.op).weight_only:
+    if layer.weight_only:
         return _ALONE
-    return _LINEAR if shape.op == "linear" else _CONVOLUTION
+    if layer.groups_apart:
+        return _GROUPS_APART
+    return _LINEAR if layer.shape.op == "linear" else _CONVOLUTION
 
 
 def _layer_bytes(spelled: int, weight_bits: int, integer: bool) -> tuple[int, int, int]:
     """What a layer's weights and bias take besides the values of the weights: bytes, vectors of numbers of 4
     bytes for each output channel, and of 1 byte."""
     linear = spelled == _LINEAR
-    weight, vector = TENSOR_BYTES + (8 if spelled == _CONVOLUTION else 4), TENSOR_BYTES + 2
+    convolution = spelled in (_CONVOLUTION, _GROUPS_APART)
+    weight, vector = TENSOR_BYTES + (8 if convolution else 4), TENSOR_BYTES + 2
     if spelled == _TABLE:
         if weight_bits > 8:
             return weight, 0, 0
@@ -433,13 +452,14 @@ def _layer_bytes(spelled: int, weight_bits: int, integer: bool) -> tuple[int, in
         zeros = 2 * (READ_BYTES + vector) if linear else 0
         return weight + 3 * vector + 2 * DECODE_BYTES + unpacking + zeros, 3 + linear, int(linear)
     if weight_bits <= 8:
-        return 2 * weight + vector + CAST_BYTES + MUL_BYTES, 2, 0
+        apart = RESHAPE_BYTES if spelled == _GROUPS_APART else 0
+        return 2 * weight + vector + CAST_BYTES + MUL_BYTES + apart, 2, 0
     return weight + vector, 1, 0
 
 
 _KINDS = [
     [_layer_bytes(spelled, bits, integer) for bits in range(33) for integer in (False, True)]
-    for spelled in (_CONVOLUTION, _LINEAR, _TABLE, _ALONE)
+    for spelled in (_CONVOLUTION, _LINEAR, _TABLE, _ALONE, _GROUPS_APART)
 ]
 _CLASSES = sorted({(fixed - kinds[-2][0], *rest) for kinds in _KINDS for fixed, *rest in kinds})
 """What can be of a layer: bytes more than of one in floats, and its vectors."""

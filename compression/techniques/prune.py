@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from leanfront.compression.capture.sizes import arguments, listed, resized
 from leanfront.compression.capture.trace import Traced
+from leanfront.compression.export.weights import in_groups
 from leanfront.compression.graph import Layer, Network
 from leanfront.compression.layers import kind_of
 
@@ -159,7 +160,8 @@ def _weighed(
         assert isinstance(weight, Tensor)
         if has[node.name]:  # of a table one row is read at a time: what a row has on average
             each = weight.shape[kind.in_axis] if kind.looked_up else 1
-            yield classes[node.name], _squares(weight, kind.out_axis) / each
+            squares = in_groups(weight.square(), kind.channels(part)[1], kind.out_axis).sum(dim=(1, 3))
+            yield classes[node.name], squares.reshape(-1) / each
         if (
             has[node.source]
             and not layer.weight_only
@@ -167,11 +169,8 @@ def _weighed(
             and not layer.whole_groups
         ):
             read = classes[node.inputs[0]][: weight.shape[kind.in_axis]]
-            yield read, _squares(weight, kind.in_axis)
-
-
-def _squares(weight: Tensor, axis: int) -> Tensor:
-    return weight.square().sum(dim=[d for d in range(weight.dim()) if d != axis])
+            others = [d for d in range(weight.dim()) if d != kind.in_axis]
+            yield read, weight.square().sum(dim=others)
 
 
 def _taken_out(
@@ -228,16 +227,19 @@ def _cut_layer(module: nn.Module, layer: Layer, read: NDArray[np.bool_], made: N
     inside = len(read) // groups
     weight = module.weight
     assert isinstance(weight, Tensor)
-    if not made.all():
-        weight = _kept(weight, kind.out_axis, made)
-        if isinstance(bias := getattr(module, "bias", None), Tensor):
-            _set(module, "bias", _kept(bias, 0, made))
+    if not made.all() and isinstance(bias := getattr(module, "bias", None), Tensor):
+        _set(module, "bias", _kept(bias, 0, made))
     if kind.looked_up:
+        weight = weight if made.all() else _kept(weight, kind.out_axis, made)
         _set(module, "weight", weight)
         kind.set_channels(module, weight.shape[kind.in_axis], int(made.sum()), 1)
         return
-    if not whole and not read.all():
-        weight = _kept(weight, kind.in_axis, read[:inside])
+    # along its first dimension a weight has all channels of one side, along its second those of a group
+    first, second = (made, read) if kind.out_axis == 0 else (read, made)
+    if not first.all():
+        weight = _kept(weight, 0, first)
+    if not whole and not second.all():
+        weight = _kept(weight, 1, second[: len(second) // groups])
     _set(module, "weight", weight)
     if whole:
         groups = int(read.sum()) // inside

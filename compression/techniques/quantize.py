@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from leanfront.compression.capture.program import called
-from leanfront.compression.export.weights import along, highest_code
+from leanfront.compression.export.weights import along, highest_code, in_groups
 from leanfront.compression.graph import Network, kernels
 from leanfront.compression.layers import kind_of
 from leanfront.compression.policy import Policy, tensor_bits
@@ -35,52 +35,53 @@ _MOST_TRIED = 2**13
 
 def channel_scales(weight: Tensor, bits: int, clip: Tensor, axis: int = 0) -> Tensor:
     """Scale of each output channel: clip * max|w| / highest code; 1 for a channel of zeros."""
-    others = [d for d in range(weight.dim()) if d != axis]
-    largest = weight.detach().abs().amax(dim=others) * clip
+    largest = in_groups(weight.detach().abs(), len(clip), axis).amax(dim=(1, 3)).reshape(-1) * clip
     return torch.where(largest > 0, largest / highest_code(bits), torch.ones_like(largest))
 
 
 def weight_codes(weight: Tensor, scales: Tensor, bits: int, axis: int = 0) -> Tensor:
     """Integer codes of a weight, as floats, -highest .. highest."""
     top = highest_code(bits)
-    return torch.clamp(torch.round(weight / along(scales, weight.dim(), axis)), -top, top)
+    return torch.clamp(torch.round(weight / along(scales, weight.shape, axis)), -top, top)
 
 
-def best_clip(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
+def best_clip(weight: Tensor, bits: int, axis: int = 0, channels: int | None = None) -> Tensor:
     """Share of each channel's largest weight at which to clip, so that the squared error is least.
 
     Clipping pays below 8 bits, where a step is wide (Banner et al. 2019, section 4); at 8 bits it is 1. Of a
-    table with many rows so many are tried, evenly spread.
+    table with many rows so many are tried, evenly spread. ``channels``: where there are more of them than
+    along the axis, see ``along``.
     """
-    channels = weight.shape[axis]
+    channels = channels or weight.shape[axis]
     best = torch.ones(channels, dtype=weight.dtype, device=weight.device)
     if bits >= 8:
         return best
-    others = [d for d in range(weight.dim()) if d != axis]
     least = torch.full_like(best, float("inf"))
-    seen = weight[:: max(1, weight.numel() // channels // _MOST_TRIED)] if axis else weight
+    rows = axis and channels == weight.shape[axis]  # else they are of several groups
+    seen = weight[:: max(1, weight.numel() // channels // _MOST_TRIED)] if rows else weight
     for share in torch.linspace(0.3, 1.0, 29).tolist():
         clip = torch.full_like(best, share)
         scales = channel_scales(weight, bits, clip, axis)
         codes = weight_codes(seen, scales, bits, axis)
-        error = (codes * along(scales, weight.dim(), axis) - seen).square().sum(dim=others)
+        squares = (codes * along(scales, seen.shape, axis) - seen).square()
+        error = in_groups(squares, channels, axis).sum(dim=(1, 3)).reshape(-1)
         better = error < least
         least, best = torch.where(better, error, least), torch.where(better, clip, best)
     return best
 
 
 class WeightQuantizer(nn.Module):
-    """A parametrization: the weight as its integer codes show it. ``axis``: that of the output channels.
-    ``off``: as it is, for as long as that is wanted."""
+    """A parametrization: the weight as its integer codes show it. ``axis``: that of the output channels;
+    ``channels``: see ``best_clip``. ``off``: as it is, for as long as that is wanted."""
 
     clip: Tensor
 
-    def __init__(self, weight: Tensor, bits: int, axis: int) -> None:
+    def __init__(self, weight: Tensor, bits: int, axis: int, channels: int | None = None) -> None:
         super().__init__()
         self.bits = bits
         self.axis = axis
         self.off = False
-        self.register_buffer("clip", best_clip(weight.detach(), bits, axis))
+        self.register_buffer("clip", best_clip(weight.detach(), bits, axis, channels))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Same shape as the weight; the gradient passes through as it is."""
@@ -89,7 +90,7 @@ class WeightQuantizer(nn.Module):
         with torch.no_grad():
             scales = channel_scales(weight, self.bits, self.clip, self.axis)
             codes = weight_codes(weight, scales, self.bits, self.axis)
-            step = codes * along(scales, weight.dim(), self.axis) - weight
+            step = codes * along(scales, weight.shape, self.axis) - weight
         return weight + step
 
 
@@ -194,9 +195,10 @@ def attach_quantizers(
             submodule = module.get_submodule(layer.name)
             of_layer = kind_of(submodule)
             assert of_layer is not None
-            axis, weight = of_layer.out_axis, submodule.weight
+            weight = submodule.weight
             assert isinstance(weight, Tensor)
-            parametrize.register_parametrization(submodule, "weight", WeightQuantizer(weight, bits, axis))
+            quantizer = WeightQuantizer(weight, bits, of_layer.out_axis, of_layer.channels(submodule)[1])
+            parametrize.register_parametrization(submodule, "weight", quantizer)
     by_name = {node.name: node for node in module.graph.nodes}
     fused = kernels(network)
     bits_of = tensor_bits(fused, policy)

@@ -163,14 +163,17 @@ class RooflineModel(CostModel):
 
     def _times(self, kernels: Kernels, policy: Policy | None = None) -> Iterator[tuple[Kernel, Work, Times]]:
         """Of each kernel."""
-        roofline = kernels.roofline
-        sparse = policy is not None and any(p.pattern in ("2:4", "unstructured") for p in policy.values())
         for kernel, work in zip(kernels.kernels, kernels.works(), strict=True):
-            gain = 1.0
-            layer = kernel.layer if operation(kernel.op).layer else None
-            if sparse and policy is not None and layer is not None and not work.depthwise:
-                gain = sparse_gain(policy[layer.name], roofline)
-            yield kernel, work, times(work, roofline, gain)
+            yield kernel, work, self._time(kernels.roofline, kernel, work, policy)
+
+    @staticmethod
+    def _time(roofline: Roofline, kernel: Kernel | None, work: Work, policy: Policy | None) -> Times:
+        """How long a kernel takes; None: several that have no weights."""
+        layer = kernel.layer if kernel is not None and operation(kernel.op).layer else None
+        gain = 1.0
+        if policy is not None and layer is not None and not work.depthwise:
+            gain = sparse_gain(policy[layer.name], roofline)
+        return times(work, roofline, gain)
 
     def _energy_mj(self, latency_ms: Array, compute_ms: Array) -> Array:
         """W x ms = mJ; ``compute_ms``: of the latency what is arithmetic."""
@@ -181,7 +184,8 @@ class RooflineModel(CostModel):
     def _costs(self, batch: PolicyBatch, policy: Policy | None = None) -> CostArrays:
         kernels = self._kernels(batch)
         latency_ms, compute_ms = np.zeros(batch.count), np.zeros(batch.count)
-        for _, _, found in self._times(kernels, policy):
+        for kernel, work in kernels.summed():
+            found = self._time(kernels.roofline, kernel, work, policy)
             latency_ms += found.latency_ms
             compute_ms += found.compute_ms
         return CostArrays(

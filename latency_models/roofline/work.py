@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.compression.graph import operation
+from leanfront.compression.graph import Kernel, operation
 from leanfront.compression.policy.batch import PolicyBatch
+from leanfront.compression.policy.rows import Rows
 from leanfront.hw_profiles import HardwareProfile, Roofline
 from leanfront.latency_models.cost import check_bits
-from leanfront.latency_models.memory import held_bytes
+from leanfront.latency_models.memory import TensorBytes, narrow_rows
 
 Array = NDArray[np.float64]
 Bits = NDArray[Any]
@@ -90,6 +91,7 @@ class Kernels:
     """The kernels of a batch, to be looked at one after the other.
 
     held: (kernels, n) bits at which each tensor is held, see ``held_bits``. elements: of each tensor.
+    narrow: (kernels,) which have fewer than 32 bits under some policy.
     """
 
     def __init__(self, batch: PolicyBatch, profile: HardwareProfile, roofline: Roofline) -> None:
@@ -98,14 +100,10 @@ class Kernels:
         self.batch, self.roofline = batch, roofline
         self.kernels, self.idle = batch.kernels, batch.idle
         self.held = held_bits(batch)
-        self.elements = batch.elements.astype(np.float64)
+        self.narrow = narrow_rows(self.held)
+        rows = batch.element_rows
+        self.elements = Rows(rows.values.astype(np.float64), rows.of_kernel)
         self._halves = bool((batch.activation_bits == 16).any())
-        self._tensor_bits = self.elements * self.held
-        for row, kernel in enumerate(self.kernels):
-            if kernel.layer is not None and kernel.layer.weight_only and not kernel.inputs:
-                self._tensor_bits[row] = (
-                    self.elements[row] * batch.weight_bits[batch.layer_index[kernel.layer.name]]
-                )
         self._inputs = [[batch.kernel_index[name] for name in kernel.inputs] for kernel in self.kernels]
         self._units = np.array([_unit(roofline, bits) for bits in range(33)])
         self._aligned = None if all(pair == (1, 1) for pair in roofline.alignment.values()) else roofline
@@ -116,9 +114,16 @@ class Kernels:
                     self._readers[source].append(row)
 
     @property
-    def tensor_bytes(self) -> Array:
-        """(kernels, n): of each output."""
-        return held_bytes(self.elements, self.held)
+    def tensor_bytes(self) -> TensorBytes:
+        """Of each output."""
+        return TensorBytes(self.elements, self.held, self.narrow)
+
+    def _tensor_bits(self, row: int) -> Array:
+        """Bits of a tensor; of weights that are read by themselves those that are stored."""
+        layer = self.kernels[row].layer
+        if layer is not None and layer.weight_only and not self._inputs[row]:
+            return np.asarray(self.elements[row] * self.batch.weight_bits[self.batch.layer_index[layer.name]])
+        return np.asarray(self.elements[row] * (self.held[row] if self.narrow[row] else 32.0))
 
     def works(self) -> Iterator[Work]:
         """The work of each. Of what has no formula it is what it moves."""
@@ -134,6 +139,77 @@ class Kernels:
                 yield replace(self._busy(row), **converted)
                 first = False
 
+    def summed(self) -> Iterator[tuple[Kernel | None, Work]]:
+        """Of each kernel with arithmetic its work; and without a kernel what all others ask for together, and
+        the conversions of all. These take as long as what they move, so that is added up before it is priced:
+        a network may have hundreds of them, which only move values.
+        """
+        others: list[int] = []
+        first = True
+        for row, kernel in enumerate(self.kernels):
+            work = operation(kernel.op).work
+            if operation(kernel.op).given:
+                yield kernel, self._input(row, first)
+            elif work == "free" or self._fused(row):
+                continue
+            elif kernel.layer is not None or kernel.macs or work == "product":
+                yield kernel, self._busy(row)
+            else:
+                others.append(row)
+            first = False
+        launches, values, moved = self._moves(others)
+        count, converted = np.zeros(self.batch.count), np.zeros(self.batch.count)
+        # floats of 32 bits are converted only where others are narrower
+        for row in range(len(self.kernels)) if self._halves else np.flatnonzero(self.narrow).tolist():
+            if found := self._conversions(row):
+                count += found["conversions"]
+                converted += found["converted_bytes"]
+        yield (
+            None,
+            Work(
+                launches=launches, values=values, moved_bytes=moved, conversions=count,
+                converted_bytes=converted,
+            ),
+        )  # fmt: skip
+
+    def _moves(self, rows: list[int]) -> tuple[Array, Array, Array]:
+        """Launches, values and bytes of kernels without arithmetic, (n,) each.
+
+        Where a kernel is there as often as what it reads, what it moves is 0 where it is not; so it is enough
+        to count how often each tensor is moved, whoever does it.
+        """
+        places, absent = self.batch.places, self.batch.absent
+        launches, values, moved = np.zeros((3, self.batch.count))
+        often = np.zeros(len(self.kernels))
+        together: dict[frozenset[int], list[int]] = {}
+        for row in rows:
+            inputs = self._inputs[row]
+            entering = row in self.idle and not all(places[row] <= places[source] for source in inputs)
+            if entering or row in self.batch.aliases or not operation(self.kernels[row].op).reads_held:
+                work = self._busy(row)
+                launches += work.launches
+                values += work.values
+                moved += work.moved_bytes
+                continue
+            np.add.at(often, [row, *inputs], 1.0)
+            together.setdefault(places[row], []).append(row)
+        for own in together.values():
+            there = ~absent[own[0]] if own[0] in absent else 1.0
+            launches += len(own) * there
+            if held := sum(self.kernels[row].held_bytes for row in own):
+                values += held / 4 * there
+                moved += held * there
+        of_kernel, elements = self.elements.of_kernel, self.elements.values
+        values += np.bincount(of_kernel, often, len(elements)) @ elements
+        moved += 4.0 * (np.bincount(of_kernel, often * ~self.narrow, len(elements)) @ elements)
+        for row in np.flatnonzero(self.narrow & (often > 0)).tolist():
+            moved += self.elements[row] * (self.held[row] * (often[row] / 8))
+        for row in np.flatnonzero(often).tolist():  # weights by themselves have other bits than tensors
+            layer = self.kernels[row].layer
+            if layer is not None and layer.weight_only and not self._inputs[row]:
+                moved += (self._tensor_bits(row) - self.elements[row] * self.held[row]) * (often[row] / 8)
+        return launches, values, moved
+
     def _input(self, row: int, first: bool) -> Work:
         """What the caller hands over, or in a layer table what appears from nowhere."""
         if first:
@@ -142,13 +218,13 @@ class Kernels:
         if not self.roofline.gathered_passes:
             return Work()
         joined = self.elements[row] if _joins_maps(row, self.batch) else 0.0
-        return Work(launches=1.0, gathered_bytes=self._tensor_bits[row] / 8, joined_values=joined)
+        return Work(launches=1.0, gathered_bytes=self._tensor_bits(row) / 8, joined_values=joined)
 
     def _busy(self, row: int) -> Work:
         kernel, inputs = self.kernels[row], self._inputs[row]
         found: dict[str, Any] = {"launches": 1.0}
         found["values"] = sum((self.elements[source] for source in inputs), self.elements[row])
-        moved = sum((self._tensor_bits[source] for source in inputs), self._tensor_bits[row])
+        moved = sum((self._tensor_bits(source) for source in inputs), self._tensor_bits(row))
         found["moved_bytes"] = moved / 8
         if operation(kernel.op).layer:
             self._add_layer(row, found)
@@ -158,7 +234,7 @@ class Kernels:
             found["moved_bytes"] = found["moved_bytes"] + self.elements[row] * bits / 8
         elif operation(kernel.op).work == "product":
             first = self.kernels[inputs[0]].output
-            depth = first.spatial[-1] if first.spatial else self.batch.widths[inputs[0]]
+            depth = first.spatial[-1] if first.spatial else self.batch.width_rows[inputs[0]]
             found["macs"] = self.elements[row] * depth
             found["unit"] = self._units[np.where(self.held[row] == 16, 16, 32)]
         self._add_held(row, found)
@@ -197,7 +273,7 @@ class Kernels:
             outputs = np.maximum(outputs, waves)
         found["macs"] = taps * padded_in * outputs
         if taps > 1:
-            found["window_values"] = batch.widths[source] * (positions * taps)
+            found["window_values"] = batch.width_rows[source] * (positions * taps)
             found["window_bits"] = self.held[source]
 
     def _add_held(self, row: int, found: dict[str, Any]) -> None:

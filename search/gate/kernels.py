@@ -45,9 +45,9 @@ def kernel_report(
     model: bytes, network: Network, policy: Policy, threads: int, dialect: Dialect = QDQ
 ) -> dict[str, Any]:
     """Which layers (each use of one by itself) run as fused integer kernels, which of them against what a
-    dialect promises of its files, and the operations in all; of a file that is not onnxruntime's own the layers
-    that its dialect promises. Of one that its engine does not run here "not_run" says so, and what was checked
-    instead."""
+    dialect promises of its files, and the operations in all; of a file that is not onnxruntime's own the
+    layers that its dialect promises. Of one that its engine does not run here "not_run" says so, and what was
+    checked instead."""
     uses = {k.label: k.layer for k in kernels(network) if k.layer is not None}
     promised = [name for name, layer in uses.items() if dialect.promises_integers(layer, policy[layer.name])]
     if not (dialect.fused and dialect.runs_here):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.pricing_depth import mobilenet_v2, resnet50, vit_b16
+from benchmarks.pricing_depth import mobilenet_v2, resnet50, vit_b16, vit_b16_captured
 from leanfront.compression.capture.trace import trace
 from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment
 from leanfront.compression.policy.batch import PolicyBatch
@@ -28,6 +28,7 @@ SHAPES = {
     "resnet50": lambda: resnet50(32),
     "mobilenet_v2": lambda: mobilenet_v2(32),
     "vit": lambda: vit_b16(64, 48, 3, 4),
+    "vit captured": lambda: vit_b16_captured(64, 48, 3, 4),
 }
 
 
@@ -125,6 +126,62 @@ def test_of_any_network(profile: str, seed: int) -> None:
     alike(model.costs(batch), costs_by_depth(batch, model._costs))
 
 
+def kernel_by_kernel(model: RooflineModel, batch: PolicyBatch) -> tuple[np.ndarray, np.ndarray]:
+    """(n,): latency and energy as the sums of what each kernel takes by itself."""
+    latency_ms, energy_mj = np.zeros((2, batch.count))
+    for _, _, found in model._times(model._kernels(batch)):
+        latency_ms += found.latency_ms
+        energy_mj += model._energy_mj(found.latency_ms, found.compute_ms)
+    return latency_ms, energy_mj
+
+
+def sums_up(network: Network, profile: str, seed: int) -> None:
+    """Nowhere but where all policies have the same kernels."""
+    model = RooflineModel(load_profile(profile))
+    batch = drawn(network, model.profile, 30, seed)
+    batch = batch.part(
+        np.flatnonzero(~batch.other_kernels(model._kernels(batch).roofline.fused_activations or ()))
+    )
+    found, (latency_ms, energy_mj) = model._costs(batch), kernel_by_kernel(model, batch)
+    np.testing.assert_allclose(found.latency_ms, latency_ms, rtol=1e-9)
+    np.testing.assert_allclose(found.energy_mj, energy_mj, rtol=1e-9)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("name", [*RESIDUAL, *SHAPES])
+def test_what_is_added_up_before_it_is_priced_is_what_each_kernel_takes(name: str, profile: str) -> None:
+    sums_up(network_of(name), profile, len(name))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 100_000))
+def test_so_it_is_of_any_network(profile: str, seed: int) -> None:
+    sums_up(Blocks(np.random.default_rng(seed)).network(), profile, seed)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_weights_by_themselves_are_moved_in_their_own_bits(profile: str) -> None:
+    wide = (Segment(None, 8),)
+    matrix, shape = LayerShape("weights", 8, 8), LayerShape("linear", 8, 8)
+    nodes = (
+        Node("x", "input", (), wide),
+        Node("w", "weights", (), wide, (8,), layer="w"),
+        Node("turned", "transpose", ("w",), wide, (8,)),
+        Node("a", "linear", ("x",), wide, layer="a"),
+        Node("table", "softmax", ("turned",), wide, (8,), held_bytes=100),
+        Node("y", "matmul", ("a", "table"), wide),
+    )
+    network = Network(nodes, (Layer("w", matrix, bias=False), Layer("a", shape)), ("y",))
+    sums_up(network, profile, 0)
+    model = RooflineModel(load_profile("toy"))
+    batch = drawn(network, model.profile, 30, 0)
+    whole = batch.weight_bits.copy()
+    whole[0] = 32
+    saved = model._costs(replace(batch, weight_bits=whole)).latency_ms - model._costs(batch).latency_ms
+    np.testing.assert_allclose(saved, 64 * (32 - batch.weight_bits[0]) / 8 / 1e6)  # read once
+
+
 @settings(max_examples=100, deadline=None)
 @hypothesis.example(seed=68031)  # without a branch an average has no negative values
 @given(seed=st.integers(0, 100_000))
@@ -139,7 +196,8 @@ def test_tensors_and_precision_of_any_network(seed: int) -> None:
 
     batch = drawn(network, load_profile("raspberry-pi-4"), 12, seed)
     alike(costs_in_portions(batch, memory, 5), costs_by_depth(batch, memory))
-    assert (working_bytes(batch) >= 0).all()
+    working = working_bytes(batch)
+    assert all((working[row] >= 0).all() for row in range(len(batch.kernels)))
 
 
 def kept_apart() -> Network:

@@ -95,8 +95,9 @@ def test_what_kernels_work_in_is_known_on_paper() -> None:
     x = 4 * 2 * 16  # the caller's floats, which an integer layer reads as bytes
     pointers = 8 * 9 * 16
     read = 4 * 8 * 16  # b computes in floats: a's bytes once more
-    assert working_bytes(batch)[:, 0].tolist() == [x, x + pointers, x + read, x + x]  # the sum reads x
-    assert not working_bytes(batch)[:, 1].any()
+    found = np.array([working_bytes(batch)[row] for row in range(4)])
+    assert found[:, 0].tolist() == [x, x + pointers, x + read, x + x]  # the sum reads x
+    assert not found[:, 1].any()
     alive = [2 * 16, 10 * 16, 10 * 16 + 4 * 2 * 16, 2 * 16 + 2 * 4 * 2 * 16]
     expected = max(map(sum, zip(alive, [x, x + pointers, x + read, x + x], strict=True)))
     assert peak_bytes(batch, tensor_bytes(batch), working_bytes(batch))[0] == expected

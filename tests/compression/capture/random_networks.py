@@ -168,12 +168,13 @@ def grouped(rng: random.Random, shape: Shape) -> Made | None:
 def transposed(rng: random.Random, shape: Shape) -> Made | None:
     if max(shape.sizes) > 6:
         return None
-    odd = rng.random() < 0.5
-    groups = 2 if shape.channels % 2 == 0 and rng.random() < 0.3 else 1
+    odd, after = rng.random() < 0.5, rng.choice([6, 6, 8, shape.channels])
+    each = [count for count in (1, 2, 4, shape.channels) if shape.channels % count == after % count == 0]
+    groups = rng.choice([1, *each])
     options = {"stride": 2, "padding": 1, "output_padding": 1} if odd else {"stride": 2}
-    conv = TRANSPOSED[shape.dimensions](shape.channels, 6, 3 if odd else 2, groups=groups, **options)
-    made = nn.Sequential(conv, norm(rng, 6, shape.dimensions), nn.ReLU())
-    return made, Shape(6, tuple(2 * size for size in shape.sizes))
+    conv = TRANSPOSED[shape.dimensions](shape.channels, after, 3 if odd else 2, groups=groups, **options)
+    made = nn.Sequential(conv, norm(rng, after, shape.dimensions), nn.ReLU())
+    return made, Shape(after, tuple(2 * size for size in shape.sizes))
 
 
 def residual(rng: random.Random, shape: Shape) -> Made:
