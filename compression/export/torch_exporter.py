@@ -8,10 +8,11 @@ import io
 import logging
 import operator
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import onnx
 import torch
@@ -34,7 +35,6 @@ def float_graph(
     Raises:
         ExportError: the exporter does not know an operation; its message is passed on.
     """
-    _parse_operators_once()
     for chatty in ("torch.onnx", "onnx_ir", "onnxscript"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
@@ -63,10 +63,11 @@ def _exported(module: fx.GraphModule, inputs: Sequence[Tensor], names: Mapping[s
         "dynamo": True, "opset_version": OPSET, "verbose": False, "optimize": False, **names,
     }  # fmt: skip
     try:
-        with suppress(Exception):
+        with suppress(Exception), _known_once(as_it_is=True):
             program = torch.export.export(module, tuple(inputs), strict=False)
             return torch.onnx.export(_as_it_is(program), **options)
-        return torch.onnx.export(module, tuple(inputs), **options)
+        with _known_once(as_it_is=False):
+            return torch.onnx.export(module, tuple(inputs), **options)
     except Exception as error:
         raise ExportError(f"torch.onnx cannot export the model: {error}") from error
 
@@ -97,7 +98,6 @@ def _as_it_is(program: torch.export.ExportedProgram) -> torch.export.ExportedPro
                     )
                 copied.meta = node.meta | {"val": read.meta["val"].contiguous()}
                 node.args = (copied, list(node.meta["val"].shape))
-    program.run_decompositions = lambda *given, **options: program
     return program
 
 
@@ -128,12 +128,26 @@ def _simplify(model: Any) -> None:
         last(model)
 
 
-def _parse_operators_once() -> None:
-    """torch.onnx parses its operators anew for each file, half of the time of a small one. What does that is
-    private, and changed only where it is as it was."""
-    from torch.onnx._internal.exporter import _registration
+@contextmanager
+def _known_once(as_it_is: bool) -> Iterator[None]:
+    """Within, torch.onnx has the table of its operators from the first file, which takes half as long as a
+    small one; and, ``as_it_is``, no table of what they could be expressed by, for nothing is. What does that
+    is private, and changed only where it is as it was."""
+    from torch.onnx._internal.exporter import _fx_passes, _registration
 
-    apis = getattr(_registration, "onnxscript_apis", None)
-    parse = getattr(apis, "get_torchlib_ops", None)
-    if apis is not None and parse is not None and not hasattr(parse, "cache_info"):
-        apis.get_torchlib_ops = cache(parse)
+    registry: Any = getattr(_registration, "ONNXRegistry", None)
+    with ExitStack() as stack:
+        if hasattr(registry, "from_torchlib"):
+            table = staticmethod(_remembered(registry.from_torchlib))
+            stack.enter_context(patch.object(registry, "from_torchlib", table))
+        if as_it_is and hasattr(_fx_passes, "decompose_with_registry"):
+            stack.enter_context(
+                patch.object(_fx_passes, "decompose_with_registry", lambda program, registry: program)
+            )
+        yield
+
+
+@cache
+def _remembered(make: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, made once for each of its arguments."""
+    return cache(make)
