@@ -3,6 +3,7 @@
 import math
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -92,7 +93,8 @@ def check_config(config: SearchConfig, measure: bool = False) -> dict[str, Any]:
         ],
         "free": known.free,
         "kept_as_they_are": list(loaded.traced.notes),
-        "channels_stay": _channels_that_stay(network),
+        "channels_stay": list(stay := _channels_that_stay(network)),
+        "channels_stay_because": stay,
         "inputs": _inputs_note(loaded),
         "priced_by_what_they_move": unknown_sentence(unknown) if unknown else None,
     }
@@ -117,9 +119,54 @@ def _seconds_to_measure(loaded: Loaded) -> float | None:
     return seconds_to_measure(loaded.space, builder, loaded.profile, hardware.threads, hardware.provider)
 
 
-def _channels_that_stay(network: "Network") -> list[str]:
-    """Layers that keep all their output channels: they reach the outputs, or what mixes channels."""
-    return [layer.name for layer in network.layers if layer.group is None]
+_OUTPUTS = "they are outputs of the network"
+
+
+def _channels_that_stay(network: "Network") -> dict[str, str]:
+    """Layers that keep all their output channels, each with what these reach: the outputs, or the first
+    operation that mixes channels."""
+    readers: dict[str, list[str]] = {node.name: [] for node in network.nodes}
+    for node in network.nodes:
+        for source in node.inputs:
+            readers[source].append(node.name)
+    layers = {layer.name for layer in network.layers if layer.group is None}
+    starts = [node for node in network.nodes if node.layer in layers]
+    return {str(node.layer): _reached(network, readers, node.name) for node in starts}
+
+
+def _reached(network: "Network", readers: Mapping[str, Sequence[str]], start: str) -> str:
+    from leanfront.compression.graph.operations import operation
+
+    seen, waiting, outputs = {start}, [start], set(network.outputs)
+    while waiting:
+        name = waiting.pop(0)
+        if name in outputs:
+            return _OUTPUTS
+        for reader in readers[name]:
+            node = network.node[reader]
+            if node.layer is not None or reader in seen:
+                continue
+            if not operation(node.op).channels:
+                return f"{reader} ({node.op or 'an operation without a row'}) mixes them"
+            seen.add(reader)
+            waiting.append(reader)
+    return "what is read of them is read at fixed places"
+
+
+_TO_DO = {
+    "recurrent layers are not cut": "convolutions or attention in their place would be cut",
+    "its weights are used several": "give each use a weight of its own where they need not be the same",
+    "computed on the way": "merge what computes a weight into it first (remove_parametrizations)",
+    "in training alone": "train the network so before it is compressed; the fine-tune goes without it",
+    "a norm of its own": "nothing need be done: each use is normed by itself",
+    "mixes them": "in operations that keep channels apart it could be cut (docs/your-own-task.md has them)",
+}
+"""What is said of a thing that stays -> what its owner could do about it."""
+
+
+def _to_do(said: str) -> str:
+    found = next((what for words, what in _TO_DO.items() if words in said), "")
+    return f"; {found}" if found else ""
 
 
 def _inputs_note(loaded: Loaded) -> str | None:
@@ -149,20 +196,18 @@ def check_table(answer: dict[str, Any]) -> None:
 
 def _print_untouched(answer: dict[str, Any]) -> None:
     """What a search leaves as it is, why, and what can be done about it."""
-    notes, stay = answer["kept_as_they_are"], answer.get("channels_stay", [])
+    notes, stay = answer["kept_as_they_are"], answer.get("channels_stay_because", {})
     if not notes and not stay:
         return
-    print("\nwhat a search does not touch")
+    print("\nwhat a search does not touch, and what could be done")
     for note in notes:
-        print(f"- {note}")
-    if stay:
-        shown = ", ".join(stay[:_NAMED]) + (f" and {len(stay) - _NAMED} more" if len(stay) > _NAMED else "")
+        print(f"- {note}{_to_do(note)}")
+    for why in dict.fromkeys(stay.values()):
+        names = [name for name, reason in stay.items() if reason == why]
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         print(
-            f"- output channels of {shown}: they are outputs of the network, or reach an operation that mixes"
-            " channels (their bits are searched)"
+            f"- output channels of {', '.join(names[:_NAMED])}{more}: {why} (bits are searched){_to_do(why)}"
         )
-    if notes:
-        print("docs/your-own-task.md says what can be compressed, and how to write it so")
 
 
 def _print_space(answer: dict[str, Any]) -> None:
