@@ -222,9 +222,12 @@ class Qonnx(Dialect):
         return out.own((codes.astype(np.float64) * steps.astype(np.float64)).astype(np.float32))
 
     def layer(self, out: Writer, call: LayerCall) -> str:
-        """A Gemm as MatMul and Add, which is what FINN and hls4ml read."""
+        """A Gemm as MatMul and Add, which is what FINN and hls4ml read; the groups of a convolution, for
+        which hls4ml has no default."""
         if call.op == "Gemm":
             call = replace(call, op="MatMul", weights=call.weights.transposed())
+        elif call.op == "Conv":
+            call = replace(call, attributes={"group": 1, **call.attributes})
         return super().layer(out, call)
 
     def plain(self, model: onnx.ModelProto) -> onnx.ModelProto:
@@ -232,7 +235,9 @@ class Qonnx(Dialect):
         return _in_operations(model)
 
     def finished(self, model: onnx.ModelProto, network: Network, policy: Policy) -> bytes:
-        """With the domain of its nodes, and the shapes of all tensors."""
+        """With the domain of its nodes, the shapes of all tensors, and outputs that nodes put out which
+        compute something: hls4ml skips an Identity, and then has no output."""
+        _name_outputs(model)
         inferred = shape_inference.infer_shapes(self.plain(model))
         named = {name for node in model.graph.node for name in node.output}
         there = {value.name for value in model.graph.output}
@@ -251,6 +256,23 @@ def _quant(out: Writer, tensor: str, scale: str, bits: int, signed: bool, narrow
     read = [tensor, scale, out.constant(np.float32(0)), out.constant(np.float32(bits))]
     settings: dict[str, Any] = {"signed": int(signed), "narrow": int(narrow), "rounding_mode": "ROUND"}
     return out.add("Quant", read, domain=DOMAIN, **settings)
+
+
+def _name_outputs(model: onnx.ModelProto) -> None:
+    """Take the Identity in front of each output away, in place; where a tensor is put out twice, or is an
+    input, it stays."""
+    graph, made = model.graph, _made_by(model)
+    for value in graph.output:
+        last = made[value.name]
+        inner = last.input[0] if last.op_type == "Identity" else ""
+        if inner not in made or inner in {other.name for other in graph.output}:
+            continue
+        graph.node.remove(last)
+        for node in graph.node:
+            for names in (node.input, node.output):
+                for place, name in enumerate(names):
+                    names[place] = value.name if name == inner else name
+        made = _made_by(model)
 
 
 def _in_operations(model: onnx.ModelProto) -> onnx.ModelProto:

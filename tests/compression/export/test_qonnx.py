@@ -1,5 +1,10 @@
 """QONNX: what qonnx executes is what torch computes; what FINN and hls4ml ask of a file is held."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -168,3 +173,36 @@ def test_what_ran_where_is_said() -> None:
     assert dialect_of("qonnx").not_run.startswith("FINN and hls4ml build designs")
     assert f"qonnx {version('qonnx')}" in dialect_of("qonnx").ran
     assert "onnxruntime" in dialect_of("qonnx").ran
+
+
+def hls4ml_python() -> str:
+    """An interpreter that has hls4ml; skips where there is none, or no g++."""
+    python = os.environ.get("LEANFRONT_HLS4ML", sys.executable)
+    found = subprocess.run([python, "-c", "import hls4ml"], capture_output=True, check=False)
+    if found.returncode or shutil.which("g++") is None:
+        pytest.skip("LEANFRONT_HLS4ML names no Python with hls4ml, or there is no g++")
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dense", "convolutions"])
+def test_hls4ml_compiles_it_to_what_qonnx_executes(tmp_path: Path, kind: str) -> None:
+    python, generator = hls4ml_python(), torch.Generator().manual_seed(1)
+    if kind == "dense":
+        layers = [nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)]
+        x = torch.randn(64, 12, generator=generator)
+    else:
+        first = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3), nn.ReLU()]
+        layers = [*first, nn.Flatten(), nn.Linear(16, 3)]
+        x = torch.rand(64, 1, 10, 10, generator=generator)
+    network = lf.capture(nn.Sequential(*layers).eval(), x[:1])
+    policy = lf.uniform(network, weight_bits=4, activation_bits=8)
+    lf.export(lf.compress(network, policy, [x], to="qonnx"), tmp_path / "model.onnx", to="qonnx")
+    np.save(tmp_path / "x.npy", x.numpy())
+    script = Path(__file__).with_name("in_hls4ml.py")
+    words = [python, str(script), *(str(tmp_path / name) for name in ("model.onnx", "x.npy", "project"))]
+    ran = subprocess.run(words, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    found = json.loads(ran.stdout.splitlines()[-1])
+    assert found["same"] == 1.0
+    assert found["apart"] <= 1e-6 * found["range"]
