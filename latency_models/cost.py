@@ -176,6 +176,27 @@ class LayerCost:
     source: Kind
 
 
+@dataclass(frozen=True)
+class LayerEngine:
+    """The engine of a layer in a pipeline: how parallel it is, and what it computes.
+
+    pe: outputs at a time; simd: products of each at a time; of ``outputs`` and ``products`` in all. cycles:
+    of an inference. read: channels of its input. windowed: windows are made of its input.
+    """
+
+    layer: str
+    pe: int
+    simd: int
+    cycles: int
+    outputs: int
+    products: int
+    read: int
+    weight_bits: int
+    activation_bits: int
+    depthwise: bool
+    windowed: bool
+
+
 def unknown_sentence(unknown: Sequence[Kernel], most: int = 6) -> str:
     """What is said of kernels that are priced by what they move; each kind of operation once."""
     kinds: dict[str, list[str]] = {}
@@ -228,6 +249,11 @@ class CostModel(Protocol):
         """The cost of one network, with its kernels as they become when it is really built, where the model
         can find that out and need not foretell it; raises TableError as ``cost`` does."""
         return self.cost(network, policy)
+
+    def engines(self, network: Network, policy: Policy) -> tuple[LayerEngine, ...]:
+        """The engines of layers that the cost was computed with, in order; none where the part is no pipeline
+        of engines."""
+        return ()
 
     @property
     def measured_on(self) -> str | None:

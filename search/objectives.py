@@ -154,6 +154,12 @@ class Objective:
         return f"{text} {unit}".rstrip()
 
 
+def _bops(network: "Network", policy: "Policy", cost: "Cost") -> float:
+    from leanfront.compression.policy.batch import PolicyBatch
+
+    return float(PolicyBatch.one(network, policy).bops()[0])
+
+
 _TABLE: dict[str, Objective] = {
     row.name: row
     for row in (
@@ -162,6 +168,7 @@ _TABLE: dict[str, Objective] = {
         Objective("size_bytes", "size", "bytes", source="cost", limit=True),
         Objective("energy_mj", "energy", "mJ", source="cost", limit=True),
         Objective("peak_memory_bytes", "peak memory", "bytes", source="cost", limit=True),
+        Objective("bops", "bit operations", value=_bops, values=lambda batch, costs: batch.bops()),
     )
 }
 _OURS = tuple(_TABLE)
@@ -254,7 +261,7 @@ def costs_of(
 ) -> dict[str, float]:
     """All costs, and what else of these objectives is known before training. ``network``: cut already."""
     known = {name: getattr(cost, name) for name in COSTS}
-    rows = [objective(name) for name in objectives if name not in _OURS]
+    rows = [row for row in map(objective, objectives) if row.source == "value"]
     return known | {row.name: row.of(network(), policy, cost) for row in rows}
 
 

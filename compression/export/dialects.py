@@ -128,6 +128,7 @@ class Dialect:
     ONNX; ``cannot`` says which. halves: layers of 16 bits are in float16 in the file. rules: what its
     engine asks of it. grids: where the zeros of tensors' grids lie, for a network that is trained for
     such a file. priced: latency tables are made of such files, so that latencies are promises about it.
+    restates: a tensor that is only moved is held on its grid once more, as onnxruntime wants it.
     exact: such a file puts out what the torch network does, but for the rounding of floats and of values
     between two steps: it is held against the network before it is written. accuracy_tolerance, agreement:
     how far accuracies of file and torch network may lie apart, and the least share of examples on which
@@ -146,6 +147,7 @@ class Dialect:
     rules: tuple[Rule, ...] = ()
     grids: GridKind = "affine"
     priced = False
+    restates = True
     exact = False
     accuracy_tolerance = 0.002
     agreement = 0.995
@@ -185,6 +187,10 @@ class Dialect:
     def finished(self, model: onnx.ModelProto, network: Network, policy: Policy) -> bytes:
         """The file, of the graph that the walk wrote."""
         return bytes(model.SerializeToString())
+
+    def plain(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """The graph that the walk wrote, in operations that onnxruntime has."""
+        return model
 
     def opened(self, content: bytes, threads: int = 1) -> Opened | None:
         """A file, ready to run; None: onnxruntime runs it as it is.
@@ -359,7 +365,12 @@ class Qdq(Dialect):
 QDQ = Qdq()
 _REGISTERED: dict[str, Dialect] = {QDQ.name: QDQ}
 _ROOM = "leanfront.compression.export"
-BUILT_IN: Mapping[str, str] = {QDQ.engine: QDQ.name, "openvino": "openvino", "tensorrt": "tensorrt"}
+BUILT_IN: Mapping[str, str] = {
+    QDQ.engine: QDQ.name,
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "qonnx": "qonnx",
+}
 """Engine -> the kind of file that is its own. Each is a module of its name in this room, imported (and
 registered by it) when somebody asks: most need packages of their own."""
 

@@ -162,7 +162,8 @@ class Walk:
     def _produced(self, original: str, name: str) -> None:
         """Note where a tensor is, and hold it on a grid where the policy wants that."""
         kernel = self.tensor_of.get(original)
-        if kernel is not None and self.bits[kernel.name] <= 8:
+        moved = kernel is not None and operation(kernel.op).same_range
+        if kernel is not None and self.bits[kernel.name] <= 8 and (self.dialect.restates or not moved):
             name = self.dialect.quantized(self.out, name, self.grids[kernel.name])
         self.value[original] = name
 
@@ -330,7 +331,8 @@ class Walk:
         )
         if kernel.output.spatial:
             return pooled
-        if kernel.name in self.grids:  # the pooling is fused only when its own output is quantized
+        # onnxruntime fuses the pooling only when its own output is quantized
+        if kernel.name in self.grids and self.dialect.restates:
             pooled = self.dialect.quantized(self.out, pooled, self.grids[kernel.name])
         return self.out.add("Reshape", [pooled, self.out.constant(np.array([1, -1], dtype=np.int64))])
 

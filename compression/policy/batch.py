@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from leanfront.compression.graph.branches import Branch, fused_alone
 from leanfront.compression.graph.kernels import Kernel, kernels
 from leanfront.compression.graph.network import Network, block_kept
+from leanfront.compression.graph.nodes import Layer
+from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy.file_size import FileSize
 from leanfront.compression.policy.policy import LayerPolicy, Policy, unregistered
 from leanfront.compression.policy.precision import Bits, Precision
@@ -19,6 +21,7 @@ from leanfront.compression.policy.rows import Rows, classes
 
 Counts = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+_FLOAT_BITS = 32
 
 
 class _Plan:
@@ -55,6 +58,13 @@ class _Plan:
                 self._network, self.kernels, self._network.branches, fusing
             )
         return self._fused_alone[fusing]
+
+
+def _positions(layer: Layer) -> int:
+    """How often each weight of a layer is multiplied, in this use of it."""
+    shape = layer.shape
+    here = shape.out_height * shape.out_width
+    return here // math.prod(shape.stride) if shape.op == "conv_transpose2d" else here
 
 
 @dataclass(frozen=True, eq=False)
@@ -307,13 +317,41 @@ class PolicyBatch:
         """(layers, n): multiply-accumulates of each layer after the cut, of all its uses."""
         positions = np.zeros((len(self.network.layers), 1), dtype=np.int64)
         for kernel in self.kernels:
-            if kernel.layer is None or kernel.layer.weight_only:
-                continue
-            shape = kernel.layer.shape
-            here = shape.out_height * shape.out_width
-            here = here // math.prod(shape.stride) if shape.op == "conv_transpose2d" else here
-            positions[self.layer_index[kernel.layer.name]] += here
+            if kernel.layer is not None and not kernel.layer.weight_only:
+                positions[self.layer_index[kernel.layer.name]] += _positions(kernel.layer)
         return self.weight_counts * positions
+
+    def depth(self, kernel: Kernel) -> NDArray[np.float64] | float:
+        """Products that each value of a product of two tensors is the sum of; (n,) where a cut changes it."""
+        first = self.kernel_index[kernel.inputs[0]]
+        size = self.kernels[first].output.spatial
+        return float(size[-1]) if size else self.widths[first].astype(np.float64)
+
+    def bops(self) -> NDArray[np.float64]:
+        """(n,): bit operations, multiply-accumulates times the bits of the one that is multiplied and of the
+        other, as qonnx counts them (``qonnx.analysis.inference_cost``, zeros counted as well): a layer's
+        weights with the tensor that it reads, and two tensors; 32 where one is held in floats, of 16 bits
+        too."""
+        found = np.zeros(self.count)
+        for columns, part in self.by_depth():
+            found[columns] = part._bops()
+        return found
+
+    def _bops(self) -> NDArray[np.float64]:
+        held = np.where(self.weight_bits > 8, _FLOAT_BITS, self.weight_bits) * self.weight_counts.astype(
+            float
+        )
+        found = np.zeros(self.count)
+        for kernel in self.kernels:
+            read = [self.bits[self.kernel_index[name]].astype(np.float64) for name in kernel.inputs]
+            if kernel.layer is not None and not kernel.layer.weight_only:
+                found += held[self.layer_index[kernel.layer.name]] * _positions(kernel.layer) * read[0]
+            elif operation(kernel.op).stream == "product":
+                row = self.kernel_index[kernel.name]
+                found += self.elements[row] * self.depth(kernel) * read[0] * read[-1]
+            elif kernel.macs:
+                found += float(kernel.macs) * _FLOAT_BITS**2
+        return found
 
     @cached_property
     def out_channels(self) -> Counts:

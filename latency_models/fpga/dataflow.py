@@ -9,8 +9,16 @@ from leanfront.compression.policy import Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile
 from leanfront.hw_profiles.sections import Dataflow
-from leanfront.latency_models.cost import Cost, CostArrays, CostModel, LayerCost, costs_by_depth
-from leanfront.latency_models.fpga.design import Design, Engines, design_of, engines_at, least_fits, rooms
+from leanfront.latency_models.cost import Cost, CostArrays, CostModel, LayerCost, LayerEngine, costs_by_depth
+from leanfront.latency_models.fpga.design import (
+    Design,
+    Engines,
+    design_of,
+    engines_at,
+    folds_at,
+    least_fits,
+    rooms,
+)
 from leanfront.latency_models.fpga.kernels import Array, unknown
 from leanfront.latency_models.fpga.plan import Plan, plan_of, sections
 from leanfront.latency_models.fpga.radiation import clock_mhz, energy_mj, slowed
@@ -76,19 +84,49 @@ class DataflowModel(CostModel):
             rows.append(LayerCost(work.name, added, added * per_ms, "modelled"))
         return tuple(rows)
 
+    def engines(self, network: Network, policy: Policy) -> tuple[LayerEngine, ...]:
+        """As the design has them."""
+        plan, design, steps = self._designed(PolicyBatch.one(network, policy))
+        folds = folds_at(plan, _pace(steps))
+        found = []
+        for place, row in enumerate(plan.layer_rows):
+            work = plan.found[row]
+            if work.name not in network.layer:
+                continue
+            engine = LayerEngine(
+                layer=work.name,
+                pe=_only(folds.pe[place]),
+                simd=_only(folds.simd[place]),
+                cycles=_only(design.cycles[row]),
+                outputs=_only(work.out),
+                products=_only(work.reduced * work.taps),
+                read=_only(work.read),
+                weight_bits=_only(work.weight_bits),
+                activation_bits=_only(work.activation_bits),
+                depthwise=work.depthwise,
+                windowed=work.taps > 1 or work.steps < work.read_positions,
+            )
+            found.append(engine)
+        return tuple(found)
+
     def design(self, batch: PolicyBatch) -> tuple[Plan, Design]:
         """The quickest design that fits, for each policy, among paces of 2 ** (step / 8) cycles.
 
         Raises:
             TableError: as ``cost``.
         """
+        plan, design, _ = self._designed(batch)
+        return plan, design
+
+    def _designed(self, batch: PolicyBatch) -> tuple[Plan, Design, Array]:
+        """The same, and the step of each policy's pace."""
         plan = plan_of(batch, self.profile, rooms(self.profile))
         last = np.ceil(np.log2(plan.slowest_cycles) * STEPS_PER_DOUBLING) + 1
         steps, engines = self._least(plan, last)
         design = design_of(plan, engines, self.profile)
         left = np.flatnonzero(~design.fits & (steps < last))
         if not left.size:
-            return plan, design
+            return plan, design, steps
         while left.size:
             steps[left] += 1
             part = plan.part(left)
@@ -96,7 +134,7 @@ class DataflowModel(CostModel):
             engines.replace(left, slower)
             fits = design_of(part, slower, self.profile).fits
             left = left[~fits & (steps[left] < last[left])]
-        return plan, design_of(plan, engines, self.profile)
+        return plan, design_of(plan, engines, self.profile), steps
 
     def _least(self, plan: Plan, last: Array) -> tuple[Array, Engines]:
         """The first step at which what a design needs at the least fits, and the engines there."""
@@ -140,6 +178,11 @@ class DataflowModel(CostModel):
             peak_memory_bytes=np.concatenate([design.held_bytes for design in designs]),
             placed=np.concatenate([design.fits for design in designs]),
         )
+
+
+def _only(values: Array) -> int:
+    """What an array of one policy says."""
+    return int(values[0])
 
 
 def _pace(steps: Array) -> Array:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanfront.hw_profiles import HardwareProfile
-from leanfront.latency_models.fpga.folding import candidates, folding, lanes
+from leanfront.latency_models.fpga.folding import Folding, candidates, folding, lanes
 from leanfront.latency_models.fpga.kernels import Array
 from leanfront.latency_models.fpga.pipeline import Stage, Times, stream
 from leanfront.latency_models.fpga.plan import Plan, sections
@@ -93,11 +93,16 @@ class Engines:
             getattr(self.demand, field.name)[columns] = getattr(other.demand, field.name)
 
 
+def folds_at(plan: Plan, pace: Array) -> Folding:
+    """How parallel the engines of layers are that take so many cycles, where it can be that fast."""
+    budget = np.maximum(1.0, np.floor(pace / plan.steps))
+    return folding(plan.outputs, plan.products, plan.reduced, plan.packed, budget)
+
+
 def engines_at(plan: Plan, pace: Array, profile: HardwareProfile) -> Engines:
     """The engines with this many cycles for each kernel, where it can be that fast."""
     read_lanes, out_lanes = _lanes(plan, pace)
-    budget = np.maximum(1.0, np.floor(pace / plan.steps))
-    folds = folding(plan.outputs, plan.products, plan.reduced, plan.packed, budget)
+    folds = folds_at(plan, pace)
     cycles = np.maximum(
         plan.read_positions * np.ceil(plan.read / read_lanes), plan.positions * np.ceil(plan.out / out_lanes)
     )

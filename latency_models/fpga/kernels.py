@@ -117,15 +117,8 @@ def other_macs(batch: PolicyBatch) -> Array:
         if kernel.macs:
             found += kernel.macs * (FLOAT_BITS / 8) * (batch.widths[row] > 0)
         elif operation(kernel.op).stream == "product":
-            found += batch.elements[row] * _depth(kernel, batch)
+            found += batch.elements[row] * batch.depth(kernel)
     return found
-
-
-def _depth(kernel: Kernel, batch: PolicyBatch) -> Array | float:
-    """Products that each value of a product of two tensors is the sum of."""
-    first = batch.kernel_index[kernel.inputs[0]]
-    size = batch.kernels[first].output.spatial
-    return float(size[-1]) if size else batch.widths[first].astype(np.float64)
 
 
 def unknown(network: Network) -> tuple[Kernel, ...]:
@@ -207,7 +200,7 @@ def _work(
     elif kernel.macs:
         reduced = kernel.macs / (positions * np.maximum(widths[row], 1.0))
     elif product:
-        reduced = ones * _depth(kernel, batch)
+        reduced = ones * batch.depth(kernel)
     else:
         reduced = ones
     if shape is not None and shape.op == "linear" and positions == 1:

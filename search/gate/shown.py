@@ -243,7 +243,7 @@ def operations(
     module = compressed.module
     names = _nodes_of_values(module, values)
     steps = _allowed(compressed)
-    content = model.SerializeToString()
+    content = dialect.plain(model).SerializeToString()
     for optimise in (False, True):
         file = File(content, optimise)
         arrays = dict(zip(file.outputs, file.arrays(example), strict=True))

@@ -1,5 +1,6 @@
 """The card of an exported network: what it is, what was measured, and where each figure is from."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,15 @@ if TYPE_CHECKING:
 
 
 def card(
-    verification: "Verification", policy: "Policy", network: "Network", profile: str, task: str, made: str
+    verification: "Verification",
+    policy: "Policy",
+    network: "Network",
+    profile: str,
+    task: str,
+    made: str,
+    more: Sequence[str] = (),
 ) -> str:
-    """Markdown. ``network`` is the one after the cut."""
+    """Markdown. ``network`` is the one after the cut; ``more``: lines that are said of the part's design."""
     rows = [
         *verified(asdict(verification)),
         Row("multiply-accumulates", "", f"{network.macs / 1e6:.1f} M", ""),
@@ -47,6 +54,7 @@ def card(
         "|---" * len(columns) + "|",
         *(_layer_row(name, policy, network, verification.kernels, others) for name in policy),
         "",
+        *more,
     ]
     if estimates := verification.search.get("estimates"):
         lines += [f"{estimates}.", ""]

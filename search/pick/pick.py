@@ -28,6 +28,7 @@ from leanfront.search.objectives import check_drop, costs_among, quantity
 from leanfront.search.pick.card import card
 from leanfront.search.pick.choose import Wish, choose
 from leanfront.search.pick.engines import engine_of
+from leanfront.search.pick.folded import folded
 from leanfront.search.pick.promise import promise_of
 from leanfront.search.pick.verify import (
     Made,
@@ -77,10 +78,10 @@ def pick(
     """Choose by ``wish`` (or take ``trial``), fine-tune long, test once, export and verify in its engine.
 
     Writes model.onnx (.tflite ...: the suffix of its kind), baseline.onnx, weights.safetensors, policy.json,
-    verification.json and card.md to
-    ``out`` (exported/<trial> of the run by default); returns that folder and the verification. ``to``: the
-    kind of file (compression.export.dialects): by default the configuration's, else that of the profile's
-    engine. ``also``: further kinds, each written beside as model-<kind>, run and timed where it can be.
+    verification.json, card.md and, where the part is a pipeline of engines, folding.json to ``out``
+    (exported/<trial> of the run by default); returns that folder and the verification. ``to``: the kind of
+    file (compression.export.dialects): by default the configuration's, else that of the profile's engine.
+    ``also``: further kinds, each written beside as model-<kind>, run and timed where it can be.
 
     Raises:
         RunError: nothing on the front meets the limits, or the folder cannot be written.
@@ -326,9 +327,12 @@ def export_and_verify(
         save_weights(compressed.module, folder / "weights.safetensors")
         replace_file(folder / "policy.json", compressed.policy.to_json() + "\n")
         replace_file(folder / "verification.json", json.dumps(asdict(found), indent=1) + "\n")
+        folding, of_folding = folded(loaded.profile, compressed.network, compressed.policy)
+        if folding:
+            replace_file(folder / "folding.json", json.dumps(folding, indent=1) + "\n")
         text = card(
             found, compressed.policy, compressed.network, loaded.profile.name,
-            str(loaded.config.task.file), now(),
+            str(loaded.config.task.file), now(), of_folding,
         )  # fmt: skip
         replace_file(folder / "card.md", text)
     return found

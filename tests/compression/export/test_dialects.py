@@ -47,7 +47,7 @@ def test_a_registered_kind_is_found_by_its_name() -> None:
     register(again)  # a task file may be loaded twice
     assert dialect_of("half") is again
     assert dialect_of("onnx") is QDQ
-    with pytest.raises(DialectError, match=r"no kind of file is called 'quarter'; there are onnx, .*half"):
+    with pytest.raises(DialectError, match=r"no kind of file is called 'quarter'; there are onnx.*, half"):
         dialect_of("quarter")
     with pytest.raises(DialectError, match="other than 'onnx'; Dialect has ''"):
         register(Dialect())
