@@ -130,7 +130,13 @@ class File:
     """An exported network in its engine, called as its module is."""
 
     def __init__(self, model: bytes, optimise: bool = True, threads: int = 1, dialect: Dialect = QDQ) -> None:
-        """Raises TableError, DialectError: onnxruntime, or another engine, refuses the file."""
+        """``optimise``: whether onnxruntime changes a file of its own kind; one that is meant for another
+        engine it computes as it stands.
+
+        Raises:
+            TableError, DialectError: onnxruntime, or another engine, refuses the file.
+        """
+        optimise = optimise and dialect.fused
         self._opened = dialect.opened(model, threads) or _InOnnxruntime(model, optimise, threads)
         self._inputs = set(self._opened.inputs)
         self.outputs: tuple[str, ...] = tuple(self._opened.outputs)
