@@ -338,7 +338,9 @@ class Qdq(Dialect):
 QDQ = Qdq()
 _REGISTERED: dict[str, Dialect] = {QDQ.name: QDQ}
 _ROOM = "leanfront.compression.export"
-BUILT_IN: Mapping[str, str] = {QDQ.engine: QDQ.name, "openvino": "openvino", "tensorrt": "tensorrt"}
+BUILT_IN: Mapping[str, str] = {
+    QDQ.engine: QDQ.name, "openvino": "openvino", "tensorrt": "tensorrt", "tflite": "tflite",
+}  # fmt: skip
 """Engine -> the kind of file that is its own. Each is a module of its name in this room, imported (and
 registered by it) when somebody asks: most need packages of their own."""
 

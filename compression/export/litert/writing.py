@@ -1,0 +1,35 @@
+"""A model of ONNX as a .tflite file."""
+
+import json
+from collections.abc import Collection
+
+import onnx
+from ai_edge_litert import schema_py_generated as schema
+
+from leanfront.compression.export.litert import layers as layers
+from leanfront.compression.export.litert import moving as moving
+from leanfront.compression.export.litert import pieces as pieces
+from leanfront.compression.export.litert import pools as pools
+from leanfront.compression.export.litert import products as products
+from leanfront.compression.export.litert.lowering import LAYOUTS, WRITTEN, Lowering
+
+
+def written(model: onnx.ModelProto, halves: Collection[str] = ()) -> bytes:
+    """The file. ``halves``: names of the nodes whose weights are stored in float16."""
+    return Lowering(model, halves).written()
+
+
+def refusal(node: onnx.NodeProto) -> str:
+    """Why a node of a graph in floats cannot be written; "" where it can."""
+    return "" if node.op_type in WRITTEN else f"no kernel for {node.op_type}"
+
+
+def layouts(content: bytes) -> dict[str, list[int]]:
+    """Input or output of a file -> the network's dimensions in the order in which the file has them."""
+    model = schema.Model.GetRootAs(content)
+    for place in range(model.MetadataLength()):
+        entry = model.Metadata(place)
+        if entry.Name().decode() == LAYOUTS:
+            found: dict[str, list[int]] = json.loads(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes())
+            return found
+    return {}
