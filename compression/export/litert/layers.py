@@ -67,12 +67,16 @@ def bias_of(to: Lowering, value: Value | None, count: int, zeros: NDArray[np.int
 
 
 def weight_of(
-    to: Lowering, value: Value, array: NDArray[Any], axis: int, integer: bool
+    to: Lowering, node: onnx.NodeProto, value: Value, array: NDArray[Any], axis: int, integer: bool
 ) -> tuple[int, NDArray[np.int64] | None]:
     """A weight as the operation reads it; ``array``: its values or codes in the operation's order."""
     array = np.ascontiguousarray(array)
     if value.scales is None:
-        return to.file.constant(array.astype(np.float32)), None
+        if node.name not in to.halves:
+            return to.file.constant(array.astype(np.float32)), None
+        with np.errstate(over="ignore"):
+            held = to.file.constant(array.astype(np.float16))
+        return to.emit("DEQUANTIZE", [held], array.shape, schema.DequantizeOptionsT()), None
     zeros = np.zeros(len(value.scales), dtype=np.int64)
     codes = array.astype(np.int8)
     if integer:
@@ -187,7 +191,7 @@ def conv(to: Lowering, node: onnx.NodeProto) -> None:
     assert array is not None
     array = array.reshape(*array.shape[:2], *kernel)
     axes, axis = ((1, 2, 3, 0), 3) if depthwise else ((0, 2, 3, 1), 0)
-    held, zeros = weight_of(to, weight, array.transpose(axes), axis, integer)
+    held, zeros = weight_of(to, node, weight, array.transpose(axes), axis, integer)
     bias = bias_of(to, to.optional(node, 2), count, zeros)
     options = schema.DepthwiseConv2DOptionsT() if depthwise else schema.Conv2DOptionsT()
     options.padding, options.fusedActivationFunction = around, landing.activation
@@ -218,7 +222,7 @@ def transposed(to: Lowering, node: onnx.NodeProto) -> None:
         piece = array[group * each_in : (group + 1) * each_in].transpose(1, 2, 3, 0)
         span = slice(group * out, (group + 1) * out)
         read = tensor if groups == 1 else _channels(to, tensor, group * each_in, each_in, value, integer)
-        held, zeros = weight_of(to, _some(weight, span), piece, 0, integer)
+        held, zeros = weight_of(to, node, _some(weight, span), piece, 0, integer)
         added = bias_of(to, None if bias is None else _some(bias, span, True), out, zeros)
         put_out = to.make([*wide, out], "float32", landing.grid)
         options = schema.TransposeConvOptionsT()

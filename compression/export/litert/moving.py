@@ -215,7 +215,7 @@ def gather(to: Lowering, node: onnx.NodeProto) -> None:
     axis = attributes(node).get("axis", 0) % value.rank
     coded = value.coded
     if value.constant is not None:
-        value = Value(value.shape, value.kind, constant=value.floats)
+        value = _table(to, node, value)
         coded = False
     if places.constant is not None:
         numbers = np.where(places.constant < 0, places.constant + value.shape[axis], places.constant)
@@ -233,6 +233,16 @@ def gather(to: Lowering, node: onnx.NodeProto) -> None:
     to.values[name] = Value(
         to.shapes[name], value.kind, value.grid if coded else None, forms={(after, coded): made}
     )
+
+
+def _table(to: Lowering, node: onnx.NodeProto, value: Value) -> Value:
+    """What rows are looked up in; of 16 bits in halves, decoded once."""
+    array = value.floats
+    if node.name not in to.halves or array.dtype != np.float32:
+        return Value(value.shape, value.kind, constant=array)
+    held = to.file.constant(array.astype(np.float16))
+    made = to.emit("DEQUANTIZE", [held], array.shape, schema.DequantizeOptionsT())
+    return Value(value.shape, forms={(plain(value.rank), False): made})
 
 
 @writes("Expand")
