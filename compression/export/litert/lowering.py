@@ -81,7 +81,37 @@ class Lowering(Tensors):
 
     def write(self, node: onnx.NodeProto) -> None:
         """One node."""
-        WRITTEN[node.op_type](self, node)
+        if any(name not in self.shapes for name in node.output if name):
+            self._infer(node)
+        try:
+            WRITTEN[node.op_type](self, node)
+        except DialectError as error:
+            at = f" at {node.name!r}" if node.name else ""
+            raise DialectError(f"tflite cannot run {node.op_type}{at}: {error}") from error
+
+    def _infer(self, node: onnx.NodeProto) -> None:
+        """Shapes of what a node puts out, from those that were written: ONNX does not know all of them where
+        an operation (GroupNormalization) says nothing of its own."""
+        known = {name: self.values[name] for name in node.input if name}
+        infos = [
+            helper.make_tensor_value_info(
+                name, helper.np_dtype_to_tensor_dtype(np.dtype(value.kind)), value.shape
+            )
+            for name, value in known.items()
+        ]
+        held = [
+            numpy_helper.from_array(value.constant, name)
+            for name, value in known.items()
+            if value.constant is not None and value.scales is None
+        ]
+        outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
+        graph = helper.make_graph([node], "one", infos, outputs, held)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)])
+        shapes, kinds = _known(onnx.shape_inference.infer_shapes(model, data_prop=True).graph)
+        for name in node.output:
+            first = self.values[node.input[0]]
+            self.shapes.setdefault(name, shapes.get(name, first.shape))
+            self.kinds.setdefault(name, kinds.get(name, first.kind))
 
     def _input(self, name: str) -> None:
         """What comes from outside, in the order in which what reads it first wants it."""
@@ -151,7 +181,7 @@ class Lowering(Tensors):
         """A constant list of sizes that a node reads."""
         value = self.read(node, place)
         if value.constant is None:
-            raise DialectError(f"tflite cannot run {node.op_type} with sizes that are computed")
+            raise DialectError("its sizes are computed")
         return [int(number) for number in value.constant.reshape(-1)]
 
     def landing(self, node: onnx.NodeProto, integer: bool) -> Landing:

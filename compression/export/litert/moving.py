@@ -7,10 +7,9 @@ import numpy as np
 import onnx
 from ai_edge_litert import schema_py_generated as schema
 
-from leanfront.compression.export.dialects import DialectError
 from leanfront.compression.export.litert.layers import padded
 from leanfront.compression.export.litert.lowering import Landing, Lowering, attributes, writes
-from leanfront.compression.export.litert.values import Layout, Value, laid, on_grid, plain
+from leanfront.compression.export.litert.values import Layout, Value, channels_last, laid, on_grid, plain
 
 
 @writes("Identity", "Dropout")
@@ -168,7 +167,9 @@ def pad(to: Lowering, node: onnx.NodeProto) -> None:
     tensor = to.form(value, layout, coded)
     first, last = laid(before, layout), laid(after, layout)
     grid = value.grid if coded else None
-    if mode == "constant" and (coded or not around):
+    if mode in ("wrap", "edge"):
+        made = _looked_up(to, tensor, first, last, mode, value, coded)
+    elif mode == "constant" and (coded or not around):
         made = padded(to, tensor, first, last, grid, value.kind)
     else:
         made = _other(to, tensor, first, last, mode, around, grid)
@@ -200,12 +201,35 @@ def _other(
         number = to.file.constant(np.full(1, around, np.float32))
         to.file.add("PADV2", [tensor, pads, number], [made], schema.PadV2OptionsT())
         return made
-    if mode != "reflect":
-        raise DialectError(f"tflite has no padding of kind {mode}")
     options = schema.MirrorPadOptionsT()
     options.mode = schema.MirrorPadMode.REFLECT
     to.file.add("MIRROR_PAD", [tensor, pads], [made], options)
     return made
+
+
+def _looked_up(
+    to: Lowering,
+    tensor: int,
+    before: Sequence[int],
+    after: Sequence[int],
+    mode: str,
+    value: Value,
+    coded: bool,
+) -> int:
+    """A tensor with its ends, or its other end, around it: places looked up along each dimension."""
+    for axis, (first, last) in enumerate(zip(before, after, strict=True)):
+        if not first and not last:
+            continue
+        shape = to.file.tensors[tensor].shape.tolist()
+        places = np.arange(-first, shape[axis] + last)
+        places = places % shape[axis] if mode == "wrap" else np.clip(places, 0, shape[axis] - 1)
+        options = schema.GatherOptionsT()
+        options.axis = axis
+        shape[axis] = len(places)
+        made = to.make(shape, value.kind, value.grid if coded else None)
+        to.file.add("GATHER", [tensor, to.numbers(places.tolist())], [made], options)
+        tensor = made
+    return tensor
 
 
 @writes("Gather")
@@ -220,19 +244,21 @@ def gather(to: Lowering, node: onnx.NodeProto) -> None:
     if places.constant is not None:
         numbers = np.where(places.constant < 0, places.constant + value.shape[axis], places.constant)
         places = Value(places.shape, "int32", constant=numbers.astype(np.int32))
-    layout = value.layout if places.rank == 1 else plain(value.rank)
+    layout = value.layout if places.rank < 2 else plain(value.rank)
+    after = layout if places.rank else _without(layout, axis)
+    after = after if places.rank < 2 else plain(len(to.shapes[name]))
     tensor = to.form(value, layout, coded)
     options = schema.GatherOptionsT()
     options.axis = layout.index(axis)
-    made = to.make(
-        laid(to.shapes[name], layout if places.rank == 1 else plain(len(to.shapes[name]))), value.kind,
-        value.grid if coded else None,
-    )  # fmt: skip
+    grid = value.grid if coded else None
+    made = to.make(laid(to.shapes[name], after), value.kind, grid)
     to.file.add("GATHER", [tensor, to.form(places, plain(places.rank))], [made], options)
-    after = layout if places.rank == 1 else plain(len(to.shapes[name]))
-    to.values[name] = Value(
-        to.shapes[name], value.kind, value.grid if coded else None, forms={(after, coded): made}
-    )
+    to.values[name] = Value(to.shapes[name], value.kind, grid, forms={(after, coded): made})
+
+
+def _without(layout: Layout, axis: int) -> Layout:
+    """The order of the dimensions that are left without one."""
+    return tuple(dimension - (dimension > axis) for dimension in layout if dimension != axis)
 
 
 def _table(to: Lowering, node: onnx.NodeProto, value: Value) -> Value:
@@ -243,6 +269,27 @@ def _table(to: Lowering, node: onnx.NodeProto, value: Value) -> Value:
     held = to.file.constant(array.astype(np.float16))
     made = to.emit("DEQUANTIZE", [held], array.shape, schema.DequantizeOptionsT())
     return Value(value.shape, forms={(plain(value.rank), False): made})
+
+
+@writes("DepthToSpace", "SpaceToDepth")
+def shuffled(to: Lowering, node: onnx.NodeProto) -> None:
+    """Channels as positions, and back. The file counts a block's positions before channels; where the network
+    counts them behind (pixel shuffle), channels are put in that order first."""
+    value, found, name = to.read(node), attributes(node), node.output[0]
+    size, shape, layout = found["blocksize"], to.shapes[name], channels_last(value.rank)
+    tensor = to.form(value, layout, value.coded)
+    if node.op_type == "DepthToSpace" and found.get("mode", "DCR") == "CRD":
+        order = np.arange(value.shape[1]).reshape(-1, size * size).T.reshape(-1)
+        options = schema.GatherOptionsT()
+        options.axis = 3
+        read, tensor = tensor, to.make(laid(value.shape, layout), value.kind, value.grid)
+        to.file.add("GATHER", [read, to.numbers(order.tolist())], [tensor], options)
+    forward = node.op_type == "DepthToSpace"
+    settings: Any = schema.DepthToSpaceOptionsT() if forward else schema.SpaceToDepthOptionsT()
+    settings.blockSize = size
+    made = to.make(laid(shape, layout), value.kind, value.grid)
+    to.file.add("DEPTH_TO_SPACE" if forward else "SPACE_TO_DEPTH", [tensor], [made], settings)
+    _moved(to, name, value, layout, made)
 
 
 @writes("Expand")

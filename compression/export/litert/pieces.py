@@ -17,7 +17,7 @@ from leanfront.compression.export.litert.lowering import (
     attributes,
     writes,
 )
-from leanfront.compression.export.litert.values import Layout, Value, laid, plain
+from leanfront.compression.export.litert.values import Layout, Value, channels_last, laid, plain
 
 _BINARY = {
     "Add": ("ADD", schema.AddOptionsT), "Sub": ("SUB", schema.SubOptionsT),
@@ -48,10 +48,15 @@ def aligned(to: Lowering, value: Value, rank: int, layout: Layout, coded: bool) 
 
 
 def common(values: Sequence[Value], rank: int) -> Layout:
-    """The order of dimensions that the largest operand has."""
-    moved = [value for value in values if value.constant is None and value.rank == rank]
-    largest = max(moved, key=lambda value: math.prod(value.shape), default=None)
-    return largest.layout if largest is not None else plain(rank)
+    """The order of dimensions in which most of what is read lies already; of images, rather channels last,
+    of others the network's own."""
+    first = channels_last(rank) if rank == 4 else plain(rank)
+    held: dict[Layout, int] = {first: 0, plain(rank): 0}
+    for value in values:
+        if value.constant is None and value.rank == rank:
+            for layout in {layout for layout, _ in value.forms}:
+                held[layout] = held.get(layout, 0) + math.prod(value.shape)
+    return max(held, key=lambda layout: held[layout])
 
 
 @writes(*_BINARY)
@@ -60,7 +65,7 @@ def binary(to: Lowering, node: onnx.NodeProto) -> None:
     op, options = _BINARY[node.op_type]
     values = [to.values[name] for name in node.input]
     if len(values) != 2:
-        raise DialectError(f"tflite has {op} of two tensors alone, not of {len(values)}")
+        raise DialectError(f"it has {op} of two tensors alone, not of {len(values)}")
     shape = to.shapes[node.output[0]]
     layout = common(values, len(shape))
     integer = node.op_type in _INTEGER and all(value.codable for value in values)
@@ -116,7 +121,7 @@ def cut(to: Lowering, node: onnx.NodeProto) -> None:
         alone(to, node, ends[clip])
         return
     if clip is None:
-        raise DialectError("tflite cannot cut to a range that is computed")
+        raise DialectError("its range is computed")
     tensor, layout = to.form(value), value.layout
     shape = laid(value.shape, layout)
     for op, end in (("MAXIMUM", clip[0]), ("MINIMUM", clip[1])):
@@ -275,7 +280,8 @@ def cast(to: Lowering, node: onnx.NodeProto) -> None:
 def where(to: Lowering, node: onnx.NodeProto) -> None:
     """One or the other, value by value."""
     values = [to.values[name] for name in node.input]
-    shape, layout = to.shapes[node.output[0]], plain(len(to.shapes[node.output[0]]))
+    shape = to.shapes[node.output[0]]
+    layout = common(values, len(shape))
     tensors = [aligned(to, value, len(shape), layout, False) for value in values]
     made = to.emit("SELECT_V2", tensors, shape, schema.SelectV2OptionsT(), values[1].kind)
     to.values[node.output[0]] = Value(shape, values[1].kind, forms={(layout, False): made})

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import onnx
 from ai_edge_litert import schema_py_generated as schema
+from onnx import helper
 
 from leanfront.compression.export.dialects import DialectError
 from leanfront.compression.export.litert.layers import VALID, image, padded, padding, put, window
 from leanfront.compression.export.litert.lowering import Landing, Lowering, attributes, writes
-from leanfront.compression.export.litert.values import Value, channels_last
+from leanfront.compression.export.litert.values import Value, channels_last, laid
 
 LOWEST = -3.4e38
 """Around what a maximum is taken of."""
@@ -23,7 +24,7 @@ def _flat(to: Lowering, node: onnx.NodeProto) -> tuple[list[int], list[int], lis
     kernel = list(found["kernel_shape"])
     strides, dilations, before, after = window(node, value.rank)
     if any(one > 1 for one in dilations):
-        raise DialectError("tflite has no pool with dilation")
+        raise DialectError("it has no pool with dilation")
     sizes = to.shapes[node.output[0]][2:]
     reach = zip(sizes, strides, kernel, value.shape[2:], before, after, strict=True)
     after = [max((n - 1) * s + k - size - b, min(a, 0)) for n, s, k, size, b, a in reach]
@@ -167,6 +168,26 @@ def reduced(to: Lowering, node: onnx.NodeProto) -> None:
     _reduced(to, node, op[node.op_type], _axes(to, node), bool(attributes(node).get("keepdims", 1)))
 
 
+@writes("ReduceL1", "ReduceL2", "ReduceSumSquare")
+def lengths(to: Lowering, node: onnx.NodeProto) -> None:
+    """Sums of absolute values or squares over some dimensions, and the root of that."""
+    value, layout, name = to.read(node), to.read(node).layout, node.output[0]
+    x, shape = to.form(value), laid(value.shape, layout)
+    if node.op_type == "ReduceL1":
+        each = to.emit("ABS", [x], shape, schema.AbsOptionsT())
+    else:
+        each = to.emit("MUL", [x, x], shape, schema.MulOptionsT())
+    to.values[f"{name}:each"] = Value(value.shape, forms={(layout, False): each})
+    keep = bool(attributes(node).get("keepdims", 1))
+    summed = helper.make_node("ReduceSum", [f"{name}:each"], [name])
+    _reduced(to, summed, "SUM", _axes(to, node), keep)
+    if node.op_type == "ReduceL2":
+        found = to.values[name]
+        small = laid(found.shape, found.layout)
+        root = to.emit("SQRT", [to.form(found)], small)
+        to.values[name] = Value(found.shape, forms={(found.layout, False): root})
+
+
 def _reduced(to: Lowering, node: onnx.NodeProto, op: str, axes: list[int], keep: bool) -> None:
     value = to.read(node)
     integer = op == "MEAN" and value.coded and to.lands_on_grid(node) and bool(axes)
@@ -193,7 +214,7 @@ def resized(to: Lowering, node: onnx.NodeProto) -> None:
     mode, way = found.get("mode", "nearest"), found.get("coordinate_transformation_mode", "half_pixel")
     nearest = mode == "nearest"
     if found.get("antialias", 0) or value.rank not in (3, 4) or value.shape[:2] != shape[:2]:
-        raise DialectError("tflite changes the size of images alone, without antialias")
+        raise DialectError("it changes the size of images alone, without antialias")
     coded = value.coded and nearest
     tensor, _ = image(to, value, coded)
     if nearest:

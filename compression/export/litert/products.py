@@ -35,14 +35,14 @@ def product(to: Lowering, node: onnx.NodeProto) -> None:
         array, axis = (array if found.get("transB", 0) else array.T), 0 if found.get("transB", 0) else 1
         last, bias = node, to.optional(node, 2)
         if found.get("alpha", 1.0) != 1.0 or found.get("beta", 1.0) != 1.0 or found.get("transA", 0):
-            raise DialectError("tflite has no Gemm with alpha, beta or transA")
+            raise DialectError("it has no alpha, beta or transA")
     integer = value.coded and weight.scales is not None and weight.axis == axis
     integer = integer and (bias is None or bias.scales is not None)
     on_grid = integer and to.lands_on_grid(last)
     integer = integer and (on_grid or array.size <= WIDE)
     tensor, array = _read(to, value, array, integer)
     landing = to.landing(last, on_grid)
-    options, shape = schema.FullyConnectedOptionsT(), to.shapes[last.output[0]]
+    options, shape = schema.FullyConnectedOptionsT(), to.shapes[node.output[0]]
     options.keepNumDims, options.fusedActivationFunction = len(shape) != 2, landing.activation
     held, zeros = weight_of(to, node, weight, array, 0, integer)
     if integer and not on_grid:
@@ -118,7 +118,7 @@ def tensors_multiplied(to: Lowering, node: onnx.NodeProto) -> None:
     one, other = to.read(node), to.read(node, 1)
     found = attributes(node)
     if node.op_type == "Gemm" or min(one.rank, other.rank) < 2:
-        raise DialectError(f"tflite has no {node.op_type} of these tensors")
+        raise DialectError("it has none of these tensors")
     integer = one.coded and other.coded and to.lands_on_grid(node)
     landing = to.landing(node, integer)
     shape = to.shapes[node.output[0]]
@@ -131,6 +131,6 @@ def tensors_multiplied(to: Lowering, node: onnx.NodeProto) -> None:
     options = schema.BatchMatMulOptionsT()
     made = to.result(landing, shape, plain(rank))
     if landing.activation != NONE:
-        raise DialectError("tflite has no product of tensors with an activation")
+        raise DialectError("it has no activation")
     assert not found
     to.file.add("BATCH_MATMUL", tensors, [made], options)

@@ -171,7 +171,7 @@ class Tensors:
                 )
                 value.forms[layout, coded] = self.file.constant(codes.transpose(layout), grid)
             else:
-                array = np.ascontiguousarray(value.constant.transpose(layout))
+                array = np.array(value.constant.transpose(layout), order="C")
                 value.forms[layout, coded] = self.file.constant(array)
         return value.forms[layout, coded]
 

@@ -11,7 +11,7 @@ from leanfront.compression.export.litert import moving as moving
 from leanfront.compression.export.litert import pieces as pieces
 from leanfront.compression.export.litert import pools as pools
 from leanfront.compression.export.litert import products as products
-from leanfront.compression.export.litert.lowering import LAYOUTS, WRITTEN, Lowering
+from leanfront.compression.export.litert.lowering import LAYOUTS, WRITTEN, Lowering, attributes
 
 
 def written(model: onnx.ModelProto, halves: Collection[str] = ()) -> bytes:
@@ -21,7 +21,16 @@ def written(model: onnx.ModelProto, halves: Collection[str] = ()) -> bytes:
 
 def refusal(node: onnx.NodeProto) -> str:
     """Why a node of a graph in floats cannot be written; "" where it can."""
-    return "" if node.op_type in WRITTEN else f"no kernel for {node.op_type}"
+    if node.op_type not in WRITTEN:
+        return f"no kernel for {node.op_type}"
+    found = attributes(node)
+    if len(found.get("strides", ())) > 2 or len(found.get("kernel_shape", ())) > 2:
+        return f"no {node.op_type} of volumes"
+    if node.op_type in ("MaxPool", "AveragePool") and any(one > 1 for one in found.get("dilations", ())):
+        return f"no {node.op_type} with dilation"
+    if node.op_type == "Resize" and (found.get("mode") == "cubic" or found.get("antialias", 0)):
+        return "no Resize that is cubic or has antialias"
+    return ""
 
 
 def layouts(content: bytes) -> dict[str, list[int]]:
