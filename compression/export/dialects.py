@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnx
@@ -26,6 +26,9 @@ from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.file_size import storage_bits
 from leanfront.compression.policy.grids import ActivationGrid, GridKind
 from leanfront.compression.policy.precision import computes_in_integers
+
+if TYPE_CHECKING:
+    from leanfront.compression.export.template import Template
 
 
 class DialectError(ValueError):
@@ -182,6 +185,10 @@ class Dialect:
     def finished(self, model: onnx.ModelProto, network: Network, policy: Policy) -> bytes:
         """The file, of the graph that the walk wrote."""
         return bytes(model.SerializeToString())
+
+    def measured(self, graph: "Template") -> Network | None:
+        """The network, with what its nodes take in such a file; None: what they take in one of ONNX."""
+        return None
 
     def opened(self, content: bytes, threads: int = 1) -> Opened | None:
         """A file, ready to run; None: onnxruntime runs it as it is.

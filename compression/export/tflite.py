@@ -11,15 +11,11 @@ from numpy.typing import NDArray
 
 from leanfront.compression.export.dialects import DialectError, LayerCall, Opened, Qdq, register
 from leanfront.compression.export.onnx_writer import Writer
+from leanfront.compression.export.template import Template
 from leanfront.compression.export.weights import bias_codes, finer_steps
 from leanfront.compression.graph import Layer, Network
 from leanfront.compression.policy import Policy
-
-PACKED = frozenset({"linear"})
-"""Layers whose kernels read weights of 4 bits. That of convolutions takes them apart whenever it runs, which
-takes 2.5 times as long as with weights of 8."""
-MANY = 64
-"""From how many products in a sum on its rounded bias is small beside it, in steps of 4-bit weights."""
+from leanfront.compression.policy.flatbuffer_size import MANY, PACKED
 
 
 class TFLite(Qdq):
@@ -94,6 +90,12 @@ class TFLite(Qdq):
 
         halves = {name for name, layer in policy.there().items() if layer.weight_bits == 16}
         return written(model, halves)
+
+    def measured(self, graph: Template) -> Network | None:
+        """What they take in a flatbuffer."""
+        from leanfront.compression.export.litert.sizes import measured_in
+
+        return measured_in(graph)
 
     def opened(self, content: bytes, threads: int = 1) -> Opened | None:
         """In LiteRT's interpreter, with XNNPACK's kernels where it has them."""

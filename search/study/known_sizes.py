@@ -10,14 +10,19 @@ from leanfront.latency_models.remembered import remembered, source_digest
 
 if TYPE_CHECKING:
     from leanfront.compression.capture.trace import Traced
+    from leanfront.compression.export.dialects import Dialect
 
 
-def sized(traced: "Traced") -> Network:
-    """``measured_sizes.measured``, which takes seconds, once for each network."""
+def sized(traced: "Traced", dialect: "Dialect") -> Network:
+    """``measured_sizes.measured``, which takes seconds, once for each network and kind of file."""
     from leanfront.compression.export.measured_sizes import measured
 
     return remembered(
-        "sizes", _key(traced), lambda: measured(traced), _plain, lambda raw: _read(raw, traced.network)
+        "sizes",
+        f"{_key(traced)}{dialect.name}",
+        lambda: measured(traced, dialect),
+        _plain,
+        lambda raw: _read(raw, traced.network),
     )
 
 

@@ -1,5 +1,6 @@
 """A .tflite file under construction, by the schema that ai-edge-litert carries."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,12 +82,18 @@ class _Scales(schema.QuantizationParametersT):  # type: ignore[misc]
 
 @dataclass
 class File:
-    """Tensors, and the operations between them, in the order in which they run."""
+    """Tensors, and the operations between them, in the order in which they run.
+
+    owner: for which node of the graph the next ones are, -1: for none; sizes: by owner the bytes of what was
+    written for it, once there is a file.
+    """
 
     tensors: list[Any] = field(default_factory=list)
     buffers: list[Any] = field(default_factory=lambda: [_Buffer()])
     operators: list[Any] = field(default_factory=list)
     codes: dict[int, int] = field(default_factory=dict)
+    owner: int = -1
+    sizes: Counter[int] = field(default_factory=Counter)
     _constants: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
     def tensor(self, shape: Sequence[int], kind: str, grid: Grid | None = None, name: str = "") -> int:
@@ -97,8 +104,21 @@ class File:
             made.quantization = _Scales(
                 np.full(1, grid.scale, np.float32), np.full(1, grid.zero, np.int64), 0
             )
-        self.tensors.append(made)
+        self.tensors.append(self._owned(made))
         return len(self.tensors) - 1
+
+    def _owned(self, made: Any) -> Any:
+        """A part of the file, whose bytes are counted when it is written."""
+        owner, write = self.owner, made.Pack
+
+        def counted(builder: flatbuffers.Builder) -> int:
+            before = builder.Offset()
+            place: int = write(builder)
+            self.sizes[owner] += builder.Offset() - before + 4  # and where it is listed
+            return place
+
+        made.Pack = counted
+        return made
 
     def constant(self, array: NDArray[Any], grid: Grid | None = None) -> int:
         """A constant; equal small ones are stored once."""
@@ -122,7 +142,7 @@ class File:
 
     def _hold(self, tensor: int, content: bytes) -> None:
         self.tensors[tensor].buffer = len(self.buffers)
-        self.buffers.append(_Buffer(content=content))
+        self.buffers.append(self._owned(_Buffer(content=content)))
 
     def add(self, op: str, inputs: Sequence[int], outputs: Sequence[int], options: Any = None) -> None:
         """An operation, by its name in the schema. ``options``: a table of the schema; -1 among the inputs:
@@ -135,7 +155,7 @@ class File:
         if options is not None:
             kind = type(options).__name__.removesuffix("T")
             made.builtinOptionsType, made.builtinOptions = getattr(schema.BuiltinOptions, kind), options
-        self.operators.append(made)
+        self.operators.append(self._owned(made))
 
     def content(
         self, inputs: Sequence[int], outputs: Sequence[int], description: str, metadata: dict[str, bytes]

@@ -62,11 +62,11 @@ class Lowering(Tensors):
             self.values[tensor.name] = constant(array, stored=_stored(tensor))
         for value in self.graph.input:
             self._input(value.name)
-        for node in self.graph.node:
-            if id(node) in self.done:
-                continue
-            if not self._folded(node):
+        for place, node in enumerate(self.graph.node):
+            self.file.owner = place
+            if id(node) not in self.done and not self._folded(node):
                 self.write(node)
+        self.file.owner = -1
         inputs = [value.name for value in self.graph.input]
         outputs = [value.name for value in self.graph.output]
         placed = [self._put_out(name) for name in outputs]

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 from ai_edge_litert import schema_py_generated as schema
 
+from leanfront.compression.export.dialects import DialectError
 from leanfront.compression.export.litert.layers import padded
 from leanfront.compression.export.litert.lowering import Landing, Lowering, attributes, writes
 from leanfront.compression.export.litert.values import Layout, Value, channels_last, laid, on_grid, plain
@@ -254,6 +255,21 @@ def gather(to: Lowering, node: onnx.NodeProto) -> None:
     made = to.make(laid(to.shapes[name], after), value.kind, grid)
     to.file.add("GATHER", [tensor, to.form(places, plain(places.rank))], [made], options)
     to.values[name] = Value(to.shapes[name], value.kind, grid, forms={(after, coded): made})
+
+
+@writes("GatherND")
+def gather_many(to: Lowering, node: onnx.NodeProto) -> None:
+    """Parts by their places along the first dimensions."""
+    if attributes(node).get("batch_dims", 0):
+        raise DialectError("it has none that counts within a batch")
+    value, places, name = to.read(node), to.read(node, 1), node.output[0]
+    if places.constant is not None:
+        places = Value(places.shape, "int32", constant=places.constant.astype(np.int32))
+    tensors = [to.form(value, plain(value.rank), value.coded), to.form(places, plain(places.rank))]
+    layout, shape = plain(len(to.shapes[name])), to.shapes[name]
+    made = to.make(shape, value.kind, value.grid)
+    to.file.add("GATHER_ND", tensors, [made], schema.GatherNdOptionsT())
+    _moved(to, name, value, layout, made)
 
 
 def _without(layout: Layout, axis: int) -> Layout:

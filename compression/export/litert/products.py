@@ -12,10 +12,7 @@ from leanfront.compression.export.litert.file import Grid
 from leanfront.compression.export.litert.layers import bias_of, weight_of
 from leanfront.compression.export.litert.lowering import NONE, Lowering, attributes, writes
 from leanfront.compression.export.litert.values import Value, plain
-
-WIDE = 2**16
-"""Weights of a layer up to which it computes in integers though its output stays in floats. The kernels for
-that take 0.6 ns for each; those of floats, for weights that are decoded when the file is loaded, a tenth."""
+from leanfront.compression.policy.flatbuffer_size import WIDE
 
 
 @writes("Gemm", "MatMul")
@@ -47,7 +44,8 @@ def product(to: Lowering, node: onnx.NodeProto) -> None:
     held, zeros = weight_of(to, node, weight, array, 0, integer)
     if integer and not on_grid:
         assert value.grid is not None
-        made = _wide(to, tensor, value.grid, held, weight, array, bias, shape, options)
+        assert zeros is not None
+        made = _wide(to, tensor, value.grid, (held, zeros), weight, array, bias, shape, options)
         to.floats(landing.name, shape, plain(len(shape)), made)
         return
     to.file.add(
@@ -87,8 +85,8 @@ def _read(to: Lowering, value: Value, array: NDArray[Any], coded: bool) -> tuple
 
 
 def _wide(
-    to: Lowering, tensor: int, grid: Grid, held: int, weight: Value, array: NDArray[Any],
-    bias: Value | None, shape: tuple[int, ...], options: Any,
+    to: Lowering, tensor: int, grid: Grid, held: tuple[int, NDArray[np.int64]], weight: Value,
+    array: NDArray[Any], bias: Value | None, shape: tuple[int, ...], options: Any,
 ) -> int:  # fmt: skip
     """An integer layer whose output stays in floats. Kernels of integers put out integers: those of 16 bits,
     on a grid that no input can leave, are floats but for a rounding of a thousandth or so of the outputs."""
@@ -106,10 +104,9 @@ def _wide(
     if bias is not None:
         assert bias.constant is not None
         codes = bias.constant.astype(np.int64)
-    zeros = np.zeros(len(array), dtype=np.int64)
-    added = to.file.codes_of(codes, steps.astype(np.float32), zeros, 0, "int64")
+    added = to.file.codes_of(codes, steps.astype(np.float32), held[1], 0, "int64")
     made = to.make(shape, "int16", out)
-    to.file.add("FULLY_CONNECTED", [wide, held, added], [made], options)
+    to.file.add("FULLY_CONNECTED", [wide, held[0], added], [made], options)
     return to.emit("DEQUANTIZE", [made], shape, schema.DequantizeOptionsT())
 
 

@@ -11,7 +11,8 @@ from leanfront.compression.export.litert import moving as moving
 from leanfront.compression.export.litert import pieces as pieces
 from leanfront.compression.export.litert import pools as pools
 from leanfront.compression.export.litert import products as products
-from leanfront.compression.export.litert.lowering import LAYOUTS, WRITTEN, Lowering, attributes
+from leanfront.compression.export.litert.lowering import LAYOUTS, WRITTEN, attributes
+from leanfront.compression.export.litert.lowering import Lowering as Lowering
 
 
 def written(model: onnx.ModelProto, halves: Collection[str] = ()) -> bytes:
@@ -28,6 +29,8 @@ def refusal(node: onnx.NodeProto) -> str:
         return f"no {node.op_type} of volumes"
     if node.op_type in ("MaxPool", "AveragePool") and any(one > 1 for one in found.get("dilations", ())):
         return f"no {node.op_type} with dilation"
+    if node.op_type == "GatherND" and found.get("batch_dims", 0):
+        return "no GatherND that counts within a batch"
     if node.op_type == "Resize" and (found.get("mode") == "cubic" or found.get("antialias", 0)):
         return "no Resize that is cubic or has antialias"
     return ""
