@@ -10,7 +10,7 @@ from leanfront.compression.export.onnx_writer import nodes_read
 from leanfront.compression.export.template import Template
 from leanfront.compression.export.walk import Walk
 from leanfront.compression.export.weights import random_weights
-from leanfront.compression.graph import Network, Written
+from leanfront.compression.graph import Network, Written, operation
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.compression.policy.flatbuffer_size import (
@@ -38,6 +38,9 @@ def measured_in(graph: Template) -> Network:
         each = max(each, 0)
         fixed = floats[node.name] - each * node.width + (floats[""] if place == 0 else 0)
         more = coded[node.name] - floats[node.name] + (coded[""] - floats[""] if place == 0 else 0)
+        row = operation(node.op)
+        if row.joining and not row.adds:  # its grid is that of the widest of its inputs
+            more -= CONVERSION_BYTES
         nodes.append(replace(node, written=Written(fixed, each, more, 0, kind=KIND)))
     return Network(tuple(nodes), whole.layers, whole.outputs)
 

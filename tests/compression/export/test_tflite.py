@@ -16,7 +16,9 @@ from leanfront.compression.export.dialects import DialectError, dialect_of
 from leanfront.compression.export.litert.file import packed
 from leanfront.compression.export.litert.layers import same_pads
 from leanfront.compression.export.litert.writing import layouts
+from leanfront.compression.export.measured_sizes import measured
 from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.networks import Captured, CompressedNetwork, file_of
 from leanfront.search.gate.tensors import File, drawn_like, together
 from tests.compression.capture.random_networks import random_network
@@ -226,3 +228,20 @@ def test_tensors_of_fewer_bits_are_refused_with_the_nearest(tmp_path: Path) -> N
 def test_what_is_no_file_is_refused() -> None:
     with pytest.raises(DialectError, match="LiteRT refuses the file"):
         dialect_of("tflite").opened(b"nothing at all")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_sizes_are_foretold(name: str) -> None:
+    network = captured(name)
+    known = measured(network.traced, dialect_of("tflite"))
+    for sparsity, bits in ((0.0, (32, 32)), (0.0, (8, 8)), (0.5, (8, 8)), (0.5, (16, 16)), (0.5, (4, 8))):
+        size = len(file_of(compressed(name, sparsity, bits), "tflite"))
+        predicted = PolicyBatch.of(known, [lf.uniform(network, sparsity, *bits)]).size_bytes()[0]
+        assert abs(predicted - size) <= max(0.02 * size, 96), (sparsity, bits, predicted, size)
+
+
+def test_a_profile_of_the_engine_prices_its_file() -> None:
+    network = captured("Residual")
+    price = lf.cost(network, lf.uniform(network, 0.0, 8, 8), profile="raspberry-pi-4")
+    size = len(file_of(compressed("Residual", 0.0, (8, 8)), "tflite"))
+    assert price.size_bytes == pytest.approx(size, rel=0.02)
