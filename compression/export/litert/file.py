@@ -85,7 +85,7 @@ class File:
     """Tensors, and the operations between them, in the order in which they run.
 
     owner: for which node of the graph the next ones are, -1: for none; sizes: by owner the bytes of what was
-    written for it, once there is a file.
+    written for it, once there is a file; tensor_counts, operator_counts: how many there are.
     """
 
     tensors: list[Any] = field(default_factory=list)
@@ -94,6 +94,8 @@ class File:
     codes: dict[int, int] = field(default_factory=dict)
     owner: int = -1
     sizes: Counter[int] = field(default_factory=Counter)
+    tensor_counts: Counter[int] = field(default_factory=Counter)
+    operator_counts: Counter[int] = field(default_factory=Counter)
     _constants: dict[tuple[Any, ...], int] = field(default_factory=dict)
 
     def tensor(self, shape: Sequence[int], kind: str, grid: Grid | None = None, name: str = "") -> int:
@@ -104,6 +106,7 @@ class File:
             made.quantization = _Scales(
                 np.full(1, grid.scale, np.float32), np.full(1, grid.zero, np.int64), 0
             )
+        self.tensor_counts[self.owner] += 1
         self.tensors.append(self._owned(made))
         return len(self.tensors) - 1
 
@@ -155,6 +158,7 @@ class File:
         if options is not None:
             kind = type(options).__name__.removesuffix("T")
             made.builtinOptionsType, made.builtinOptions = getattr(schema.BuiltinOptions, kind), options
+        self.operator_counts[self.owner] += 1
         self.operators.append(self._owned(made))
 
     def content(

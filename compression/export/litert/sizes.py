@@ -28,7 +28,7 @@ def measured_in(graph: Template) -> Network:
     in integers. What belongs to no node stands with the first."""
     whole = graph.network
     half = whole.resized({group: max(1, size // 2) for group, size in whole.group_sizes.items()})
-    floats, fewer, coded = (
+    (floats, _), (fewer, _), (coded, counts) = (
         _structure(graph, network, bits) for network, bits in ((whole, 32), (half, 32), (whole, 8))
     )
     nodes = []
@@ -41,12 +41,27 @@ def measured_in(graph: Template) -> Network:
         row = operation(node.op)
         if row.joining and not row.adds:  # its grid is that of the widest of its inputs
             more -= CONVERSION_BYTES
-        nodes.append(replace(node, written=Written(fixed, each, more, 0, kind=KIND)))
+        nodes.append(
+            replace(
+                node,
+                written=Written(
+                    fixed,
+                    each,
+                    more,
+                    0,
+                    (),
+                    counts[node.name, "tensors"],
+                    KIND,
+                    counts[node.name, "operators"],
+                ),
+            )
+        )
     return Network(tuple(nodes), whole.layers, whole.outputs)
 
 
-def _structure(graph: Template, network: Network, bits: int) -> Counter[str]:
-    """Bytes by node, besides weights and conversions; "": of no node."""
+def _structure(graph: Template, network: Network, bits: int) -> tuple[Counter[str], Counter[tuple[str, str]]]:
+    """Bytes by node, besides weights and conversions; "": of no node. And how many tensors and operators are
+    written for each, those of no node with the first."""
     policy = Policy.uniform(network, LayerPolicy(0.0, bits, bits)).completed(network)
     walk = Walk(graph, network, policy, dialect_of(KIND))
     walk.weights = random_weights(network, policy)
@@ -57,6 +72,13 @@ def _structure(graph: Template, network: Network, bits: int) -> Counter[str]:
     lowering = Lowering(model)
     content = lowering.written()
     found: Counter[str] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
+    first = network.nodes[0].name
+    counted = {"tensors": lowering.file.tensor_counts, "operators": lowering.file.operator_counts}
+    for what, numbers in counted.items():
+        for place, number in numbers.items():
+            name = next(iter(owners[id(kept[place])]), first) if place >= 0 else first
+            counts[name, what] += number
     for place, node in enumerate(kept):
         found[next(iter(owners[id(node)]), "")] += lowering.file.sizes[place]
     found[""] = len(content) - sum(size for name, size in found.items() if name)
@@ -74,4 +96,4 @@ def _structure(graph: Template, network: Network, bits: int) -> Counter[str]:
         lands = (batch.bits[row] <= 8) & there[row]
         held = content_bytes(kernel, batch.widths[row], batch.reduced[place], weight_bits, integer, lands)
         found[kernel.nodes[0].name] -= int(held[0]) + int(decoded_bytes(weight_bits, integer)[0])
-    return found
+    return found, counts
