@@ -30,6 +30,8 @@ from leanfront.search.run.run_folder import TrialRow, open_run
 from tests.bright import CONFIG, TASK
 
 registry.model_of(load_profile("toy"))  # ours register when the first is asked for
+for kind in dialects.BUILT_IN.values():
+    dialects.dialect_of(kind)  # the same
 _DELIVERED: list[tuple[dict[Any, Any], dict[Any, Any]]] = [
     (found, dict(found))
     for found in (
