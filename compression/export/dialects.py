@@ -376,15 +376,13 @@ def dialect_of(name: str) -> Dialect:
     if name not in _REGISTERED and name in BUILT_IN.values():
         import_module(f"{_ROOM}.{name}")
     if name not in _REGISTERED:
+        own = [known for known in _REGISTERED if known not in BUILT_IN.values()]
+        known = ", ".join(dict.fromkeys([QDQ.name, *own, *BUILT_IN.values()]))
         raise DialectError(
-            f"no kind of file is called {name!r}; there are {', '.join({**_REGISTERED, **_names()})}. A task"
+            f"no kind of file is called {name!r}; there are {known}. A task"
             " file adds one with leanfront.compression.export.dialects.register"
         )
     return _REGISTERED[name]
-
-
-def _names() -> dict[str, None]:
-    return dict.fromkeys(BUILT_IN.values())
 
 
 def dialect_for(to: str | None, engine: str) -> Dialect:
