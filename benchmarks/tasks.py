@@ -70,7 +70,7 @@ def walked(name: str, folder: Path) -> Line:
     leanfront("search", config, "--trials", str(TRIALS), "--run", run)
     front = json.loads(leanfront("front", run, "--format", "json"))
     leanfront("report", run)
-    found = json.loads(leanfront("pick", run, "--format", "json"))
+    found = json.loads(leanfront("pick", run, "--to", "onnx", "--format", "json"))
     exported = folder / "run" / "exported" / str(found["trial"])
     leanfront("export", run, "--trial", str(found["trial"]), "--out", str(folder / "as_trained"))
     latency = {}

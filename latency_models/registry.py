@@ -10,6 +10,7 @@ from leanfront.latency_models.errors import TableError
 
 _BUILT_IN = (
     "leanfront.latency_models.roofline.model",
+    "leanfront.latency_models.microcontroller",
     "leanfront.latency_models.fpga.overlay",
     "leanfront.latency_models.fpga.dataflow",
 )

@@ -15,6 +15,8 @@ from leanfront.compression.capture.part import calls_of_part, trace_part, with_p
 from leanfront.compression.capture.program import Arguments
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.dialects import (
+    BUILT_IN,
+    QDQ,
     Dialect,
     check_operations,
     check_policy,
@@ -302,7 +304,9 @@ def cost(
     from leanfront.compression.export.network_model import network_model
     from leanfront.latency_models.pricing import price
 
-    network = measured(network.traced) if isinstance(network, Captured) else network
-    policy = policy or Policy.uniform(network, LayerPolicy())
     hardware = profile if isinstance(profile, HardwareProfile) else load_profile(profile)
+    if isinstance(network, Captured):
+        own = dialect_of(BUILT_IN.get(hardware.engine, QDQ.name))
+        network = measured(network.traced, QDQ if own.missing else own)
+    policy = policy or Policy.uniform(network, LayerPolicy())
     return price(network, policy, hardware, network_model).cost

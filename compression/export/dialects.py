@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import onnx
@@ -26,6 +26,9 @@ from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.file_size import storage_bits
 from leanfront.compression.policy.grids import ActivationGrid, GridKind
 from leanfront.compression.policy.precision import computes_in_integers
+
+if TYPE_CHECKING:
+    from leanfront.compression.export.template import Template
 
 
 class DialectError(ValueError):
@@ -191,6 +194,10 @@ class Dialect:
     def plain(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """The graph that the walk wrote, in operations that onnxruntime has."""
         return model
+
+    def measured(self, graph: "Template") -> Network | None:
+        """The network, with what its nodes take in such a file; None: what they take in one of ONNX."""
+        return None
 
     def opened(self, content: bytes, threads: int = 1) -> Opened | None:
         """A file, ready to run; None: onnxruntime runs it as it is.
@@ -367,10 +374,8 @@ _REGISTERED: dict[str, Dialect] = {QDQ.name: QDQ}
 _ROOM = "leanfront.compression.export"
 BUILT_IN: Mapping[str, str] = {
     QDQ.engine: QDQ.name,
-    "openvino": "openvino",
-    "tensorrt": "tensorrt",
-    "qonnx": "qonnx",
-}
+    **{name: name for name in ("openvino", "tensorrt", "tflite", "qonnx")},
+}  # fmt: skip
 """Engine -> the kind of file that is its own. Each is a module of its name in this room, imported (and
 registered by it) when somebody asks: most need packages of their own."""
 
@@ -399,15 +404,13 @@ def dialect_of(name: str) -> Dialect:
     if name not in _REGISTERED and name in BUILT_IN.values():
         import_module(f"{_ROOM}.{name}")
     if name not in _REGISTERED:
+        own = [known for known in _REGISTERED if known not in BUILT_IN.values()]
+        known = ", ".join(dict.fromkeys([QDQ.name, *own, *BUILT_IN.values()]))
         raise DialectError(
-            f"no kind of file is called {name!r}; there are {', '.join({**_names(), **_REGISTERED})}. A task"
+            f"no kind of file is called {name!r}; there are {known}. A task"
             " file adds one with leanfront.compression.export.dialects.register"
         )
     return _REGISTERED[name]
-
-
-def _names() -> dict[str, None]:
-    return dict.fromkeys(BUILT_IN.values())
 
 
 def dialect_for(to: str | None, engine: str) -> Dialect:

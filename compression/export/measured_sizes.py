@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from leanfront.compression.capture.trace import Traced
-from leanfront.compression.export.dialects import Dialect, LayerCall, Qdq
+from leanfront.compression.export.dialects import QDQ, Dialect, LayerCall, Qdq
 from leanfront.compression.export.onnx_writer import Writer, nodes_read
 from leanfront.compression.export.template import TENSOR, Template, template
 from leanfront.compression.export.walk import Walk
@@ -24,11 +24,11 @@ from leanfront.compression.policy.grids import ActivationGrid, never_negative
 
 
 @lru_cache(maxsize=2)
-def measured(traced: Traced) -> Network:
+def measured(traced: Traced, dialect: Dialect = QDQ) -> Network:
     """The network of a traced model, where each node says what it takes in a file (``Node.written``); as it
     is, where no file can be written: whoever writes one says why. Takes as long as ``template`` (seconds)."""
     try:
-        return _measured(template(traced))
+        return dialect.measured(template(traced)) or _measured(template(traced))
     except Exception:  # whatever comes out of torch or onnx
         return traced.network
 
@@ -108,7 +108,7 @@ def _parts(graph: Template, network: Network, bits: int) -> _Parts:
     walk.weights = dict.fromkeys(network.layer, _NO_WEIGHTS)
     walk.grids = walk.held(grids)
     model = walk.model().graph
-    owners = _owners_of_nodes(walk)
+    owners = owners_of_nodes(walk)
     zero = dict.fromkeys(network.node, 0)
     found = _Parts({**zero}, {**zero}, {**zero}, {**zero}, {name: {} for name in zero})
     made_by = {output: owners[id(node)][0] for node in out.nodes for output in node.output}
@@ -161,7 +161,7 @@ def _constant(
     found.values[readers[0]] += 1
 
 
-def _owners_of_nodes(walk: Walk) -> dict[int, tuple[str, ...]]:
+def owners_of_nodes(walk: Walk) -> dict[int, tuple[str, ...]]:
     """Identity of a node of the file -> nodes of the network that it is written for: the one whose tensor it
     puts out, or those that it computes something for."""
     wanted: dict[str, dict[str, None]] = {}

@@ -127,7 +127,8 @@ class Written:
 
     fixed: its nodes, and the constants that it alone reads, in floats; each: of those for each channel of its
     output. coded, narrow: what it takes more where its tensor is held in integers, of 8 bits and of fewer.
-    shared: name of what it reads together with others -> bytes of it. values: that bear a name.
+    shared: name of what it reads together with others -> bytes of it. values: that bear a name; in a
+    flatbuffer tensors, of a file in integers, as operators. kind: of the file, by the name of its dialect.
     """
 
     fixed: int
@@ -136,6 +137,8 @@ class Written:
     narrow: int
     shared: tuple[tuple[str, int], ...] = ()
     values: int = 1
+    kind: str = "onnx"
+    operators: int = 0
 
 
 @dataclass(frozen=True)

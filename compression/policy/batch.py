@@ -15,6 +15,7 @@ from leanfront.compression.graph.network import Network, block_kept
 from leanfront.compression.graph.nodes import Layer
 from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy.file_size import FileSize
+from leanfront.compression.policy.flatbuffer_size import KIND, FlatbufferSize
 from leanfront.compression.policy.policy import LayerPolicy, Policy, unregistered
 from leanfront.compression.policy.precision import Bits, Precision
 from leanfront.compression.policy.rows import Rows, classes
@@ -46,7 +47,10 @@ class _Plan:
         self.layer_index = {layer.name: row for row, layer in enumerate(network.layers)}
         self.kernel_index = {kernel.name: row for row, kernel in enumerate(self.kernels)}
         self.rule = Precision(self.kernels)
-        self.file_size = FileSize(self.kernels, self.places)
+        kinds = {kernel.output.written.kind for kernel in self.kernels if kernel.output.written}
+        self.file_size: FileSize | FlatbufferSize = (
+            FlatbufferSize(self.kernels) if kinds == {KIND} else FileSize(self.kernels, self.places)
+        )
         self.layer_rows = [self.layer_index[layer.name] for layer in self.rule.layers]
         self._network = network
         self._fused_alone: dict[frozenset[str], list[tuple[tuple[int, ...], list[tuple[int, ...]]]]] = {}
@@ -391,7 +395,7 @@ class PolicyBatch:
         )
 
     def size_bytes(self) -> NDArray[np.int64]:
-        """(n,): bytes of each policy's ONNX file, as ``compression.policy.file_size.size_bytes`` has it."""
+        """(n,): bytes of each policy's file, as ``compression.policy.file_size.size_bytes`` has it."""
         rows = self._plan.layer_rows
         found = self._plan.file_size.of(
             self.width_rows, self.reduced[rows], self.bits, self.weight_bits[rows], self.integer

@@ -76,6 +76,8 @@ print(run.front[["trial", "accuracy", "latency_ms", "size_bytes"]])
 # %%
 picked = run.pick(prefer="accuracy", epochs=2)
 print(
-    picked.folder / "model.onnx", picked.found.test["accuracy"], "passed" if picked.found.passed else "failed"
+    picked.folder / "model.tflite",
+    picked.found.test["accuracy"],
+    "passed" if picked.found.passed else "failed",
 )
 print(run.report())

@@ -10,14 +10,19 @@ from leanfront.latency_models.remembered import remembered, source_digest
 
 if TYPE_CHECKING:
     from leanfront.compression.capture.trace import Traced
+    from leanfront.compression.export.dialects import Dialect
 
 
-def sized(traced: "Traced") -> Network:
-    """``measured_sizes.measured``, which takes seconds, once for each network."""
+def sized(traced: "Traced", dialect: "Dialect") -> Network:
+    """``measured_sizes.measured``, which takes seconds, once for each network and kind of file."""
     from leanfront.compression.export.measured_sizes import measured
 
     return remembered(
-        "sizes", _key(traced), lambda: measured(traced), _plain, lambda raw: _read(raw, traced.network)
+        "sizes",
+        _key(traced, dialect),
+        lambda: measured(traced, dialect),
+        _plain,
+        lambda raw: _read(raw, traced.network),
     )
 
 
@@ -35,10 +40,11 @@ def _read(raw: dict[str, dict[str, Any]], network: Network) -> Network:
     return Network(tuple(nodes), network.layers, network.outputs)
 
 
-def _key(traced: "Traced") -> str:
-    """Of whatever the sizes depend on: graph, layers, shapes of what they hold, and what writes files."""
+def _key(traced: "Traced", dialect: "Dialect") -> str:
+    """Of whatever the sizes depend on: kind of file, graph, layers, shapes of what they hold, and what writes
+    files."""
     module, state = traced.module, traced.module.state_dict()
     held = sorted((name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in state.items())
-    made_by = f"{source_digest('compression')} {version('torch')} {version('onnx')}"
+    made_by = f"{source_digest('compression')} {version('torch')} {version('onnx')} {dialect.name}"
     text = f"{made_by} {module.code} {module} {held} {sorted(traced.shapes.items())} {traced.network}"
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

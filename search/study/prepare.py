@@ -86,7 +86,7 @@ def load(config: SearchConfig, to: str | None = None) -> Loaded:
     dialect = dialect_for(to or config.export.to, profile.engine)
     traced = trace_part(task.model, task.example_input, task.part)
     traced = traced if dialect.grids == traced.grids else replace(traced, grids=dialect.grids)
-    spaces, network = config.space, sized(traced)
+    spaces, network = config.space, sized(traced, dialect)
     try:
         space = Space(
             network, profile, spaces.sparsity, spaces.weight_bits, spaces.activation_bits, spaces.depth

@@ -31,7 +31,7 @@ from tests.bright import CONFIG, TASK
 
 registry.model_of(load_profile("toy"))  # ours register when the first is asked for
 for _kind in dialects.BUILT_IN.values():
-    dialects.dialect_of(_kind)
+    dialects.dialect_of(_kind)  # the same
 _DELIVERED: list[tuple[dict[Any, Any], dict[Any, Any]]] = [
     (found, dict(found))
     for found in (

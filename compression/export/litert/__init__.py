@@ -1,0 +1,1 @@
+"""How is a graph of ONNX written as a .tflite file?"""
