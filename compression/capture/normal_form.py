@@ -733,9 +733,9 @@ def _pools_of_volumes(form: NormalForm) -> None:
     """Pools of volumes to given sizes, which torch's exporter cannot write, are pools with windows along the
     dimensions whose sizes divide, and along others a mean for each place."""
     for node in form.functions(aten.adaptive_avg_pool3d.default, aten._adaptive_avg_pool3d.default):
-        read = made = node.args[0]
+        read = node.args[0]
         assert isinstance(read, fx.Node)
-        value, pooled = read.meta["val"], node.meta["val"]
+        made, value, pooled = read, read.meta["val"], node.meta["val"]
         sizes = list(zip(range(-3, 0), value.shape[-3:], pooled.shape[-3:], strict=True))
         if not all(isinstance(size, int) for _, *pair in sizes for size in pair):
             continue
