@@ -312,7 +312,8 @@ _NOTHING = {
 _SAME_SHAPE = {
     aten.expand.default, aten.view.default, aten.reshape.default, aten.flatten.using_ints, aten.squeeze.dim,
     aten.squeeze.dims, aten.squeeze.default, aten._unsafe_view.default, aten.expand_as.default,
-    aten.reshape_as.default, aten.slice.Tensor, aten.adaptive_avg_pool2d.default,
+    aten.reshape_as.default, aten.slice.Tensor, aten.adaptive_avg_pool1d.default,
+    aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default,
     aten.constant_pad_nd.default, aten.pad.default,
 }  # fmt: skip
 _CASTS = {aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.type_as.default}
@@ -728,6 +729,44 @@ def _means(form: NormalForm) -> None:
             node.target, node.args = aten.mean.dim, (read, list(range(2, value.dim())), True)
 
 
+def _pools_of_volumes(form: NormalForm) -> None:
+    """Pools of volumes to given sizes, which torch's exporter cannot write, are pools with windows along the
+    dimensions whose sizes divide, and along others a mean for each place."""
+    for node in form.functions(aten.adaptive_avg_pool3d.default, aten._adaptive_avg_pool3d.default):
+        read = node.args[0]
+        assert isinstance(read, fx.Node)
+        made, value, pooled = read, read.meta["val"], node.meta["val"]
+        sizes = list(zip(range(-3, 0), value.shape[-3:], pooled.shape[-3:], strict=True))
+        if not all(isinstance(size, int) for _, *pair in sizes for size in pair):
+            continue
+        window = [before // after if before % after == 0 else 1 for _, before, after in sizes]
+        if window != [1, 1, 1]:
+            value = aten.avg_pool3d.default(value, window, window)
+            made = form.function(node, aten.avg_pool3d.default, (made, window, window), value)
+        for dim, before, after in sizes:
+            if before % after:
+                at = dim % value.dim()
+                made = _means_along(form, node, made, at, before, after)
+                value = torch.cat([value.narrow(at, 0, 1)] * after, at)
+                made.meta["val"] = value
+        if made is not read:
+            made.meta = dict(node.meta)
+        form.replace(node, made)
+
+
+def _means_along(
+    form: NormalForm, node: fx.Node, read: fx.Node, dim: int, before: int, after: int
+) -> fx.Node:
+    """A pool to so many places along one dimension, whose windows overlap or differ in size."""
+    parts, value = [], read.meta["val"]
+    for place in range(after):
+        start, end = place * before // after, -(-(place + 1) * before // after)
+        part = value.narrow(dim, start, end - start)
+        piece = form.function(node, aten.slice.Tensor, (read, dim, start, end), part)
+        parts.append(form.function(node, aten.mean.dim, (piece, [dim], True), part.narrow(dim, 0, 1)))
+    return form.function(node, aten.cat.default, (parts, dim))
+
+
 def _batch_statistics(form: NormalForm) -> None:
     """Norms with statistics of what they read, for each channel, are arithmetic: their number of channels is
     nowhere written then."""
@@ -1077,7 +1116,7 @@ def _dropout(form: NormalForm, node: fx.Node) -> None:
 
 _STEPS = (
     _pieces, _written_over, _shapes, _shuffles, _apart, _expansions, _attention, _projected, _products,
-    _means, _batch_statistics,
+    _means, _pools_of_volumes, _batch_statistics,
 )  # fmt: skip
 
 _MAKERS: Mapping[Any, Callable[[NormalForm, fx.Node], None]] = {

@@ -25,6 +25,7 @@ from leanfront.compression.graph import Kernel, Layer, Network
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.file_size import storage_bits
 from leanfront.compression.policy.grids import ActivationGrid, GridKind
+from leanfront.compression.policy.guards import Guarded
 from leanfront.compression.policy.precision import computes_in_integers
 
 if TYPE_CHECKING:
@@ -41,9 +42,8 @@ class LayerCall:
 
     op: of ONNX: Conv, ConvTranspose, Gemm, for one product at each position MatMul, or Gather. read: the
     tensor that it reads, and ``grid`` that tensor's grid, if it has one. weights: in torch's layout, for a
-    MatMul (in, out). between_integers: it computes in floats, though what it reads and what it puts out are
-    held in integers. name: of its node; where a layer is used several times each use has one of its own, and
-    what it has in common with the others is written once.
+    MatMul (in, out). between_integers, clipped: see ``Guarded``. name: of its node; where a layer is used
+    several times each use has one of its own, and what it has in common with the others is written once.
     """
 
     layer: Layer
@@ -53,6 +53,7 @@ class LayerCall:
     policy: LayerPolicy
     grid: ActivationGrid | None
     between_integers: bool
+    clipped: bool
     attributes: Mapping[str, Any]
     name: str
 
@@ -74,22 +75,20 @@ def layer_call(
     weights: LayerWeights,
     policy: LayerPolicy,
     grids: Mapping[str, ActivationGrid],
+    guards: Guarded,
     attributes: Mapping[str, Any],
 ) -> LayerCall:
     """The layer of a kernel to be written. ``weights``: in torch's layout; ``grids``: of all kernels."""
     assert kernel.layer is not None
-    source = kernel.nodes[0].source
-    grid = grids.get(source)
     return LayerCall(
         layer=kernel.layer,
         op=op,
         read=read,
         weights=weights.transposed() if op == "MatMul" else weights,
         policy=policy,
-        grid=grid,
-        between_integers=not computes_in_integers(kernel.layer, policy)
-        and source in grids
-        and kernel.name in grids,
+        grid=grids.get(kernel.nodes[0].source),
+        between_integers=kernel.name in guards.between,
+        clipped=kernel.name in guards.clipped,
         attributes=attributes,
         name=kernel.label,
     )
@@ -298,9 +297,17 @@ class Qdq(Dialect):
     def reads(self, out: Writer, call: LayerCall) -> str:
         """Behind an operation that onnxruntime does not see through, where it would silently turn a float
         layer between integer tensors into an integer one."""
-        if call.between_integers:
-            return out.add("Max", [call.read, out.constant(np.float32(-3e38))])
-        return call.read
+        return self.opaque(out, call.read) if call.between_integers else call.read
+
+    def layer(self, out: Writer, call: LayerCall) -> str:
+        """With the same behind a layer that onnxruntime would leave in floats for what clips its output."""
+        made = super().layer(out, call)
+        return self.opaque(out, made) if call.clipped and self.fused else made
+
+    @staticmethod
+    def opaque(out: Writer, tensor: str) -> str:
+        """The same values, behind an operation that onnxruntime does not see through."""
+        return out.add("Max", [tensor, out.constant(np.float32(-3e38))])
 
     def weight(self, out: Writer, call: LayerCall) -> str:
         """Codes in few bits, decoded once, when the file is loaded."""

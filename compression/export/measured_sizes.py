@@ -204,10 +204,6 @@ class _Nothing(Qdq):
 
     name = "weightless"
 
-    def reads(self, out: Writer, call: LayerCall) -> str:
-        """What there is."""
-        return call.read
-
     def weight(self, out: Writer, call: LayerCall) -> str:
         """A name."""
         return out.name()

@@ -21,6 +21,7 @@ from leanfront.compression.graph.branches import ALIAS
 from leanfront.compression.graph.operations import Operation, operation
 from leanfront.compression.policy import Policy, tensor_bits
 from leanfront.compression.policy.grids import stand_in_grids, with_moved
+from leanfront.compression.policy.guards import guarded
 
 _PLAIN_UNARY = ("Neg", "Abs", "Exp", "Log", "Sqrt", "Erf", "Reciprocal", "Elu", "Softplus")
 """What is written as it was called: one input, no attributes that must be known."""
@@ -44,6 +45,7 @@ class _Builder:
         self.kernels = kernels(network)
         bits = tensor_bits(self.kernels, policy)
         self.grids = with_moved(stand_in_grids(self.kernels, policy), self.kernels, bits)
+        self.guards = guarded(self.kernels, policy)
         self.weights = random_weights(network, policy)
         self.by_name = {kernel.name: kernel for kernel in self.kernels}
         self.out = Writer()
@@ -107,7 +109,8 @@ class _Builder:
             else:
                 window["pads"] = _pads(size, out, layer.kernel, layer.stride)
         name = kernel.layer.name
-        call = layer_call(kernel, op, read, self.weights[name], self.policy[name], self.grids, window)
+        policy, guards = self.policy[name], self.guards
+        call = layer_call(kernel, op, read, self.weights[name], policy, self.grids, guards, window)
         self.current = ""
         return QDQ.layer(self.out, call), shape
 

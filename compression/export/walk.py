@@ -20,6 +20,7 @@ from leanfront.compression.graph.branches import ALIAS
 from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy import Policy, tensor_bits
 from leanfront.compression.policy.grids import ActivationGrid, stand_in_grids, with_moved
+from leanfront.compression.policy.guards import guarded
 from leanfront.compression.techniques.compress import Compressed
 
 
@@ -99,7 +100,7 @@ class Walk:
         self.template, self.network, self.policy, self.dialect = template, network, policy, dialect
         self.parameters: Mapping[str, NDArray[np.generic]] = {}
         self.kernels = fused = kernels(network)
-        self.bits = tensor_bits(fused, policy)
+        self.bits, self.guards = tensor_bits(fused, policy), guarded(fused, policy)
         self.calls: Mapping[str, fx.Node] = {}
         self.graph = template.model().graph
         self.layer_of = {TENSOR + k.nodes[0].name: k for k in fused if k.layer is not None}
@@ -183,9 +184,8 @@ class Walk:
             read = self._read(node, node.input[1])  # may be a constant
         else:
             read = self.value[self.resolved(TENSOR + kernel.inputs[0])] if kernel.inputs else ""
-        call = layer_call(
-            kernel, op, read, self.weights[layer.name], self.policy[layer.name], self.grids, attributes
-        )
+        weights, policy = self.weights[layer.name], self.policy[layer.name]
+        call = layer_call(kernel, op, read, weights, policy, self.grids, self.guards, attributes)
         self._produced(target, self.dialect.layer(self.out, call))
 
     def _operation(self, target: str, node: onnx.NodeProto) -> None:

@@ -48,6 +48,8 @@ class Operation:
     weight_only: a policy says in how many bits its weights are stored, and what comes out are floats.
     given: the caller hands it over. written: it is a node in a file. stored: its values are in the file.
     adds: a sum, which is one of two operands without the other. activation: one that layers are followed by.
+    clips: it bounds values, and engines leave it out in front of a quantizer that does. folds: if all that it
+    reads besides is constant, engines make it part of what it follows where that ``absorbs``.
     fuses, takes_activation: see ``Fuses``. parameters: numbers that it holds for each channel, where it is
     not folded.
     same_range: it moves values and computes none, so its output keeps the quantizer of its input.
@@ -72,6 +74,9 @@ class Operation:
     stored: bool = False
     adds: bool = False
     activation: bool = False
+    clips: bool = False
+    folds: bool = False
+    absorbs: bool = False
     fuses: Fuses = ""
     takes_activation: bool = False
     parameters: int = 0
@@ -168,7 +173,7 @@ _ROWS = (
         ),
     ),
     # layers
-    replace(_LAYER, name="conv2d", aten=_aten("conv2d conv2d.padding")),
+    replace(_LAYER, name="conv2d", absorbs=True, aten=_aten("conv2d conv2d.padding")),
     replace(_LAYER, name="conv_transpose2d", aten=_aten("conv_transpose2d.input"), integer=False),
     replace(_LAYER, name="linear", aten=_aten("linear")),
     replace(_CONSTANT, name="weights", written=False, weight_only=True),  # that other arithmetic reads
@@ -202,6 +207,7 @@ _ROWS = (
     # two tensors, value by value
     replace(
         _PLAIN, name="add", channels="meet", file_bytes=24, form="binary", adds=True, takes_activation=True,
+        folds=True,
         integer=True,
         joining=True,
         keeps_sign=True, aten=_aten("add.Tensor add.Scalar"), onnx=_onnx("Add"),
@@ -211,7 +217,7 @@ _ROWS = (
         aten=_aten("sub.Tensor sub.Scalar rsub.Tensor rsub.Scalar"),
     ),
     replace(
-        _PLAIN, name="mul", channels="meet", file_bytes=23, form="binary", keeps_sign=True,
+        _PLAIN, name="mul", channels="meet", file_bytes=23, form="binary", keeps_sign=True, folds=True,
         aten=_aten("mul.Tensor mul.Scalar"),
         onnx=_onnx("Mul"),
     ),
@@ -219,10 +225,13 @@ _ROWS = (
         _PLAIN, name="div", channels="meet", file_bytes=26, form="binary", onnx=_onnx("Div"),
         aten=_aten("div.Tensor div.Scalar div.Tensor_mode div.Scalar_mode"),
     ),
-    replace(_PLAIN, name="identity_arithmetic", channels="meet", file_bytes=34, form="binary"),
+    replace(
+        _PLAIN, name="identity_arithmetic", channels="meet", file_bytes=34, form="binary", folds=True
+    ),
     # norms
     replace(
         _NORM, name="batchnorm", channels="each", fuses="layer", takes_activation=True, parameters=4,
+        folds=True,
         aten=_aten(
             "batch_norm native_batch_norm cudnn_batch_norm _native_batch_norm_legit "
             "_native_batch_norm_legit.no_stats _native_batch_norm_legit_no_training"
@@ -245,11 +254,15 @@ _ROWS = (
     # activations
     replace(
         _ACTIVATION, name="relu", file_bytes=20, aten=_aten("relu"), onnx=_onnx("Relu"), fuses="arithmetic",
-        never_negative=True,
+        never_negative=True, clips=True,
     ),
     replace(
         _ACTIVATION, name="relu6", file_bytes=45, aten=_aten("relu6"), fuses="arithmetic",
-        never_negative=True, bounded=True
+        never_negative=True, bounded=True, clips=True
+    ),
+    replace(
+        _PLAIN, name="clip", channels="meet", file_bytes=55, form="unary", clips=True, onnx=_onnx("Clip"),
+        aten=_aten("hardtanh clamp clamp_min clamp_max clip"),
     ),
     replace(_ACTIVATION, name="hardswish", file_bytes=25, aten=_aten("hardswish"), onnx=_onnx("HardSwish")),
     replace(
@@ -282,9 +295,9 @@ _ROWS = (
             "abs absolute neg negative positive sign sgn exp exp2 expm1 log log2 log10 log1p sqrt rsqrt "
             "square reciprocal sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh erf erfc "
             "erfinv sinc floor ceil round round.decimals trunc frac sigmoid_backward logit log_sigmoid elu "
-            "selu celu softplus mish prelu _prelu_kernel rrelu hardtanh hardshrink softshrink "
-            "threshold pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor float_power.Tensor_Scalar clamp "
-            "clamp.Tensor clamp_min clamp_min.Tensor clamp_max clamp_max.Tensor clip maximum minimum "
+            "selu celu softplus mish prelu _prelu_kernel rrelu hardshrink softshrink "
+            "threshold pow.Scalar pow.Tensor_Scalar pow.Tensor_Tensor float_power.Tensor_Scalar "
+            "clamp.Tensor clamp_min.Tensor clamp_max.Tensor maximum minimum "
             "max.other min.other fmax fmin addcmul addcdiv lerp.Scalar lerp.Tensor hypot floor_divide "
             "floor_divide.Scalar remainder.Scalar remainder.Tensor fmod.Scalar fmod.Tensor eq.Scalar "
             "eq.Tensor ne.Scalar ne.Tensor lt.Scalar lt.Tensor le.Scalar le.Tensor gt.Scalar gt.Tensor "
@@ -294,7 +307,7 @@ _ROWS = (
             "bitwise_or.Scalar bitwise_xor.Tensor bitwise_not fill.Scalar fill.Tensor copy"
         ),
         onnx=_onnx(
-            "Abs Neg Exp Log Sqrt Erf Reciprocal Elu Softplus Clip Pow Min Max PRelu Where Sign Sin Cos "
+            "Abs Neg Exp Log Sqrt Erf Reciprocal Elu Softplus Pow Min Max PRelu Where Sign Sin Cos "
             "Tan Asin Acos Atan Sinh Cosh Floor Ceil Round Mod Selu Celu Mish Softsign ThresholdedRelu "
             "Equal Greater GreaterOrEqual Less LessOrEqual And Or Xor Not IsNaN IsInf BitwiseAnd BitwiseOr "
             "BitwiseNot"

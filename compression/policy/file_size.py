@@ -11,6 +11,7 @@ from leanfront.compression.graph.kernels import Kernel
 from leanfront.compression.graph.nodes import Layer
 from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy.grids import never_negative
+from leanfront.compression.policy.guards import Guards
 from leanfront.compression.policy.rows import Rows, classes
 
 NAME_BYTES = 3
@@ -73,7 +74,7 @@ class FileSize:
             return np.array(values, dtype=np.int64).reshape(-1, 1)
 
         self._rows = np.array([row for row, _, _ in layers], dtype=np.int64)
-        self._sources = np.array([index.get(k.nodes[0].source, row) for row, k, _ in layers], dtype=np.int64)
+        self._guards = Guards(kernels, places)
         self._windows = column([math.prod(shape.kernel) for shape in shapes])[self._once]
         linear = column([shape.op == "linear" for shape in shapes])
         self._linear_again = linear[self._again]
@@ -181,6 +182,8 @@ class FileSize:
         gone = Rows(np.asarray(widths[self._first] == 0), self._place)
         some = bool(gone.values.any())
         total += self._quantizers(bits, computes, self._newly_unsigned(gone) if some else {})
+        guarded = np.concatenate(self._guards.of(bits, integer, gone if some else None))
+        total += MAX_BYTES * _count(guarded) + SCALAR_BYTES * guarded.any(axis=0)
         if len(self._products) > 1:
             total -= _shared_bytes(out[self._products] * computes[self._products])
         if self._stored:
@@ -292,7 +295,7 @@ class FileSize:
         self, bits: NDArray[np.int16], computes: NDArray[Any], fresh: Mapping[int, NDArray[np.bool_]]
     ) -> NDArray[np.int64]:
         """(n,): bytes of what quantizes the tensors, of what all quantizers, or all with as many bits, read
-        together, of what keeps float layers in floats between them, and by which names are longer."""
+        together, and by which names are longer."""
         held = bits[self._tensors]
         coded = ((held <= 8) & (held > 0)).astype(np.float32)
         found = (self._coded @ coded).astype(np.int64)
@@ -307,12 +310,6 @@ class FileSize:
                     found -= BYTE_BYTES * (flags & (bits[row] <= 8) & (bits[row] > 0))
         constants = np.bitwise_or.reduce(_GRIDS.take(held + unsigned), axis=0)
         found += BYTE_BYTES * _ONES.take(constants)
-        if computes.all():
-            between = np.zeros((1, 1), dtype=np.bool_)
-        else:
-            made = bits[self._rows]
-            between = (bits[self._sources] <= 8) & (made <= 8) & (made > 0) & ~computes
-        found += MAX_BYTES * _count(between) + SCALAR_BYTES * between.any(axis=0)
         if self._most_values > SHORT_NAMES:
             values = self._values + VALUES_OF_QUANTIZER * coded.sum(axis=0).astype(np.int64)
             values += VALUES_OF_INTEGER_LAYER * _count(computes)

@@ -35,6 +35,7 @@ from leanfront.search.gate.tensors import (
     answers,
     drawn_like,
     one_by_one,
+    share_of_all,
     share_of_range,
     together,
     tolerance,
@@ -171,11 +172,12 @@ class _Gate:
             batches = [
                 together(self.examples[start : start + size]) for start in range(0, len(self.examples), size)
             ]
-            apart = [share_of_range(answers(self.model, one), answers(module, one)) for one in batches]
+            theirs, ours = ([answers(one, batch) for batch in batches] for one in (self.model, module))
+            apart = list(map(share_of_range, theirs, ours))
             first = partial(first_in_capture, self.model, module, batches[int(np.argmax(apart))])
             what = f"captured network, batch of {size}"
             rule = f"the captured network equals the module in batches of {size}"
-            yield self._shares(what, rule, max(apart), first)
+            yield self._shares(what, rule, share_of_all(theirs, ours), first)
 
     def _cut(self, name: str, policy: Policy) -> Iterator[Check]:
         """The cut network, in floats and with its norms as they were, against the uncut one."""

@@ -193,6 +193,17 @@ def share_of_range(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     return max((_largest(difference(a, b)) / width(a) for a, b in pairs), default=0.0)
 
 
+def share_of_all(ours: Sequence[Sequence[Tensor]], theirs: Sequence[Sequence[Tensor]]) -> float:
+    """The same of the outputs of several batches: the range is that of all of them. A single number that a
+    network puts out for one example has none, and what floats round of the sum that it is may be much of it.
+    """
+    alone = max(map(share_of_range, ours, theirs), default=0.0)
+    if not math.isfinite(alone):
+        return alone
+    together = ([[tensor.reshape(-1) for tensor in batch] for batch in batches] for batches in (ours, theirs))
+    return share_of_range(*map(joined, together))
+
+
 def grid_step(tensor: Tensor, bits: int = 8) -> float:
     """The step of a grid of so many bits that holds a tensor, whose range has 0 in it as all grids' do."""
     values = tensor.detach().cpu().double()

@@ -182,7 +182,7 @@ def test_matrix_products_of_sequences_and_their_biases() -> None:
         ("y = AveragePool <kernel_shape = [2, 2]> (c)", "avgpool"),
         ("y = Clip (c, zero, six)", "relu6"),
         ("y = Clip (c, zero)", "relu"),
-        ("y = Clip (c, six)", "elementwise"),
+        ("y = Clip (c, six)", "clip"),
         ("y = Max (c, lowest)", "identity"),
         ("y = Max (c, zero)", "elementwise"),
         ("y = Concat <axis = 1> (c, c)", "concat"),

@@ -1,4 +1,4 @@
-"""Random networks, captured, cut and written, are what they were; 20 for every change, 1,000 to soak."""
+"""Random networks, captured, cut and written, are what they were; 40 for every change, 1,000 to soak."""
 
 from functools import cache
 
@@ -9,7 +9,7 @@ from leanfront.search.gate.prove import Proof, prove
 from tests.compression.capture.random_networks import described, random_network
 
 EACH = 10
-QUICK, ALL = 20, 1000
+QUICK, ALL = 40, 1000
 
 
 def proved(seed: int) -> tuple[Proof | None, str]:

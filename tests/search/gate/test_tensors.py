@@ -22,6 +22,7 @@ from leanfront.search.gate.tensors import (
     nudged,
     one_by_one,
     read_by,
+    share_of_all,
     share_of_range,
     together,
     tolerance,
@@ -164,3 +165,15 @@ def test_tensors_of_containers_in_their_order():
     a, b = torch.zeros(1), torch.ones(1)
     found = tensors_in({"b": (a, None), "a": [b, 3]})
     assert [float(x) for x in found] == [0.0, 1.0]
+
+
+def test_single_numbers_have_the_range_of_all_examples():
+    ours = [[torch.tensor([[0.1]])], [torch.tensor([[0.3]])]]
+    theirs = [[torch.tensor([[0.1001]])], [torch.tensor([[0.3]])]]
+    assert share_of_all(ours, theirs) == pytest.approx(0.0001 / 0.2, rel=1e-3)
+    assert share_of_range(ours[0], theirs[0]) == pytest.approx(0.0001 / (0.1 / 20), rel=1e-2)
+    assert share_of_all(ours, [ours[0], [torch.tensor([0.3])]]) == math.inf  # another shape
+    assert share_of_all(ours, [[], ours[1]]) == math.inf
+    several = [[torch.zeros(1, 2)], [torch.zeros(1, 3)]]
+    assert share_of_all(several, several) == 0
+    assert share_of_all([], []) == 0
