@@ -35,7 +35,7 @@ class Pooled(nn.Module):
         ((3, 3, 3), {"slice", "mean", "cat"}),
         ((2, 6, 4), {"avg_pool3d", "slice", "mean", "cat"}),
     ],
-    ids=str,
+    ids=["halves", "same", "one", "thirds", "mixed"],
 )
 def test_volumes_are_pooled_to_any_sizes(sizes: Sequence[int | None], operators: set[str]) -> None:
     torch.manual_seed(0)
