@@ -75,7 +75,10 @@ def show_profile(
 
     def people() -> None:
         print(f"{profile.name}: {profile.description}")
-        print(f"kind {profile.kind}, latency model {profile.model}, pattern that pays {profile.pattern}")
+        print(
+            f"kind {profile.kind}, engine {profile.engine}, latency model {profile.model},"
+            f" pattern that pays {profile.pattern}"
+        )
         if profile.measured:
             from leanfront.latency_models.kit.installed_tables import elsewhere
 
