@@ -44,4 +44,4 @@ def test_it_proposes_and_gives_up(tmp_path: Path) -> None:
     for images in (0, 32, 64):
         assert f", {images} images" in walk.page
     assert int(walk.exported.name) in shown
-    assert f"# Trial {walk.exported.name}\n\nVerified." in walk.card
+    assert f"# Trial {walk.exported.name}\n\nVerified in onnxruntime" in walk.card
