@@ -114,5 +114,6 @@ def test_commands_that_read_no_task_say_which_models_there_are(
     monkeypatch.chdir(tmp_path)
     Path("my-npu.toml").write_text(PROFILE)
     Path("network.csv").write_text("")
-    said = "model: input should be 'dataflow', 'measured', 'microcontroller', 'overlay' or 'roofline', not 'npu'"
+    models = "'dataflow', 'measured', 'microcontroller', 'overlay' or 'roofline'"
+    said = f"model: input should be {models}, not 'npu'"
     assert command(*words, ends=2) == f"error: my-npu.toml: {said}\n"
