@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.extending import test_objective, test_technique
 from tests.extending.walk import walked
 
 
+@pytest.mark.slow
 def test_cascade_takes_what_a_task_adds(tmp_path: Path) -> None:
     settings = ["search.sampler=cascade", "search.trials=2", 'search.objectives=["accuracy", "parameters"]']
     settings += ["space.sparsity=[0.0, 0.5]", "space.weight_bits=[8]", "space.activation_bits=[8]"]

@@ -192,6 +192,7 @@ def test_a_task_is_searched_picked_and_found_again(tmp_path):
     assert type(kept).__name__ == "Task"
 
 
+@pytest.mark.slow
 def test_another_task_is_another_file(tmp_path):
     """A baseline that was scored on other data must not be taken over: the hash of the task's file tells."""
     folder = tmp_path / "night"

@@ -72,6 +72,7 @@ def test_a_disk_that_fills_up_in_mid_search(disk: Path) -> None:
     assert [row.reason for row in open_run(folder).trials() if row.state == "failed"] == []
 
 
+@pytest.mark.slow
 def test_a_search_is_not_begun_on_a_full_disk(disk: Path) -> None:
     fill(disk / "filler")
     process = start(disk / "run", 5, 1, PYTHONDONTWRITEBYTECODE="1")

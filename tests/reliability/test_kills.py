@@ -109,6 +109,7 @@ def test_kills_at_random_moments(tmp_path, kills, seed):
     check_whole(open_run(folder), finished)
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_stops_at_once_and_the_same_line_goes_on(tmp_path):
     folder = tmp_path / "run"
     process = start(folder, 100_000, 2)

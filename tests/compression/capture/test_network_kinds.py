@@ -112,6 +112,7 @@ def test_operations_have_their_names() -> None:
     assert all(prepared(name)[0].notes == () for name in SMALL)
 
 
+@pytest.mark.slow
 def test_full_sizes_trace() -> None:
     for make, shape in NETWORKS.values():
         network = trace(make().eval(), torch.zeros(shape)).network

@@ -201,6 +201,7 @@ def test_what_needs_no_training_is_scored_as_its_file_on_all_images(monkeypatch:
     assert score.divergence == pytest.approx(divergence, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_long_training_goes_further() -> None:
     judge = scorer(small_task(), images=32)
     harsh = policy(judge, 0.5, 4)
