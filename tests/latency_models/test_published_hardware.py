@@ -112,7 +112,7 @@ def test_raspberry_pi_over_all_widths() -> None:
         assert spearmanr(found[here], truths).statistic >= 0.99
 
 
-@pytest.mark.parametrize("device", ["odroid-n2-plus", "firefly-rk3399"])
+@pytest.mark.parametrize("device", ["odroid-n2-plus", pytest.param("firefly-rk3399", marks=pytest.mark.slow)])
 def test_families_that_a_board_was_not_calibrated_on(device: str) -> None:
     """Its own numbers from MobileNets alone; a ResNet and EfficientNets predicted within 15 %."""
     rows = arm_rows(device)
@@ -132,6 +132,7 @@ def test_a_xavier_board_left_out(device: str) -> None:
     assert mape(found, [row.latency_ms for row in tested]) <= 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ORIN)
 def test_an_orin_board_left_out(device: str) -> None:
     family = fit_orin([row for row in jetson_rows(*ORIN) if row.device != device])

@@ -219,7 +219,12 @@ def labels(captured: Captured) -> list[str]:
     return [kernel.label for kernel in kernels(captured.network) if kernel.layer is not None]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+LONG = ("pyramid, depthwise", "pyramid, a norm for each level")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in NETWORKS]
+)
 def test_it_is_proved_with_exact_sizes(name: str) -> None:
     model, example = made(name)
     captured = lf.capture(model, example)
