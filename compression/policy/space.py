@@ -206,7 +206,8 @@ class Space:
         """The decision on the bits of each layer. One that is left out has those of a layer that reads the
         same tensor and follows it, or the most frequent."""
         found = {name: (p.weight_bits, p.activation_bits) for name, p in policy.there().items()}
-        usual = Counter(found.values()).most_common(1)[0][0] if found else self.pairs[0]
+        computing = [pair for name, pair in found.items() if name not in self.stored]
+        usual = Counter(computing).most_common(1)[0][0] if computing else self.pairs[0]
         followed = {first: found[name] for name, first in self.first_readers.items() if name in found}
         followed |= {name: max(pairs) for name, pairs in self.stored.items()}
         return {

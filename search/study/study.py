@@ -23,7 +23,7 @@ from leanfront.search.samplers import sampler_named
 from leanfront.search.storage_url import storage_url
 from leanfront.search.study.optuna_adapter import handle
 from leanfront.search.study.storage import Note, open_storage
-from leanfront.search.trial.promotion import HOPELESS, INTERRUPTED, UNKNOWN
+from leanfront.search.trial.promotion import INTERRUPTED, UNKNOWN, was_hopeless
 from leanfront.search.trial.trial import WEIGHTS_OF, Result, Sampler
 
 NAME = "leanfront"
@@ -274,5 +274,5 @@ def held(trials: Iterable[FrozenTrial]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _is_held(result: Mapping[str, Any]) -> bool:
-    given_up = str(result.get("reason")).endswith(HOPELESS)
+    given_up = was_hopeless(result.get("reason"))
     return result.get("state") == "pruned" and result.get("rung") == 0 and not given_up

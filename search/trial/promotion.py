@@ -13,8 +13,9 @@ from leanfront.search.run.significance import (
     unpaired_interval,
 )
 
-HOPELESS = "too far below the accuracy that counts"
+HOPELESS = "too far below the score that counts"
 """Why a trial is given up whose policy must not be proposed again."""
+_ONCE = "too far below the accuracy that counts"  # in runs of earlier versions
 IDLE = "promises little beside what it promised"
 """Why a trial does not go on when its scores say that it will win much less than was expected of it."""
 HARMLESS = 0.02
@@ -95,3 +96,8 @@ def dominator(
         if low > 0:
             return other.trial
     return None
+
+
+def was_hopeless(reason: object) -> bool:
+    """Whether a trial ended for that reason, as its run has it."""
+    return str(reason).endswith((HOPELESS, _ONCE))

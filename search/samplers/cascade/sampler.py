@@ -32,7 +32,7 @@ from leanfront.search.samplers.cascade.surrogate import (
 from leanfront.search.samplers.cascade.warm_start import Knowledge, knowledge_of, start_of, too_few
 from leanfront.search.samplers.registry import Sampler, register
 from leanfront.search.trial import sensitivity
-from leanfront.search.trial.promotion import HOPELESS, IDLE, UNKNOWN, UNTRAINED
+from leanfront.search.trial.promotion import HOPELESS, IDLE, UNKNOWN, UNTRAINED, was_hopeless
 from leanfront.search.trial.trial import WEIGHTS_OF, Log, Problem
 
 _SURE = 2.0
@@ -315,7 +315,7 @@ class CascadeSampler(BaseSampler):
             self._learn_loss(canonical, result)
         elif self.knowledge.rungs - 1 in scores and "accuracy" in result:
             self._read.trained[trial.number] = canonical, result["accuracy"]
-        given_up = str(result.get("reason")).endswith(HOPELESS)
+        given_up = was_hopeless(result.get("reason"))
         if given_up or trial.state != TrialState.PRUNED or max(scores, default=-1) != 0:
             self._read.final.add(key)  # complete, refused, failed, or it fell behind after training
         if (scores or untrained is not None) and all(name in result for name in self.knowledge.costs):
