@@ -80,7 +80,10 @@ def left_out(traced: "Traced", branches: Sequence[Branch]) -> "Traced":
     module = copy.deepcopy(traced.module)
     node = {node.name: node for node in module.graph.nodes}
     for branch in reversed(branches):  # the operand that stays may be the join of an earlier one
-        node[branch.join].replace_all_uses_with(node[branch.stays])
+        stays = branch.stays
+        while stays not in node:  # the join of a branch that a trained network is without already
+            stays = traced.network.node[stays].inputs[0]
+        node[branch.join].replace_all_uses_with(node[stays])
     # only what reaches the output stays: the default keeps what might have effects, such as dropout
     module.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
     module.delete_all_unused_submodules()

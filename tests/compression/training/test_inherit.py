@@ -140,3 +140,34 @@ def test_cut_channels_do_not_come_back() -> None:
     parent = taught(model, uniform(model, 0.5), networks.inputs("Chain", 8, 1))
     with pytest.raises(PolicyError, match=r"keep \d+ channels, but the trained network has \d+"):
         inherit(model, parent, uniform(model, 0.25))
+
+
+class _Block(nn.Module):
+    """A residual branch whose sum passes a ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.b(torch.relu(self.norm(self.a(x)))))
+
+
+def test_heirs_of_networks_without_consecutive_branches_lose_others() -> None:
+    blocks = [_Block() for _ in range(4)]
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    model = trace(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *blocks, *head).eval(), torch.zeros(1, 3, 8, 8)
+    )
+    whole, branches = uniform(model, 0.0), model.network.branches
+    assert len(branches) == 4
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    for gone in range(16):
+        chosen = [branch for place, branch in enumerate(branches) if gone >> place & 1]
+        parent = compress(model, Policy.of(whole, {name for b in chosen for name in b.layers}))
+        for branch in branches:
+            names = {name for b in (*chosen, branch) for name in b.layers}
+            policy = Policy.of(whole, names)
+            heir, fresh = inherit(model, parent, policy), compress(model, policy)
+            assert torch.equal(heir.module.eval()(images), fresh.module.eval()(images))
