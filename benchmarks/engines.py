@@ -10,6 +10,7 @@ this machine beside onnxruntime's of the same policy. Lines are also appended to
 benchmarks/results/engines.jsonl.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -59,17 +60,11 @@ def policies(captured: Captured) -> dict[str, Policy]:
         "float": Policy.uniform(network, LayerPolicy()),
         "int8": Policy.uniform(network, LayerPolicy(0.0, 8, 8)),
     }
-    eight, floats = LayerPolicy(0.25, 8, 8), LayerPolicy(0.25, 32, 32)
-    groups: dict[str | None, int] = {}
-    for layer in network.layers:
-        groups.setdefault(layer.group, len(groups))
-    mixed = {layer.name: floats if index % 3 == 2 else eight for index, layer in enumerate(network.layers)}
-    plain = {
-        layer.name: mixed[layer.name] if layer.group else LayerPolicy(0.0, mixed[layer.name].weight_bits,
-                                                                     mixed[layer.name].activation_bits)
-        for layer in network.layers
-    }  # fmt: skip
-    return {**uniform, "mixed": Policy.of(plain)}
+    mixed = {
+        layer.name: LayerPolicy(0.25 if layer.group else 0.0, bits, bits)
+        for layer, bits in zip(network.layers, itertools.cycle((8, 8, 32)))
+    }
+    return {**uniform, "mixed": Policy.of(mixed)}
 
 
 def held(
@@ -94,7 +89,6 @@ def compared(name: str, kinds: list[str]) -> list[dict[str, Any]]:
     calibration, _ = train.batch(torch.arange(CALIBRATED), None)
     inputs, targets = test.batch(torch.arange(min(IMAGES, len(test))), None)
     singles = one_by_one(Arguments.of(inputs).like(captured.traced.example))
-    network = measured(captured.traced)
     lines = []
     for title, policy in policies(captured).items():
         calls: dict[str, Callable[[], object]] = {}
@@ -109,8 +103,9 @@ def compared(name: str, kinds: list[str]) -> list[dict[str, Any]]:
                 lines.append(line | {"refused": str(error).partition(";")[0]})
                 continue
             steps, ours, theirs = held(file, made, singles, 8)
-            predicted = PolicyBatch.one(policy.cut(network), policy).size_bytes()
-            line |= {"steps": round(steps, 2), "bytes": len(content), "onnx_bytes": int(predicted[0])}
+            network = measured(captured.traced, dialect)
+            predicted = int(PolicyBatch.one(policy.cut(network), policy).size_bytes()[0])
+            line |= {"steps": round(steps, 2), "bytes": len(content), "predicted_bytes": predicted}
             if targets.dtype == torch.int64 and targets.dim() == 1:
                 for who, answers in (("torch", ours), ("file", theirs)):
                     right = torch.cat([a[0] for a in answers]).argmax(1) == targets

@@ -108,6 +108,8 @@ class HardwareProfile(Part):
             return f"Energy is estimated: power_w of profile {self.name!r} is assumed, {self.power_w:g} W"
         if not assumed:
             return ""
+        if self.section.stand_in:
+            return f"Latency and energy are estimated: {self.section.stand_in}; profile {self.name!r}"
         named = ", ".join(assumed[:4]) + (f" and {len(assumed) - 4} more" if len(assumed) > 4 else "")
         return (
             f"Latency and energy are estimated: numbers of profile {self.name!r} are assumed"

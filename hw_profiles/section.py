@@ -13,10 +13,12 @@ class Section(Frozen):
     """The numbers that one cost model reads. A section without fields has no table in a profile.
 
     Names of numbers end in their unit (hw_profiles.units); ``pure_numbers`` names those that have none.
+    ``stand_in``: what latency and energy are, where no latency of the part is claimed.
     """
 
     model_name: ClassVar[str] = ""
     pure_numbers: ClassVar[frozenset[str]] = frozenset()
+    stand_in: ClassVar[str] = ""
 
     def check(self, part: Part) -> None:
         """Raise ValueError where the section contradicts the part that it stands for."""

@@ -295,7 +295,8 @@ def cost(
     """What a network costs on a part under a policy (none: uncompressed, in floats).
 
     A profile that is measured times the network here, which takes seconds; others are computed. Of a captured
-    network the size is that of its file, which is written once for it (seconds).
+    network the size is that of its file for the profile's engine, which is written once for it (seconds);
+    that of onnxruntime's, where the packages that write the engine's own are not installed.
 
     Raises:
         ProfileError: no such profile, or the part cannot run those bits. PolicyError, TableError: the policy

@@ -246,7 +246,7 @@ class _Reader(fx.Interpreter):
             several = not operation(op).looked_up and any(
                 len(weight.users) > 1 for weight in weights if weight.op == "get_attr"
             )
-            why = "is kept as it is: its weights are used several times" if several else _KEPT[op]
+            why = _SEVERAL if several else _KEPT[op]
             if not any(note.startswith(f"{name} {why.split()[0]} ") for note in self.notes):
                 self.notes.append(f"{name} {why}")
 
@@ -359,12 +359,17 @@ class _Reader(fx.Interpreter):
 
 
 _KEPT: Mapping[str, str] = {
-    "recurrent": "is kept as it is: recurrent layers are not cut, but stored in few bits, counted and priced",
+    "recurrent": "is kept as it is: recurrent layers are not cut, but stored in few bits, counted and priced;"
+    " convolutions or attention in their place would be cut",
     "embedding": "keeps its bits, and is cut with the channels that it meets: its weights are used several"
-    " times, or are computed on the way",
-    "convolution": "is kept as it is: its weights are computed on the way",
+    " times, or are computed on the way; with a table of its own it would have bits, too",
+    "convolution": "is kept as it is: its weights are computed on the way; merge what computes them into them"
+    " first (remove_parametrizations), and it is a layer",
 }
-"""Operations with weights that are no layers, and what is said of them."""
+"""Operations with weights that are no layers, and what is said of them: why, and what could be done."""
+_SEVERAL = (
+    "is kept as it is: its weights are used several times; with weights of its own each use would be a layer"
+)
 
 _NORMS: tuple[tuple[type[nn.Module], str], ...] = (
     (_BatchNorm, "batchnorm"), (nn.LayerNorm, "layernorm"), (nn.GroupNorm, "groupnorm"),

@@ -127,14 +127,15 @@ class Dialect:
     leanfront brings them. runs_here: its answers can be had on this machine; what is promised of a file
     whose answers cannot is not checked, and said to be so. fused: onnxruntime runs it, and the kernels
     that it fuses are held against ``promises_integers``. limited: its engine has not all operations of
-    ONNX; ``cannot`` says which. halves: layers of 16 bits are in float16 in the file. rules: what its
-    engine asks of it. grids: where the zeros of tensors' grids lie, for a network that is trained for
-    such a file. priced: latency tables are made of such files, so that latencies are promises about it.
-    restates: a tensor that is only moved is held on its grid once more, as onnxruntime wants it.
-    exact: such a file puts out what the torch network does, but for the rounding of floats and of values
-    between two steps: it is held against the network before it is written. accuracy_tolerance, agreement:
-    how far accuracies of file and torch network may lie apart, and the least share of examples on which
-    both give the same answer.
+    ONNX; ``cannot`` says which. halves: layers of 16 bits are in float16 in the file. narrowest_tensor:
+    bits of the narrowest integers that its kernels read; narrowest_weight: of the type that weights are
+    stored in. rules: what its engine asks of it. grids: where the zeros of tensors' grids lie, for a
+    network that is trained for such a file. priced: latency tables are made of such files, so that
+    latencies are promises about it. restates: a tensor that is only moved is held on its grid once more,
+    as onnxruntime wants it. exact: such a file puts out what the torch network does, but for the rounding
+    of floats and of values between two steps: it is held against the network before it is written.
+    accuracy_tolerance, agreement: how far accuracies of file and torch network may lie apart, and the
+    least share of examples on which both give the same answer.
     """
 
     name = ""
@@ -146,6 +147,8 @@ class Dialect:
     fused = True
     limited = False
     halves = False
+    narrowest_tensor = 1
+    narrowest_weight = 2
     rules: tuple[Rule, ...] = ()
     grids: GridKind = "affine"
     priced = False
@@ -184,7 +187,7 @@ class Dialect:
 
     def takes(self, layer: Layer, weight_bits: int, activation_bits: int) -> bool:
         """Whether such a file can hold a layer with these bits, and the engine has a kernel for it."""
-        return True
+        return activation_bits >= self.narrowest_tensor
 
     def finished(self, model: onnx.ModelProto, network: Network, policy: Policy) -> bytes:
         """The file, of the graph that the walk wrote."""
@@ -332,7 +335,7 @@ class Qdq(Dialect):
 
     def stored_bits(self, weight_bits: int) -> int:
         """Bits of the type that holds a weight's codes."""
-        return storage_bits(weight_bits)
+        return max(self.narrowest_weight, storage_bits(weight_bits))
 
     def decoded(
         self, out: Writer, call: LayerCall, codes: NDArray[np.int8], scales: NDArray[np.float32]

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanfront.compression.export.dialects import DialectError, Opened, Qdq, register
-from leanfront.compression.graph import Layer
 
 
 class OpenVino(Qdq):
@@ -22,15 +21,9 @@ class OpenVino(Qdq):
     modules = ("openvino",)
     extra = "openvino"
     fused = False
+    narrowest_tensor = 8  # its kernels have no narrower integers
+    narrowest_weight = 4  # its reader of ONNX knows no type of 2 bits
     priced = False
-
-    def stored_bits(self, weight_bits: int) -> int:
-        """At least 4: its reader of ONNX knows no type of 2 bits."""
-        return max(4, super().stored_bits(weight_bits))
-
-    def takes(self, layer: Layer, weight_bits: int, activation_bits: int) -> bool:
-        """Tensors of 8 bits or floats: its kernels have no narrower integers."""
-        return activation_bits >= 8
 
     @property
     def ran(self) -> str:

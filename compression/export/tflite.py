@@ -13,7 +13,7 @@ from leanfront.compression.export.dialects import DialectError, LayerCall, Opene
 from leanfront.compression.export.onnx_writer import Writer
 from leanfront.compression.export.template import Template
 from leanfront.compression.export.weights import bias_codes, finer_steps
-from leanfront.compression.graph import Layer, Network
+from leanfront.compression.graph import Network
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.flatbuffer_size import MANY, PACKED
 
@@ -27,17 +27,11 @@ class TFLite(Qdq):
     modules = ("ai_edge_litert",)
     extra = "tflite"
     fused = False
+    narrowest_tensor = 8  # its kernels have no narrower integers
+    narrowest_weight = 4
     priced = False
     limited = True
     halves = True
-
-    def stored_bits(self, weight_bits: int) -> int:
-        """4 or 8."""
-        return max(4, super().stored_bits(weight_bits))
-
-    def takes(self, layer: Layer, weight_bits: int, activation_bits: int) -> bool:
-        """Tensors of 8 bits or floats: its kernels have no narrower integers."""
-        return activation_bits >= 8
 
     @property
     def ran(self) -> str:

@@ -284,8 +284,7 @@ def pick(
 
     def people() -> None:
         print_table(rows, title=f"trial {found.trial}")
-        model = next(path.name for path in sorted(folder.glob("model.*")))
-        print(f"{shown(folder)}: {model}, card.md, verification.json")
+        print(f"{shown(folder)}: {found.engine['file']}, card.md, verification.json")
 
     answer = {"folder": str(folder), "passed": found.passed, **asdict(found)}
     show(format_, lambda: answer, lambda: rows, people)

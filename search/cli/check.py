@@ -120,6 +120,7 @@ def _seconds_to_measure(loaded: Loaded) -> float | None:
 
 
 _OUTPUTS = "they are outputs of the network"
+_APART = "in operations that keep channels apart (docs/your-own-task.md has them) they would be cut"
 
 
 def _channels_that_stay(network: "Network") -> dict[str, str]:
@@ -147,26 +148,10 @@ def _reached(network: "Network", readers: Mapping[str, Sequence[str]], start: st
             if node.layer is not None or reader in seen:
                 continue
             if not operation(node.op).channels:
-                return f"{reader} ({node.op or 'an operation without a row'}) mixes them"
+                return f"{reader} ({node.op or 'an operation without a row'}) mixes them; {_APART}"
             seen.add(reader)
             waiting.append(reader)
     return "what is read of them is read at fixed places"
-
-
-_TO_DO = {
-    "recurrent layers are not cut": "convolutions or attention in their place would be cut",
-    "its weights are used several": "give each use a weight of its own where they need not be the same",
-    "computed on the way": "merge what computes a weight into it first (remove_parametrizations)",
-    "in training alone": "train the network so before it is compressed; the fine-tune goes without it",
-    "a norm of its own": "nothing need be done: each use is normed by itself",
-    "mixes them": "in operations that keep channels apart it could be cut (docs/your-own-task.md has them)",
-}
-"""What is said of a thing that stays -> what its owner could do about it."""
-
-
-def _to_do(said: str) -> str:
-    found = next((what for words, what in _TO_DO.items() if words in said), "")
-    return f"; {found}" if found else ""
 
 
 def _inputs_note(loaded: Loaded) -> str | None:
@@ -201,13 +186,12 @@ def _print_untouched(answer: dict[str, Any]) -> None:
         return
     print("\nwhat a search does not touch, and what could be done")
     for note in notes:
-        print(f"- {note}{_to_do(note)}")
+        print(f"- {note}")
     for why in dict.fromkeys(stay.values()):
         names = [name for name, reason in stay.items() if reason == why]
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        print(
-            f"- output channels of {', '.join(names[:_NAMED])}{more}: {why} (bits are searched){_to_do(why)}"
-        )
+        shown = f"{', '.join(names[:_NAMED])}{more}"
+        print(f"- output channels of {shown}: {why}; their bits are searched")
 
 
 def _print_space(answer: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from leanfront.latency_models.files import replace_file, writing
 from leanfront.latency_models.measured.profile_table import check_measured
 from leanfront.latency_models.providers import PROVIDERS, Provider
 from leanfront.search.cli.output import NeedsOption, say
+from leanfront.search.config import ConfigError
 
 if TYPE_CHECKING:
     from leanfront.latency_models.kit.result import KitResult
@@ -31,6 +32,8 @@ def kit(
 ) -> None:
     """Make a folder that measures another device: it needs python, numpy and onnxruntime there."""
     if engine is not None:
+        if threads is not None or provider is not None:
+            raise ConfigError("--threads and --provider are onnxruntime's; a kit with --engine has neither")
         _engine_kit(profile, out, config, engine)
         return
     from leanfront.latency_models.kit.folder import write_kit

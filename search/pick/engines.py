@@ -9,6 +9,7 @@ import onnx
 from leanfront.compression.capture.program import tensors_in
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.dialects import Dialect, Opened
+from leanfront.latency_models.benchmark.measuring_lock import measuring
 from leanfront.latency_models.benchmark.timing import Reference, noise, time_calls
 
 BLOCKS = 9
@@ -20,10 +21,14 @@ def engine_of(
     """What ran a file on this machine, for verification.json.
 
     Both files are timed where an engine other than onnxruntime runs here (its latency is measured elsewhere):
-    "here_ms", "baseline_here_ms", of this machine. "not_run": why it does not run here; "broken": rules of
-    the engine that the file breaks, one sentence each.
+    "here_ms", "baseline_here_ms", of this machine. "file": what it is called. "not_run": why it does not run
+    here; "broken": rules of the engine that the file breaks, one sentence each.
     """
-    found: dict[str, Any] = {"name": dialect.engine, "ran": dialect.ran if dialect.runs_here else ""}
+    found: dict[str, Any] = {
+        "name": dialect.engine,
+        "file": f"model{dialect.suffix}",
+        "ran": dialect.ran if dialect.runs_here else "",
+    }
     if dialect.not_run:
         found["not_run"] = dialect.not_run
     if dialect.rules:
@@ -38,7 +43,8 @@ def engine_of(
     if not calls:
         return found
     log(f"timing both files in {dialect.ran} on this machine")
-    timings = time_calls(calls, Reference(threads), BLOCKS)
+    with measuring(log):
+        timings = time_calls(calls, Reference(threads), BLOCKS)
     if said := noise(timings):
         log(f"warning: {said}")
     return found | {name: timing.median_ms for name, timing in timings.items()} | {"threads": threads}

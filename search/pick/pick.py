@@ -299,11 +299,10 @@ def export_and_verify(
             {name: each.tested for name, each in also.items()},
         )
     latency, memory = _measured(model, baseline, loaded, row, log)
-    with measuring(log):
-        engines = {
-            name: engine_of(each.model, each.baseline, each.dialect, loaded.traced, threads, log)
-            for name, each in made.items()
-        }
+    engines = {
+        name: engine_of(each.model, each.baseline, each.dialect, loaded.traced, threads, log)
+        for name, each in made.items()
+    }
     found = verification(
         row.trial,
         _promised(run, row),

@@ -118,9 +118,25 @@ def proved(loaded: Loaded, log: Log) -> "Proof":
     inner = task.model if task.part is None else task.model.get_submodule(task.part)
     around = None if task.part is None else task.model
     calls = [call for batch in batches for call in inputs_of_inner(task, around, batch)]
+    _writable(loaded)
     plain = loaded.traced  # files for onnxruntime, whatever the engine: its kernels want such grids
     plain = plain if plain.grids == "affine" else replace(plain, grids="affine")
     return prove_task(inner, plain, calls, log)
+
+
+def _writable(loaded: Loaded) -> None:
+    """Write the space's first policies for an engine that has not all operations, with random weights: some
+    things are known to be lacking only when a file is written.
+
+    Raises:
+        DialectError: one cannot be written.
+    """
+    from leanfront.compression.export.walk import random_builder
+
+    if loaded.dialect.limited:
+        build = random_builder(loaded.traced, loaded.dialect)
+        for policy in loaded.space.seeds()[:2]:
+            build(loaded.space.resized(policy), policy)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Random networks, captured, cut and written, are what they were; 40 for every change, 1,000 to soak."""
 
-from functools import cache
-
 import pytest
 
 import leanfront as lf
@@ -36,17 +34,6 @@ def holds_of_all(first: int, count: int) -> None:
 @pytest.fixture(autouse=True)
 def cache_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("LEANFRONT_CACHE", str(tmp_path))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def operators_parsed_once():
-    """torch.onnx parses its 500 operators for each file again: half of the time of a small one."""
-    registration = pytest.importorskip("torch.onnx._internal.exporter._registration")
-    apis = getattr(registration, "onnxscript_apis", None)
-    with pytest.MonkeyPatch.context() as patch:
-        if hasattr(apis, "get_torchlib_ops"):
-            patch.setattr(apis, "get_torchlib_ops", cache(apis.get_torchlib_ops))
-        yield
 
 
 def test_the_same_seed_gives_the_same_network():

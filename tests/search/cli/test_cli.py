@@ -140,7 +140,7 @@ def test_check_says_what_a_search_would_do(folder, leanfront, tmp_path):
     assert f"some {split['needed']:,} examples would tell that" in out
     code, out, _ = leanfront("check", folder, "--set", "limits.max_drop=0.5")
     assert "examples tell drops" not in out
-    assert "- output channels of 6: they are outputs of the network (bits are searched)" in out
+    assert "- output channels of 6: they are outputs of the network; their bits are searched" in out
     code, out, _ = leanfront("check", folder, "--format", "csv")
     assert out.splitlines()[0] == "layer,shape,group"
     assert list(tmp_path.iterdir()) == []  # nothing was written

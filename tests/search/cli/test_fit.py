@@ -17,6 +17,7 @@ from leanfront.compression.export.dialects import dialect_of
 from leanfront.hw_profiles import ProfileError, load_profile
 from leanfront.latency_models import TableError
 from leanfront.search.cli.app import app
+from leanfront.search.config import ConfigError
 from tests.search.cli.test_measure_command import CONFIG, TASK
 
 PROFILE = "jetson-orin-nano"
@@ -121,6 +122,8 @@ def test_a_kit_says_what_it_misses(tmp_path: Path) -> None:
     assert "is of another kit (other)" in measure(kit, tmp_path / "trtexec", ends=2)
     with pytest.raises(TableError, match="there is no kit for 'qonnx'; there is one for tensorrt"):
         leanfront("profile", "kit", PROFILE, "--engine", "qonnx", "--out", "x")
+    with pytest.raises(ConfigError, match="--threads and --provider are onnxruntime's"):
+        leanfront("profile", "kit", PROFILE, "--engine", "tensorrt", "--out", "x", "--threads", "2")
     with pytest.raises(TableError, match="give --config"):
         leanfront("profile", "kit", PROFILE, "--engine", "tensorrt", "--out", "x")
 
