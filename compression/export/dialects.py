@@ -24,7 +24,7 @@ from leanfront.compression.export.weights import LayerWeights, along, bias_codes
 from leanfront.compression.graph import Kernel, Layer, Network
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.file_size import storage_bits
-from leanfront.compression.policy.grids import ActivationGrid, GridKind
+from leanfront.compression.policy.grids import ActivationGrid, GridKind, all_of
 from leanfront.compression.policy.guards import Guarded
 from leanfront.compression.policy.precision import computes_in_integers
 
@@ -498,12 +498,27 @@ def check_grids(dialect: Dialect, grids: Mapping[str, ActivationGrid]) -> None:
     """
     for tensor, grid in grids.items():
         if not grid.is_of(dialect.grids):
-            raise DialectError(
-                f"{dialect.engine} cannot hold tensor {tensor!r}, whose zero is integer {grid.zero_point} of"
-                f" {2**grid.bits}: the network was compressed for another engine; compress it for this one:"
-                f" --to {dialect.name}, [export] to or the profile's engine before a search, in Python"
-                f" compress(..., to={dialect.name!r})"
-            )
+            where = f"tensor {tensor!r}, whose zero is integer {grid.zero_point} of {2**grid.bits}"
+            raise DialectError(_for_another(dialect, where))
+
+
+def check_trained_for(dialect: Dialect, kind: GridKind, policy: Policy) -> None:
+    """The same before anything is trained on grids of a kind.
+
+    Raises:
+        DialectError: they may lie where the engine has none.
+    """
+    integers = any(layer.activation_bits <= 8 for layer in policy.there().values())
+    if integers and not all_of(kind, dialect.grids):
+        raise DialectError(_for_another(dialect, f"tensors whose zeros lie as in {kind} grids"))
+
+
+def _for_another(dialect: Dialect, what: str) -> str:
+    return (
+        f"{dialect.engine} cannot hold {what}: the network is compressed for another engine; compress it for"
+        f" this one: --to {dialect.name}, [export] to or the profile's engine before a search, in Python"
+        f" compress(..., to={dialect.name!r})"
+    )
 
 
 def check_policy(dialect: Dialect, network: Network, policy: Policy) -> None:

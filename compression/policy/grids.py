@@ -14,6 +14,14 @@ GridKind = Literal["affine", "symmetric", "signed"]
 negative values, else in the middle; or always in the middle."""
 
 
+_STRICTEST: tuple[GridKind, ...] = ("signed", "symmetric", "affine")
+
+
+def all_of(kind: GridKind, wanted: GridKind) -> bool:
+    """Whether every grid of one kind is of another, too."""
+    return _STRICTEST.index(kind) <= _STRICTEST.index(wanted)
+
+
 @dataclass(frozen=True)
 class ActivationGrid:
     """Integers 0 .. 2^bits - 1 stand for (integer - zero_point) * scale. With the zero in the middle,

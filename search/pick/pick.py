@@ -9,7 +9,14 @@ from typing import Any
 import onnx
 
 from leanfront.compression.export.deployed_form import fold
-from leanfront.compression.export.dialects import QDQ, Dialect, check_operations, check_policy, dialect_for
+from leanfront.compression.export.dialects import (
+    QDQ,
+    Dialect,
+    check_operations,
+    check_policy,
+    check_trained_for,
+    dialect_for,
+)
 from leanfront.compression.export.template import TENSOR, template
 from leanfront.compression.export.walk import exported
 from leanfront.compression.graph import kernels
@@ -101,6 +108,7 @@ def pick(
     more = [dialect_for(name, loaded.profile.engine) for name in dict.fromkeys(also)]
     for each in (loaded.dialect, *more):
         check_policy(each, loaded.traced.network, policy)
+        check_trained_for(each, loaded.dialect.grids, policy)
         if each.limited:
             check_operations(each, template(loaded.traced).model().graph, TENSOR)
     options = loaded.config.pick

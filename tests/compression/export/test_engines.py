@@ -13,6 +13,7 @@ from torch import nn
 import leanfront as lf
 from leanfront.compression.export import dialects
 from leanfront.compression.export.dialects import BUILT_IN, DialectError, dialect_for, dialect_of
+from leanfront.compression.policy.grids import GridKind
 from leanfront.hw_profiles import load_profile
 from leanfront.networks import Captured, CompressedNetwork
 from tests.networks import built, example, inputs
@@ -66,6 +67,22 @@ def test_a_file_for_onnxruntime_breaks_the_rules_of_tensorrt(tmp_path: Path) -> 
 def test_a_network_of_another_engine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DialectError, match=r"tensorrt cannot hold tensor .* to='tensorrt'"):
         lf.export(compressed("Residual", "onnx", (8, 8)), tmp_path / "model.onnx", to="tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("trained", "to", "right"),
+    [("affine", "onnx", True), ("affine", "tensorrt", False), ("symmetric", "tensorrt", False),
+     ("signed", "qonnx", True), ("signed", "tensorrt", True), ("affine", "qonnx", False)],
+)  # fmt: skip
+def test_what_another_engine_trains_on_is_refused(trained: GridKind, to: str, right: bool) -> None:
+    policy = lf.uniform(captured("Residual"), weight_bits=8, activation_bits=8)
+    floats = lf.uniform(captured("Residual"))
+    dialects.check_trained_for(dialect_of(to), trained, floats)
+    if right:
+        dialects.check_trained_for(dialect_of(to), trained, policy)
+        return
+    with pytest.raises(DialectError, match=f"whose zeros lie as in {trained} grids.* --to {to},"):
+        dialects.check_trained_for(dialect_of(to), trained, policy)
 
 
 def test_a_pattern_of_zeros_is_kept(tmp_path: Path) -> None:
