@@ -122,6 +122,7 @@ def search(
     workers: int | None = None,
     run: Path | str | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
+    another: Run | Path | str | None = None,
 ) -> Run:
     """Search for the front, or go on with the run that is there; Ctrl-C stops it, the same call goes on.
 
@@ -130,6 +131,8 @@ def search(
         profile: name of the part; hours, trials: when it ends, at least one; workers: processes.
         run: the run folder. A task needs one, under runs/ if it is a plain name: the task is kept there.
         settings: further keys by section as in a search.toml: {"space": {"weight_bits": [4, 8]}}.
+        another: a run to start from: what it knows still holds for new limits or another part; for other
+            data or weights the networks of its front are tried first.
 
     Raises:
         ConfigError, TaskError, TraceError, ProfileError, TableError, RunError: wrong input, one sentence.
@@ -158,7 +161,7 @@ def search(
         where = folder
     else:
         config, where = _configured(task, sections)
-    made, ended = run_search(config, where, folder, finish)
+    made, ended = run_search(config, where, folder, finish, _folder_of(another))
     found = Run(made.path)
     found.ended = ended
     return found
@@ -193,8 +196,11 @@ def compare(
     config, where = _configured(task, {name: dict(keys) for name, keys in (settings or {}).items()})
     beside = default_run(where, config)
     folder = Path(out) if out is not None else beside.with_name(f"compare-{beside.name}")
-    searched = None if run is None else run.folder if isinstance(run, Run) else open_run(run)
-    return compared(config, folder.absolute(), epochs=epochs, rows=rows, run=searched, note=log)
+    return compared(config, folder.absolute(), epochs=epochs, rows=rows, run=_folder_of(run), note=log)
+
+
+def _folder_of(run: Run | Path | str | None) -> RunFolder | None:
+    return run.folder if isinstance(run, Run) else None if run is None else open_run(run)
 
 
 def _configured(task: SearchConfig | Path | str, sections: dict[str, Any]) -> tuple[SearchConfig, Path]:

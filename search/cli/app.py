@@ -117,6 +117,9 @@ def search(
     run: Annotated[
         Path | None, typer.Option("--run", help="The run folder; the default is under runs/.")
     ] = None,
+    from_: Annotated[
+        Path | None, typer.Option("--from", metavar="RUN", help="A run whose knowledge to start from.")
+    ] = None,
     set_: SetOption = [],  # noqa: B006 (typer copies it)
 ) -> None:
     """Search overnight. The same line again goes on where it stopped."""
@@ -126,7 +129,7 @@ def search(
 
     settings = _config(config, set_, hours=hours, trials=trials, workers=workers, storage=storage)
     try:
-        found = search_for(settings, run=(run or default_run(config, settings)).absolute())
+        found = search_for(settings, run=(run or default_run(config, settings)).absolute(), another=from_)
     except KeyboardInterrupt:  # the second Ctrl-C: the running trial is lost, and run again next time
         print(f"stopped at once; go on with the same command:\n  {_command_line()}")
         raise typer.Exit(130) from None

@@ -39,7 +39,8 @@ class DiskFull(RunError):
 class TrialRow:
     """One line of trials.csv. None: not known (yet). ``policy`` and ``rungs`` (each that was reached)
     are JSON; ``expected_accuracy``: what the sampler expected before the trial; ``weights_of``: the trial
-    whose trained weights an heir was made from; times are ISO 8601, local."""
+    whose trained weights an heir was made from; ``known_from``: the trial of another run that has
+    scored this policy; times are ISO 8601, local."""
 
     trial: int
     state: str
@@ -65,6 +66,7 @@ class TrialRow:
     rungs: str = ""
     expected_accuracy: float | None = None
     weights_of: float | None = None
+    known_from: float | None = None
     more: Mapping[str, float] = field(default_factory=dict)
     """Objectives of a task's own: each is a column, too."""
 
@@ -88,6 +90,7 @@ ADDED = (
     "rungs",
     "expected_accuracy",
     "weights_of",
+    "known_from",
 )
 """Columns that run folders made before there were rungs do not have."""
 TEXTS = ("state", "reason", "rungs", "started", "finished", "worker", "policy")
@@ -267,9 +270,10 @@ class RunFolder:
         return begun
 
 
-def trained_to_the_end(state: str, scored: bool, inherited: bool) -> bool:
-    """Whether a trial counts as trained: as long as trials are, or it failed; heirs are not trained."""
-    return not inherited and (state in ("complete", "failed") or (state == "infeasible" and scored))
+def trained_to_the_end(state: str, scored: bool, elsewhere: bool) -> bool:
+    """Whether a trial counts as trained: as long as trials are, or it failed. ``elsewhere``: its weights or
+    its score are another trial's, as of heirs and of what another run knows."""
+    return not elsewhere and (state in ("complete", "failed") or (state == "infeasible" and scored))
 
 
 def default_run(config_path: Path, config: SearchConfig) -> Path:

@@ -153,7 +153,9 @@ def _used_up(rows: Sequence[TrialRow], budget: Mapping[str, Any]) -> bool:
 
 
 def _trained(row: TrialRow) -> bool:
-    return trained_to_the_end(row.state, row.accuracy is not None, row.weights_of is not None)
+    return trained_to_the_end(
+        row.state, row.accuracy is not None, row.weights_of is not None or row.known_from is not None
+    )
 
 
 def _trained_count(rows: Sequence[TrialRow]) -> int:

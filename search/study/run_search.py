@@ -26,6 +26,7 @@ from leanfront.search.run.run_folder import (
 )
 from leanfront.search.run.run_lock import Watch, owned
 from leanfront.search.storage_url import storage_url
+from leanfront.search.study.another_run import check_start, start_from
 from leanfront.search.study.loop import Budget, Interrupt, search_loop
 from leanfront.search.study.prepare import cores, load, prepare, proved, threads_of_workers
 from leanfront.search.study.progress import Progress
@@ -40,13 +41,18 @@ _SECONDS_TO_STOP = 10
 
 
 def run_search(
-    config: SearchConfig, config_path: Path, folder: Path | None = None, finish: Finish = lambda *given: None
+    config: SearchConfig,
+    config_path: Path,
+    folder: Path | None = None,
+    finish: Finish = lambda *given: None,
+    another: RunFolder | None = None,
 ) -> tuple[RunFolder, str]:
     """Search, or go on with a search; the run folder, and why it ended ("stopped": by Ctrl-C).
 
     ``hours`` counts from now, and a share of it is kept for ``finish``, which is called with the run, when it
     has to end, whether it is asked to stop, and a log; ``trials`` includes those of earlier calls. Trials run
     in processes of their own: one that exhausts the memory, or hangs, takes no more than its worker with it.
+    ``another``: a run whose knowledge it starts from (``start_from``).
 
     Raises:
         ConfigError, TaskError, TraceError, ProfileError, TableError, RunError, StorageURLError: wrong input,
@@ -64,6 +70,8 @@ def run_search(
     if deadline is not None:
         deadline -= reserved
     budget = Budget(settings.trials, deadline)
+    if another is not None:
+        check_start(another, folder)
     threads = threads_of_workers(settings.workers)
     use_threads(cores())  # until the workers start
     loaded = load(config)
@@ -88,7 +96,8 @@ def run_search(
             budget={"deadline": deadline, "trials": settings.trials, "workers": settings.workers}
         )
         study = open_study(run, settings, sampler=problem.sampler, note=note)
-        if few := problem.sampler.warning(settings.trials):
+        start = None if another is None else start_from(another, loaded, problem, study, run, note)
+        if (few := problem.sampler.warning(settings.trials)) and not (start and start.taken_over):
             note(few)
         enqueue_seeds(study, problem.space, problem.sampler.seeds(problem.space))
         del problem, loaded  # the workers load their own

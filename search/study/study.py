@@ -24,7 +24,7 @@ from leanfront.search.storage_url import storage_url
 from leanfront.search.study.optuna_adapter import handle
 from leanfront.search.study.storage import Note, open_storage
 from leanfront.search.trial.promotion import INTERRUPTED, UNKNOWN, was_hopeless
-from leanfront.search.trial.trial import WEIGHTS_OF, Result, Sampler
+from leanfront.search.trial.trial import KNOWN_FROM, WEIGHTS_OF, Result, Sampler
 
 NAME = "leanfront"
 OVERDUE = "overdue"
@@ -245,8 +245,10 @@ def finished(trials: Iterable[FrozenTrial]) -> int:
 
 
 def reached_the_end(result: Mapping[str, Any]) -> bool:
-    """Whether a trial was trained as long as trials are, or failed; heirs are not trained."""
-    return trained_to_the_end(str(result.get("state")), "accuracy" in result, WEIGHTS_OF in result)
+    """Whether a trial was trained as long as trials are, or failed; heirs and what another run has scored are
+    not trained here."""
+    elsewhere = WEIGHTS_OF in result or KNOWN_FROM in result
+    return trained_to_the_end(str(result.get("state")), "accuracy" in result, elsewhere)
 
 
 def digests(trials: Iterable[FrozenTrial], without: int | None = None) -> dict[str, int]:

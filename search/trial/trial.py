@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from optuna.samplers import BaseSampler, RandomSampler
@@ -29,6 +29,8 @@ Keep = Callable[["CandidateTraining", Mapping[int, "Score"]], None]
 
 WEIGHTS_OF = "weights_of"
 """In the result of an inherited trial: the trial whose trained weights it took over."""
+KNOWN_FROM = "known_from"
+"""In the result of a trial that another run has made: its number there."""
 
 
 class Sampler:
@@ -268,14 +270,48 @@ def _came_of(
         if "no space left" in str(error).lower():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         state, reason = "failed", _why(error)
-    if state == "complete" and (most := problem.limits.max_drop) is not None:
-        drop = problem.baseline_accuracy - values["accuracy"]
-        constraints["max_drop"] = drop - most
-        if drop > most:
-            row = objective("accuracy")
-            state, reason = "infeasible", f"{row.label} drop {row.amount(drop)} is over max_drop {most:g}"
-    spent = {"seconds": time.perf_counter() - started}
-    return Result(state, reason, {**values, **spent}, constraints, tuple(reached))
+    values["seconds"] = time.perf_counter() - started
+    return _held_to_drop(problem, Result(state, reason, values, constraints, tuple(reached)))
+
+
+def _held_to_drop(problem: Problem, result: Result) -> Result:
+    """A complete result that is over max_drop is infeasible."""
+    if result.state != "complete" or (most := problem.limits.max_drop) is None:
+        return result
+    drop = problem.baseline_accuracy - result.values["accuracy"]
+    constraints = {**result.constraints, "max_drop": drop - most}
+    if drop <= most:
+        return replace(result, constraints=constraints)
+    row = objective("accuracy")
+    reason = f"{row.label} drop {row.amount(drop)} is over max_drop {most:g}"
+    return replace(result, state="infeasible", reason=reason, constraints=constraints)
+
+
+def known(
+    problem: Problem, policy: Policy, number: int, score: Mapping[str, float], reason: str,
+    rungs: Sequence[Mapping[str, float]],
+) -> Result | None:  # fmt: skip
+    """The result of a policy that another run has scored, at this problem's costs and limits; None where it
+    was scored at no rung and its costs are over a limit: it says nothing here.
+
+    Args:
+        number: of the trial there. score: what that found (accuracy, its interval, divergence); empty of one
+            that was not promoted: it is held at the first rung, for what it was held against cost otherwise
+            there. reason: why it is complete, where that is not its training.
+        rungs: each that it has reached.
+    """
+    price = priced(problem, policy)
+    values = {**price.values, KNOWN_FROM: float(number)}
+    if not score:
+        first = tuple(rungs[:1])
+        if price.state == "infeasible" or not first:
+            return None
+        values |= {name: first[0][name] for name in ("rung", "accuracy", "divergence")}
+        return Result("pruned", f"not promoted from rung 0: known from trial {number}", values, {}, first)
+    values |= score
+    if price.state == "infeasible":
+        return replace(price, values={**price.values, KNOWN_FROM: float(number)})
+    return _held_to_drop(problem, Result("complete", reason, values, price.constraints, tuple(rungs)))
 
 
 def reached_at(rung: int, images: int, score: "Score") -> dict[str, float]:

@@ -1,0 +1,245 @@
+"""A search that starts from another run: what that knows still holds, or is tried again first."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import optuna
+
+from leanfront.compression.capture.program import tensors_in
+from leanfront.compression.policy import Policy, PolicyError
+from leanfront.compression.policy.space import Space
+from leanfront.search.config import SearchConfig
+from leanfront.search.data import Data
+from leanfront.search.run.front import front_rows
+from leanfront.search.run.run_folder import RunError, RunFolder, TrialRow
+from leanfront.search.run.significance import Evidence, Resampled, load_scores
+from leanfront.search.study.study import add, enqueue
+from leanfront.search.trial.promotion import UNTRAINED
+from leanfront.search.trial.trial import WEIGHTS_OF, Problem, known
+
+if TYPE_CHECKING:
+    from leanfront.search.study.prepare import Loaded
+
+Log = Any
+TRIED_AGAIN = 12
+"""Networks of a front whose scores no longer hold: so many are tried first."""
+_LOOKED_AT = 64
+"""Examples of a split, evenly spread, that stand for all of it."""
+_DONE = "another_run"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What came of another run: trials that are taken over, policies that are tried again, and what no
+    longer holds of it, in words."""
+
+    run: str
+    taken_over: int
+    tried_again: int
+    differs: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        """For whoever waits."""
+        if not self.differs:
+            return f"{self.taken_over} trials of {self.run} are taken over, priced anew"
+        return (
+            f"the scores of {self.run} no longer hold ({', '.join(self.differs)}): the {self.tried_again}"
+            " networks of its front are scored again first"
+        )
+
+
+def data_digest(*splits: Data) -> str:
+    """Of what splits hold: how many examples, and what some are."""
+    import torch
+
+    digest = hashlib.sha256()
+    for data in splits:
+        places = np.unique(np.linspace(0, len(data) - 1, _LOOKED_AT).astype(int))
+        digest.update(str(len(data)).encode())
+        for tensor in tensors_in(data.batch(torch.from_numpy(places), None)):
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def start_from(
+    other: RunFolder, loaded: "Loaded", problem: Problem, study: optuna.Study, run: RunFolder, note: Log
+) -> Start | None:
+    """Give a study what another run knows; None where it was given that before.
+
+    Where scores still hold (the same weights, data, training and grids) its trials become trials of this
+    study, at this search's costs and limits, with their weights where those were kept. Where they do not, the
+    policies of its front are tried first.
+
+    Raises:
+        RunError: the other run is of another network; the first layer that differs is named.
+    """
+    if study.user_attrs.get(_DONE):
+        return None
+    _check_network(other, run)
+    rows, config = other.trials(), other.config()
+    run.config()  # what networks are scored by is this run's again
+    differs = differences(other, config, run, loaded)
+    front = front_rows(rows, config.search.objectives)
+    name = other.path.name
+    if differs:
+        again = _enqueued(front, problem.space, study, name)
+        found = Start(name, 0, again, differs)
+    else:
+        found = Start(name, _taken_over(rows, other, loaded, problem, study, run), 0, ())
+    study.set_user_attr(_DONE, name)
+    run.update_environment(
+        started_from={
+            "run": str(other.path),
+            "taken_over": found.taken_over,
+            "tried_again": found.tried_again,
+            "differs": list(differs),
+        }
+    )
+    note(found.sentence)
+    return found
+
+
+def check_start(other: RunFolder, run: Path) -> None:
+    """Before anything is measured: raise RunError where nobody can start from a run, which is this one or has
+    no complete trial."""
+    if other.path.resolve() == run.resolve():
+        raise RunError(
+            f"a search starts from another run, but {run} is its own; leave --from out to go on with it"
+        )
+    if not any(row.state == "complete" for row in other.trials()):
+        raise RunError(f"no trial of {other.path} is complete: there is nothing to start from")
+
+
+def _check_network(other: RunFolder, run: RunFolder) -> None:
+    then, now = (
+        {layer["name"]: layer["shape"] for layer in each.environment()["layers"]} for each in (other, run)
+    )
+    for name in dict.fromkeys((*now, *then)):
+        if then.get(name) != now.get(name):
+            was, is_ = (shape or "not there" for shape in (then.get(name), now.get(name)))
+            raise RunError(
+                f"{other.path} is a run of another network: layer {name!r} is {was} there and {is_} here"
+            )
+
+
+def differences(other: RunFolder, config: SearchConfig, run: RunFolder, loaded: "Loaded") -> tuple[str, ...]:
+    """What scores depend on and is not as it was, in words. ``config``: of the other run."""
+    then, now = other.environment(), run.environment()
+    found = []
+    if (then.get("metric") or {}).get("name") != (now.get("metric") or {}).get("name"):
+        found.append("networks are scored otherwise")
+    if (then.get("hashes") or {}).get("model") != (now.get("hashes") or {}).get("model"):
+        found.append("the weights of the model are others")
+    elif not _same(load_scores(other.scores_file("baseline")), load_scores(run.scores_file("baseline"))):
+        found.append("the uncompressed network scores otherwise on the search split")
+    if then.get("data") is not None and then["data"] != now.get("data"):
+        found.append("the data are others")
+    ours, theirs = loaded.config.finetune.model_dump(), config.finetune.model_dump()
+    found += [f"finetune.{key} is {ours[key]}, not {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+    if then.get("grids", "affine") != now.get("grids", "affine"):
+        found.append(f"tensors have {now.get('grids')} grids, not {then.get('grids', 'affine')} ones")
+    return tuple(found)
+
+
+def _same(one: Evidence | None, other: Evidence | None) -> bool:
+    """Whether both are known and alike, example by example."""
+    if one is None or other is None or isinstance(one, Resampled) != isinstance(other, Resampled):
+        return False
+    if isinstance(one, Resampled) and isinstance(other, Resampled):
+        return one.examples == other.examples and one.value == other.value
+    return np.array_equal(np.asarray(one), np.asarray(other))
+
+
+def _enqueued(front: Sequence[TrialRow], space: Space, study: optuna.Study, name: str) -> int:
+    """Have policies of a front tried, those that this space has; how many."""
+    places = np.unique(np.linspace(0, len(front) - 1, min(TRIED_AGAIN, len(front))).astype(int))
+    count = 0
+    for row in (front[place] for place in places):
+        with suppress(ValueError, PolicyError):
+            enqueue(study, space, Policy.from_json(row.policy), f"trial {row.trial} of {name}")
+            count += 1
+    return count
+
+
+def _taken_over(
+    rows: Sequence[TrialRow],
+    other: RunFolder,
+    loaded: "Loaded",
+    problem: Problem,
+    study: optuna.Study,
+    run: RunFolder,
+) -> int:
+    """Make trials of another run trials of this one; how many."""
+    numbers: dict[int, int] = {}
+    multiple = other.environment().get("channel_multiple", 1)
+    for row in rows:
+        policy = _fitting(row, problem.space, multiple)
+        if policy is None:
+            continue
+        parent = None if row.weights_of is None else numbers.get(int(row.weights_of))
+        if row.weights_of is not None and parent is None:
+            continue  # of what it inherited from nothing is known here
+        result = known(problem, policy, row.trial, _score(row), _reason(row), json.loads(row.rungs or "[]"))
+        if result is None:
+            continue
+        if parent is not None:
+            result.values[WEIGHTS_OF] = float(parent)  # type: ignore[index]
+        trial = add(study, problem.space, policy, f"run-{other.path.name}", result, datetime.now())
+        numbers[row.trial] = trial.number
+        if result.state == "complete":
+            _take(other.checkpoint(row.trial), run.checkpoint(trial.number))
+            _take(other.scores_file(row.trial), run.scores_file(trial.number))
+    return len(numbers)
+
+
+def _fitting(row: TrialRow, space: Space, multiple: int) -> Policy | None:
+    """The policy of a trial that was scored, if it is one of this space and cuts the same here."""
+    if row.divergence is None or not row.policy or row.state not in ("complete", "infeasible", "pruned"):
+        return None
+    with suppress(ValueError, PolicyError):
+        policy = Policy.from_json(row.policy)
+        space.params_of(policy)
+        if policy.channels(space.network, multiple) == space.channels(policy):
+            return policy
+    return None
+
+
+def _score(row: TrialRow) -> dict[str, float]:
+    """What a trial that reached the end found; nothing of one that did not."""
+    if row.state == "pruned":
+        return {}
+    named = ("accuracy", "accuracy_low", "accuracy_high", "divergence", "rung")
+    return {name: float(value) for name in named if (value := row.value(name)) is not None}
+
+
+def _reason(row: TrialRow) -> str:
+    return UNTRAINED if row.reason == UNTRAINED else ""
+
+
+def _take(source: Path, target: Path) -> None:
+    """A file of another run, shared where the two are on one disk: neither is changed in place."""
+    target.parent.mkdir(exist_ok=True)
+    with suppress(FileNotFoundError):
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+
+
+def basis(loaded: "Loaded") -> Mapping[str, Any]:
+    """What scores rest on, besides the weights: kept in a run's environment for those that start from it."""
+    return {
+        "data": data_digest(loaded.task.train, loaded.task.search),  # type: ignore[arg-type]
+        "grids": loaded.traced.grids,
+        "channel_multiple": loaded.profile.channel_multiple,
+    }

@@ -1,0 +1,156 @@
+"""A search that starts from another run: what holds is taken over, what does not is scored again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import leanfront as lf
+from leanfront.compression.policy import Policy
+from leanfront.search.run.run_folder import TrialRow, open_run
+from leanfront.search.study.another_run import data_digest
+from leanfront.search.task import as_data
+from tests.bright import CONFIG, TASK
+from tests.extending.walk import command, placed
+
+RETRAINED = """
+
+_before = task
+
+
+def task(scale: float = 1.0, wide: bool = False, brighter: bool = False):
+    import dataclasses
+
+    made = _before()
+    with torch.no_grad():
+        made.model[0].weight.mul_(scale)
+    if wide:
+        made.model[2] = torch.nn.Conv2d(8, 8, 1)
+        with torch.no_grad():
+            made.model[2].weight.fill_(1 / 8)
+            made.model[2].bias.zero_()
+    if brighter:
+        images = made.train.images + 0.01
+        made = dataclasses.replace(made, train=dataclasses.replace(made.train, images=images))
+    return made
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a run that is done: "first"."""
+    folder = tmp_path_factory.mktemp("another")
+    (folder / "task.py").write_text(TASK + RETRAINED)
+    (folder / "search.toml").write_text(CONFIG)
+    with placed(folder):
+        command("search", ".", "--run", "first")
+    return folder
+
+
+def _trials(run: Path) -> tuple[list[TrialRow], list[TrialRow]]:
+    """Those that are known from another run, and the others."""
+    rows = open_run(run).trials()
+    return [r for r in rows if r.known_from is not None], [r for r in rows if r.known_from is None]
+
+
+def test_another_part_needs_new_prices_and_no_training(folder: Path) -> None:
+    with placed(folder):
+        said = command(
+            "search", ".", "--run", "part", "--from", "first", "--trials", "1",
+            "--set", "hardware.profile=raspberry-pi-4", "--set", "export.to=onnx",
+        )  # fmt: skip
+    known, own = _trials(folder / "part")
+    scored = {r.trial: r for r in open_run(folder / "first").trials() if r.accuracy is not None}
+    assert "trials of first are taken over, priced anew" in said
+    assert {r.known_from for r in known} <= set(scored)
+    assert len(known) >= 3
+    captured = lf.capture(*_model())
+    for row in known:
+        before = scored[int(row.known_from or 0)]
+        assert (row.accuracy, row.divergence, row.policy) == (
+            before.accuracy,
+            before.divergence,
+            before.policy,
+        )
+        assert row.seconds is None
+        cost = lf.cost(captured, Policy.from_json(row.policy), profile="raspberry-pi-4")
+        assert row.latency_ms == pytest.approx(cost.latency_ms)
+        if row.state == "complete" and open_run(folder / "part").checkpoint(row.trial).exists():
+            weights = open_run(folder / "first").checkpoint(before.trial).read_bytes()
+            assert open_run(folder / "part").checkpoint(row.trial).read_bytes() == weights
+    assert sum(r.state == "complete" for r in own) == 1
+    environment = open_run(folder / "part").environment()["started_from"]
+    assert environment["taken_over"] == len(known)
+    assert environment["differs"] == []
+    with placed(folder):  # the same line again goes on, and takes nothing over twice
+        command(
+            "search", ".", "--run", "part", "--from", "first", "--trials", "2",
+            "--set", "hardware.profile=raspberry-pi-4", "--set", "export.to=onnx",
+        )  # fmt: skip
+    again, own = _trials(folder / "part")
+    assert [r.trial for r in again] == [r.trial for r in known]
+    assert sum(r.state == "complete" for r in own) == 2
+
+
+def _model() -> tuple[object, object]:
+    namespace: dict[str, object] = {}
+    exec(TASK, namespace)
+    task = namespace["task"]()  # type: ignore[operator]
+    return task.model, task.example_input
+
+
+def test_new_limits_are_held(folder: Path) -> None:
+    sizes = sorted(r.size_bytes or 0 for r in open_run(folder / "first").trials() if r.state == "complete")
+    with placed(folder):
+        limit = f"limits.size_bytes={sizes[-1] - 1}"
+        command("search", ".", "--run", "limit", "--from", "first", "--trials", "1", "--set", limit)
+    known, _ = _trials(folder / "limit")
+    assert {r.state for r in known if (r.size_bytes or 0) > sizes[-1] - 1} == {"infeasible"}
+    assert all((r.size_bytes or 0) < sizes[-1] for r in known if r.state == "complete")
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        pytest.param(
+            "task.options={scale = 1.01}", "the weights of the model are others", marks=pytest.mark.slow
+        ),
+        ("task.options={brighter = true}", "the data are others"),
+        pytest.param("finetune.batch=8", "finetune.batch is 8, not 16", marks=pytest.mark.slow),
+    ],
+)
+def test_what_no_longer_holds_is_scored_again(folder: Path, setting: str, why: str) -> None:
+    run = folder / f"again-{abs(hash(setting))}"
+    with placed(folder):
+        said = command("search", ".", "--run", str(run), "--from", "first", "--trials", "1", "--set", setting)
+    assert f"no longer hold ({why})" in said
+    known, own = _trials(run)
+    assert not known
+    front = {row.policy for row in open_run(folder / "first").trials() if row.state == "complete"}
+    assert Policy.from_json(own[0].policy).digest in {Policy.from_json(text).digest for text in front}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--run", "first", "--from", "first"), "is its own; leave --from out"),
+        (("--run", "x", "--from", "nowhere"), "nowhere"),
+        (("--run", "y", "--from", "first", "--set", "task.options={wide = true}"), "layer '2' is"),
+    ],
+)
+def test_a_run_that_is_none_or_another_networks(folder: Path, words: tuple[str, ...], said: str) -> None:
+    with placed(folder):
+        told = command("search", ".", *words, "--trials", "5", ends=2)
+    (line,) = [line for line in told.splitlines() if line.startswith("error:")]
+    assert said in line
+
+
+def test_a_digest_of_data_sees_what_changes() -> None:
+    namespace: dict[str, object] = {}
+    exec(TASK, namespace)
+    task = namespace["task"]()  # type: ignore[operator]
+    fewer = namespace["task"](images=237)  # type: ignore[operator]
+    one, two = (data_digest(as_data(each.train), as_data(each.search)) for each in (task, fewer))
+    assert one != two
+    assert one == data_digest(as_data(task.train), as_data(task.search))
+    assert json.dumps(one)
