@@ -33,6 +33,10 @@ _LEAST_HOURS = 1.0
 """A shorter search has no time to spare for a long fine-tune."""
 
 
+TUNED_FROM_HOURS = 3.0
+"""A shorter search trains as it is told, unless it is told to look for better."""
+
+
 class ConfigError(ValueError):
     """A search configuration that cannot be used: the rule, what was found, what to do."""
 
@@ -125,7 +129,8 @@ class SpaceSection(_Section):
 
 class FinetuneSection(_Section):
     """The short training inside the search: images seen, not epochs. ``rungs``: shares of it after which a
-    trial is scored and goes on only where no other is better."""
+    trial is scored and goes on only where no other is better. ``tune``: temperature, distillation_weight and
+    learning_rate are looked for first; None: where the search has TUNED_FROM_HOURS or more."""
 
     images: int = Field(default=8192, ge=0)
     rungs: Annotated[tuple[WholeShare, ...], Strict(False)] = (0.0, 0.1875, 1.0)
@@ -134,6 +139,7 @@ class FinetuneSection(_Section):
     temperature: float = Field(default=4.0, gt=0.0)
     distillation_weight: float = Field(default=0.9, ge=0.0, le=1.0)
     calibration_images: int = Field(default=512, ge=1)
+    tune: bool | None = None
 
     @field_validator("rungs")
     @classmethod
@@ -185,6 +191,19 @@ class SearchConfig(_Section):
         return 0.0 if hours is None or hours < _LEAST_HOURS else 3600 * hours * self.pick.share_of_hours
 
     @property
+    def tunes(self) -> bool:
+        """Whether a search looks for better settings of its fine-tune first."""
+        if self.finetune.tune is not None:
+            return self.finetune.tune
+        return self.search.hours is not None and self.search.hours >= TUNED_FROM_HOURS
+
+    def tuned(self, found: Mapping[str, Any]) -> "SearchConfig":
+        """With settings of the fine-tune that were found (``Tuned.to_dict``), where they were kept."""
+        if not found.get("kept"):
+            return self
+        return self.model_copy(update={"finetune": self.finetune.model_copy(update=dict(found["settings"]))})
+
+    @property
     def shared(self) -> dict[str, Any]:
         """What all calls that work on one run folder must have in common, as flat "section.key" -> value.
 
@@ -195,6 +214,7 @@ class SearchConfig(_Section):
         raw = self.model_dump(mode="json", exclude={"pick": True, "export": True})
         raw["task"]["file"] = self.task.file.name
         raw["search"] = {"objectives": raw["search"]["objectives"]}
+        del raw["finetune"]["tune"]  # what it found is kept with the run
         options = raw["task"].pop("options")
         flat = {f"{section}.{key}": value for section, keys in raw.items() for key, value in keys.items()}
         return flat | {f"task.options.{key}": value for key, value in options.items()}

@@ -130,11 +130,12 @@ class Maker:
 
     def _train(self, compressed: Compressed, part: int, parts: int, distilled: bool) -> None:
         """The ``part``-th of so many equal parts of the training, from 1."""
-        scorer, options = self.scorer, self.scorer.config.finetune
+        scorer = self.scorer
         steps = max(1, self._steps // parts)
         batches = scorer.long_batches(steps, seed=part, answered=distilled)
-        weight = options.distillation_weight if distilled else 0.0
-        scorer.fine_tune(compressed, batches, steps, self._learning_rate, weight)
+        settings = scorer.settings(self._learning_rate)
+        settings = settings if distilled else replace(settings, distillation_weight=0.0)
+        scorer.fine_tune(compressed, batches, steps, self._learning_rate, settings)
         norms = frozenset(norms_of(compressed.module))
         scorer.settle_norms(compressed, norms, trained=True)
 

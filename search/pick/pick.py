@@ -214,7 +214,7 @@ def _opened(run: RunFolder, to: str | None, log: Note = lambda line: None) -> tu
     import torch
 
     torch.set_num_threads(cores())
-    loaded = load(run.config(), to)
+    loaded = load(run.tuned(run.config()), to)
     scorer = Scorer(loaded.traced, loaded.task, loaded.config, log, folder=run.decoded)
     scorer.resamples = run.environment().get("baseline", {}).get("resamples")
     return loaded, scorer

@@ -168,6 +168,10 @@ class RunFolder:
             remember(environment.get("registered_objectives") or ())
         return config
 
+    def tuned(self, config: SearchConfig) -> SearchConfig:
+        """A configuration with the settings of the fine-tune that this run has found better, if any."""
+        return config.tuned(self.environment().get("tuned") or {})
+
     def environment(self) -> dict[str, Any]:
         """What environment.json holds; empty before it is written.
 

@@ -86,7 +86,7 @@ def start_from(
     if study.user_attrs.get(_DONE):
         return None
     _check_network(other, run)
-    rows, config = other.trials(), other.config()
+    rows, config = other.trials(), other.tuned(other.config())
     run.config()  # what networks are scored by is this run's again
     differs = differences(other, config, run, loaded)
     front = front_rows(rows, config.search.objectives)

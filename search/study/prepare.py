@@ -167,7 +167,7 @@ def judged(
     decoded = decoded if run is None else run.decoded
     rungs = loaded.sampler.rungs(loaded.config.rung_images)
     scorer = Scorer(loaded.traced, loaded.task, loaded.config, log, rungs, decoded)
-    hashes = _hashes(loaded)
+    hashes = hashes_of(loaded)
     environment = run.environment() if run is not None else {}
     _check_metric(loaded, environment, run)
     known = environment.get("baseline") if environment.get("hashes") == hashes else None
@@ -464,7 +464,7 @@ def _pair(policy: Policy) -> tuple[int, int]:
     return first.weight_bits, first.activation_bits
 
 
-def _hashes(loaded: Loaded) -> dict[str, str]:
+def hashes_of(loaded: Loaded) -> dict[str, str]:
     """What the baseline's accuracy depends on."""
     weights = hashlib.sha256()
     for name, tensor in sorted(loaded.traced.module.state_dict().items()):

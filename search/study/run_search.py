@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -28,10 +29,11 @@ from leanfront.search.run.run_lock import Watch, owned
 from leanfront.search.storage_url import storage_url
 from leanfront.search.study.another_run import check_start, start_from
 from leanfront.search.study.loop import Budget, Interrupt, search_loop
-from leanfront.search.study.prepare import cores, load, prepare, proved, threads_of_workers
+from leanfront.search.study.prepare import cores, hashes_of, load, prepare, proved, threads_of_workers
 from leanfront.search.study.progress import Progress
 from leanfront.search.study.storage import open_storage
 from leanfront.search.study.study import enqueue_seeds, open_study, recover
+from leanfront.search.study.tuning import tune
 
 Finish = Callable[[RunFolder, float, Callable[[], bool], Callable[[str], None]], object]
 _PROGRAM = ("-m", "leanfront", "worker")
@@ -91,7 +93,15 @@ def run_search(
         if url := storage_url(settings.storage):
             open_storage(url, run.journal, note)  # what cannot be reached is said before anything is measured
         proved(loaded, note).demand()
+        if another is not None and not run.begun and (found := another.environment().get("tuned")):
+            run.update_environment(tuned=found)
+        loaded = replace(loaded, config=run.tuned(loaded.config))
         problem = prepare(loaded, run, note)
+        if config.tunes and not run.begun and "tuned" not in run.environment():
+            tuned = tune(problem.scorer, problem.space, settings.seed, note)
+            note(tuned.sentence)
+            loaded = replace(loaded, config=config.tuned(tuned.to_dict()))
+            run.update_environment(tuned=tuned.to_dict(), hashes=hashes_of(loaded))
         run.update_environment(
             budget={"deadline": deadline, "trials": settings.trials, "workers": settings.workers}
         )
@@ -259,7 +269,7 @@ def work(
         As ``run_search``.
     """
     use_threads(threads)
-    problem = prepare(load(config), run, run.log, write=False)
+    problem = prepare(load(run.tuned(config)), run, run.log, write=False)
     with writable(run.path), registered(run) as worker, Interrupt() as asked:
         study = open_study(
             run, config.search, worker_seed=index, sampler=problem.sampler, join=True, wait=parent is not None

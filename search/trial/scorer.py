@@ -350,12 +350,11 @@ class Scorer:
         batches: Iterable[Batch],
         steps: int,
         learning_rate: float,
-        distillation_weight: float | None = None,
+        settings: FineTune | None = None,
     ) -> None:
-        """Train a compressed network in its task. ``distillation_weight``: the configuration's by default."""
-        settings = self.settings(learning_rate)
-        if distillation_weight is not None:
-            settings = replace(settings, distillation_weight=distillation_weight)
+        """Train a compressed network in its task. ``settings``: the configuration's by default, else these
+        instead, their learning rate included."""
+        settings = settings or self.settings(learning_rate)
         lesson = self.in_task(compressed.module).lesson(self.comparison, settings)
         fine_tune(compressed.module, batches, steps, lesson, settings)
 
