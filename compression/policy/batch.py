@@ -19,6 +19,7 @@ from leanfront.compression.policy.flatbuffer_size import KIND, FlatbufferSize
 from leanfront.compression.policy.policy import LayerPolicy, Policy, unregistered
 from leanfront.compression.policy.precision import Bits, Precision
 from leanfront.compression.policy.rows import Rows, classes
+from leanfront.compression.policy.zeros import PATTERNS
 
 Counts = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -461,7 +462,10 @@ class PolicyBatch:
             yield columns, PolicyBatch(network, own.channels[groups], *bits, more=more)
 
 
-SIZE_CHANGES: dict[str, Callable[[PolicyBatch, NDArray[Any]], NDArray[Any] | int]] = {}
+SIZE_CHANGES: dict[str, Callable[[PolicyBatch, NDArray[Any]], NDArray[Any] | int]] = {
+    name: lambda batch, values: 0
+    for name in PATTERNS  # files are dense
+}
 """Name of a technique -> its ``size_change``; ``technique.register`` adds them."""
 
 

@@ -149,10 +149,3 @@ def test_the_teacher_is_never_touched() -> None:
     own = {t.data_ptr() for t in compressed.module.state_dict().values() if isinstance(t, Tensor)}
     assert not own & {t.data_ptr() for t in before.values()}
     assert not own & {t.data_ptr() for t in traced.module.state_dict().values()}
-
-
-def test_patterns_that_are_only_priced_are_not_applied_silently() -> None:
-    traced = trace(built("Chain"), example("Chain"))
-    policy = Policy.uniform(traced.network, LayerPolicy(0.5, 8, 8, "2:4"))
-    with pytest.raises(PolicyError, match=r"pattern '2:4', which can be priced but not applied"):
-        compress(traced, policy)
