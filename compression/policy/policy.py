@@ -39,9 +39,10 @@ class LayerPolicy:
     weight_bits: 32 is float32, 16 float16, 8 and below integers (symmetric, one scale per output channel).
     activation_bits: the same for the tensor that the layer reads; 32 where it has weight bits alone.
     more: name of another technique -> its number for this layer, as pairs or a mapping; 0, which leaves the
-        layer as it is, is not kept. Of a pattern of zeros (``zeros.PATTERNS``) the share of weights that are 0.
-    pattern: is read alone, as policies used to say a pattern of zeros: with its name here, ``sparsity`` is its
-        share, which becomes ``more``, and the channels stay.
+        layer as it is, is not kept. Of a pattern of zeros (``zeros.PATTERNS``) the share of weights that are
+        0.
+    pattern: is read alone, as policies used to say a pattern of zeros: with its name here, ``sparsity`` is
+        its share, which becomes ``more``, and the channels stay.
     """
 
     sparsity: float = 0.0

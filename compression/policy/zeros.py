@@ -6,7 +6,7 @@ is 0. Several patterns of one layer hold at once. Files are dense: zeros take as
 until somebody zips them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from leanfront.compression.graph.nodes import Layer
@@ -30,6 +30,11 @@ class Pattern:
     block: int = 1
 
     @property
+    def free(self) -> bool:
+        """Whether zeros lie anywhere, so that of a given share the least is lost."""
+        return not self.among and self.block == 1
+
+    @property
     def share(self) -> float | None:
         """The one share of zeros that it has; None: any."""
         return 1.0 - self.kept / self.among if self.among else None
@@ -47,7 +52,6 @@ class Pattern:
 
 
 _ROWS = (
-    Pattern("unstructured", "any weights", (0.0, 0.5, 0.8, 0.9)),
     # what the sparse tensor cores of Ampere compute (Mishra et al. 2021, arXiv:2104.08378, section 2), and
     # TensorRT takes: of every four input channels of a kernel's place two (Developer Guide, Sparsity)
     Pattern("2:4", "two of four input channels", (0.0, 0.5), kept=2, among=4),
@@ -55,6 +59,13 @@ _ROWS = (
     # the widest blocks of XNNPACK's sparse 1x1 convolutions, along the output channels (Elsen et al. 2019,
     # Fast Sparse ConvNets, arXiv:1911.09723, section 3); it wants two thirds of the weights to be 0
     Pattern("block", "blocks of four output channels", (0.0, 0.7, 0.8, 0.9), block=4),
+    Pattern("unstructured", "any weights", (0.0, 0.5, 0.8, 0.9)),  # last: of what the others leave
 )
 PATTERNS: Mapping[str, Pattern] = {row.name: row for row in _ROWS}
 """Name -> pattern."""
+
+
+def zero_shares(wanted: Sequence[float] | None) -> tuple[float, ...]:
+    """All shares of zeros that a layer may come to have where a user wants these; None: the usual ones."""
+    usual = {share for row in _ROWS for share in row.shares}
+    return tuple(sorted(usual if wanted is None else {*wanted, *(row.share for row in _ROWS if row.share)}))

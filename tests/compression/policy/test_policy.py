@@ -115,7 +115,7 @@ def test_a_value_out_of_range_is_refused(fields: dict[str, float]) -> None:
 
 
 def test_a_pattern_of_zeros_means_the_same_as_its_number_among_the_others() -> None:
-    """Policies used to say it with ``pattern`` and ``sparsity``; the two are one policy, one hash, one file."""
+    """Policies used to say it with ``pattern`` and ``sparsity``; the two are one policy with one hash."""
     for name, share in (("2:4", 0.5), ("unstructured", 0.8), ("block", 0.25), ("4:8", 0.5)):
         old = LayerPolicy(share, 8, 8, name)
         assert old == LayerPolicy(0.0, 8, 8, more=((name, share),))

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from leanfront.compression.capture.trace import Traced, trace
 from leanfront.compression.graph import kernels
-from leanfront.compression.policy import LayerPolicy, Policy, PolicyError
+from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import compress
 from leanfront.compression.techniques.prune import CutError, check_shapes, cut, victims
 from leanfront.compression.techniques.quantize import calibrate

@@ -1,0 +1,116 @@
+"""What weights and the rest of a file take when zipped, measured by zipping them."""
+
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from leanfront.compression.capture.trace import Traced
+from leanfront.compression.export.dialects import QDQ, Dialect
+from leanfront.compression.export.template import template
+from leanfront.compression.export.walk import exported
+from leanfront.compression.graph import Network, Zipped
+from leanfront.compression.layers import kind_of
+from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.policy.batch import PolicyBatch, size_bytes
+from leanfront.compression.policy.file_size import storage_bits
+from leanfront.compression.policy.zeros import PATTERNS
+from leanfront.compression.policy.zipped import LEVEL
+from leanfront.compression.techniques.compress import compress
+from leanfront.compression.techniques.masks import least
+from leanfront.compression.techniques.quantize import best_clip, calibrate, channel_scales, weight_codes
+
+MOST_WEIGHTS = 2**16
+"""Of a layer are zipped; of more of them whole rows, evenly spread."""
+_AS_FORETOLD = 0.02
+"""A file whose size is further from the foretold one is none that sizes are foretold of (floats that stand
+for integers): onnxruntime's is zipped in its place."""
+
+
+def zipped(
+    traced: Traced, network: Network, dialect: Dialect, bits: Iterable[int], shares: Iterable[float]
+) -> Network:
+    """A network whose layers know what their weights take in a zipped file (``Layer.zipped``).
+
+    Args:
+        traced: the uncompressed model; its own weights are zipped.
+        network: its network, which knows what operations take in a file of this dialect.
+        bits: of weights, that are asked for.
+        shares: of zeros; what lies between them is a line.
+    """
+    wanted = tuple(sorted({0.0, *shares}))
+    each = {
+        layer.name: {
+            one: tuple(_each(traced.module.get_submodule(layer.name), one, share) for share in wanted)
+            for one in sorted({*bits, 8, 32})
+        }
+        for layer in network.layers
+    }
+    floats, integers = (
+        _rest(traced, network, dialect, one, {name: known[one][0] for name, known in each.items()})
+        for one in (32, 8)
+    )
+    layers = [
+        replace(layer, zipped=Zipped(wanted, tuple(each[layer.name].items()), (floats, integers)))
+        for layer in network.layers
+    ]
+    return Network(network.nodes, tuple(layers), network.outputs)
+
+
+def deflated(content: bytes) -> int:
+    """Bytes that are left of some."""
+    return len(zlib.compress(content, LEVEL))
+
+
+@torch.no_grad()
+def _each(part: torch.nn.Module, bits: int, share: float) -> float:
+    """Bytes that a weight of a layer takes when zipped."""
+    kind, weight = kind_of(part), part.weight
+    assert kind is not None
+    assert isinstance(weight, Tensor)
+    weight = weight.detach().float().cpu()
+    rows = max(1, MOST_WEIGHTS * weight.shape[0] // max(weight.numel(), 1))
+    channels: int | None = kind.channels(part)[1]
+    if rows < weight.shape[0]:
+        weight = weight[torch.linspace(0, weight.shape[0] - 1, rows).long()]
+        channels = None
+    gone = least(weight, PATTERNS["unstructured"], share, kind, 1)
+    weight = weight.masked_fill(gone, 0.0)
+    if bits > 8:
+        return deflated(weight.numpy().tobytes()) / weight.numel()
+    clip = best_clip(weight, bits, kind.out_axis, channels)
+    codes = weight_codes(weight, channel_scales(weight, bits, clip, kind.out_axis), bits, kind.out_axis)
+    return deflated(packed(codes.numpy().astype(np.int8), bits)) / weight.numel()
+
+
+def packed(codes: NDArray[np.int8], bits: int) -> bytes:
+    """Codes of so many bits as a file holds them: of few bits several in a byte, the first lowest."""
+    size = storage_bits(bits)
+    flat = codes.reshape(-1)
+    if size == 8:
+        return flat.tobytes()
+    several = 8 // size
+    flat = np.concatenate([flat, np.zeros(-len(flat) % several, dtype=np.int8)]).view(np.uint8)
+    parts = (flat & (2**size - 1)).reshape(-1, several) << (size * np.arange(several, dtype=np.uint8))
+    return bytes(np.bitwise_or.reduce(parts.astype(np.uint8), axis=1).tobytes())
+
+
+def _rest(traced: Traced, network: Network, dialect: Dialect, bits: int, each: Mapping[str, float]) -> float:
+    """Of a file of the uncut network with weights and tensors of so many bits: the share of its size, but for
+    its weights, that is left when it is zipped. ``each``: of a layer what a weight takes then."""
+    policy = Policy.uniform(network, LayerPolicy(0.0, bits, bits))
+    made = compress(traced, policy)
+    calibrate(made.module, [traced.example])  # where the grids lie changes no size
+    content = dialect.finished(exported(template(traced), made, dialect), made.network, policy)
+    if abs(len(content) / size_bytes(network, policy) - 1.0) > _AS_FORETOLD:
+        content = exported(template(traced), made, QDQ).SerializeToString()
+    batch = PolicyBatch.of(network, [policy])
+    stored = left = 0.0
+    for layer, count in zip(network.layers, batch.weight_counts[:, 0].tolist(), strict=True):
+        stored += count * storage_bits(policy[layer.name].weight_bits) / 8
+        left += count * each[layer.name]
+    return float(np.clip((deflated(content) - left) / max(len(content) - stored, 1.0), 0.0, 1.0))
