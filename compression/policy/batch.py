@@ -478,6 +478,18 @@ def size_bytes(network: Network, policy: Policy) -> int:
     return int(PolicyBatch.one(network, policy).size_bytes()[0])
 
 
+def zeros_of(network: Network, policy: Policy) -> int:
+    """Weights that are 0 at least in a network that has already been cut to the policy."""
+    batch = PolicyBatch.one(network, policy)
+    found = 0
+    for row, layer in enumerate(network.layers):
+        inputs, outputs = int(batch.reduced[row, 0]), int(batch.out_channels[row, 0])
+        sizes = inputs, outputs, int(batch.weight_counts[row, 0]) // max(inputs * outputs, 1)
+        own = policy[layer.name].more if layer.name in policy else ()
+        found += max((PATTERNS[n].zeros(share, *sizes) for n, share in own if n in PATTERNS), default=0)
+    return found
+
+
 def _left_out(network: Network, policies: Sequence[Policy]) -> Flags | None:
     """(branches, policies): which branches each leaves out; None where none does."""
     left_out = [policy.left_out(network) for policy in policies]

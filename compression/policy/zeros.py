@@ -39,6 +39,14 @@ class Pattern:
         """The one share of zeros that it has; None: any."""
         return 1.0 - self.kept / self.among if self.among else None
 
+    def zeros(self, share: float, inputs: int, outputs: int, places: int) -> int:
+        """How many weights are 0 at least, of inputs x outputs at so many places of a kernel."""
+        if self.among:
+            return outputs * places * (inputs // self.among) * int(share * self.among + 1e-6)
+        blocks, narrow = inputs * places * -(-outputs // self.block), outputs % self.block
+        chosen = round(share * blocks) - (inputs * places if narrow else 0)  # which may all be narrow ones
+        return max(0, chosen) * self.block
+
     def fits(self, layer: Layer) -> bool:
         """Whether zeros can lie so in a layer: rows of tables are left alone, and ``among`` weights in a row
         need as many input channels, a block as many outputs."""

@@ -2,27 +2,36 @@
 
 import copy
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
 
 import leanfront as lf
 from leanfront.compression.capture.trace import Traced, trace
 from leanfront.compression.export.deployed_form import fold
+from leanfront.compression.export.dialects import dialect_of
+from leanfront.compression.export.measured_sizes import measured
+from leanfront.compression.export.zeros_in_file import in_onnx
+from leanfront.compression.export.zipped_sizes import deflated, zipped
 from leanfront.compression.layers import kind_of
 from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.policy.batch import PolicyBatch, zeros_of
 from leanfront.compression.policy.zeros import PATTERNS
+from leanfront.compression.policy.zipped import zipped_bytes
 from leanfront.compression.techniques.compress import Compressed, compress
 from leanfront.compression.techniques.masks import least, masks, tighten, zero_share
 from leanfront.compression.techniques.quantize import calibrate
 from leanfront.compression.training.batch_norms import changed_norms
 from leanfront.compression.training.schedule import ENDS, SCHEDULES, gradual, iterative, one_shot
 from leanfront.compression.training.weight_inheritance import inherit
+from leanfront.latency_models.benchmark.shifted_weights import shifted
+from leanfront.networks import file_of
+from leanfront.search.objectives import ObjectiveError, objective
 from leanfront.search.trial.scorer import load_weights, save_weights, zeros_by
 from tests.networks import built, example, inputs
 
@@ -210,23 +219,65 @@ def test_zeros_come_by_a_schedule_and_stay(schedule: str) -> None:
     assert weight[hidden].abs().max() <= weight[~hidden].abs().min()
 
 
-@pytest.mark.parametrize("to", ["onnx", "openvino", "tensorrt", "qonnx", "tflite"])
-def test_zeros_are_zeros_in_every_kind_of_file(to: str, tmp_path: Path) -> None:
+@cache
+def captured() -> lf.Captured:
+    return lf.capture(built("Residual"), example("Residual"))
+
+
+@pytest.mark.parametrize(
+    ("to", "bits"),
+    [("onnx", (8, 8)), ("onnx", (4, 8)), ("onnx", (32, 32)), ("tensorrt", (8, 8)), ("qonnx", (4, 8)),
+     ("tflite", (8, 8)), ("tflite", (4, 8)), ("openvino", (8, 8))],
+)  # fmt: skip
+def test_zeros_are_zeros_in_every_kind_of_file(to: str, bits: tuple[int, int]) -> None:
+    """Counted in the file: at least as many as the policy promises, and as many as the network has."""
+    more = {"2:4": 0.5, "unstructured": 0.6}
+    policy = lf.uniform(captured(), 0.5, *bits, more=more)
+    made = lf.compress(captured(), policy, [inputs("Residual", 16, 1)], multiple=4, to=to)
+    found = dialect_of(to).counted(file_of(made, to))
+    shown = [weight_of(made.module, name) for name in made.network.layer]
+    assert found.weights == sum(weight.numel() for weight in shown)
+    assert found.zeros >= zeros_of(made.network, policy) > 0.5 * found.weights
+    assert found.zeros == sum(int((weight == 0).sum()) for weight in shown)
+    plain = lf.compress(captured(), lf.uniform(captured(), 0.5, *bits), [inputs("Residual", 16, 1)], 4, to)
+    assert dialect_of(to).counted(file_of(plain, to)).zeros < 0.3 * found.weights
+
+
+def test_codes_around_another_zero_point_are_counted_as_what_they_mean() -> None:
+    made = lf.compress(captured(), lf.uniform(captured(), 0.0, 8, 8), [inputs("Residual", 16, 1)])
+    content = file_of(made)
+    moved = shifted(onnx.load_from_string(content), ["stage1.conv2"]).SerializeToString()
+    assert moved != content
+    assert in_onnx(moved) == in_onnx(content)
+
+
+def test_what_a_zipped_file_takes_is_foretold() -> None:
+    """Held against zlib: a kilobyte, or 6 % of larger files."""
     torch.manual_seed(0)
-    captured = lf.capture(built("Residual"), example("Residual"))
-    policy = lf.uniform(captured, weight_bits=8, activation_bits=8, more={"2:4": 0.5, "unstructured": 0.6})
-    compressed = lf.compress(captured, policy, [inputs("Residual", 16, 1)], to=to)
-    path = lf.export(compressed, tmp_path / f"model.{to}", to=to).path
-    wanted = {
-        tuple(w.shape): int((w == 0).sum()) for w in map(shown(compressed.module), captured.network.layer)
-    }
-    assert wanted
-    if to == "tflite":
-        return
-    stored = [numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer]
-    zeros = sum(int((one == 0).sum()) for one in stored if one.ndim > 1)
-    assert zeros / sum(one.size for one in stored if one.ndim > 1) >= 0.59
-
-
-def shown(module: nn.Module):  # type: ignore[no-untyped-def]
-    return lambda name: weight_of(module, name)
+    sizes = (3, 32, 64, 64)
+    blocks = [
+        part
+        for before, after in pairwise(sizes)
+        for part in (nn.Conv2d(before, after, 3, bias=False), nn.BatchNorm2d(after), nn.ReLU())
+    ]
+    images = [torch.randn(16, 3, 12, 12)]
+    model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)).eval()
+    network_of = lf.capture(model, images[0][:1])
+    for to in ("onnx", "tflite"):
+        dialect = dialect_of(to)
+        sized = measured(network_of.traced, dialect)
+        network = zipped(network_of.traced, sized, dialect, [4, 8, 32], [0.5, 0.9])
+        for cut, bits, more in (
+            (0.0, (32, 32), {}), (0.0, (8, 8), {}), (0.0, (32, 32), {"unstructured": 0.9}),
+            (0.0, (8, 8), {"unstructured": 0.5}), (0.0, (8, 8), {"unstructured": 0.9}),
+            (0.0, (8, 8), {"2:4": 0.5}), (0.0, (4, 8), {"unstructured": 0.7}), (0.5, (8, 8), {}),
+        ):  # fmt: skip
+            policy = lf.uniform(network_of, cut, *bits, more=more)
+            made = lf.compress(network_of, policy, images, to=to)
+            real = deflated(file_of(made, to))
+            (expected,) = zipped_bytes(PolicyBatch.of(network, [policy]))
+            assert expected == pytest.approx(real, rel=0.06, abs=1000), (to, cut, bits, more)
+            one = objective("zipped_bytes").of(policy.cut(network), policy, None)  # type: ignore[arg-type]
+            assert one == expected
+    with pytest.raises(ObjectiveError, match=r"must be measured .* nothing was of layer '0'"):
+        objective("zipped_bytes").column(PolicyBatch.of(network_of.network, [policy]), None)  # type: ignore[arg-type]
