@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,17 +16,19 @@ from leanfront.compression.export.template import template
 from leanfront.compression.export.walk import exported
 from leanfront.compression.graph import Network, Zipped
 from leanfront.compression.layers import kind_of
+from leanfront.compression.layers.kinds import LayerKind
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch, size_bytes
 from leanfront.compression.policy.file_size import storage_bits
-from leanfront.compression.policy.zeros import PATTERNS
-from leanfront.compression.policy.zipped import LEVEL
+from leanfront.compression.policy.zeros import PATTERNS, Pattern
+from leanfront.compression.policy.zipped import FLOAT, LEVEL
 from leanfront.compression.techniques.compress import compress
 from leanfront.compression.techniques.masks import least
 from leanfront.compression.techniques.quantize import best_clip, calibrate, channel_scales, weight_codes
 
-MOST_WEIGHTS = 2**16
-"""Of a layer are zipped; of more of them whole rows, evenly spread."""
+MOST_WEIGHTS = 2**15
+"""Of a layer are zipped; of more of them whole rows, evenly spread, ``_ROWS`` together: blocks stay whole."""
+_ROWS = 8
 _AS_FORETOLD = 0.02
 """A file whose size is further from the foretold one is none that sizes are foretold of (floats that stand
 for integers): onnxruntime's is zipped in its place."""
@@ -40,24 +43,30 @@ def zipped(
         traced: the uncompressed model; its own weights are zipped.
         network: its network, which knows what operations take in a file of this dialect.
         bits: of weights, that are asked for.
-        shares: of zeros; what lies between them is a line.
+        shares: of zeros, beside those that a search usually offers; what lies between them is a line.
     """
-    wanted = tuple(sorted({0.0, *shares}))
-    each = {
-        layer.name: {
-            one: tuple(_each(traced.module.get_submodule(layer.name), one, share) for share in wanted)
-            for one in sorted({*bits, 8, 32})
-        }
-        for layer in network.layers
-    }
-    floats, integers = (
-        _rest(traced, network, dialect, one, {name: known[one][0] for name, known in each.items()})
-        for one in (32, 8)
+    widths = sorted({*(one if one <= 8 else FLOAT for one in bits), 8, FLOAT})
+    each, plain = {}, {}
+    for layer in network.layers:
+        part = _sample(traced.module.get_submodule(layer.name))
+        plain[layer.name] = {one: _each(part, one, None, 0.0) for one in widths}
+        each[layer.name] = tuple(
+            (
+                row.name,
+                one,
+                wanted,
+                tuple(_each(part, one, row, s) if s else plain[layer.name][one] for s in wanted),
+            )
+            for one in widths
+            for row in PATTERNS.values()
+            if row.fits(layer)
+            for wanted in [tuple(sorted({*row.shares, *(() if row.share else shares)}))]
+        ) or tuple(("", one, (0.0,), (size,)) for one, size in plain[layer.name].items())
+    rest = tuple(
+        _rest(traced, network, dialect, one, {name: known[one] for name, known in plain.items()})
+        for one in (FLOAT, 8)
     )
-    layers = [
-        replace(layer, zipped=Zipped(wanted, tuple(each[layer.name].items()), (floats, integers)))
-        for layer in network.layers
-    ]
+    layers = [replace(one, zipped=Zipped(each[one.name], (rest[0], rest[1]))) for one in network.layers]
     return Network(network.nodes, tuple(layers), network.outputs)
 
 
@@ -66,23 +75,37 @@ def deflated(content: bytes) -> int:
     return len(zlib.compress(content, LEVEL))
 
 
-@torch.no_grad()
-def _each(part: torch.nn.Module, bits: int, share: float) -> float:
-    """Bytes that a weight of a layer takes when zipped."""
+class _Sample(NamedTuple):
+    """Weights of a layer, or some of its rows; ``channels``: see ``best_clip``."""
+
+    weight: Tensor
+    kind: LayerKind
+    channels: int | None
+    groups: int
+
+
+def _sample(part: torch.nn.Module) -> _Sample:
     kind, weight = kind_of(part), part.weight
     assert kind is not None
     assert isinstance(weight, Tensor)
     weight = weight.detach().float().cpu()
-    rows = max(1, MOST_WEIGHTS * weight.shape[0] // max(weight.numel(), 1))
-    channels: int | None = kind.channels(part)[1]
-    if rows < weight.shape[0]:
-        weight = weight[torch.linspace(0, weight.shape[0] - 1, rows).long()]
-        channels = None
-    gone = least(weight, PATTERNS["unstructured"], share, kind, 1)
-    weight = weight.masked_fill(gone, 0.0)
+    rows = MOST_WEIGHTS * weight.shape[0] // max(weight.numel(), 1)
+    if rows >= weight.shape[0]:
+        return _Sample(weight, kind, kind.channels(part)[1], int(getattr(part, "groups", 1)))
+    rows = max(_ROWS, rows // _ROWS * _ROWS)
+    chosen = torch.linspace(0, weight.shape[0] - _ROWS, rows // _ROWS).long()[:, None] + torch.arange(_ROWS)
+    return _Sample(weight[chosen.flatten()], kind, None, 1)
+
+
+@torch.no_grad()
+def _each(sample: _Sample, bits: int, pattern: Pattern | None, share: float) -> float:
+    """Bytes that a weight of a layer takes when zipped."""
+    weight, kind = sample.weight, sample.kind
+    if pattern is not None:
+        weight = weight.masked_fill(least(weight, pattern, share, kind, sample.groups), 0.0)
     if bits > 8:
-        return deflated(weight.numpy().tobytes()) / weight.numel()
-    clip = best_clip(weight, bits, kind.out_axis, channels)
+        return deflated(weight.contiguous().numpy().tobytes()) / weight.numel()
+    clip = best_clip(weight, bits, kind.out_axis, sample.channels)
     codes = weight_codes(weight, channel_scales(weight, bits, clip, kind.out_axis), bits, kind.out_axis)
     return deflated(packed(codes.numpy().astype(np.int8), bits)) / weight.numel()
 

@@ -6,7 +6,7 @@ is 0. Several patterns of one layer hold at once. Files are dense: zeros take as
 until somebody zips them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from leanfront.compression.graph.nodes import Layer
@@ -71,9 +71,3 @@ _ROWS = (
 )
 PATTERNS: Mapping[str, Pattern] = {row.name: row for row in _ROWS}
 """Name -> pattern."""
-
-
-def zero_shares(wanted: Sequence[float] | None) -> tuple[float, ...]:
-    """All shares of zeros that a layer may come to have where a user wants these; None: the usual ones."""
-    usual = {share for row in _ROWS for share in row.shares}
-    return tuple(sorted(usual if wanted is None else {*wanted, *(row.share for row in _ROWS if row.share)}))

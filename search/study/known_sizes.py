@@ -52,9 +52,9 @@ def _with_zipped(raw: dict[str, dict[str, Any]], network: Network) -> Network:
     layers = []
     for layer in network.layers:
         known = raw[layer.name]
-        each = tuple((int(bits), tuple(sizes)) for bits, sizes in known["each"])
+        each = tuple((str(n), int(bits), tuple(s), tuple(sizes)) for n, bits, s, sizes in known["each"])
         first, second = known["rest"]
-        found = Zipped(tuple(known["shares"]), each, (float(first), float(second)))
+        found = Zipped(each, (float(first), float(second)))
         layers.append(replace(layer, zipped=found))
     return Network(network.nodes, tuple(layers), network.outputs)
 

@@ -17,7 +17,6 @@ import numpy as np
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.space import Space
 from leanfront.compression.policy.technique import SpaceError
-from leanfront.compression.policy.zeros import zero_shares
 from leanfront.hw_profiles import HardwareProfile, find_profile, read_profile
 from leanfront.search.config import ConfigError, SearchConfig, check_names
 from leanfront.search.objectives import (
@@ -91,7 +90,7 @@ def load(config: SearchConfig, to: str | None = None) -> Loaded:
     if config.zipped:
         # those of the space, of the uncompressed network, and of what is free
         bits = {*spaces.weight_bits, max(profile.supported)[0], 8, 16, 32}
-        network = zipped(traced, network, dialect, sorted(bits), zero_shares(spaces.zeros))
+        network = zipped(traced, network, dialect, sorted(bits), spaces.zeros or ())
     try:
         space = Space(
             network, profile, spaces.sparsity, spaces.weight_bits, spaces.activation_bits, spaces.depth,
