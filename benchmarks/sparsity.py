@@ -56,8 +56,8 @@ def main() -> None:
         policy = Policy.uniform(traced.network, LayerPolicy(more=tuple(more.items())))
         compressed = scorer.prepared(policy)
         before = scorer.scored(scorer.as_run(compressed), 0.0, started).accuracy
-        batches = scorer._batches(steps * config.finetune.batch, seed=1)
-        scorer.fine_tune(compressed, batches, steps, config.pick.learning_rate, schedule)
+        batches = scorer.long_batches(steps)
+        scorer.fine_tune(compressed, batches, steps, config.pick.learning_rate, schedule=schedule)
         scorer.settle_norms(compressed, frozenset(norms_of(compressed.module)), trained=True)
         after = scorer.scored(scorer.as_run(compressed), 0.0, started).accuracy
         minutes = (time.perf_counter() - started) / 60

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         export,
         uniform,
     )
-    from leanfront.runs import Picked, Run, search
+    from leanfront.runs import Picked, Run, compare, search
     from leanfront.search.scores import Metric
     from leanfront.search.task import ArrayData, Task, TaskError, load_state
 
@@ -35,7 +35,7 @@ _HOMES = {
     "leanfront.networks": (
         "Captured", "CompressedNetwork", "Exported", "capture", "compress", "cost", "export", "uniform",
     ),
-    "leanfront.runs": ("Picked", "Run"),
+    "leanfront.runs": ("Picked", "Run", "compare"),
     "leanfront.search.scores": ("Metric",),
     "leanfront.search.task": ("ArrayData", "Task", "TaskError", "load_state"),
 }  # fmt: skip
@@ -43,8 +43,8 @@ _HOMES = {
 
 __all__ = [
     "ArrayData", "Captured", "CompressedNetwork", "Exported", "Metric", "Picked", "Profile", "Run", "Task",
-    "TaskError", "capture", "compress", "cost", "export", "load_state", "metrics", "readers", "search",
-    "uniform",
+    "TaskError", "capture", "compare", "compress", "cost", "export", "load_state", "metrics", "readers",
+    "search", "uniform",
 ]  # fmt: skip
 
 

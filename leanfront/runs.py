@@ -13,6 +13,7 @@ from leanfront.search.run.run_folder import RunFolder, make_run, open_run
 if TYPE_CHECKING:
     import pandas as pd
 
+    from leanfront.search.compare.compare import Compared
     from leanfront.search.pick.verify import Verification
     from leanfront.search.task import Task
 
@@ -161,6 +162,39 @@ def search(
     found = Run(made.path)
     found.ended = ended
     return found
+
+
+def compare(
+    task: "SearchConfig | Path | str",
+    *,
+    epochs: float = 1.0,
+    rows: Sequence[str] = (),
+    run: "Run | Path | str | None" = None,
+    out: Path | str | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    log: Callable[[str], None] = print,
+) -> "Compared":
+    """Each technique alone, and the usual combinations, on a task's network at equal training.
+
+    Args:
+        task: path of a search.toml (or of its folder), or a configuration.
+        epochs: of the training data, that each trained row gets.
+        rows: names of some; all by default.
+        run: a search of the same task: networks of its front get the same training and stand beside.
+        out: the folder, in which an earlier comparison goes on; runs/compare-<folder>-<profile> by default.
+        settings: further keys by section, as of ``search``. log: hears what is being done.
+
+    Raises:
+        CompareError, ConfigError, TaskError, RunError ...: wrong input, one sentence.
+    """
+    from leanfront.search.compare.compare import compare as compared
+    from leanfront.search.run.run_folder import default_run
+
+    config, where = _configured(task, {name: dict(keys) for name, keys in (settings or {}).items()})
+    beside = default_run(where, config)
+    folder = Path(out) if out is not None else beside.with_name(f"compare-{beside.name}")
+    searched = None if run is None else run.folder if isinstance(run, Run) else open_run(run)
+    return compared(config, folder.absolute(), epochs=epochs, rows=rows, run=searched, note=log)
 
 
 def _configured(task: SearchConfig | Path | str, sections: dict[str, Any]) -> tuple[SearchConfig, Path]:

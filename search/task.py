@@ -58,6 +58,9 @@ class Task:
     training_loss: (model, inputs, targets) -> scalar, for a model that computes its own loss while it trains;
     instead of loss(model(inputs), targets).
 
+    student: a smaller network with the same inputs and outputs, which ``leanfront compare`` trains, alone and
+    with the model as its teacher, beside what it makes of the model.
+
     Raises TaskError for anything of the wrong kind.
     """
 
@@ -74,6 +77,7 @@ class Task:
     training_loss: Callable[[nn.Module, Any, Any], Tensor] | None = None
     metric: Metric | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
+    student: nn.Module | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.model, (str, Path)):
@@ -119,6 +123,10 @@ class Task:
             ' {"sensitivity": function}',
         )
         object.__setattr__(self, "report", reported(self.report))
+        require(
+            self.student is None or isinstance(self.student, nn.Module),
+            f"A task's student is a torch nn.Module, but {shown(self.student)} came; give the network object",
+        )
         require(
             self.part is None or isinstance(self.part, str),
             f"A task's part is the name of a submodule, but {shown(self.part)} came; give its name",

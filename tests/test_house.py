@@ -17,7 +17,7 @@ COSTS = (*LOW, "latency_models")
 TORCH_ROOMS = ("capture", "layers", "techniques", "training", "export")
 FLOORS = (
     ("errors", "objectives", "config", "storage_url"), ("readers",), ("data", "scores"), ("task",), ("gate",),
-    ("run",), ("trial",), ("samplers", "report"), ("study",), ("pick",), ("cli",),
+    ("run",), ("trial",), ("samplers", "report"), ("study",), ("pick",), ("compare",), ("cli",),
 )  # fmt: skip
 """Rooms of search, each of which imports from those before it alone."""
 

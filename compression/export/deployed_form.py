@@ -29,8 +29,9 @@ _USE = "use_"
 
 
 @torch.no_grad()
-def fold(compressed: Compressed) -> Compressed:
-    """A copy with batch norms folded, weights as their codes show them, and biases rounded as exported.
+def fold(compressed: Compressed, rounded: bool = True) -> Compressed:
+    """A copy with batch norms folded, weights as their codes show them, and biases as exported: ``rounded``,
+    or in floats for an engine whose kernels add floats (``Dialect.rounds_biases``).
 
     An integer kernel adds its bias in steps of weight scale times activation scale. Those roundings are
     small, but in a deep network they change which way later values are rounded: a ResNet-20 that keeps its
@@ -56,7 +57,7 @@ def fold(compressed: Compressed) -> Compressed:
         taken_off(layer)
         bias = torch.from_numpy(held.bias)
         layer_policy = compressed.policy[kernel.layer.name]
-        if computes_in_integers(kernel.layer, layer_policy):
+        if rounded and computes_in_integers(kernel.layer, layer_policy):
             grid = grids[source_of_range(kernel.inputs[0], fused)]
             codes, steps = bias_codes(held, layer_policy.weight_bits, grid.scale)
             bias = (torch.from_numpy(codes).double() * torch.from_numpy(steps).double()).float()

@@ -126,6 +126,7 @@ class TensorRT(Qdq):
     name = "tensorrt"
     engine = "tensorrt"
     grids = "signed"
+    rounds_biases = False
     fused = False
     priced = False
     limited = True

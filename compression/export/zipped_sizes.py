@@ -1,9 +1,10 @@
 """What weights and the rest of a file take when zipped, measured by zipping them."""
 
+import math
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,12 +15,13 @@ from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.dialects import QDQ, Dialect
 from leanfront.compression.export.template import template
 from leanfront.compression.export.walk import exported
-from leanfront.compression.graph import Network, Zipped
+from leanfront.compression.graph import Layer, Network, Zipped
 from leanfront.compression.layers import kind_of
 from leanfront.compression.layers.kinds import LayerKind
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch, size_bytes
 from leanfront.compression.policy.file_size import storage_bits
+from leanfront.compression.policy.flatbuffer_size import KIND, MANY, PACKED
 from leanfront.compression.policy.zeros import PATTERNS, Pattern
 from leanfront.compression.policy.zipped import FLOAT, LEVEL
 from leanfront.compression.techniques.compress import compress
@@ -46,27 +48,22 @@ def zipped(
         shares: of zeros, beside those that a search usually offers; what lies between them is a line.
     """
     widths = sorted({*(one if one <= 8 else FLOAT for one in bits), 8, FLOAT})
-    each, plain = {}, {}
+    each: dict[str, tuple[tuple[str, int, int, tuple[float, ...], tuple[float, ...]], ...]] = {}
     for layer in network.layers:
-        part = _sample(traced.module.get_submodule(layer.name))
-        plain[layer.name] = {one: _each(part, one, None, 0.0) for one in widths}
-        each[layer.name] = tuple(
-            (
-                row.name,
-                one,
-                wanted,
-                tuple(_each(part, one, row, s) if s else plain[layer.name][one] for s in wanted),
-            )
-            for one in widths
-            for row in PATTERNS.values()
-            if row.fits(layer)
-            for wanted in [tuple(sorted({*row.shares, *(() if row.share else shares)}))]
-        ) or tuple(("", one, (0.0,), (size,)) for one, size in plain[layer.name].items())
-    rest = tuple(
-        _rest(traced, network, dialect, one, {name: known[one] for name, known in plain.items()})
-        for one in (FLOAT, 8)
-    )
-    layers = [replace(one, zipped=Zipped(each[one.name], (rest[0], rest[1]))) for one in network.layers]
+        sample = _sample(traced.module.get_submodule(layer.name))
+        rows = [row for row in PATTERNS.values() if row.fits(layer)]
+        found: list[tuple[str, int, int, tuple[float, ...], tuple[float, ...]]] = []
+        for one in widths:
+            held = _held_bits(network, layer, one)
+            plain = _each(sample, one, held, None, 0.0)
+            found.append(("", one, held, (0.0,), (plain,)))
+            for row in rows:
+                wanted = sorted({*row.shares, *(() if row.share else shares)} - {0.0})
+                sizes = [_each(sample, one, held, row, share) for share in wanted]
+                found.append((row.name, one, held, (0.0, *wanted), (plain, *sizes)))
+        each[layer.name] = tuple(found)
+    floats, integers = (_rest(traced, network, dialect, one, each) for one in (FLOAT, 8))
+    layers = [replace(one, zipped=Zipped(each[one.name], (floats, integers))) for one in network.layers]
     return Network(network.nodes, tuple(layers), network.outputs)
 
 
@@ -98,8 +95,8 @@ def _sample(part: torch.nn.Module) -> _Sample:
 
 
 @torch.no_grad()
-def _each(sample: _Sample, bits: int, pattern: Pattern | None, share: float) -> float:
-    """Bytes that a weight of a layer takes when zipped."""
+def _each(sample: _Sample, bits: int, held: int, pattern: Pattern | None, share: float) -> float:
+    """Bytes that a weight of a layer takes when zipped. ``held``: bits that it is stored in."""
     weight, kind = sample.weight, sample.kind
     if pattern is not None:
         weight = weight.masked_fill(least(weight, pattern, share, kind, sample.groups), 0.0)
@@ -107,12 +104,21 @@ def _each(sample: _Sample, bits: int, pattern: Pattern | None, share: float) -> 
         return deflated(weight.contiguous().numpy().tobytes()) / weight.numel()
     clip = best_clip(weight, bits, kind.out_axis, sample.channels)
     codes = weight_codes(weight, channel_scales(weight, bits, clip, kind.out_axis), bits, kind.out_axis)
-    return deflated(packed(codes.numpy().astype(np.int8), bits)) / weight.numel()
+    return deflated(packed(codes.numpy().astype(np.int8), held)) / weight.numel()
 
 
-def packed(codes: NDArray[np.int8], bits: int) -> bytes:
-    """Codes of so many bits as a file holds them: of few bits several in a byte, the first lowest."""
-    size = storage_bits(bits)
+def _held_bits(network: Network, layer: Layer, bits: int) -> int:
+    """Bits that a weight is stored in: in a flatbuffer only some layers have room for 4 alone."""
+    kinds = {node.written.kind for node in network.nodes if node.written is not None}
+    shape = layer.shape
+    if kinds != {KIND} or bits > 4:
+        return storage_bits(bits)
+    added = math.prod(shape.kernel) * shape.in_channels // shape.groups
+    return 4 if shape.op in PACKED and added >= MANY else 8
+
+
+def packed(codes: NDArray[np.int8], size: int) -> bytes:
+    """Codes as a file holds them in so many bits: of fewer than 8 several in a byte, the first lowest."""
     flat = codes.reshape(-1)
     if size == 8:
         return flat.tobytes()
@@ -122,18 +128,21 @@ def packed(codes: NDArray[np.int8], bits: int) -> bytes:
     return bytes(np.bitwise_or.reduce(parts.astype(np.uint8), axis=1).tobytes())
 
 
-def _rest(traced: Traced, network: Network, dialect: Dialect, bits: int, each: Mapping[str, float]) -> float:
+def _rest(
+    traced: Traced, network: Network, dialect: Dialect, bits: int, each: Mapping[str, Sequence[Any]]
+) -> float:
     """Of a file of the uncut network with weights and tensors of so many bits: the share of its size, but for
-    its weights, that is left when it is zipped. ``each``: of a layer what a weight takes then."""
+    its weights, that is left when it is zipped. ``each``: of each layer ``Zipped.each``."""
     policy = Policy.uniform(network, LayerPolicy(0.0, bits, bits))
     made = compress(traced, policy)
     calibrate(made.module, [traced.example])  # where the grids lie changes no size
     content = dialect.finished(exported(template(traced), made, dialect), made.network, policy)
     if abs(len(content) / size_bytes(network, policy) - 1.0) > _AS_FORETOLD:
         content = exported(template(traced), made, QDQ).SerializeToString()
-    batch = PolicyBatch.of(network, [policy])
+    counts = PolicyBatch.of(network, [policy]).weight_counts[:, 0].tolist()
     stored = left = 0.0
-    for layer, count in zip(network.layers, batch.weight_counts[:, 0].tolist(), strict=True):
-        stored += count * storage_bits(policy[layer.name].weight_bits) / 8
-        left += count * each[layer.name]
+    for layer, count in zip(network.layers, counts, strict=True):
+        plain = [one for one in each[layer.name] if one[:2] == ("", policy[layer.name].weight_bits)]
+        (_, _, held, _, (size,)) = plain[0]
+        stored, left = stored + count * held / 8, left + count * size
     return float(np.clip((deflated(content) - left) / max(len(content) - stored, 1.0), 0.0, 1.0))

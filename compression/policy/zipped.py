@@ -5,13 +5,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.compression.policy.file_size import storage_bits
-
 if TYPE_CHECKING:
     from leanfront.compression.policy.batch import PolicyBatch
 
 FLOAT = 32
-_STORED_BITS = np.array([storage_bits(bits) for bits in range(33)])
 LEVEL = 6
 """Of zlib's deflate, which zip, gzip and most updaters use."""
 
@@ -35,16 +32,17 @@ def zipped_bytes(batch: "PolicyBatch") -> NDArray[np.float64]:
                 f" {layer.name!r}; search for zipped_bytes with a configuration"
             )
         rest, bits = layer.zipped.rest, batch.weight_bits[row]
-        one = np.full(batch.count, np.inf)
-        for pattern, width, shares, sizes in layer.zipped.each:
+        one, held = np.full(batch.count, np.inf), np.zeros(batch.count)
+        for pattern, width, in_file, shares, sizes in layer.zipped.each:
             share = batch.more[pattern][row] if pattern in batch.more else np.zeros(batch.count)
             here = bits == width if width < FLOAT else bits > 8
             one = np.where(here, np.minimum(one, np.interp(share, shares, sizes)), one)
+            held = np.where(here, in_file / 8, held)
         if not np.isfinite(one).all():
-            known = ", ".join(sorted({str(width) for _, width, _, _ in layer.zipped.each}))
+            known = ", ".join(sorted({str(width) for _, width, *_ in layer.zipped.each}))
             raise ValueError(f"weights of {known} bits were zipped, and a policy has others")
         found += counts[row] * one
-        stored += counts[row] * _STORED_BITS.take(bits) / 8
+        stored += counts[row] * held
     there = counts > 0
     integer = (batch.integer_layers & there).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
     kept = rest[0] + (rest[1] - rest[0]) * integer

@@ -141,6 +141,37 @@ def search(
 
 
 @app.command()
+def compare(
+    config: ConfigArgument,
+    epochs: Annotated[float, typer.Option("--epochs", min=0.0, help="Of training, for each row.")] = 1.0,
+    row: Annotated[
+        list[str], typer.Option("--row", metavar="NAME", help="This row alone; may be given again.")
+    ] = [],  # noqa: B006 (typer copies it)
+    run: Annotated[
+        Path | None, typer.Option("--run", help="A search whose front is to stand beside.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The folder; the default is under runs/.")] = None,
+    set_: SetOption = [],  # noqa: B006 (typer copies it)
+    format_: FormatOption = Format.TABLE,
+) -> None:
+    """Compare techniques, alone and combined, on the task's network at equal training."""
+    from leanfront.runs import compare as compare_rows
+    from leanfront.search.cli.compare import print_compared
+    from leanfront.search.compare.compare import plain
+
+    loaded, base = _config(config, set_), default_run(config, _config(config, set_))
+    folder = out or base.with_name(f"compare-{base.name}")
+    found = compare_rows(loaded, epochs=epochs, rows=row, run=run, out=folder, log=say)
+    rows = [plain(one) for one in found.rows]
+
+    def people() -> None:
+        print_compared(found)
+        print(f"{shown(found.folder)}: compare.html, compare.csv, compare.json")
+
+    show(format_, lambda: {"headline": found.headline, "rows": rows}, lambda: rows, people)
+
+
+@app.command()
 def status(
     run: RunArgument,
     follow: Annotated[bool, typer.Option("--follow", help="Go on until the search ends.")] = False,

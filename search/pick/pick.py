@@ -307,7 +307,7 @@ def export_and_verify(
     with training(log):
         test = test_once(
             made[dialect.name].tested,
-            fold(compressed).module,
+            fold(compressed, dialect.rounds_biases).module,
             loaded.traced,
             task,
             as_data(task.test),

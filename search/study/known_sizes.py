@@ -52,7 +52,7 @@ def _with_zipped(raw: dict[str, dict[str, Any]], network: Network) -> Network:
     layers = []
     for layer in network.layers:
         known = raw[layer.name]
-        each = tuple((str(n), int(bits), tuple(s), tuple(sizes)) for n, bits, s, sizes in known["each"])
+        each = tuple((str(n), int(b), int(h), tuple(s), tuple(z)) for n, b, h, s, z in known["each"])
         first, second = known["rest"]
         found = Zipped(each, (float(first), float(second)))
         layers.append(replace(layer, zipped=found))

@@ -291,7 +291,7 @@ class Scorer:
             batch, size = self.config.finetune.batch, len(self.train)
             best = replace(self._scored_now(compressed, started), settled=settled)
             steps = [int(each * size / batch) for each in rounds(epochs, self.config.finetune.images / size)]
-            batches = iter(self._batches(sum(steps) * batch, seed=self.config.search.seed + 1))
+            batches = iter(self.long_batches(sum(steps)))
             kept, done, in_vain = _state(compressed.module), 0, 0
             for count in filter(None, steps):
                 score = self._round(compressed, batches, count, learning_rate, best, started)
@@ -352,10 +352,14 @@ class Scorer:
         batches: Iterable[Batch],
         steps: int,
         learning_rate: float,
+        distillation_weight: float | None = None,
         schedule: str = "one-shot",
     ) -> None:
-        """Train a compressed network in its task. ``schedule``: when its zeros come."""
+        """Train a compressed network in its task. ``distillation_weight``: the configuration's by default;
+        ``schedule``: when its zeros come."""
         settings = self.settings(learning_rate)
+        if distillation_weight is not None:
+            settings = replace(settings, distillation_weight=distillation_weight)
         lesson = self.in_task(compressed.module).lesson(self.comparison, settings)
         masked = zeros_by(compressed.module, SCHEDULES[schedule])
         fine_tune(compressed.module, batches, steps, lesson, settings, masked)
@@ -642,11 +646,14 @@ class Scorer:
             _, answers = self.teacher.both(_laid_out(self.task.example_input, self.device))
         return sum(tensor.numel() for tensor in tensors_in(answers))
 
-    def _batches(self, images: int, seed: int) -> Iterator[Batch]:
-        """Augmented training batches with the teacher's outputs, ``images`` in all, each of them once."""
-        for inputs, targets in self._augmented(images, seed):
+    def long_batches(self, steps: int, seed: int = 0, answered: bool = True) -> Iterator[Batch]:
+        """So many augmented training batches, drawn anew for each ``seed``; ``answered``: with the teacher's
+        outputs, else None in their place."""
+        images = steps * self.config.finetune.batch
+        for inputs, targets in self._augmented(images, self.config.search.seed + 1 + seed):
             laid = _laid_out(inputs, self.device)
-            yield laid, on(self.device, targets), self._answered(laid, exact=False)
+            answers = self._answered(laid, exact=False) if answered else None
+            yield laid, on(self.device, targets), answers
 
     def _augmented(self, images: int, seed: int) -> Iterator[tuple[Any, Any]]:
         """Augmented training inputs and targets, ``images`` in all."""

@@ -12,8 +12,10 @@ from torch import nn
 
 import leanfront as lf
 from leanfront.compression.export import dialects
+from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.export.dialects import BUILT_IN, DialectError, dialect_for, dialect_of
 from leanfront.compression.policy.grids import GridKind
+from leanfront.compression.techniques.compress import Compressed
 from leanfront.hw_profiles import load_profile
 from leanfront.networks import Captured, CompressedNetwork
 from tests.networks import built, example, inputs
@@ -43,6 +45,18 @@ def test_a_file_equals_the_network(tmp_path: Path, to: str, name: str, bits: tup
     assert [rule.broken(model) for rule in dialect_of(to).rules] == [[] for _ in dialect_of(to).rules]
     halves = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT16]
     assert bool(halves) == (to == "tensorrt" and bits == (16, 16))
+
+
+def test_biases_in_floats_are_not_rounded(tmp_path: Path) -> None:
+    made = compressed("Residual", "tensorrt", (8, 8))
+    lf.export(made, tmp_path / "model.onnx", to="tensorrt")
+    held = [numpy_helper.to_array(one) for one in onnx.load(tmp_path / "model.onnx").graph.initializer]
+    of = Compressed(made.module, made.network, made.policy)  # type: ignore[arg-type]
+    for rounded in (True, False):
+        module = fold(of, rounded).module
+        biases = [module.get_submodule(name).bias.detach().numpy() for name in made.network.layer_names]  # type: ignore[union-attr,operator]
+        found = [any(x.shape == b.shape and np.array_equal(x, b) for x in held) for b in biases]
+        assert all(found) is (rounded is dialect_of("tensorrt").rounds_biases)
 
 
 def test_weights_of_two_bits_are_held_in_four_for_openvino(tmp_path: Path) -> None:

@@ -1,0 +1,271 @@
+"""The comparison of a configuration: row after row, each kept as soon as it is done; times last."""
+
+import csv
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from leanfront.compression.export.walk import random_builder
+from leanfront.compression.policy.batch import PolicyBatch
+from leanfront.compression.training.finetune import Diverged
+from leanfront.latency_models.benchmark.measuring_lock import measuring
+from leanfront.latency_models.benchmark.timing import noise, time_models
+from leanfront.latency_models.cost import CostModel
+from leanfront.latency_models.errors import TableError
+from leanfront.latency_models.files import replace_file
+from leanfront.latency_models.measured.building import cost_model
+from leanfront.latency_models.providers import provider_of
+from leanfront.search.compare.made import LeftOut, Made, Maker, members_of
+from leanfront.search.compare.recipes import CompareError, Note, recipes_named
+from leanfront.search.compare.told import headline
+from leanfront.search.config import SearchConfig
+from leanfront.search.pick.verify import at_hand
+from leanfront.search.run.run_folder import RunFolder, writable
+from leanfront.search.run.significance import (
+    Evidence,
+    load_scores,
+    paired_interval,
+    save_scores,
+    value_of,
+)
+from leanfront.search.study.prepare import Loaded, judged, load
+from leanfront.search.trial.scorer import TrialFailed
+
+MEMBERS = 6
+"""Of a search's front, at most."""
+BLOCKS = 9
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What came of a comparison: its folder, the rows as plain values, and the first line of what to say."""
+
+    folder: Path
+    rows: tuple[Row, ...]
+    headline: str
+
+
+class Comparison:
+    """A folder of rows. Each row is written when it is done; the same call again goes on behind it."""
+
+    def __init__(self, folder: Path, key: str) -> None:
+        """``key``: of everything that all rows depend on; rows of another are made anew."""
+        self.folder, self.key = folder, key
+
+    def file(self, name: str, suffix: str) -> Path:
+        """Of a row."""
+        return self.folder / "rows" / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}{suffix}"
+
+    def known(self, name: str) -> Row | None:
+        """A row that an earlier call has made."""
+        try:
+            row: Row = json.loads(self.file(name, ".json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if row.pop("key", None) != self.key or row["state"] == "failed":
+            return None
+        return row if row["state"] != "done" or self.content(name) is not None else None
+
+    def content(self, name: str) -> bytes | None:
+        """The network's file."""
+        with suppress(OSError):
+            return self.file(name, ".model").read_bytes()
+        return None
+
+    def scores(self, name: str) -> Evidence | None:
+        """Of each example of the search split."""
+        return load_scores(self.file(name, ".npz"))
+
+    def keep(self, row: Row, made: Made | None) -> None:
+        """Write a row, its file and its scores first."""
+        name = row["row"]
+        with writable(self.folder):
+            (self.folder / "rows").mkdir(parents=True, exist_ok=True)
+            if made is not None:
+                replace_file(self.file(name, ".model"), made.content)
+                save_scores(self.file(name, ".npz"), {0: made.score.scores})
+            replace_file(self.file(name, ".json"), json.dumps({**row, "key": self.key}, indent=1) + "\n")
+
+
+def compare(
+    config: SearchConfig,
+    folder: Path,
+    *,
+    epochs: float,
+    rows: Sequence[str] = (),
+    run: RunFolder | None = None,
+    note: Note = lambda line: None,
+) -> Compared:
+    """Make every row, or go on behind those that are there, and write compare.csv, compare.json and
+    compare.html into the folder.
+
+    Args:
+        epochs: of the training data, for every row that is trained.
+        rows: names of those that are wanted, all by default.
+        run: a search of the same task, of whose front some networks get the same training and stand beside.
+
+    Raises:
+        CompareError, RunError, and what ``load`` raises: wrong input, in one sentence.
+    """
+    if epochs <= 0:
+        raise CompareError(f"rows are trained for more than 0 epochs, not {epochs:g}")
+    recipes = recipes_named(rows)
+    loaded = load(config)
+    known = judged(loaded, None, note, decoded=folder / "decoded")
+    members = [] if run is None else members_of(run, MEMBERS, known.hashes)
+    maker = Maker(loaded, known.scorer, epochs, note)
+    maker.check(recipes)
+    table = Comparison(folder, _key(known.hashes, config, epochs))
+    wanted: dict[str, tuple[Sequence[str], Callable[[], Made]]] = {
+        recipe.name: (recipe.techniques, partial(maker.made, recipe)) for recipe in recipes
+    }
+    wanted |= {member.name: (("searched",), partial(maker.member, member)) for member in members}
+    found, prices = [], _Prices(loaded)
+    for number, (name, (techniques, make)) in enumerate(wanted.items(), start=1):
+        row = table.known(name)
+        if row is None:
+            note(f"{number} of {len(wanted)}: {name}")
+            row = _row(prices, table, name, techniques, make)
+        found.append(row)
+    found = _timed(loaded, table, found, note)
+    evidence = {row["row"]: table.scores(row["row"]) for row in found if row["state"] == "done"}
+    compared = Compared(folder, tuple(found), headline(found, evidence, config.search.objectives))
+    _write(compared)
+    return compared
+
+
+def _key(hashes: Mapping[str, str], config: SearchConfig, epochs: float) -> str:
+    settings = config.finetune.model_dump(mode="json") | {"learning_rate": config.pick.learning_rate}
+    text = json.dumps([dict(hashes), settings, config.search.seed, epochs], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _row(
+    prices: "_Prices", table: Comparison, name: str, techniques: Sequence[str], make: Callable[[], Made]
+) -> Row:
+    """One row, made and written."""
+    row: Row = {"row": name, "techniques": list(techniques)}
+    try:
+        made = make()
+    except LeftOut as error:
+        row |= {"state": "left out", "reason": str(error)}
+        table.keep(row, None)
+        return row
+    except (TrialFailed, Diverged) as error:
+        row |= {"state": "failed", "reason": str(error)}
+        table.keep(row, None)
+        return row
+    score = made.score
+    low, high = score.accuracy_ci
+    row |= {"state": "done", "accuracy": float(score.accuracy), "accuracy_low": low, "accuracy_high": high}
+    against = table.scores("uncompressed")
+    ends = (0.0, 0.0) if against is None else paired_interval(against, score.scores)
+    lost = 0.0 if against is None else value_of(against) - float(score.accuracy)
+    row |= {"drop": lost, "drop_low": ends[0], "drop_high": ends[1], "parameters": made.parameters}
+    if made.network is not None and made.policy is not None:
+        batch = PolicyBatch.one(made.network, made.policy)
+        row |= {"macs": int(batch.macs.sum()), "bops": float(batch.bops()[0])}
+    row |= {
+        "size_bytes": len(made.content),
+        "zipped_bytes": len(zlib.compress(made.content, 9)),
+        "epochs": made.epochs,
+        "seconds_training": round(made.seconds_training, 1),
+        **prices.of(made),
+    }
+    table.keep(row, made)
+    return row
+
+
+class _Prices:
+    """Latency and energy that the profile's cost model says."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+
+    @cached_property
+    def _model(self) -> CostModel | None:
+        """None where this machine is the part: files are measured then."""
+        loaded, hardware = self._loaded, self._loaded.config.hardware
+        if at_hand(loaded.profile, hardware.threads, hardware.provider):
+            return None
+        builder = partial(random_builder, loaded.traced)
+        return cost_model(
+            loaded.space, builder, loaded.profile, hardware.threads, lambda line: None, hardware.provider
+        )
+
+    def of(self, made: Made) -> Row:
+        """Nothing where the model does not know this network, or the part does not run it."""
+        if self._model is None or made.network is None or made.policy is None:
+            return {}
+        bits = {(one.weight_bits, one.activation_bits) for one in made.policy.there().values()}
+        if not all(self._loaded.profile.supports(*pair) for pair in bits):
+            return {}
+        try:
+            cost = self._model.cost(made.network, made.policy)
+        except TableError:
+            return {}
+        kind = "estimated" if cost.estimated else "predicted"
+        return {"latency_ms": cost.latency_ms, "energy_mj": cost.energy_mj, "latency_is": kind}
+
+
+def _timed(loaded: Loaded, table: Comparison, rows: Sequence[Row], note: Note) -> list[Row]:
+    """The rows with the latency of each file, where this machine is the part: all in one run, blocks of the
+    files by turns, so that they can be compared."""
+    hardware, profile = loaded.config.hardware, loaded.profile
+    done = [row["row"] for row in rows if row["state"] == "done"]
+    if not (loaded.dialect.priced and at_hand(profile, hardware.threads, hardware.provider, note)):
+        return list(rows)
+    files = {name: content for name in done if (content := table.content(name)) is not None}
+    note(f"measuring the latency of {len(files)} files")
+    with measuring(note):
+        timings = time_models(files, hardware.threads, BLOCKS, provider_of(hardware.provider))
+    if said := noise(timings):
+        note(f"warning: {said}")
+    found = []
+    for row in rows:
+        if (timing := timings.get(row["row"])) is None:
+            found.append(row)
+            continue
+        energy_mj = timing.median_ms * profile.power_w
+        found.append(
+            {**row, "latency_ms": timing.median_ms, "energy_mj": energy_mj, "latency_is": "measured"}
+        )
+    return found
+
+
+COLUMNS = (
+    "row", "techniques", "state", "accuracy", "accuracy_low", "accuracy_high", "drop", "drop_low",
+    "drop_high", "parameters", "macs", "bops", "size_bytes", "zipped_bytes", "latency_ms", "latency_is",
+    "energy_mj", "epochs", "seconds_training", "reason",
+)  # fmt: skip
+
+
+def plain(row: Mapping[str, Any]) -> Row:
+    """A row with every column, its techniques as one text."""
+    found = {name: row.get(name) for name in COLUMNS}
+    return {**found, "techniques": " + ".join(row["techniques"])}
+
+
+def _write(compared: Compared) -> None:
+    from leanfront.search.report.compared import page
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    rows = [plain(row) for row in compared.rows]
+    writer.writerows({name: "" if value is None else value for name, value in row.items()} for row in rows)
+    answer = {"headline": compared.headline, "rows": rows}
+    with writable(compared.folder):
+        compared.folder.mkdir(parents=True, exist_ok=True)
+        replace_file(compared.folder / "compare.csv", text.getvalue())
+        replace_file(compared.folder / "compare.json", json.dumps(answer, indent=1) + "\n")
+        replace_file(compared.folder / "compare.html", page(compared.folder.name, compared.headline, rows))

@@ -1,0 +1,100 @@
+"""What ``leanfront compare`` compares: each technique alone, and the usual combinations, one row each."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from leanfront.compression.graph import Network
+from leanfront.compression.policy import LayerPolicy, Policy
+
+Note = Callable[[str], None]
+Origin = Literal["policy", "dynamic", "student"]
+"""Where a row's network comes from: a policy of the user's network, onnxruntime's dynamic quantization of its
+file, or the task's student."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One row. techniques: what is done, in order. steps: the policy on the way after which the network is
+    trained, one after the other, the last the row's own. trained: with the budget that all rows have, divided
+    evenly among the steps. distilled: with the uncompressed network as teacher, as a search trains; else with
+    the task's loss alone.
+    """
+
+    name: str
+    techniques: tuple[str, ...]
+    steps: tuple[LayerPolicy, ...] = (LayerPolicy(),)
+    trained: bool = True
+    distilled: bool = False
+    origin: Origin = "policy"
+
+    def policies(self, network: Network) -> tuple[Policy, ...]:
+        """The policy of each step, for a network."""
+        return tuple(Policy.uniform(network, step) for step in self.steps)
+
+    @property
+    def bits(self) -> tuple[int, int]:
+        """Of weights and activations in the end."""
+        return self.steps[-1].weight_bits, self.steps[-1].activation_bits
+
+
+def _cut(share: float, bits: tuple[int, int] = (32, 32), **more: float) -> LayerPolicy:
+    return LayerPolicy(share, *bits, more=tuple(more.items()))
+
+
+INT8 = (8, 8)
+PRUNING, QUANTIZATION, DISTILLATION = "channel pruning", "quantization", "distillation"
+AFTER, DURING = "post-training quantization", "quantization-aware training"
+ALL = (PRUNING, DURING, DISTILLATION)
+
+_ALONE = (
+    Recipe("uncompressed", (), trained=False),
+    Recipe("float16", (AFTER,), (_cut(0, (16, 16)),), trained=False),
+    Recipe("int8", (AFTER,), (_cut(0, INT8),), trained=False),
+    Recipe("int8 dynamic", ("dynamic quantization",), trained=False, origin="dynamic"),
+    Recipe("int8, trained", (DURING,), (_cut(0, INT8),)),
+    Recipe("weights of 4 bits", (AFTER,), (_cut(0, (4, 8)),), trained=False),
+    Recipe("weights of 4 bits, trained", (DURING,), (_cut(0, (4, 8)),)),
+    Recipe("weights of 2 bits, trained", (DURING,), (_cut(0, (2, 8)),)),
+    Recipe("channels 25 %", (PRUNING,), (_cut(0.25),)),
+    Recipe("channels 50 %", (PRUNING,), (_cut(0.5),)),
+    Recipe("channels 75 %", (PRUNING,), (_cut(0.75),)),
+    Recipe("channels 50 %, in 3 steps", ("iterative " + PRUNING,), (_cut(0.2), _cut(0.35), _cut(0.5))),
+    Recipe("channels 75 %, in 3 steps", ("iterative " + PRUNING,), (_cut(0.35), _cut(0.6), _cut(0.75))),
+    Recipe("student", ("smaller network",), origin="student"),
+)
+
+_COMBINED = (
+    Recipe("channels 50 %, distilled", (PRUNING, DISTILLATION), (_cut(0.5),), distilled=True),
+    Recipe("student, distilled", ("smaller network", DISTILLATION), distilled=True, origin="student"),
+    Recipe("int8, distilled", (DURING, DISTILLATION), (_cut(0, INT8),), distilled=True),
+    Recipe("weights of 4 bits, distilled", (DURING, DISTILLATION), (_cut(0, (4, 8)),), distilled=True),
+    Recipe("weights of 2 bits, distilled", (DURING, DISTILLATION), (_cut(0, (2, 8)),), distilled=True),
+    Recipe("channels 25 %, int8, distilled", ALL, (_cut(0.25, INT8),), distilled=True),
+    Recipe("channels 50 %, int8, distilled", ALL, (_cut(0.5, INT8),), distilled=True),
+    Recipe("channels 50 %, weights of 4 bits, distilled", ALL, (_cut(0.5, (4, 8)),), distilled=True),
+)
+
+RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in (*_ALONE, *_COMBINED)}
+"""Name -> row, in the order of the table."""
+
+
+class CompareError(ValueError):
+    """Rows that nobody can compare: the rule, what came, what there is."""
+
+
+def recipes_named(wanted: Sequence[str]) -> tuple[Recipe, ...]:
+    """The rows of these names in the order of the table, the uncompressed network always; all of none.
+
+    Raises:
+        CompareError: there is no row of a name; the nearest is named.
+    """
+    import difflib
+
+    for name in wanted:
+        if name not in RECIPES:
+            near = difflib.get_close_matches(name, RECIPES, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise CompareError(f"no row is called {name!r}{hint}; there are {'; '.join(RECIPES)}")
+    kept = {"uncompressed", *wanted} if wanted else set(RECIPES)
+    return tuple(recipe for name, recipe in RECIPES.items() if name in kept)

@@ -1,0 +1,90 @@
+"""The first line of a comparison: which rows lose nothing and cost least, and what a search adds."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from leanfront.search.objectives import COSTS, objective, quantity
+from leanfront.search.run.significance import Evidence, comparable, paired_interval
+
+NOISE = 1.02
+"""Costs within this factor are alike: of latencies measured in one run that is their spread."""
+
+
+def headline(
+    rows: Sequence[Mapping[str, Any]], evidence: Mapping[str, Evidence | None], objectives: Sequence[str]
+) -> str:
+    """In one or two sentences.
+
+    Args:
+        rows: of the table, the uncompressed network first. evidence: of those that are done, their scores.
+        objectives: of the configuration, accuracy first.
+    """
+    done = [row for row in rows if row["state"] == "done"]
+    base = done[0]
+    kept = [row for row in done[1:] if row["drop_low"] <= 0]
+    costs = [name for name in objectives[1:] if name in COSTS and base.get(name)] or ["size_bytes"]
+    score = objective("accuracy").label
+    if not kept:
+        least = min(done[1:], key=lambda row: row["drop"], default=None)
+        if least is None:
+            return "Nothing was compared with the uncompressed network"
+        lost = objective("accuracy").amount(least["drop"])
+        said = f"Every row loses {score} beyond noise; least loses {least['row']!r}, {lost}"
+    else:
+        best = []
+        for name in costs:
+            row = min(kept, key=lambda row: row.get(name) or float("inf"))
+            if row.get(name):
+                times = base[name] / row[name]
+                best.append(
+                    f"{objective(name).label} is least with {row['row']!r}"
+                    f" ({quantity(name, row[name])}, {times:.1f} times less)"
+                )
+        said = f"Of {len(kept)} rows that lose no {score} beyond noise, " + " and ".join(best)
+    searched = [row for row in done if row["techniques"] == ["searched"]]
+    if not searched:
+        return said + "."
+    return f"{said}. {_beside(done[1:], searched, evidence, costs)}."
+
+
+def beyond(
+    row: Mapping[str, Any],
+    searched: Sequence[Mapping[str, Any]],
+    evidence: Mapping[str, Evidence | None],
+    costs: Sequence[str],
+) -> bool:
+    """Whether no searched network costs as little as a row in all ``costs`` and scores as well within
+    noise."""
+    for one in searched:
+        known = all(one.get(name) and row.get(name) for name in costs)
+        if not known or any(one[name] > NOISE * row[name] for name in costs):
+            continue
+        ours, theirs = evidence.get(row["row"]), evidence.get(one["row"])
+        if not comparable(ours, theirs):
+            continue
+        assert ours is not None
+        assert theirs is not None
+        if paired_interval(ours, theirs)[0] <= 0:
+            return False
+    return True
+
+
+def _beside(
+    rows: Sequence[Mapping[str, Any]],
+    searched: Sequence[Mapping[str, Any]],
+    evidence: Mapping[str, Evidence | None],
+    costs: Sequence[str],
+) -> str:
+    """What the search adds."""
+    others = [row for row in rows if row not in searched and all(row.get(name) for name in costs)]
+    ahead = [row["row"] for row in others if beyond(row, searched, evidence, costs)]
+    names = " and ".join(objective(name).label for name in costs)
+    if not ahead:
+        return (
+            f"For each of the {len(others)} other rows the search has a network that needs no more"
+            f" {names} and is as good within noise"
+        )
+    return (
+        f"For {len(others) - len(ahead)} of the {len(others)} other rows the search has a network that needs"
+        f" no more {names} and is as good within noise; not for {', '.join(map(repr, ahead))}"
+    )

@@ -1,0 +1,174 @@
+"""Techniques beside each other: every row trained alike, every file real, the first line true."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import leanfront as lf
+from leanfront.search.compare.compare import COLUMNS
+from leanfront.search.compare.recipes import RECIPES
+from leanfront.search.compare.told import beyond, headline
+from tests.bright import CONFIG, TASK
+from tests.extending.walk import command, placed
+
+STUDENT = """
+
+_whole = task
+
+
+def task(**options):
+    import dataclasses
+
+    outputs = 3 if options.pop("wrong", False) else 2
+    student = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, outputs))
+    return dataclasses.replace(_whole(**options), student=student)
+"""
+ROWS = (
+    "int8", "int8 dynamic", "float16", "channels 50 %", "channels 50 %, in 3 steps", "student, distilled",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compared")
+    (folder / "task.py").write_text(TASK + STUDENT)
+    (folder / "search.toml").write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(folder: Path) -> tuple[Path, dict[str, Any]]:
+    rows = [word for name in ROWS for word in ("--row", name)]
+    with placed(folder):
+        answer = json.loads(command("compare", ".", "--out", "out", "--format", "json", *rows))
+    return folder / "out", answer
+
+
+def test_every_row_is_a_real_file(compared: tuple[Path, dict[str, Any]]) -> None:
+    out, answer = compared
+    rows = {row["row"]: row for row in answer["rows"]}
+    assert list(rows) == [name for name in RECIPES if name in ("uncompressed", *ROWS)]
+    assert {row["state"] for row in rows.values()} == {"done"}
+    sizes = {len(file.read_bytes()) for file in (out / "rows").glob("*.model")}
+    assert sizes == {row["size_bytes"] for row in rows.values() if row["state"] == "done"}
+    for file in (out / "rows").glob("*.model"):
+        onnx.checker.check_model(onnx.load(file))
+    assert rows["int8"]["size_bytes"] < rows["uncompressed"]["size_bytes"]
+    assert rows["int8"]["bops"] < rows["uncompressed"]["bops"] / 10
+    assert rows["channels 50 %"]["parameters"] < 0.6 * rows["uncompressed"]["parameters"]
+    assert rows["channels 50 %"]["macs"] == rows["channels 50 %, in 3 steps"]["macs"]
+    assert rows["int8"]["epochs"] == 0 < rows["channels 50 %"]["epochs"] == 1
+    assert rows["uncompressed"]["drop"] == 0
+    assert rows["int8 dynamic"]["latency_ms"] is None  # nothing says what that takes on an invented part
+    for row in (row for row in rows.values() if row["state"] == "done"):
+        assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"] + 1e-9
+        assert row["drop_low"] <= row["drop"] <= row["drop_high"]
+        assert row["zipped_bytes"] < row["size_bytes"]
+
+
+def test_what_is_written_says_the_same(compared: tuple[Path, dict[str, Any]]) -> None:
+    out, answer = compared
+    assert json.loads((out / "compare.json").read_text()) == answer
+    with (out / "compare.csv").open() as file:
+        written = list(csv.DictReader(file))
+    assert tuple(written[0]) == COLUMNS
+    assert [row["row"] for row in written] == [row["row"] for row in answer["rows"]]
+    page = re.sub(r"<(script|style)\b.*?</\1>", "", (out / "compare.html").read_text(), flags=re.S)
+    assert all(name in page for name in ROWS)
+    assert "&#39;" in page or "'" in page
+    assert "0.6.1" not in page
+
+
+def test_the_same_call_goes_on_behind_what_is_there(folder: Path, compared: tuple[Path, Any]) -> None:
+    out, answer = compared
+    before = {file: file.stat().st_mtime_ns for file in (out / "rows").glob("*.model")}
+    with placed(folder):
+        again = json.loads(
+            command(
+                "compare", ".", "--out", "out", "--format", "json", "--row", "int8", "--row", "channels 50 %"
+            )
+        )
+    assert [row["row"] for row in again["rows"]] == ["uncompressed", "int8", "channels 50 %"]
+    kept = {row["row"]: row for row in answer["rows"]}
+    assert all(row == kept[row["row"]] for row in again["rows"])
+    assert {file: file.stat().st_mtime_ns for file in (out / "rows").glob("*.model")} == before
+
+
+def test_what_a_part_does_not_run_is_left_out(folder: Path) -> None:
+    rows = [word for name in ("float16", "int8 dynamic") for word in ("--row", name)]
+    profile = "hardware.profile=raspberry-pi-4"
+    with placed(folder):
+        answer = json.loads(command("compare", ".", "--set", profile, *rows, "--format", "json"))
+    base, *others = answer["rows"]
+    assert base["latency_is"] == "predicted"
+    assert [row["state"] for row in others] == ["left out", "left out"]
+    assert others[0]["reason"] == "raspberry-pi-4 does not run weights of 16 with activations of 16 bits"
+    assert others[1]["reason"] == "it is onnxruntime's own, and this part runs tflite"
+    assert (folder / "runs" / f"compare-{folder.name}-raspberry-pi-4" / "compare.html").exists()
+
+
+def test_a_search_stands_beside(folder: Path) -> None:
+    with placed(folder):
+        command("search", ".", "--run", "run", "--set", "search.trials=2", "--set", "search.sampler=random")
+        answer = json.loads(
+            command("compare", ".", "--out", "beside", "--run", "run", "--row", "int8", "--format", "json")
+        )
+    searched = [row for row in answer["rows"] if row["techniques"] == "searched"]
+    front = lf.Run(folder / "run").front
+    assert {row["row"] for row in searched} <= {f"trial {trial}" for trial in front.trial}
+    assert searched
+    assert "the search has a network" in answer["headline"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--row", "int7"), "no row is called 'int7'; did you mean 'int8'?"),
+        (("--epochs", "0"), "trained for more than 0 epochs, not 0"),
+        (("--run", "nowhere"), "nowhere"),
+        (
+            ("--row", "student", "--set", "task.options={wrong = true}"),
+            "outputs are [(1, 3)] and the network's",
+        ),
+    ],
+)
+def test_wrong_input_is_one_sentence(folder: Path, words: tuple[str, ...], said: str) -> None:
+    with placed(folder):
+        told = command("compare", ".", "--out", "wrong", *words, ends=2)
+    (line,) = [line for line in told.splitlines() if line.startswith("error:")]
+    assert said in line
+
+
+def _row(name: str, right: int, ms: float, **more: Any) -> dict[str, Any]:
+    base = {"row": name, "techniques": ["a"], "state": "done", "latency_ms": ms, "drop": 0.0, "drop_low": 0.0}
+    return base | {"accuracy": right / 1000} | more
+
+
+def _scores(right: int) -> Any:
+    return (np.arange(1000) < right).astype(np.float32)
+
+
+def test_the_first_line_names_what_a_search_has_not() -> None:
+    rows = [
+        _row("uncompressed", 900, 4.0),
+        _row("slow", 900, 2.0),
+        _row("better", 950, 2.0),
+        _row("trial 3", 899, 1.0, techniques=["searched"], drop_low=-0.01),
+    ]
+    evidence = MappingProxyType({row["row"]: _scores(round(1000 * row["accuracy"])) for row in rows})
+    assert not beyond(rows[1], rows[3:], evidence, ["latency_ms"])  # 0.1 points are noise
+    assert beyond(rows[2], rows[3:], evidence, ["latency_ms"])
+    assert beyond(_row("fast", 900, 0.9), rows[3:], {**evidence, "fast": _scores(900)}, ["latency_ms"])
+    said = headline(rows, evidence, ("accuracy", "latency_ms"))
+    assert "latency is least with 'trial 3' (1.00 ms, 4.0 times less)" in said
+    assert "For 1 of the 2 other rows" in said
+    assert said.endswith("not for 'better'.")
+    lost = [rows[0], _row("cut", 800, 1.0, drop=0.1, drop_low=0.08)]
+    assert "Every row loses accuracy beyond noise" in headline(lost, evidence, ("accuracy", "latency_ms"))
