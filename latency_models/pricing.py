@@ -41,7 +41,7 @@ def price(
                 f"profile {profile.name!r} cannot run weights of {layer.weight_bits} with activations of"
                 f" {layer.activation_bits} bits (layer {name!r}); it can: {profile.supported_sentence}"
             )
-    cut = bool(policy.absent) or any(layer.cut for layer in policy.values())
+    cut = bool(policy.absent) or any(layer.sparsity for layer in policy.values())
     resized = policy.cut(network, profile.channel_multiple) if cut else network
     if profile.measured:
         from leanfront.latency_models.measured.building import file_cost_model

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,7 @@ def uniform(
     weight_bits: int = 32,
     activation_bits: int = 32,
     left_out: Sequence[str] = (),
+    more: Mapping[str, float] = MappingProxyType({}),
 ) -> Policy:
     """The same for every layer; tables that are looked up put out floats, whatever ``activation_bits``.
 
@@ -184,6 +186,8 @@ def uniform(
         sparsity: share of each group's channels that is cut, 0 to below 1; groups that must stay, stay.
         weight_bits, activation_bits: 2 to 8, or 32 for floats.
         left_out: branches that are left out whole, of ``captured.branches``.
+        more: name of another technique -> its number, such as {"unstructured": 0.8}, the share of each
+            layer's weights that are 0, or {"2:4": 0.5}; layers in which zeros cannot lie so have none.
 
     Raises:
         PolicyError: a value that no layer can have, or a branch that there is not.
@@ -197,7 +201,7 @@ def uniform(
                 f"a branch that is left out must be one of the network's ({known}), not {name!r}"
             )
     gone = {layer for name in left_out for layer in there[name].layers}
-    wanted = LayerPolicy(sparsity, weight_bits, activation_bits)
+    wanted = LayerPolicy(sparsity, weight_bits, activation_bits, more=tuple(more.items()))
     return Policy.of(Policy.uniform(network, wanted), gone)
 
 

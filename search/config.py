@@ -29,6 +29,8 @@ _WANTED = {
     "string_type": "text in quotes",
 }
 
+_NOT_AT_FIRST = ("space.zeros", "limits.zipped_bytes")
+"""Keys that run folders of earlier versions do not have: left out, they change no digest."""
 _LEAST_HOURS = 1.0
 """A shorter search has no time to spare for a long fine-tune."""
 
@@ -102,22 +104,30 @@ class LimitsSection(_Section):
     size_bytes: float | None = Field(default=None, gt=0.0)
     energy_mj: float | None = Field(default=None, gt=0.0)
     peak_memory_bytes: float | None = Field(default=None, gt=0.0)
+    zipped_bytes: float | None = Field(default=None, gt=0.0)
     max_drop: float | None = Field(default=None, ge=0.0)
 
     @property
     def costs(self) -> dict[str, float]:
-        """The limits that are known from the cost alone: name of the field of Cost -> most."""
+        """The limits that are known before any training: name of the objective -> most."""
         return {name: float(value) for name in LIMITS if (value := getattr(self, name)) is not None}
 
 
 class SpaceSection(_Section):
     """What may be proposed. Sparsity: share of a group's channels that is cut. 32 bits: float. ``depth``:
-    residual branches may be left out."""
+    residual branches may be left out. ``zeros``: shares of a layer's weights that are 0, in the pattern that
+    pays; None: the usual ones, where they do."""
 
     sparsity: Annotated[tuple[Share, ...], Strict(False)] = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
     weight_bits: Annotated[tuple[WeightBits, ...], Strict(False)] = (4, 8, 32)
     activation_bits: Annotated[tuple[ActivationBits, ...], Strict(False)] = (8, 32)
     depth: bool = True
+    zeros: Annotated[tuple[Share, ...], Strict(False)] | None = None
+
+    @field_validator("zeros")
+    @classmethod
+    def _sorted(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        return None if value is None else tuple(sorted(set(value)))
 
     @field_validator("sparsity", "weight_bits", "activation_bits")
     @classmethod
@@ -217,7 +227,13 @@ class SearchConfig(_Section):
         del raw["finetune"]["tune"]  # what it found is kept with the run
         options = raw["task"].pop("options")
         flat = {f"{section}.{key}": value for section, keys in raw.items() for key, value in keys.items()}
+        flat = {key: value for key, value in flat.items() if value is not None or key not in _NOT_AT_FIRST}
         return flat | {f"task.options.{key}": value for key, value in options.items()}
+
+    @property
+    def zipped(self) -> bool:
+        """Whether it is asked what a file takes when zipped."""
+        return "zipped_bytes" in (*self.search.objectives, *self.limits.costs)
 
     @property
     def digest(self) -> str:

@@ -160,6 +160,21 @@ def _bops(network: "Network", policy: "Policy", cost: "Cost") -> float:
     return float(PolicyBatch.one(network, policy).bops()[0])
 
 
+def _zipped(network: "Network", policy: "Policy", cost: "Cost") -> float:
+    from leanfront.compression.policy.batch import PolicyBatch
+
+    return float(_all_zipped(PolicyBatch.one(network, policy))[0])
+
+
+def _all_zipped(batch: "PolicyBatch", costs: object = None) -> "NDArray[np.float64]":
+    from leanfront.compression.policy.zipped import zipped_bytes
+
+    try:
+        return zipped_bytes(batch)
+    except ValueError as error:
+        raise ObjectiveError(str(error)) from error
+
+
 _TABLE: dict[str, Objective] = {
     row.name: row
     for row in (
@@ -169,6 +184,7 @@ _TABLE: dict[str, Objective] = {
         Objective("energy_mj", "energy", "mJ", source="cost", limit=True),
         Objective("peak_memory_bytes", "peak memory", "bytes", source="cost", limit=True),
         Objective("bops", "bit operations", value=_bops, values=lambda batch, costs: batch.bops()),
+        Objective("zipped_bytes", "zipped size", "bytes", limit=True, value=_zipped, values=_all_zipped),
     )
 }
 _OURS = tuple(_TABLE)

@@ -30,6 +30,7 @@ from leanfront.compression.policy.precision import computes_in_integers
 
 if TYPE_CHECKING:
     from leanfront.compression.export.template import Template
+    from leanfront.compression.export.zeros_in_file import Counted
 
 
 class DialectError(ValueError):
@@ -194,6 +195,12 @@ class Dialect:
     def finished(self, model: onnx.ModelProto, network: Network, policy: Policy) -> bytes:
         """The file, of the graph that the walk wrote."""
         return bytes(model.SerializeToString())
+
+    def counted(self, content: bytes) -> "Counted":
+        """How many weights of a file are 0."""
+        from leanfront.compression.export.zeros_in_file import in_onnx
+
+        return in_onnx(content)
 
     def plain(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """The graph that the walk wrote, in operations that onnxruntime has."""

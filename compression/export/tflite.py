@@ -13,6 +13,7 @@ from leanfront.compression.export.dialects import DialectError, LayerCall, Opene
 from leanfront.compression.export.onnx_writer import Writer
 from leanfront.compression.export.template import Template
 from leanfront.compression.export.weights import bias_codes, finer_steps
+from leanfront.compression.export.zeros_in_file import Counted
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.flatbuffer_size import MANY, PACKED
@@ -84,6 +85,12 @@ class TFLite(Qdq):
 
         halves = {name for name, layer in policy.there().items() if layer.weight_bits == 16}
         return written(model, halves)
+
+    def counted(self, content: bytes) -> Counted:
+        """How many weights of a file are 0."""
+        from leanfront.compression.export.litert.counting import in_tflite
+
+        return in_tflite(content)
 
     def measured(self, graph: Template) -> Network | None:
         """What they take in a flatbuffer."""

@@ -3,7 +3,7 @@
 from leanfront.compression.graph.branches import Branch
 from leanfront.compression.graph.kernels import Kernel, kernels
 from leanfront.compression.graph.network import Network
-from leanfront.compression.graph.nodes import Layer, LayerShape, Node, Segment, Written
+from leanfront.compression.graph.nodes import Layer, LayerShape, Node, Segment, Written, Zipped
 from leanfront.compression.graph.operations import Operation, operation
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Operation",
     "Segment",
     "Written",
+    "Zipped",
     "kernels",
     "operation",
 ]  # fmt: skip

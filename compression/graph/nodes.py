@@ -69,17 +69,32 @@ class LayerShape:
 
 
 @dataclass(frozen=True)
+class Zipped:
+    """What the weights of a layer take in a zipped file, as they were measured by zipping them.
+
+    each: of a pattern of zeros ("" of none) and bits of a weight (32: floats) the bits that it is stored in,
+    the shares of zeros, ascending from 0, and the bytes that a weight takes at each. rest: of a file of the
+    network in floats, and in integers, the share of its size that all but weights has when zipped.
+    """
+
+    each: tuple[tuple[str, int, int, tuple[float, ...], tuple[float, ...]], ...]
+    rest: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Layer:
     """One layer with weights, however often it is used; ``shape`` is that of its first use. ``group`` names
     the channels that must be cut together with its outputs; None: its outputs cannot be cut (network outputs,
     shapes that are not followed). ``whole_groups``: a grouped convolution that loses whole groups of
-    channels, a depthwise one among them; another one loses as many in each group."""
+    channels, a depthwise one among them; another one loses as many in each group. ``zipped``: what its
+    weights take in a zipped file, where somebody has asked."""
 
     name: str
     shape: LayerShape
     group: str | None = None
     bias: bool = True
     whole_groups: bool = False
+    zipped: Zipped | None = field(default=None, compare=False, repr=False)
 
     @property
     def weight_only(self) -> bool:

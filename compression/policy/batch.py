@@ -19,6 +19,7 @@ from leanfront.compression.policy.flatbuffer_size import KIND, FlatbufferSize
 from leanfront.compression.policy.policy import LayerPolicy, Policy, unregistered
 from leanfront.compression.policy.precision import Bits, Precision
 from leanfront.compression.policy.rows import Rows, classes
+from leanfront.compression.policy.zeros import PATTERNS
 
 Counts = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -461,7 +462,10 @@ class PolicyBatch:
             yield columns, PolicyBatch(network, own.channels[groups], *bits, more=more)
 
 
-SIZE_CHANGES: dict[str, Callable[[PolicyBatch, NDArray[Any]], NDArray[Any] | int]] = {}
+SIZE_CHANGES: dict[str, Callable[[PolicyBatch, NDArray[Any]], NDArray[Any] | int]] = {
+    name: lambda batch, values: 0
+    for name in PATTERNS  # files are dense
+}
 """Name of a technique -> its ``size_change``; ``technique.register`` adds them."""
 
 
@@ -472,6 +476,18 @@ def size_bytes(network: Network, policy: Policy) -> int:
     node and stored tensor. Norms that cannot be folded into a layer count 16 bytes a channel.
     """
     return int(PolicyBatch.one(network, policy).size_bytes()[0])
+
+
+def zeros_of(network: Network, policy: Policy) -> int:
+    """Weights that are 0 at least in a network that has already been cut to the policy."""
+    batch = PolicyBatch.one(network, policy)
+    found = 0
+    for row, layer in enumerate(network.layers):
+        inputs, outputs = int(batch.reduced[row, 0]), int(batch.out_channels[row, 0])
+        sizes = inputs, outputs, int(batch.weight_counts[row, 0]) // max(inputs * outputs, 1)
+        own = policy[layer.name].more if layer.name in policy else ()
+        found += max((PATTERNS[n].zeros(share, *sizes) for n, share in own if n in PATTERNS), default=0)
+    return found
 
 
 def _left_out(network: Network, policies: Sequence[Policy]) -> Flags | None:

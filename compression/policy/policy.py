@@ -4,15 +4,17 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import InitVar, asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 from leanfront.compression.graph.branches import Branch
 from leanfront.compression.graph.network import Network
 from leanfront.compression.graph.nodes import Layer
+from leanfront.compression.policy.zeros import PATTERNS
 
-PATTERNS = ("channel", "2:4", "block", "unstructured")
+CHANNEL = "channel"
+"""What ``pattern`` says where channels are cut."""
 WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 ACTIVATION_BITS = (4, 8, 16, 32)
 
@@ -33,30 +35,32 @@ def unregistered(name: str, known: Iterable[str]) -> PolicyError:
 class LayerPolicy:
     """How one layer is compressed.
 
-    sparsity: share of the output channels that are cut (pattern "channel"), 0 .. below 1. With another
-        pattern the share of weights that are 0, and the channels stay.
+    sparsity: share of the output channels that are cut, 0 .. below 1.
     weight_bits: 32 is float32, 16 float16, 8 and below integers (symmetric, one scale per output channel).
     activation_bits: the same for the tensor that the layer reads; 32 where it has weight bits alone.
     more: name of another technique -> its number for this layer, as pairs or a mapping; 0, which leaves the
-        layer as it is, is not kept.
+        layer as it is, is not kept. Of a pattern of zeros (``zeros.PATTERNS``) the share of weights that are
+        0.
+    pattern: is read alone, as policies used to say a pattern of zeros: with its name here, ``sparsity`` is
+        its share, which becomes ``more``, and the channels stay.
     """
 
     sparsity: float = 0.0
     weight_bits: int = 32
     activation_bits: int = 32
-    pattern: str = "channel"
+    pattern: InitVar[str] = CHANNEL
     more: tuple[tuple[str, float], ...] = ()
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, pattern: str) -> None:
         if not 0.0 <= self.sparsity <= 1.0:
             raise PolicyError(f"sparsity must lie in 0..1, not {self.sparsity}")
+        if pattern != CHANNEL:
+            self._read(pattern)
         if self.weight_bits not in WEIGHT_BITS:
             raise PolicyError(f"weight_bits must be one of {WEIGHT_BITS}, not {self.weight_bits}")
         if self.activation_bits not in ACTIVATION_BITS:
             raise PolicyError(f"activation_bits must be one of {ACTIVATION_BITS}, not {self.activation_bits}")
-        if self.pattern not in PATTERNS:
-            raise PolicyError(f"pattern must be one of {PATTERNS}, not {self.pattern!r}")
-        if self.cut == 1.0:
+        if self.sparsity == 1.0:
             raise PolicyError(
                 "sparsity must be below 1 of a layer that stays; Policy.absent says which do not"
             )
@@ -69,13 +73,23 @@ class LayerPolicy:
             if not all(math.isfinite(value) for _, value in more):
                 raise PolicyError(f"more must hold finite numbers, not {dict(more)}")
             object.__setattr__(self, "more", tuple((name, value) for name, value in more if value))
+            for name, value in self.more:
+                _check_share(name, value)
         else:
             object.__setattr__(self, "more", ())
 
-    @property
-    def cut(self) -> float:
-        """Share of the output channels that go: only the pattern "channel" takes any."""
-        return self.sparsity if self.pattern == "channel" else 0.0
+    def _read(self, pattern: str) -> None:
+        """Say in ``more`` what ``sparsity`` and ``pattern`` say of zeros."""
+        if pattern not in PATTERNS:
+            names = ", ".join((CHANNEL, *PATTERNS))
+            raise PolicyError(f"pattern must be one of {names}, not {pattern!r}")
+        more = dict(self.more)
+        if pattern in more:
+            raise PolicyError(
+                f"zeros of pattern {pattern!r} are said twice; leave one of pattern and more out"
+            )
+        object.__setattr__(self, "more", tuple((more | {pattern: self.sparsity}).items()))
+        object.__setattr__(self, "sparsity", 0.0)
 
     def value(self, technique: str) -> float:
         """The number of a technique in ``more``."""
@@ -85,12 +99,23 @@ class LayerPolicy:
         """Plain values, for JSON."""
         fields = asdict(self)
         more = dict(fields.pop("more"))
-        return fields | ({"more": more} if more else {})
+        return fields | {"pattern": CHANNEL} | ({"more": more} if more else {})
 
     @property
     def integer(self) -> bool:
         """Whether the layer computes in integers: weights and activations both at 8 bits or fewer."""
         return self.weight_bits <= 8 and self.activation_bits <= 8
+
+
+def _check_share(name: str, value: float) -> None:
+    """Raise PolicyError for the number of a pattern of zeros that it cannot have."""
+    if name not in PATTERNS:
+        return
+    wanted = PATTERNS[name].share
+    if not 0.0 <= value <= 1.0:
+        raise PolicyError(f"the share of zeros of pattern {name!r} must lie in 0..1, not {value}")
+    if wanted is not None and value not in (0.0, wanted):
+        raise PolicyError(f"of pattern {name!r} the share of zeros (sparsity) is {wanted:g}, not {value:g}")
 
 
 @dataclass(frozen=True)
@@ -255,7 +280,7 @@ class Policy(Mapping[str, LayerPolicy]):
                 raise PolicyError(f"the policy names a layer {sorted(unknown)[0]!r} that the network has not")
         if gone:
             self._check_left_out(network)
-        cuts = {name: layer.cut for name, layer in self.items_}
+        cuts = {name: layer.sparsity for name, layer in self.items_}
         for name in network.uncut:
             if cuts[name] > 0:
                 raise PolicyError(
@@ -268,6 +293,13 @@ class Policy(Mapping[str, LayerPolicy]):
                     f"layer {name!r} has weight bits alone: its activation_bits must be 32, its weight_bits"
                     f" 32 or 2 to 8, not {own[name].activation_bits} and {own[name].weight_bits}"
                 )
+        for name, layer in self.items_:
+            for other, _ in layer.more:
+                if other in PATTERNS and not PATTERNS[other].fits(network.layer[name]):
+                    raise PolicyError(
+                        f"zeros of pattern {other!r} ({PATTERNS[other].said}) do not fit layer {name!r}"
+                        f" ({network.layer[name].shape}), but the policy wants them there; leave them out"
+                    )
         found = {}
         for group, names in network.group_layers.items():
             shares = {cuts[name] for name in names if name not in gone}
@@ -306,18 +338,22 @@ class Policy(Mapping[str, LayerPolicy]):
 
 
 def fitted(layer: Layer, wanted: LayerPolicy) -> LayerPolicy:
-    """What is wanted of a layer as far as it can: one whose channels cannot be cut keeps them all, one of
-    weight bits alone has integers or floats of 32 bits, and puts out floats."""
-    cut = 0.0 if layer.group is None and wanted.cut else wanted.sparsity
+    """What is wanted of a layer as far as it can: one whose channels cannot be cut keeps them all, one in
+    which zeros cannot lie as is wanted has none, one of weight bits alone has integers or floats of 32 bits,
+    and puts out floats."""
+    cut = 0.0 if layer.group is None else wanted.sparsity
+    more = wanted.more
+    if more:
+        more = tuple((n, v) for n, v in more if n not in PATTERNS or PATTERNS[n].fits(layer))
     if not layer.weight_only:
-        return replace(wanted, sparsity=cut)
+        return replace(wanted, sparsity=cut, more=more)
     weight_bits = wanted.weight_bits if wanted.weight_bits <= 8 else 32
-    return replace(wanted, sparsity=cut, weight_bits=weight_bits, activation_bits=32)
+    return replace(wanted, sparsity=cut, weight_bits=weight_bits, activation_bits=32, more=more)
 
 
 def is_left_out(fields: Mapping[str, Any]) -> bool:
     """Whether the entry of a layer in a policy's JSON says that the layer is left out whole."""
-    return fields.get("sparsity") == 1.0 and fields.get("pattern", "channel") == "channel"
+    return fields.get("sparsity") == 1.0 and fields.get("pattern", CHANNEL) == CHANNEL
 
 
 @lru_cache(maxsize=1 << 16)

@@ -13,6 +13,7 @@ from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.policy import kept_channels
 from leanfront.compression.policy.space_size import number_of_policies
 from leanfront.compression.policy.technique import Decision, Options, SpaceError, Trial, Value, techniques
+from leanfront.compression.policy.zeros import PATTERNS
 from leanfront.hw_profiles import HardwareProfile
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _MOST_UNIFORM = 0.51
 """The most that a seed cuts from every group alike."""
+_ZEROS = (0.5, 0.8)
+"""Shares of weights that are 0 in a seed."""
 SPARSITY, BRANCH, BITS = "sparsity", "branch", "bits"
 """Kinds of decisions that policies have fields of their own for."""
 
@@ -47,14 +50,24 @@ class Space:
         weight_bits: Iterable[int],
         activation_bits: Iterable[int],
         depth: bool = True,
+        zeros: Iterable[float] | None = None,
+        zipped: bool = False,
     ) -> None:
-        """``depth``: branches may be left out.
+        """``depth``: branches may be left out; ``zeros``, ``zipped``: see ``Options``.
 
-        Raises SpaceError when the profile can run none of the bit widths, or one of them with nothing.
+        Raises SpaceError when the profile can run none of the bit widths, or one of them with nothing, or
+        when zeros are wanted that nothing pays for.
         """
         self.network = network
         self.multiple = profile.channel_multiple
-        options = Options(tuple(sparsity), tuple(weight_bits), tuple(activation_bits), depth)
+        options = Options(
+            tuple(sparsity),
+            tuple(weight_bits),
+            tuple(activation_bits),
+            depth,
+            None if zeros is None else tuple(zeros),
+            zipped,
+        )
         offering = techniques().values()
         self.decisions: tuple[Decision, ...] = tuple(
             decision for one in offering for decision in one.decisions(network, profile, options)
@@ -81,6 +94,11 @@ class Space:
     def others(self) -> list[Decision]:
         """The decisions of other techniques: numbers."""
         return [decision for decision in self.decisions if decision.kind not in (SPARSITY, BRANCH, BITS)]
+
+    @cached_property
+    def zeros(self) -> list[Decision]:
+        """Those of them that say which share of a layer's weights is 0."""
+        return [decision for decision in self.others if decision.kind in PATTERNS]
 
     def rows(self, kind: str) -> "NDArray[np.int64]":
         """The places of the decisions of a technique."""
@@ -278,10 +296,14 @@ class Space:
             choices[decision.name] = decision.values[there]
         return self.policy(choices)
 
-    def uniform(self, sparsity: float, pair: Pair, left_out: Collection[Branch] = ()) -> Policy:
+    def uniform(
+        self, sparsity: float, pair: Pair, left_out: Collection[Branch] = (), zeros: float = 0.0
+    ) -> Policy:
         """Every group at its level nearest to ``sparsity``, every layer at ``pair``, those of weight bits
-        alone at the nearest to its, some branches out."""
+        alone at the nearest to its, some branches out; of every pattern the share nearest to ``zeros``."""
         choices: dict[str, Value] = {f"{BRANCH}/{branch.name}": True for branch in left_out}
+        for decision in self.zeros:
+            choices[decision.name] = min(decision.values, key=lambda share: abs(share - zeros))
         for decision in self._of(SPARSITY):
             choices[decision.name] = min(decision.values, key=lambda level: abs(level - sparsity))
         choices |= {decision.name: pair for decision in self._of(BITS)}
@@ -299,7 +321,8 @@ class Space:
 
         The uncompressed network, then uniform policies at sparsities from 0 to about a half (beyond, uniform
         cuts lose too much to be near any front): 8-bit integers, lower weight bits, floats; of each only what
-        the space contains. Last the first kind uncut with a branch left out, and with a third of them.
+        the space contains. Last the first kind uncut with a branch left out, with a third of them, and with
+        half and most of its weights 0.
         """
         cuts = sorted({level for levels in self.levels.values() for level in levels} - {0.0})
         moderate = [level for level in cuts if level <= _MOST_UNIFORM] or cuts[:1]
@@ -319,6 +342,7 @@ class Space:
         shallower = [self._shallower(1), self._shallower(-(-len(self.branches) // 3))]
         found = [self.uniform(level, pair) for level, pair in wanted]
         found += [self.uniform(0.0, compressed[0], left_out) for left_out in shallower if left_out]
+        found += [self.uniform(0.0, compressed[0], zeros=share) for share in _ZEROS if self.zeros]
         return list(dict.fromkeys(found))
 
     def _shallower(self, count: int) -> list[Branch]:

@@ -35,13 +35,16 @@ class SpaceError(ValueError):
 @dataclass(frozen=True)
 class Options:
     """What may be proposed, as the user says it. sparsity: shares of a group's channels that are cut;
-    weight_bits, activation_bits: 32 is float; depth: residual branches may be left out.
+    weight_bits, activation_bits: 32 is float; depth: residual branches may be left out; zeros: shares of a
+    layer's weights that are 0, None: those that pay; zipped: smaller when zipped is better.
     """
 
     sparsity: tuple[float, ...]
     weight_bits: tuple[int, ...]
     activation_bits: tuple[int, ...]
     depth: bool = True
+    zeros: tuple[float, ...] | None = None
+    zipped: bool = False
 
 
 @dataclass(frozen=True)

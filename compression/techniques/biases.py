@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from leanfront.compression.capture.program import called
 from leanfront.compression.layers import kind_of
-from leanfront.compression.techniques.quantize import unquantized
+from leanfront.compression.techniques.quantize import WeightQuantizer, unquantized
 
 Constants = Mapping[str, Tensor]
 """Address of a bias, or of a batch norm's mean -> its values."""
@@ -76,7 +76,7 @@ def _places(module: fx.GraphModule) -> dict[str, str]:
         if calls[str(node.target)] > 1:
             continue
         part = module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if part is None or not parametrize.is_parametrized(part, "weight"):
+        if part is None or not _rounded(part):
             continue
         if (kind := kind_of(part)) is None or kind.weight_only:
             continue
@@ -87,6 +87,14 @@ def _places(module: fx.GraphModule) -> dict[str, str]:
         elif isinstance(behind, _BatchNorm) and behind.track_running_stats:
             found[str(node.target)] = f"{after.target}.running_mean"  # type: ignore[union-attr]
     return found
+
+
+def _rounded(part: nn.Module) -> bool:
+    """Whether its weights are: a parametrization may also be another technique's."""
+    if not parametrize.is_parametrized(part, "weight"):
+        return False
+    steps = part.parametrizations["weight"]  # type: ignore[index]
+    return any(isinstance(step, WeightQuantizer) for step in steps)
 
 
 def _mean(layer: nn.Module, made: Tensor) -> Tensor:

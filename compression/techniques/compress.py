@@ -9,7 +9,7 @@ from torch import fx
 
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.graph import Network
-from leanfront.compression.policy import Policy, PolicyError
+from leanfront.compression.policy import Policy
 from leanfront.compression.policy.technique import technique, techniques
 
 
@@ -30,16 +30,9 @@ def compress(traced: Traced, policy: Policy, multiple: int = 1) -> Compressed:
     ``multiple``: channel counts are snapped to it (the profile's).
 
     Raises:
-        PolicyError: the policy does not fit the network or contradicts itself, or has a pattern other than
-            "channel": those can be priced, but nothing here cuts them.
+        PolicyError: the policy does not fit the network or contradicts itself.
     """
     policy = policy.completed(traced.network)
-    for name, layer in policy.items():
-        if layer.sparsity and layer.pattern != "channel":
-            raise PolicyError(
-                f"layer {name!r} has pattern {layer.pattern!r}, which can be priced but not applied;"
-                ' only whole channels are cut: pattern "channel"'
-            )
     return applied(traced, policy.cut(traced.network, multiple), policy)
 
 

@@ -216,14 +216,19 @@ def attach_quantizers(
 
 
 def taken_off(layer: nn.Module) -> Tensor | None:
-    """Take the weight quantizer off a layer; the weight as training changes it, which the caller has to put
-    back as a parameter. None where there is no quantizer.
+    """Take the weight quantizer off a layer, and what other techniques have put on its weight; the weight as
+    these show it, not rounded, which the caller has to put back as a parameter. None where there is nothing.
 
     Not torch's remove_parametrizations: a deep copy shares its class with the original, and would damage it.
     """
     if not parametrize.is_parametrized(layer):
         return None
-    weight = layer.parametrizations["weight"].original  # type: ignore[index,union-attr]
+    steps = layer.parametrizations["weight"]  # type: ignore[index]
+    weight = steps.original  # type: ignore[union-attr]
+    assert isinstance(weight, Tensor)
+    with torch.no_grad():
+        for step in steps:
+            weight = weight if isinstance(step, WeightQuantizer) else step(weight)
     assert isinstance(weight, Tensor)
     layer.__class__ = type(layer).__bases__[0]
     del layer._modules["parametrizations"]

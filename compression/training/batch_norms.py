@@ -84,14 +84,16 @@ def re_estimate(module: nn.Module, batches: Sequence[Any], names: frozenset[str]
 
 
 def changed_norms(traced: Traced, compressed: Compressed) -> frozenset[str]:
-    """The batch norms in front of which something was cut, left out, or rounded to ``COARSE_BITS`` or fewer:
-    the statistics of the others hold as they are."""
+    """The batch norms in front of which something was cut, left out, changed by a technique that has a number
+    in ``more`` (zeros), or rounded to ``COARSE_BITS`` or fewer: the statistics of the others hold as they
+    are."""
     network, whole, policy = compressed.network, traced.network, compressed.policy
     changed: set[str] = set()
     for node in network.nodes:
         before = whole.node.get(node.name)
         new = before is None or before.width != node.width or before.inputs != node.inputs
-        coarse = node.layer is not None and policy[node.layer].weight_bits <= COARSE_BITS
+        own = policy[node.layer] if node.layer is not None else None
+        coarse = own is not None and (own.weight_bits <= COARSE_BITS or bool(own.more))
         narrow = node.layer is not None and not new and _reads_less(node.inputs, network, whole)
         if new or coarse or narrow or any(source in changed for source in node.inputs):
             changed.add(node.name)

@@ -62,13 +62,19 @@ def lesson(
 
 
 def fine_tune(
-    module: nn.Module, batches: Iterable[Batch], steps: int, lesson: Lesson, options: FineTune
+    module: nn.Module,
+    batches: Iterable[Batch],
+    steps: int,
+    lesson: Lesson,
+    options: FineTune,
+    before_step: Callable[[float], None] = lambda progress: None,
 ) -> float:
     """Train ``module`` in place for ``steps`` batches with SGD and a one-cycle learning rate.
 
     ``lesson`` computes the loss with the module, alone or inside of what it is a part of. The learning rate
     rises linearly over the first ``warm_up`` of the steps and falls as a half cosine to 0. Batch norms that
-    are called several times keep their statistics, see ``shared_norms``.
+    are called several times keep their statistics, see ``shared_norms``. ``before_step`` hears before each
+    step which share of them is done.
 
     Returns:
         The mean loss over the last tenth of the steps.
@@ -90,6 +96,7 @@ def fine_tune(
     for step, (inputs, targets, teacher) in zip(range(steps), batches, strict=False):
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * _one_cycle((step + 1) / steps, options.warm_up)
+        before_step(step / steps)
         total = lesson(inputs, targets, teacher)
         value = float(total.detach())
         if not math.isfinite(value):

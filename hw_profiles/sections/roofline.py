@@ -106,6 +106,20 @@ class Roofline(Section):
         """Bits of the narrowest unit that is wide enough for ``bits``, or None."""
         return min((width for width in map(int, self.macs_per_ms) if width >= bits), default=None)
 
+    def gain_of_zeros(self, pattern: str, share: float) -> float:
+        """2:4: the measured gain (of whole networks), never the 2 of the data sheet. Unstructured: time falls
+        linearly with the share of weights that are left, from more than the dense layer's time down to
+        unstructured_floor; at unstructured_break_even both are alike.
+        """
+        if share <= 0.0:
+            return 1.0
+        if pattern == "2:4":
+            return self.two_four_gain or 1.0
+        even, floor = self.unstructured_break_even, self.unstructured_floor
+        if pattern == "unstructured" and even is not None and floor is not None:
+            return 1.0 / (floor + (1.0 - floor) * (1.0 - share) / (1.0 - even))
+        return 1.0
+
     def check(self, part: Part) -> None:
         """Raise ValueError for bits that the part has no unit for."""
         for weight_bits, activation_bits in part.supported:

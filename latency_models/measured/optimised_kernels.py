@@ -47,9 +47,9 @@ def canonical(policy: Policy) -> Policy:
     policy stores them in, and layers that are not integer compute in float32. What is left out stays so."""
     return Policy.of(
         {
-            name: LayerPolicy(p.sparsity, 8, p.activation_bits, p.pattern)
+            name: LayerPolicy(p.sparsity, 8, p.activation_bits)
             if p.integer
-            else LayerPolicy(p.sparsity, 32, 32, p.pattern)
+            else LayerPolicy(p.sparsity, 32, 32)
             for name, p in policy.items()
         },
         policy.absent,

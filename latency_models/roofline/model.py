@@ -1,14 +1,15 @@
 """The roofline model: what a kernel takes from its arithmetic, its memory traffic and a fixed overhead."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from leanfront.compression.graph import Kernel, Network, operation
+from leanfront.compression.graph import Kernel, Network
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
+from leanfront.compression.policy.zeros import PATTERNS
 from leanfront.hw_profiles import HardwareProfile, Roofline
 from leanfront.latency_models.cost import Cost, CostArrays, CostModel, Kind, LayerCost, costs_in_portions
 from leanfront.latency_models.memory import peak_bytes
@@ -92,18 +93,27 @@ def _rates(roofline: Roofline) -> tuple[Array, Array]:
 
 
 def sparse_gain(layer: LayerPolicy, roofline: Roofline) -> float:
-    """By how much faster a layer runs for the zeros among its weights; below 1: it is slower than dense.
+    """By how much faster a layer runs for the zeros among its weights, where they lie as they should; of
+    several patterns by the one that gains most. Below 1: it is slower than dense."""
+    gains = [roofline.gain_of_zeros(name, layer.value(name)) for name in PATTERNS if layer.value(name)]
+    return max(gains, default=1.0)
 
-    2:4: the profile's measured gain (of whole networks), never the 2 of the data sheet. Unstructured: time
-    falls linearly with the share of weights that are left, from more than the dense layer's time down to
-    unstructured_floor; at unstructured_break_even both are alike.
-    """
-    if layer.pattern == "2:4" and layer.sparsity >= 0.5:
-        return roofline.two_four_gain or 1.0
-    even, floor = roofline.unstructured_break_even, roofline.unstructured_floor
-    if layer.pattern == "unstructured" and layer.sparsity > 0 and even is not None and floor is not None:
-        return 1.0 / (floor + (1.0 - floor) * (1.0 - layer.sparsity) / (1.0 - even))
-    return 1.0
+
+def sparse_gains(batch: PolicyBatch, roofline: Roofline) -> Mapping[int, Array]:
+    """Row of a layer -> the same under n policies, (n,), of layers in which some policy wants zeros. Rows of
+    channels that a cut has left in no whole groups of a pattern gain nothing, nor do depthwise layers."""
+    found: dict[int, Array] = {}
+    for name in PATTERNS.keys() & batch.more.keys():
+        among = PATTERNS[name].among or 1
+        for row in np.flatnonzero(batch.more[name].any(axis=1)).tolist():
+            layer = batch.network.layers[row]
+            if layer.shape.depthwise or layer.weight_only:
+                continue
+            shares, places = np.unique(batch.more[name][row], return_inverse=True)
+            gains = np.array([roofline.gain_of_zeros(name, float(share)) for share in shares])[places]
+            gains = np.where((shares[places] > 0) & (batch.reduced[row] % among == 0), gains, 0.0)
+            found[row] = np.maximum(found[row], gains) if row in found else gains
+    return {row: np.where(gains > 0, gains, 1.0) for row, gains in found.items()}
 
 
 @costs_of(Roofline)
@@ -123,12 +133,12 @@ class RooflineModel(CostModel):
         Raises:
             TableError: a bit pair whose cost is not known.
         """
-        found = self._costs(PolicyBatch.one(network, policy), policy)
+        found = self._costs(PolicyBatch.one(network, policy))
         kind: Kind = "modelled" if self.unknown(network) else self.kind
         return found.first(kind, self.profile.estimated, {})
 
     def costs(self, batch: PolicyBatch) -> CostArrays:
-        """Many policies at once; sparsity that cuts no channels is not part of a batch.
+        """Many policies at once.
 
         Raises:
             TableError: as ``cost`` does.
@@ -141,7 +151,7 @@ class RooflineModel(CostModel):
         batch = PolicyBatch.one(network, policy)
         unknown = {kernel.name for kernel in self.unknown(network)}
         rows = []
-        for kernel, work, found in self._times(self._kernels(batch), policy):
+        for kernel, work, found in self._times(self._kernels(batch)):
             name = kernel.label
             latency_ms = float(np.asarray(found.latency_ms).ravel()[0])
             energy_mj = float(self._energy_mj(found.latency_ms, found.compute_ms).ravel()[0])
@@ -161,19 +171,11 @@ class RooflineModel(CostModel):
     def _kernels(self, batch: PolicyBatch) -> Kernels:
         return Kernels(batch, self.profile, section_of(self.profile, Roofline))
 
-    def _times(self, kernels: Kernels, policy: Policy | None = None) -> Iterator[tuple[Kernel, Work, Times]]:
+    def _times(self, kernels: Kernels) -> Iterator[tuple[Kernel, Work, Times]]:
         """Of each kernel."""
+        gains = _gains(kernels)
         for kernel, work in zip(kernels.kernels, kernels.works(), strict=True):
-            yield kernel, work, self._time(kernels.roofline, kernel, work, policy)
-
-    @staticmethod
-    def _time(roofline: Roofline, kernel: Kernel | None, work: Work, policy: Policy | None) -> Times:
-        """How long a kernel takes; None: several that have no weights."""
-        layer = kernel.layer if kernel is not None and operation(kernel.op).layer else None
-        gain = 1.0
-        if policy is not None and layer is not None and not work.depthwise:
-            gain = sparse_gain(policy[layer.name], roofline)
-        return times(work, roofline, gain)
+            yield kernel, work, times(work, kernels.roofline, gains.get(kernel.name, 1.0))
 
     def _energy_mj(self, latency_ms: Array, compute_ms: Array) -> Array:
         """W x ms = mJ; ``compute_ms``: of the latency what is arithmetic."""
@@ -181,11 +183,13 @@ class RooflineModel(CostModel):
         waiting = section_of(self.profile, Roofline).memory_power_w or busy
         return np.asarray(waiting * latency_ms + (busy - waiting) * compute_ms)
 
-    def _costs(self, batch: PolicyBatch, policy: Policy | None = None) -> CostArrays:
+    def _costs(self, batch: PolicyBatch) -> CostArrays:
         kernels = self._kernels(batch)
+        gains = _gains(kernels)
         latency_ms, compute_ms = np.zeros(batch.count), np.zeros(batch.count)
         for kernel, work in kernels.summed():
-            found = self._time(kernels.roofline, kernel, work, policy)
+            gain = 1.0 if kernel is None else gains.get(kernel.name, 1.0)
+            found = times(work, kernels.roofline, gain)
             latency_ms += found.latency_ms
             compute_ms += found.compute_ms
         return CostArrays(
@@ -196,3 +200,14 @@ class RooflineModel(CostModel):
             peak_memory_bytes=peak_bytes(batch, kernels.tensor_bytes),
             memory_bytes=self.profile.memory_bytes,
         )
+
+
+def _gains(kernels: Kernels) -> dict[str, Array]:
+    """Name of a kernel -> ``sparse_gains`` of its layer."""
+    of_layers = sparse_gains(kernels.batch, kernels.roofline)
+    rows = kernels.batch.layer_index
+    return {
+        kernel.name: of_layers[rows[kernel.layer.name]]
+        for kernel in (kernels.kernels if of_layers else ())
+        if kernel.layer is not None and rows[kernel.layer.name] in of_layers
+    }

@@ -38,14 +38,19 @@ class Recipe:
         return self.steps[-1].weight_bits, self.steps[-1].activation_bits
 
 
-def _cut(share: float, bits: tuple[int, int] = (32, 32), **more: float) -> LayerPolicy:
-    return LayerPolicy(share, *bits, more=tuple(more.items()))
+def _cut(share: float, bits: tuple[int, int] = (32, 32)) -> LayerPolicy:
+    return LayerPolicy(share, *bits)
+
+
+def _zeros(share: float, pattern: str = "unstructured", bits: tuple[int, int] = (32, 32)) -> LayerPolicy:
+    return LayerPolicy(0.0, *bits, more=((pattern, share),))
 
 
 INT8 = (8, 8)
 PRUNING, QUANTIZATION, DISTILLATION = "channel pruning", "quantization", "distillation"
 AFTER, DURING = "post-training quantization", "quantization-aware training"
 ALL = (PRUNING, DURING, DISTILLATION)
+WEIGHTS = "weight pruning"
 
 _ALONE = (
     Recipe("uncompressed", (), trained=False),
@@ -61,6 +66,10 @@ _ALONE = (
     Recipe("channels 75 %", (PRUNING,), (_cut(0.75),)),
     Recipe("channels 50 %, in 3 steps", ("iterative " + PRUNING,), (_cut(0.2), _cut(0.35), _cut(0.5))),
     Recipe("channels 75 %, in 3 steps", ("iterative " + PRUNING,), (_cut(0.35), _cut(0.6), _cut(0.75))),
+    Recipe("weights 50 %", (WEIGHTS,), (_zeros(0.5),)),
+    Recipe("weights 80 %", (WEIGHTS,), (_zeros(0.8),)),
+    Recipe("weights 90 %", (WEIGHTS,), (_zeros(0.9),)),
+    Recipe("2 of 4 weights", (WEIGHTS,), (_zeros(0.5, "2:4"),)),
     Recipe("student", ("smaller network",), origin="student"),
 )
 
@@ -72,8 +81,12 @@ _COMBINED = (
     Recipe("weights of 2 bits, distilled", (DURING, DISTILLATION), (_cut(0, (2, 8)),), distilled=True),
     Recipe("channels 25 %, int8, distilled", ALL, (_cut(0.25, INT8),), distilled=True),
     Recipe("channels 50 %, int8, distilled", ALL, (_cut(0.5, INT8),), distilled=True),
+    Recipe(
+        "weights 80 %, int8, distilled", (WEIGHTS, DURING, DISTILLATION), (_zeros(0.8, bits=INT8),),
+        distilled=True,
+    ),
     Recipe("channels 50 %, weights of 4 bits, distilled", ALL, (_cut(0.5, (4, 8)),), distilled=True),
-)
+)  # fmt: skip
 
 RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in (*_ALONE, *_COMBINED)}
 """Name -> row, in the order of the table."""

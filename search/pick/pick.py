@@ -19,8 +19,10 @@ from leanfront.compression.export.dialects import (
 )
 from leanfront.compression.export.template import TENSOR, template
 from leanfront.compression.export.walk import exported
+from leanfront.compression.export.zipped_sizes import deflated
 from leanfront.compression.graph import kernels
 from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.policy.batch import zeros_of
 from leanfront.compression.techniques.compress import Compressed, compress
 from leanfront.latency_models.benchmark.measuring_lock import Note, measuring, training
 from leanfront.latency_models.benchmark.optimised_graph import fused_nodes
@@ -260,8 +262,16 @@ class _Both:
 
     @property
     def size(self) -> dict[str, int]:
-        """Of both files."""
-        return {"bytes": len(self.model), "baseline_bytes": len(self.baseline)}
+        """Of both files, as they are and zipped, and how many weights are 0 in the picked one."""
+        zeros, weights = self.dialect.counted(self.model)
+        return {
+            "bytes": len(self.model),
+            "baseline_bytes": len(self.baseline),
+            "zipped_bytes": deflated(self.model),
+            "baseline_zipped_bytes": deflated(self.baseline),
+            "weights": weights,
+            "zeros": zeros,
+        }
 
 
 def export_and_verify(
@@ -317,7 +327,7 @@ def export_and_verify(
         _search_said(run, row, score),
         test,
         latency,
-        made[dialect.name].size,
+        {**made[dialect.name].size, "promised_zeros": zeros_of(compressed.network, compressed.policy)},
         kernels,
         memory,
         dialect,

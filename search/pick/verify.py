@@ -340,6 +340,10 @@ def verification(
         failures.append(f"layers not run as integer kernels: {', '.join(kernels['not_fused'])}")
     if kernels["not_wanted"]:
         failures.append(f"float layers run as integer kernels: {', '.join(kernels['not_wanted'])}")
+    if size.get("promised_zeros", 0) > size.get("zeros", 0):
+        failures.append(
+            f"{size['zeros']} weights of the file are 0, and the policy has {size['promised_zeros']} at least"
+        )
     kind = {} if dialect is QDQ else {"kind": dialect.name}
     size = {**size, "predicted_bytes": promised["size_bytes"], **kind}
     failures += [f"a rule of {dialect.engine}: {broken}" for broken in (engine or {}).get("broken", ())]

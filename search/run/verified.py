@@ -64,6 +64,14 @@ def verified(found: Mapping[str, Any]) -> list[Row]:
         gain = f"1/{size['baseline_bytes'] / size['bytes']:.1f}"
         what = f"model file, kind {size['kind']}" if "kind" in size else "model file"
         rows.append(_costs(what, "size_bytes", size, "baseline_bytes", "bytes", gain))
+        if size.get("zipped_bytes"):
+            gain = f"1/{size['baseline_zipped_bytes'] / size['zipped_bytes']:.1f}"
+            rows.append(
+                _costs("the file zipped", "size_bytes", size, "baseline_zipped_bytes", "zipped_bytes", gain)
+            )
+        if size.get("promised_zeros"):
+            text = f"{size['zeros']} of {size['weights']}, {size['zeros'] / size['weights']:.1%}"
+            rows.append(Row("weights that are 0, counted in the file", "", text, ""))
     if memory:
         rows += _memory(memory)
     if test:

@@ -1,11 +1,12 @@
 """What operations take in a file, remembered: every process of a search asks for it."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from leanfront.compression.graph import Network, Written
+from leanfront.compression.graph import Network, Written, Zipped
 from leanfront.latency_models.remembered import remembered, source_digest
 
 if TYPE_CHECKING:
@@ -24,6 +25,38 @@ def sized(traced: "Traced", dialect: "Dialect") -> Network:
         _plain,
         lambda raw: _read(raw, traced.network),
     )
+
+
+def zipped(
+    traced: "Traced", network: Network, dialect: "Dialect", bits: Sequence[int], shares: Sequence[float]
+) -> Network:
+    """``zipped_sizes.zipped``, once for each network, its weights and kind of file."""
+    from leanfront.compression.export.zipped_sizes import zipped
+
+    digest = hashlib.blake2b(
+        f"{_key(traced, dialect)} {sorted(bits)} {sorted(shares)}".encode(), digest_size=16
+    )
+    for name, tensor in sorted(traced.module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return remembered(
+        "zipped",
+        digest.hexdigest(),
+        lambda: zipped(traced, network, dialect, bits, shares),
+        lambda found: {layer.name: asdict(layer.zipped) for layer in found.layers if layer.zipped},
+        lambda raw: _with_zipped(raw, network),
+    )
+
+
+def _with_zipped(raw: dict[str, dict[str, Any]], network: Network) -> Network:
+    layers = []
+    for layer in network.layers:
+        known = raw[layer.name]
+        each = tuple((str(n), int(b), int(h), tuple(s), tuple(z)) for n, b, h, s, z in known["each"])
+        first, second = known["rest"]
+        found = Zipped(each, (float(first), float(second)))
+        layers.append(replace(layer, zipped=found))
+    return Network(network.nodes, tuple(layers), network.outputs)
 
 
 def _plain(network: Network) -> dict[str, Any] | None:

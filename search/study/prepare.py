@@ -74,7 +74,7 @@ def load(config: SearchConfig, to: str | None = None) -> Loaded:
     from leanfront.compression.export.dialects import check_holds, check_operations, dialect_for
     from leanfront.compression.export.template import TENSOR, template
     from leanfront.search.scores import described
-    from leanfront.search.study.known_sizes import sized
+    from leanfront.search.study.known_sizes import sized, zipped
     from leanfront.search.task import load_task
 
     file = find_profile(config.hardware.profile)
@@ -88,10 +88,15 @@ def load(config: SearchConfig, to: str | None = None) -> Loaded:
     traced = trace_part(task.model, task.example_input, task.part)
     traced = traced if dialect.grids == traced.grids else replace(traced, grids=dialect.grids)
     spaces, network = config.space, sized(traced, dialect)
+    if config.zipped:
+        # those of the space, of the uncompressed network, and of what is free
+        bits = {*spaces.weight_bits, max(profile.supported)[0], 8, 16, 32}
+        network = zipped(traced, network, dialect, sorted(bits), spaces.zeros or ())
     try:
         space = Space(
-            network, profile, spaces.sparsity, spaces.weight_bits, spaces.activation_bits, spaces.depth
-        )
+            network, profile, spaces.sparsity, spaces.weight_bits, spaces.activation_bits, spaces.depth,
+            spaces.zeros, config.zipped,
+        )  # fmt: skip
     except SpaceError as error:
         raise ConfigError(str(error)) from error
     if dialect.limited:
@@ -356,10 +361,11 @@ def _check_fit(loaded: Loaded, costs: "CostModel", reference: Policy, cost: "Cos
 
 
 def _sample(space: Space, count: int = _SAMPLES) -> list[Policy]:
-    """The most cut uniform policies, the seeds and random ones."""
+    """The most cut uniform policies, the same with the most zeros, the seeds and random ones."""
     most = max((level for levels in space.levels.values() for level in levels), default=0.0)
     rng = np.random.default_rng(0)
-    uniform = [space.uniform(most, pair) for pair in space.pairs]
+    zeros = (0.0, 1.0) if space.zeros else (0.0,)
+    uniform = [space.uniform(most, pair, zeros=share) for share in zeros for pair in space.pairs]
     return [*uniform, *space.seeds(), *(space.random(rng) for _ in range(count))]
 
 

@@ -27,6 +27,7 @@ from leanfront.compression.export.walk import exported
 from leanfront.compression.policy import Policy
 from leanfront.compression.techniques import biases, ranges
 from leanfront.compression.techniques.compress import Compressed, compress
+from leanfront.compression.techniques.masks import tighten
 from leanfront.compression.techniques.quantize import calibrate
 from leanfront.compression.training.batch_norms import (
     Shift,
@@ -38,6 +39,7 @@ from leanfront.compression.training.batch_norms import (
 )
 from leanfront.compression.training.distillation import Comparison, Divergence
 from leanfront.compression.training.finetune import Batch, Diverged, FineTune, fine_tune
+from leanfront.compression.training.schedule import SCHEDULES, Schedule, one_shot
 from leanfront.compression.training.weight_inheritance import inherit
 from leanfront.hw_profiles import load_profile
 from leanfront.latency_models.benchmark.measuring_lock import Note, training
@@ -351,12 +353,14 @@ class Scorer:
         steps: int,
         learning_rate: float,
         settings: FineTune | None = None,
+        schedule: str = "one-shot",
     ) -> None:
         """Train a compressed network in its task. ``settings``: the configuration's by default, else these
-        instead, their learning rate included."""
+        instead, their learning rate included; ``schedule``: when its zeros come."""
         settings = settings or self.settings(learning_rate)
         lesson = self.in_task(compressed.module).lesson(self.comparison, settings)
-        fine_tune(compressed.module, batches, steps, lesson, settings)
+        masked = zeros_by(compressed.module, SCHEDULES[schedule])
+        fine_tune(compressed.module, batches, steps, lesson, settings, masked)
 
     def as_run(self, compressed: Compressed) -> InTask:
         """The network to score: on a CPU what is exported of it, which runs there several times as fast. One
@@ -741,6 +745,22 @@ class CandidateTraining:
     def keep(self, checkpoint: Path) -> None:
         """Write the weights as they are now."""
         save_weights(self.compressed.module, checkpoint, self.settled)
+
+
+def zeros_by(module: nn.Module, schedule: Schedule) -> Callable[[float], None]:
+    """What a fine-tune does before each step so that the zeros of a network come by a schedule: they are
+    chosen anew a hundred times in all."""
+    if schedule is one_shot:  # they are there
+        return lambda progress: None
+    last = -1
+
+    def before_step(progress: float) -> None:
+        nonlocal last
+        if (now := int(100 * progress)) != last:
+            last = now
+            tighten(module, partial(schedule, progress))
+
+    return before_step
 
 
 def rounds(epochs: float, least: float) -> list[float]:

@@ -141,9 +141,10 @@ def foretold(problem: Problem, policy: Policy) -> Result:
 
 
 def _within_limits(problem: Problem, policy: Policy, cost: "Cost") -> Result:
-    known = costs_of(problem.objectives, lambda: problem.space.resized(policy), policy, cost)
-    values = {name: float(value) for name, value in known.items()}
     limits = problem.limits.costs
+    wanted = dict.fromkeys((*problem.objectives, *limits))
+    known = costs_of(wanted, lambda: problem.space.resized(policy), policy, cost)
+    values = {name: float(value) for name, value in known.items()}
     constraints = {name: values[name] / limit - 1.0 for name, limit in limits.items()}
     if not cost.fits:
         constraints["fits"] = 1.0

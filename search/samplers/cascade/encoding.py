@@ -36,11 +36,18 @@ class Encoding:
 
     def keep_nothing_else(self, codes: Codes, other: Codes) -> NDArray[np.bool_]:
         """(n,): which columns of codes (decisions, n) keep only what the policy ``other`` (decisions,) keeps,
-        of channels and of branches."""
+        of channels, of branches and of weights that are not 0."""
         ours, theirs = self.batch(codes), self.batch(other[:, None])
         channels = (ours.channels <= theirs.channels) | ours.absent_groups
         branches = self.space.rows(BRANCH)
-        return np.asarray(channels.all(axis=0) & (codes[branches] >= other[branches, None]).all(axis=0))
+        fewer = np.hstack([branches, self._zeros])
+        return np.asarray(channels.all(axis=0) & (codes[fewer] >= other[fewer, None]).all(axis=0))
+
+    @cached_property
+    def _zeros(self) -> NDArray[np.int64]:
+        """Decisions on shares of zeros, which ascend."""
+        places = [self.space.decisions.index(decision) for decision in self.space.zeros]
+        return np.array(places, dtype=np.int64)
 
     def batch(self, codes: Codes) -> PolicyBatch:
         """The policies that columns of codes stand for."""

@@ -17,6 +17,7 @@ from leanfront.search.samplers.cascade.surrogate import LEAST_TO_FIT, Prior, Sur
 from leanfront.search.samplers.cascade.zero_cost_front import cheap_front
 
 if TYPE_CHECKING:
+    from leanfront.compression.policy.batch import PolicyBatch
     from leanfront.compression.policy.space import Space
     from leanfront.latency_models.cost import CostArrays, CostModel
     from leanfront.search.trial.trial import Problem
@@ -93,21 +94,21 @@ class Knowledge:
         the part is too small."""
         if codes.shape[1] == 0:
             return np.zeros((0, len(self.costs)))
-        found, result = self._priced(codes)
+        batch, found, result = self._priced(codes)
         for name, most in self.limits.costs.items():
-            result[getattr(found, name) > most] = np.inf
+            result[objective(name).column(batch, found) > most] = np.inf
         result[~found.fits] = np.inf
         return result
 
-    def _priced(self, codes: Codes) -> "tuple[CostArrays, Array]":
-        """What policies cost, and the logarithms (n, k) as shares of the baseline's."""
+    def _priced(self, codes: Codes) -> "tuple[PolicyBatch, CostArrays, Array]":
+        """Policies, what they cost, and the logarithms (n, k) of that as shares of the baseline's."""
         batch = self.encoding.batch(codes)
         found = self.cost_model.costs(batch)
         columns = [
             row.sign * np.log(np.maximum(row.column(batch, found), 1e-12) / self.baseline[row.name])
             for row in map(objective, self.costs)
         ]
-        return found, np.stack(columns, axis=1)
+        return batch, found, np.stack(columns, axis=1)
 
     def fresh(self, codes: Codes, known: set[bytes]) -> tuple[Codes, Array]:
         """Those of some policies that keep the limits and whose keys are not yet among ``known``, to which
@@ -121,7 +122,7 @@ class Knowledge:
     def low(self) -> Array:
         """(k,): the lowest log cost of a large sample."""
         drawn = self.encoding.random(4096, np.random.default_rng(0))
-        _, log_costs = self._priced(np.hstack([self.encoding.uniform, drawn]))
+        *_, log_costs = self._priced(np.hstack([self.encoding.uniform, drawn]))
         return np.asarray(np.minimum(log_costs.min(axis=0), -1e-3))
 
     def cheap_front(self, policies: int = CHEAP_POLICIES, seed: int = 0) -> Codes:

@@ -7,14 +7,17 @@ from hypothesis import strategies as st
 
 from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment
 from leanfront.compression.policy import LayerPolicy, Policy, PolicyError
-from leanfront.compression.policy.policy import ACTIVATION_BITS, PATTERNS, WEIGHT_BITS
+from leanfront.compression.policy.policy import ACTIVATION_BITS, WEIGHT_BITS
+from leanfront.compression.policy.zeros import PATTERNS
 
 layer_policies = st.builds(
     LayerPolicy,
     sparsity=st.floats(0.0, 1.0, allow_nan=False, exclude_max=True),
     weight_bits=st.sampled_from(WEIGHT_BITS),
     activation_bits=st.sampled_from(ACTIVATION_BITS),
-    pattern=st.sampled_from(PATTERNS),
+    more=st.dictionaries(st.sampled_from([*PATTERNS, "own"]), st.sampled_from([0.0, 0.5]), max_size=2).map(
+        lambda more: tuple(more.items())
+    ),
 )
 policies = st.dictionaries(st.text(min_size=1, max_size=12), layer_policies, max_size=5).flatmap(
     lambda layers: st.builds(Policy.of, st.just(layers), st.frozensets(st.sampled_from(list(layers) or [""])))
@@ -83,6 +86,8 @@ def test_files_of_version_0_1_are_read_and_hash_as_then() -> None:
     assert policy == Policy.of({"a": LayerPolicy(0.5, 8), "b": LayerPolicy(0.25, 2, 8)}, {"b"})
     zeros = Policy.from_json('{"a": {"sparsity": 1.0, "pattern": "unstructured"}}')
     assert not zeros.absent
+    assert zeros["a"].sparsity == 0.0
+    assert zeros["a"].value("unstructured") == 1.0
     with pytest.raises(PolicyError, match="below 1"):
         LayerPolicy(1.0)
 
@@ -95,11 +100,49 @@ def test_numbers_that_are_equal_hash_alike() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"sparsity": -0.1}, {"sparsity": 1.1}, {"weight_bits": 9}, {"activation_bits": 5}, {"pattern": "none"}],
+    [
+        {"sparsity": -0.1},
+        {"sparsity": 1.1},
+        {"weight_bits": 9},
+        {"activation_bits": 5},
+        {"pattern": "none"},
+        {"more": {"block": 1.5}},
+    ],
 )
 def test_a_value_out_of_range_is_refused(fields: dict[str, float]) -> None:
-    with pytest.raises(PolicyError, match=next(iter(fields))):
+    with pytest.raises(PolicyError, match=next(iter(fields)).replace("more", "block")):
         LayerPolicy(**fields)
+
+
+def test_a_pattern_of_zeros_means_the_same_as_its_number_among_the_others() -> None:
+    """Policies used to say it with ``pattern`` and ``sparsity``; the two are one policy with one hash."""
+    for name, share in (("2:4", 0.5), ("unstructured", 0.8), ("block", 0.25), ("4:8", 0.5)):
+        old = LayerPolicy(share, 8, 8, name)
+        assert old == LayerPolicy(0.0, 8, 8, more=((name, share),))
+        written = json.dumps({"a": {"sparsity": share, "weight_bits": 8, "pattern": name}})
+        read = Policy.from_json(written)
+        assert read == Policy.of({"a": LayerPolicy(weight_bits=8, more=((name, share),))})
+        assert read.to_dict()["a"] == {
+            "sparsity": 0.0, "weight_bits": 8, "activation_bits": 32, "pattern": "channel",
+            "more": {name: share},
+        }  # fmt: skip
+    assert LayerPolicy(0.0, 8, 8, "2:4") == LayerPolicy(0.0, 8, 8)  # no zeros, no pattern
+
+
+def test_zeros_that_a_pattern_cannot_have_are_refused() -> None:
+    with pytest.raises(PolicyError, match=r"'2:4' the share of zeros \(sparsity\) is 0.5, not 0.6"):
+        LayerPolicy(0.6, pattern="2:4")
+    with pytest.raises(PolicyError, match="said twice"):
+        LayerPolicy(0.5, pattern="2:4", more=(("2:4", 0.5),))
+    two_four = LayerPolicy(more=(("2:4", 0.5),))
+    with_layers(c=two_four, fc=two_four).check(network())
+    for name in ("a", "depth"):  # three input channels; one
+        with pytest.raises(PolicyError, match=f"two of four input channels.*layer '{name}'.*leave them out"):
+            with_layers(**{name: two_four}).check(network())
+    everywhere = Policy.uniform(network(), LayerPolicy(0.0, 8, 8, more=(("2:4", 0.5), ("unstructured", 0.8))))
+    everywhere.check(network())
+    assert everywhere["a"].more == (("unstructured", 0.8),)
+    assert everywhere["c"].more == (("2:4", 0.5), ("unstructured", 0.8))
 
 
 @pytest.mark.parametrize(

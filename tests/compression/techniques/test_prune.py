@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from leanfront.compression.capture.trace import Traced, trace
 from leanfront.compression.graph import kernels
-from leanfront.compression.policy import LayerPolicy, Policy, PolicyError
+from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import compress
 from leanfront.compression.techniques.prune import CutError, check_shapes, cut, victims
 from leanfront.compression.techniques.quantize import calibrate
@@ -149,10 +149,3 @@ def test_the_teacher_is_never_touched() -> None:
     own = {t.data_ptr() for t in compressed.module.state_dict().values() if isinstance(t, Tensor)}
     assert not own & {t.data_ptr() for t in before.values()}
     assert not own & {t.data_ptr() for t in traced.module.state_dict().values()}
-
-
-def test_patterns_that_are_only_priced_are_not_applied_silently() -> None:
-    traced = trace(built("Chain"), example("Chain"))
-    policy = Policy.uniform(traced.network, LayerPolicy(0.5, 8, 8, "2:4"))
-    with pytest.raises(PolicyError, match=r"pattern '2:4', which can be priced but not applied"):
-        compress(traced, policy)

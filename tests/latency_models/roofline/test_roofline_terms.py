@@ -219,6 +219,38 @@ def test_2_4_sparsity_gains_what_was_measured_and_never_2() -> None:
     assert RooflineModel(TOY).cost(DENSE, policy).latency_ms == pytest.approx(1.01)  # no unit for it
 
 
+def test_zeros_are_priced_alike_one_by_one_and_in_batches() -> None:
+    """What a cut leaves in no whole groups of four gains nothing."""
+    part = toy(two_four_gain=1.35, unstructured_break_even=0.5, unstructured_floor=0.1)
+    network = chain(conv(3, 16), conv(16, 16), conv(16, 20), conv(20, 8))
+    names = network.layer_names
+    two_four, few, most = (("2:4", 0.5),), (("unstructured", 0.3),), (("unstructured", 0.9),)
+    policies = [
+        Policy.of({name: LayerPolicy(cut if i < 3 else 0.0, more=more[i]) for i, name in enumerate(names)})
+        for cut, more in (
+            (0.0, ((), (), (), ())),
+            (0.0, (few, (), two_four, two_four)),
+            (0.0, (most, most, (*most, *two_four), two_four)),
+            (0.5, (most, (), two_four, two_four)),  # 8 -> 10 -> 8: the last reads 10
+            (0.5, ((), (), (), few)),
+        )
+    ]  # fmt: skip
+    model = RooflineModel(part)
+    together = model.costs(PolicyBatch.of(network, policies))
+    alone = [model.cost(policy.cut(network), policy) for policy in policies]
+    assert together.latency_ms == pytest.approx([cost.latency_ms for cost in alone])
+    assert together.energy_mj == pytest.approx([cost.energy_mj for cost in alone])
+    kernels = [{one.name: one.latency_ms for one in model.layers(p.cut(network), p)} for p in policies]
+    gain = {k: (kernels[0][k] - 0.01) / (kernels[2][k] - 0.01) for k in names}
+    nine = 1 / (0.1 + 0.9 * 0.1 / 0.5)
+    assert [gain[name] for name in names] == pytest.approx([nine, nine, nine, 1.35])
+    dense = Policy.of({name: LayerPolicy(0.5 if i < 3 else 0.0) for i, name in enumerate(names)})
+    cut = {one.name: one.latency_ms for one in model.layers(dense.cut(network), dense)}
+    assert kernels[3]["l3"] == cut["l3"]
+    assert kernels[3]["l2"] < cut["l2"]
+    assert kernels[4]["l3"] > cut["l3"]  # slower than dense below the break-even
+
+
 def test_unstructured_sparsity_pays_beyond_its_break_even() -> None:
     roofline = load_profile("x86-avx512-vnni").roofline
     assert roofline is not None
