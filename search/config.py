@@ -16,8 +16,8 @@ from leanfront.latency_models.providers import Provider
 from leanfront.search.objectives import LIMITS, ObjectiveError, names, objective
 from leanfront.search.storage_url import without_password
 
-WeightBits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
-ActivationBits = Literal[4, 8, 32]
+WeightBits = Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32]
+ActivationBits = Literal[2, 3, 4, 5, 6, 7, 8, 16, 32]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 WholeShare = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -125,7 +125,8 @@ class SpaceSection(_Section):
 
 class FinetuneSection(_Section):
     """The short training inside the search: images seen, not epochs. ``rungs``: shares of it after which a
-    trial is scored and goes on only where no other is better."""
+    trial is scored and goes on only where no other is better. ``steps``: of grids in all training, also that
+    of a pick: "learned", "observed" or, of few bits, learned ("few bits")."""
 
     images: int = Field(default=8192, ge=0)
     rungs: Annotated[tuple[WholeShare, ...], Strict(False)] = (0.0, 0.1875, 1.0)
@@ -134,6 +135,7 @@ class FinetuneSection(_Section):
     temperature: float = Field(default=4.0, gt=0.0)
     distillation_weight: float = Field(default=0.9, ge=0.0, le=1.0)
     calibration_images: int = Field(default=512, ge=1)
+    steps: Literal["few bits", "learned", "observed"] = "few bits"
 
     @field_validator("rungs")
     @classmethod

@@ -264,9 +264,9 @@ class Qdq(Dialect):
     """QDQ as onnxruntime fuses it, the kind that runs fast.
 
     Integer layers become DequantizeLinear -> Conv or Gemm -> (Relu) -> QuantizeLinear with unsigned 8-bit
-    activations, signed weights and int32 biases. Weights of 2 to 4 bits are stored packed (INT2, INT4) and
-    cast to int8, which onnxruntime folds away when the file is loaded: the file is small, the kernel is the
-    int8 one.
+    activations, signed weights and int32 biases. Weights of 1 to 4 bits are stored packed (bits of bytes,
+    INT2, INT4) and become int8, which onnxruntime folds away when the file is loaded: the file is small, the
+    kernel is the int8 one.
     """
 
     name = "onnx"
@@ -313,15 +313,19 @@ class Qdq(Dialect):
         return out.add("Max", [tensor, out.constant(np.float32(-3e38))])
 
     def weight(self, out: Writer, call: LayerCall) -> str:
-        """Codes in few bits, decoded once, when the file is loaded."""
+        """Codes in few bits, or floats in 16, decoded once, when the file is loaded."""
         held, bits = call.weights, call.policy.weight_bits
         if held.codes is None or held.scales is None:
-            return super().weight(out, call)
+            if bits != 16:
+                return super().weight(out, call)
+            return out.add("Cast", [out.own(_half(call))], to=TensorProto.FLOAT)
         stored = self.stored_bits(bits)
         if not call.integer:  # a float kernel, and a small file
             return self.decoded(out, call, held.codes, held.scales)
         finer = finer_steps(bits)
-        if stored < 8:
+        if stored == 1:
+            name = out.add("Cast", [out.signs(held.codes, finer)], to=TensorProto.INT8)
+        elif stored < 8:
             name = out.add("Cast", [out.packed(held.codes, stored)], to=TensorProto.FLOAT)
             name = out.add("Mul", [name, out.constant(np.float32(finer))])
             name = out.add("Cast", [name], to=TensorProto.INT8)
@@ -334,8 +338,9 @@ class Qdq(Dialect):
         return out.add("DequantizeLinear", decoding, axis=call.axis)
 
     def stored_bits(self, weight_bits: int) -> int:
-        """Bits of the type that holds a weight's codes."""
-        return max(self.narrowest_weight, storage_bits(weight_bits))
+        """Bits of the type that holds a weight's codes; single bits are unpacked from bytes, whatever types
+        there are."""
+        return 1 if weight_bits == 1 else max(self.narrowest_weight, storage_bits(weight_bits))
 
     def decoded(
         self, out: Writer, call: LayerCall, codes: NDArray[np.int8], scales: NDArray[np.float32]
@@ -345,9 +350,11 @@ class Qdq(Dialect):
         """
         grouped = call.layer.groups_apart
         held = in_groups(codes, len(scales), call.axis) if grouped else codes
-        values = out.add(
-            "Cast", [out.packed(held, self.stored_bits(call.policy.weight_bits))], to=TensorProto.FLOAT
-        )
+        stored = self.stored_bits(call.policy.weight_bits)
+        if stored == 1:
+            values = out.signs(held, 1)
+        else:
+            values = out.add("Cast", [out.packed(held, stored)], to=TensorProto.FLOAT)
         if not grouped:
             return out.add("Mul", [values, out.own(along(scales, codes.shape, call.axis))])
         values = out.add("Mul", [values, out.own(scales.reshape(held.shape[0], 1, -1, 1))])
@@ -358,9 +365,12 @@ class Qdq(Dialect):
         fewer takes a quarter of the memory while the file is run, too."""
         held = call.weights
         if held.codes is None or held.scales is None:
-            return super().looked_up(out, call, output)
+            if call.policy.weight_bits != 16:
+                return super().looked_up(out, call, output)
+            rows = out.add(call.op, [out.own(_half(call)), call.read], name=call.layer.name)
+            return out.add("Cast", [rows], output=output, to=TensorProto.FLOAT)
         bits = self.stored_bits(call.policy.weight_bits)
-        table = out.packed(held.codes, bits)
+        table = out.signs(held.codes, 1) if bits == 1 else out.packed(held.codes, bits)
         if bits < 8:
             table = out.add("Cast", [table], to=TensorProto.INT8)
         rows = out.add(call.op, [table, call.read], name=call.layer.name)
@@ -377,6 +387,12 @@ class Qdq(Dialect):
         if call.layer.shape.op == "linear":
             stored.append(out.constant(np.zeros_like(codes)))
         return out.add("DequantizeLinear", stored, axis=0)
+
+
+def _half(call: LayerCall) -> NDArray[np.float16]:
+    """A layer's weight, which was rounded to 16 bits before (``layer_weights``)."""
+    with np.errstate(over="ignore"):
+        return call.weights.floats(call.axis).astype(np.float16)
 
 
 QDQ = Qdq()

@@ -13,8 +13,8 @@ from leanfront.compression.graph.network import Network
 from leanfront.compression.graph.nodes import Layer
 
 PATTERNS = ("channel", "2:4", "block", "unstructured")
-WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
-ACTIVATION_BITS = (4, 8, 16, 32)
+WEIGHT_BITS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)
+ACTIVATION_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 
 
 class PolicyError(ValueError):
@@ -35,7 +35,8 @@ class LayerPolicy:
 
     sparsity: share of the output channels that are cut (pattern "channel"), 0 .. below 1. With another
         pattern the share of weights that are 0, and the channels stay.
-    weight_bits: 32 is float32, 16 float16, 8 and below integers (symmetric, one scale per output channel).
+    weight_bits: 32 is float32, 16 float16, 8 and below integers (symmetric, one scale per output channel; 2:
+        -1, 0 and 1, 1: -1 and 1).
     activation_bits: the same for the tensor that the layer reads; 32 where it has weight bits alone.
     more: name of another technique -> its number for this layer, as pairs or a mapping; 0, which leaves the
         layer as it is, is not kept.
@@ -263,10 +264,10 @@ class Policy(Mapping[str, LayerPolicy]):
                     f" but the policy gives it sparsity {own[name].sparsity}"
                 )
         for name in network.weight_only:
-            if own[name].activation_bits != 32 or own[name].weight_bits == 16:
+            if own[name].activation_bits != 32:
                 raise PolicyError(
-                    f"layer {name!r} has weight bits alone: its activation_bits must be 32, its weight_bits"
-                    f" 32 or 2 to 8, not {own[name].activation_bits} and {own[name].weight_bits}"
+                    f"layer {name!r} has weight bits alone: its activation_bits must be 32, not"
+                    f" {own[name].activation_bits}"
                 )
         found = {}
         for group, names in network.group_layers.items():
@@ -307,12 +308,11 @@ class Policy(Mapping[str, LayerPolicy]):
 
 def fitted(layer: Layer, wanted: LayerPolicy) -> LayerPolicy:
     """What is wanted of a layer as far as it can: one whose channels cannot be cut keeps them all, one of
-    weight bits alone has integers or floats of 32 bits, and puts out floats."""
+    weight bits alone puts out floats."""
     cut = 0.0 if layer.group is None and wanted.cut else wanted.sparsity
     if not layer.weight_only:
         return replace(wanted, sparsity=cut)
-    weight_bits = wanted.weight_bits if wanted.weight_bits <= 8 else 32
-    return replace(wanted, sparsity=cut, weight_bits=weight_bits, activation_bits=32)
+    return replace(wanted, sparsity=cut, activation_bits=32)
 
 
 def is_left_out(fields: Mapping[str, Any]) -> bool:

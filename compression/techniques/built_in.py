@@ -130,9 +130,7 @@ class Quantization(Technique):
                     f" else that the space allows; it can run {profile.supported_sentence}"
                 )
         decodes = profile.supports(32, 32)
-        stored = tuple(
-            (bits, 32) for bits in able[0] if bits != 16 and (decodes or profile.supports(bits, 32))
-        )
+        stored = tuple((bits, 32) for bits in able[0] if decodes or profile.supports(bits, 32))
         return tuple(
             self._decision(layer.name, (stored or ((32, 32),)) if layer.weight_only else pairs)
             for layer in network.layers

@@ -59,7 +59,7 @@ class _Apart:
         bits, grids = lowest_bits(compressed), output_steps(compressed)
         if bits > 8:
             unit, limit = "of the range", tolerance(compressed.module)
-            if dialect.halves and 16 in {layer.weight_bits for layer in compressed.policy.values()}:
+            if 16 in {layer.weight_bits for layer in compressed.policy.values()}:
                 limit = max(limit, HALVES)
             return _Apart(unit, limit, share_of_range, lambda share: f"{share:.2g} of the range")
         unit = "quantization steps"

@@ -42,7 +42,7 @@ def test_a_file_equals_the_network(tmp_path: Path, to: str, name: str, bits: tup
     model = onnx.load(tmp_path / "model.onnx")
     assert [rule.broken(model) for rule in dialect_of(to).rules] == [[] for _ in dialect_of(to).rules]
     halves = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT16]
-    assert bool(halves) == (to == "tensorrt" and bits == (16, 16))
+    assert bool(halves) == (bits == (16, 16))
 
 
 def test_weights_of_two_bits_are_held_in_four_for_openvino(tmp_path: Path) -> None:

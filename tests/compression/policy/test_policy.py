@@ -95,7 +95,7 @@ def test_numbers_that_are_equal_hash_alike() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"sparsity": -0.1}, {"sparsity": 1.1}, {"weight_bits": 9}, {"activation_bits": 5}, {"pattern": "none"}],
+    [{"sparsity": -0.1}, {"sparsity": 1.1}, {"weight_bits": 9}, {"activation_bits": 1}, {"pattern": "none"}],
 )
 def test_a_value_out_of_range_is_refused(fields: dict[str, float]) -> None:
     with pytest.raises(PolicyError, match=next(iter(fields))):
