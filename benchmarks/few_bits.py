@@ -55,13 +55,10 @@ def main() -> None:
         _on_test(scorer, network, test) for network in (scorer.teacher, scorer.as_run(compressed))
     )
     low, high = paired_interval(ours, floats)
-    line: dict[str, Any] = {
-        "network": given.network, "weight_bits": given.weight_bits, "activation_bits": given.activation_bits,
-        "first": given.first, "last": given.last, "layers": given.layers, "cut": given.cut,
-        "steps": given.steps, "epochs": given.epochs, "rate": given.rate, "search": best.accuracy,
-        "test": value_of(ours), "float": value_of(floats), "difference": value_of(ours) - value_of(floats), "interval": [low, high],
-        "bops_share": share, "seconds": round(seconds),
-    }  # fmt: skip
+    line: dict[str, Any] = dict(vars(given))
+    line |= {"bops_share": share, "search": best.accuracy, "test": value_of(ours), "float": value_of(floats)}
+    line |= {"difference": value_of(ours) - value_of(floats), "interval": [low, high]}
+    line["seconds"] = round(seconds)
     _say(json.dumps(line))
     with RESULTS.open("a") as file:
         file.write(json.dumps(line) + "\n")

@@ -28,6 +28,7 @@ from leanfront.compression.export.template import TENSOR, ExportError, Template,
 from leanfront.compression.export.walk import exported
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import LayerPolicy, Policy, PolicyError
+from leanfront.compression.policy.dynamic import DYNAMIC, able, check_dynamic
 from leanfront.compression.techniques.built_in import left_out
 from leanfront.compression.techniques.compress import Compressed
 from leanfront.compression.techniques.compress import compress as compressed_by
@@ -177,13 +178,16 @@ def uniform(
     weight_bits: int = 32,
     activation_bits: int = 32,
     left_out: Sequence[str] = (),
+    dynamic: bool = False,
 ) -> Policy:
     """The same for every layer; tables that are looked up put out floats, whatever ``activation_bits``.
 
     Args:
         sparsity: share of each group's channels that is cut, 0 to below 1; groups that must stay, stay.
-        weight_bits, activation_bits: 2 to 8, or 32 for floats.
+        weight_bits, activation_bits: 1 to 8 (activations from 2), or 16 or 32 for floats.
         left_out: branches that are left out whole, of ``captured.branches``.
+        dynamic: linear layers quantize what they read while they run, for onnxruntime: nothing is calibrated
+            for them. Weights have 8 bits then, and activations 32.
 
     Raises:
         PolicyError: a value that no layer can have, or a branch that there is not.
@@ -198,7 +202,15 @@ def uniform(
             )
     gone = {layer for name in left_out for layer in there[name].layers}
     wanted = LayerPolicy(sparsity, weight_bits, activation_bits)
-    return Policy.of(Policy.uniform(network, wanted), gone)
+    layers = dict(Policy.uniform(network, wanted))
+    if dynamic:
+        layers |= {
+            name: replace(layer, more=((DYNAMIC, 1.0),))
+            for name, layer in layers.items()
+            if able(network, name)
+        }
+        check_dynamic(network, layers)
+    return Policy.of(layers, gone)
 
 
 def compress(

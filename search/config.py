@@ -108,12 +108,13 @@ class LimitsSection(_Section):
 
 class SpaceSection(_Section):
     """What may be proposed. Sparsity: share of a group's channels that is cut. 32 bits: float. ``depth``:
-    residual branches may be left out."""
+    residual branches may be left out. ``dynamic``: linear layers may quantize what they read at run time."""
 
     sparsity: Annotated[tuple[Share, ...], Strict(False)] = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
     weight_bits: Annotated[tuple[WeightBits, ...], Strict(False)] = (4, 8, 32)
     activation_bits: Annotated[tuple[ActivationBits, ...], Strict(False)] = (8, 32)
     depth: bool = True
+    dynamic: bool = False
 
     @field_validator("sparsity", "weight_bits", "activation_bits")
     @classmethod

@@ -23,6 +23,7 @@ from leanfront.compression.export.onnx_writer import Writer
 from leanfront.compression.export.weights import LayerWeights, along, bias_codes, finer_steps, in_groups
 from leanfront.compression.graph import Kernel, Layer, Network
 from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.policy.dynamic import check_dynamic, is_dynamic
 from leanfront.compression.policy.file_size import storage_bits
 from leanfront.compression.policy.grids import ActivationGrid, GridKind, all_of
 from leanfront.compression.policy.guards import Guarded
@@ -127,7 +128,8 @@ class Dialect:
     leanfront brings them. runs_here: its answers can be had on this machine; what is promised of a file
     whose answers cannot is not checked, and said to be so. fused: onnxruntime runs it, and the kernels
     that it fuses are held against ``promises_integers``. limited: its engine has not all operations of
-    ONNX; ``cannot`` says which. halves: layers of 16 bits are in float16 in the file. narrowest_tensor:
+    ONNX; ``cannot`` says which. halves: layers of 16 bits are in float16 in the file. dynamic: layers may be
+    quantized while they run (``compression.policy.dynamic``). narrowest_tensor:
     bits of the narrowest integers that its kernels read; narrowest_weight: of the type that weights are
     stored in. rules: what its engine asks of it. grids: where the zeros of tensors' grids lie, for a
     network that is trained for such a file. priced: latency tables are made of such files, so that
@@ -147,6 +149,7 @@ class Dialect:
     fused = True
     limited = False
     halves = False
+    dynamic = False
     narrowest_tensor = 1
     narrowest_weight = 2
     rules: tuple[Rule, ...] = ()
@@ -272,10 +275,11 @@ class Qdq(Dialect):
     name = "onnx"
     priced = True
     exact = True
+    dynamic = True
 
     def promises_integers(self, layer: Layer, policy: LayerPolicy) -> bool:
         """Wherever its policy says so and onnxruntime has a kernel."""
-        return computes_in_integers(layer, policy)
+        return computes_in_integers(layer, policy) or is_dynamic(policy)
 
     def quantized(self, out: Writer, tensor: str, grid: ActivationGrid) -> str:
         """QuantizeLinear and DequantizeLinear behind the tensor."""
@@ -304,8 +308,26 @@ class Qdq(Dialect):
 
     def layer(self, out: Writer, call: LayerCall) -> str:
         """With the same behind a layer that onnxruntime would leave in floats for what clips its output."""
+        if is_dynamic(call.policy):
+            return self.run_time(out, call)
         made = super().layer(out, call)
         return self.opaque(out, made) if call.clipped and self.fused else made
+
+    def run_time(self, out: Writer, call: LayerCall) -> str:
+        """A linear layer that quantizes what it reads while it runs; onnxruntime makes one kernel of it."""
+        held = call.weights if call.op == "MatMul" else call.weights.transposed()
+        assert held.codes is not None
+        assert held.scales is not None
+        codes, step, zero = out.several("DynamicQuantizeLinear", [self.reads(out, call)], 3)
+        stored: dict[str, NDArray[Any]] = {"codes": held.codes, "scales": held.scales, "bias": held.bias}
+        weight, scales, bias = (
+            out.once((what, call.layer.name), partial(out.own, values)) for what, values in stored.items()
+        )
+        sums = out.add("MatMulInteger", [codes, weight, zero], name=call.name)
+        sums = out.add("Cast", [sums], to=TensorProto.FLOAT)
+        sums = out.add("Mul", [sums, out.add("Mul", [step, scales])])
+        named = call.op == "Gemm" and not call.name.startswith(("input", "output"))
+        return out.add("Add", [sums, bias], output=call.name if named else "")
 
     @staticmethod
     def opaque(out: Writer, tensor: str) -> str:
@@ -539,5 +561,11 @@ def _for_another(dialect: Dialect, what: str) -> str:
 
 def check_policy(dialect: Dialect, network: Network, policy: Policy) -> None:
     """The same for one policy."""
+    check_dynamic(network, policy.there())
+    if not dialect.dynamic and (names := [n for n, one in policy.there().items() if is_dynamic(one)]):
+        raise DialectError(
+            f"{dialect.engine} cannot quantize layer {names[0]!r} while it runs; give it weights and"
+            f" activations of 8 bits, or ask for a file for onnxruntime: [export] to = {QDQ.name!r}"
+        )
     bits = {name: [(one.weight_bits, one.activation_bits)] for name, one in policy.there().items()}
     check_holds(dialect, network, bits)

@@ -124,6 +124,12 @@ class Writer:
         self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
         return output
 
+    def several(self, op: str, inputs: list[str], count: int) -> list[str]:
+        """A node that puts out so many tensors; their names."""
+        outputs = [self.name() for _ in range(count)]
+        self.nodes.append(helper.make_node(op, inputs, outputs))
+        return outputs
+
 
 def nodes_read(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
     """The nodes that something reads: a tensor that is only moved as codes needs no float form."""

@@ -33,6 +33,7 @@ class TFLite(Qdq):
     priced = False
     limited = True
     halves = True
+    dynamic = False
 
     @property
     def ran(self) -> str:

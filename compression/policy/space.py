@@ -12,7 +12,15 @@ from leanfront.compression.graph import Branch, Network
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.policy import kept_channels
 from leanfront.compression.policy.space_size import number_of_policies
-from leanfront.compression.policy.technique import Decision, Options, SpaceError, Trial, Value, techniques
+from leanfront.compression.policy.technique import (
+    Decision,
+    Options,
+    SpaceError,
+    Trial,
+    Value,
+    technique,
+    techniques,
+)
 from leanfront.hw_profiles import HardwareProfile
 
 if TYPE_CHECKING:
@@ -47,14 +55,15 @@ class Space:
         weight_bits: Iterable[int],
         activation_bits: Iterable[int],
         depth: bool = True,
+        dynamic: bool = False,
     ) -> None:
-        """``depth``: branches may be left out.
+        """``depth``: branches may be left out; ``dynamic``: tensors may be quantized at run time.
 
         Raises SpaceError when the profile can run none of the bit widths, or one of them with nothing.
         """
         self.network = network
         self.multiple = profile.channel_multiple
-        options = Options(tuple(sparsity), tuple(weight_bits), tuple(activation_bits), depth)
+        options = Options(tuple(sparsity), tuple(weight_bits), tuple(activation_bits), depth, dynamic)
         offering = techniques().values()
         self.decisions: tuple[Decision, ...] = tuple(
             decision for one in offering for decision in one.decisions(network, profile, options)
@@ -139,11 +148,16 @@ class Space:
         for layer in self.network.layers:
             weights, _ = chosen[f"{BITS}/{layer.name}"]
             _, activations = chosen[f"{BITS}/{self.first_readers.get(layer.name, layer.name)}"]
+            weights = weights if layer.weight_only else self._weight_bits(weights, activations)
             layers[layer.name] = LayerPolicy(
                 sparsity=chosen[f"{SPARSITY}/{layer.group}"] if layer.group else 0.0,
-                weight_bits=weights if layer.weight_only else self._weight_bits(weights, activations),
+                weight_bits=weights,
                 activation_bits=activations,
-                more=tuple(more[layer.name].items()),
+                more=tuple(
+                    (name, value)
+                    for name, value in more[layer.name].items()
+                    if technique(name).fits(weights, activations)
+                ),
             )
         return Policy.of(layers, gone)
 
@@ -253,7 +267,8 @@ class Space:
         for decision in self.others:
             table = more.setdefault(decision.kind, np.zeros(pairs.shape))
             chosen = np.array(decision.values)[codes[self.decisions.index(decision)]]
-            table[[row_of[name] for name in decision.layers]] = chosen
+            rows = [row_of[name] for name in decision.layers]
+            table[rows] = chosen * technique(decision.kind).fits(weights[rows], activations[rows])
         found = PolicyBatch(network, channels, weights, activations, more=more)
         if not self.branches:
             return found

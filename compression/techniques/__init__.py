@@ -2,7 +2,7 @@
 applied."""
 
 from leanfront.compression.policy.technique import register
-from leanfront.compression.techniques.built_in import ChannelPruning, Depth, Quantization
+from leanfront.compression.techniques.built_in import ChannelPruning, Depth, DynamicQuantization, Quantization
 
-for _technique in (ChannelPruning(), Depth(), Quantization()):
+for _technique in (ChannelPruning(), Depth(), Quantization(), DynamicQuantization()):
     register(_technique)
