@@ -37,7 +37,9 @@ PAIRS = [(1, 8), (1, 32), (16, 32), (1, 2), (2, 3), (8, 5)]
 
 
 @pytest.mark.parametrize("bits", PAIRS)
-@pytest.mark.parametrize("name", ["Residual", "Chain", "UNet", "Perceptron"])
+@pytest.mark.parametrize(
+    "name", ["Chain", "Perceptron", *(pytest.param(n, marks=pytest.mark.slow) for n in ("Residual", "UNet"))]
+)
 def test_the_file_equals_the_network_and_its_size_was_foretold(
     name: str, bits: tuple[int, int], tmp_path: Path
 ) -> None:

@@ -108,6 +108,13 @@ def test_what_cannot_be_is_refused(layer: str, bits: tuple[int, int], number: fl
         lf.compress(network, Policy.of(layers), [torch.randn(2, 7, 6)])
 
 
+def test_its_bit_operations_are_those_of_integers() -> None:
+    network = captured("Perceptron")
+    policies = [lf.uniform(network, 0.0, 8, 32, dynamic=dynamic) for dynamic in (False, True)]
+    floats, integers = PolicyBatch.of(network.network, policies).bops().tolist()
+    assert floats == 4 * integers == sum(layer.shape.macs for layer in network.network.layers) * 8 * 32
+
+
 def test_a_convolution_and_other_bits_are_refused() -> None:
     with pytest.raises(PolicyError, match="dynamic is 1 for a linear layer"):
         lf.uniform(captured("Encoder"), 0.0, 4, 32, dynamic=True)

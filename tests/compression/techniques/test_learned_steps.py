@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import leanfront as lf
-from leanfront.compression.capture.trace import trace
+from leanfront.compression.capture.trace import Traced, trace
 from leanfront.compression.export.deployed_form import activation_grids, layer_weights
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import Compressed, compress
@@ -119,9 +120,13 @@ def test_a_tensor_without_negative_values_has_no_level_beyond_its_range() -> Non
     assert 0 < quantizer.grid().scale < grid.scale / 15
 
 
-def taught(policy: Policy, name: str = "Residual", steps: int = 3) -> tuple[Compressed, Tensor]:
-    traced = trace(built(name), example(name))
-    made, images = compress(traced, policy), inputs(name, 8, 1)
+@cache
+def traced() -> Traced:
+    return trace(built("Residual"), example("Residual"))
+
+
+def taught(policy: Policy, steps: int = 3) -> tuple[Compressed, Tensor]:
+    made, images = compress(traced(), policy), inputs("Residual", 8, 1)
     calibrate(made.module, [images])
     wanted = torch.randn(8, 10)
 
@@ -135,12 +140,12 @@ def taught(policy: Policy, name: str = "Residual", steps: int = 3) -> tuple[Comp
 
 
 def uniform(bits: tuple[int, int], sparsity: float = 0.0) -> Policy:
-    return Policy.uniform(trace(built("Residual"), example("Residual")).network, LayerPolicy(sparsity, *bits))
+    return Policy.uniform(traced().network, LayerPolicy(sparsity, *bits))
 
 
 def test_steps_of_few_bits_are_trained_and_others_are_not() -> None:
     made, _ = taught(uniform((2, 8)))
-    fresh = weight_quantizers(compress(trace(built("Residual"), example("Residual")), made.policy).module)
+    fresh = weight_quantizers(compress(traced(), made.policy).module)
     assert fresh.keys() == weight_quantizers(made.module).keys()
     for quantizer in weight_quantizers(made.module).values():
         assert quantizer.step is not None
@@ -171,7 +176,7 @@ def test_the_exported_grid_is_the_trained_one(bits: tuple[int, int], tmp_path: P
 def test_kept_weights_bring_their_steps_back() -> None:
     made, images = taught(uniform((2, 3)))
     made.module.eval()
-    other = compress(trace(built("Residual"), example("Residual")), made.policy).module
+    other = compress(traced(), made.policy).module
     before = {name: value.clone() for name, value in other.state_dict().items()}
     other.load_state_dict(made.module.state_dict())
     assert torch.equal(other.eval()(images), made.module(images))
@@ -182,9 +187,8 @@ def test_kept_weights_bring_their_steps_back() -> None:
 
 
 def test_an_heir_has_the_steps_of_the_channels_that_stay() -> None:
-    traced = trace(built("Residual"), example("Residual"))
     made, images = taught(uniform((2, 3)))
-    heir = inherit(traced, made, uniform((2, 3), 0.5))
+    heir = inherit(traced(), made, uniform((2, 3), 0.5))
     calibrate(heir.module, [images])
     learned = weight_quantizers(made.module)
     for name, quantizer in weight_quantizers(heir.module).items():
@@ -193,9 +197,9 @@ def test_an_heir_has_the_steps_of_the_channels_that_stay() -> None:
         assert set(quantizer.step.tolist()) <= set(learned[name].step.tolist())
         assert len(quantizer.step) == heir.network.layer[name].shape.out_channels
     assert all((one.step is not None) == (one.bits == 3) for one in quantizers(heir.module).values())
-    other = inherit(traced, made, uniform((4, 8), 0.5))
+    other = inherit(traced(), made, uniform((4, 8), 0.5))
     assert all(one.step is None for one in weight_quantizers(other.module).values())
-    same = inherit(traced, made, made.policy)
+    same = inherit(traced(), made, made.policy)
     for each in (same, made):
         calibrate(each.module, [images])
     with torch.no_grad():
