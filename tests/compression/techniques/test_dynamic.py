@@ -9,9 +9,11 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
 
 import leanfront as lf
+from leanfront.compression.capture.onnx_network import network_of
 from leanfront.compression.export.dialects import DialectError
 from leanfront.compression.export.measured_sizes import measured
 from leanfront.compression.policy import LayerPolicy, Policy, PolicyError
@@ -174,3 +176,23 @@ def test_openvino_computes_the_same(tmp_path: Path) -> None:
     made = lf.compress(network, lf.uniform(network, 0.0, 8, 32, dynamic=True), to="openvino")
     lf.export(made, tmp_path / "model.onnx", to="openvino")
     assert "DynamicQuantizeLinear" in {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+
+
+@pytest.mark.parametrize("name", ["Perceptron", "Sequence"])
+def test_its_bits_are_read_back_from_a_file(name: str) -> None:
+    network = captured(name)
+    policy = lf.uniform(network, 0.0, 8, 32, dynamic=True)
+    read = network_of(onnx.load_from_string(file_of(lf.compress(network, policy))))
+    assert list(read.policy.values()) == list(policy.values())
+    assert [layer.shape for layer in read.network.layers] == [layer.shape for layer in network.network.layers]
+    assert "other" not in {node.op for node in read.network.nodes}
+
+
+def test_a_file_of_onnxruntimes_own_is_read(tmp_path: Path) -> None:
+    network = captured("Perceptron")
+    lf.export(lf.compress(network, lf.uniform(network)), tmp_path / "floats.onnx")
+    quantize_dynamic(tmp_path / "floats.onnx", tmp_path / "dynamic.onnx", weight_type=QuantType.QInt8)
+    model = onnx.load(tmp_path / "dynamic.onnx")
+    assert "MatMulInteger" in {node.op_type for node in model.graph.node}
+    read = network_of(model)
+    assert {(layer.weight_bits, layer.value("dynamic")) for layer in read.policy.values()} == {(8, 1.0)}
