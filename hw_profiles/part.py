@@ -93,9 +93,12 @@ class Part(Frozen):
     def supported_sentence(self) -> str:
         """The supported pairs as one line, for error messages and tables."""
         weights: dict[int, list[int]] = {}
-        for weight_bits, activation_bits in self.supported:
+        for weight_bits, activation_bits in sorted(self.supported):
             weights.setdefault(activation_bits, []).append(weight_bits)
+        alike: dict[tuple[int, ...], list[int]] = {}  # activations with which the same weights go
+        for activation_bits, bits in sorted(weights.items()):
+            alike.setdefault(tuple(bits), []).append(activation_bits)
         return "; ".join(
-            f"weights {', '.join(map(str, sorted(set(bits))))} with activations {activation_bits}"
-            for activation_bits, bits in sorted(weights.items())
+            f"weights {', '.join(map(str, bits))} with activations {', '.join(map(str, activations))}"
+            for bits, activations in alike.items()
         )

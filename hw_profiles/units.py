@@ -13,9 +13,9 @@ Factor = Annotated[float, Field(strict=True, ge=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 CountOrNone = Annotated[int, Field(strict=True, ge=0)]
 
-WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
+WEIGHT_BITS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)
 """Bits that weights may have, and that units compute in."""
-ACTIVATION_BITS = (4, 8, 16, 32)
+ACTIVATION_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 
 
 class Frozen(BaseModel):

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from leanfront.compression.graph import Kernel, Network, kernels, operation
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.batch import PolicyBatch
+from leanfront.compression.policy.dynamic import DYNAMIC
 from leanfront.hw_profiles import HardwareProfile
 from leanfront.latency_models.errors import TableError as TableError
 
@@ -21,6 +22,7 @@ Build = Callable[[Network, Policy], bytes]
 Kind = Literal["measured", "calibrated", "modelled"]
 """Where a cost is from, the surest first."""
 
+_NONE = np.zeros(0)
 _SUREST_FIRST: tuple[Kind, ...] = ("measured", "calibrated", "modelled")
 
 
@@ -147,8 +149,14 @@ def costs_in_portions(
 
 
 def check_bits(batch: PolicyBatch, profile: HardwareProfile) -> None:
-    """Raise TableError for the first layer whose bits the part has no units for. Layers of weight bits alone
-    need none."""
+    """Raise TableError for the first layer whose bits the part has no units for, or whose tensor is quantized
+    at run time, which no formula prices. Layers of weight bits alone need none."""
+    if batch.more.get(DYNAMIC, _NONE).any():
+        name = batch.network.layers[int(np.argwhere(batch.more[DYNAMIC])[0][0])].name
+        raise TableError(
+            f"nobody knows what profile {profile.name!r} takes to quantize the tensor of layer {name!r} at"
+            " run time; it is priced where kernels are timed: this-machine"
+        )
     known = np.zeros((33, 33), dtype=np.bool_)
     for pair in profile.supported:
         known[pair] = True

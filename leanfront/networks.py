@@ -29,6 +29,7 @@ from leanfront.compression.export.template import TENSOR, ExportError, Template,
 from leanfront.compression.export.walk import exported
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import LayerPolicy, Policy, PolicyError
+from leanfront.compression.policy.dynamic import DYNAMIC, able, check_dynamic
 from leanfront.compression.techniques.built_in import left_out
 from leanfront.compression.techniques.compress import Compressed
 from leanfront.compression.techniques.compress import compress as compressed_by
@@ -179,15 +180,18 @@ def uniform(
     activation_bits: int = 32,
     left_out: Sequence[str] = (),
     more: Mapping[str, float] = MappingProxyType({}),
+    dynamic: bool = False,
 ) -> Policy:
     """The same for every layer; tables that are looked up put out floats, whatever ``activation_bits``.
 
     Args:
         sparsity: share of each group's channels that is cut, 0 to below 1; groups that must stay, stay.
-        weight_bits, activation_bits: 2 to 8, or 32 for floats.
+        weight_bits, activation_bits: 1 to 8 (activations from 2), or 16 or 32 for floats.
         left_out: branches that are left out whole, of ``captured.branches``.
         more: name of another technique -> its number, such as {"unstructured": 0.8}, the share of each
             layer's weights that are 0, or {"2:4": 0.5}; layers in which zeros cannot lie so have none.
+        dynamic: linear layers quantize what they read while they run, for onnxruntime: nothing is calibrated
+            for them. Weights have 8 bits then, and activations 32.
 
     Raises:
         PolicyError: a value that no layer can have, or a branch that there is not.
@@ -202,7 +206,15 @@ def uniform(
             )
     gone = {layer for name in left_out for layer in there[name].layers}
     wanted = LayerPolicy(sparsity, weight_bits, activation_bits, more=tuple(more.items()))
-    return Policy.of(Policy.uniform(network, wanted), gone)
+    layers = dict(Policy.uniform(network, wanted))
+    if dynamic:
+        layers |= {
+            name: replace(layer, more=(*layer.more, (DYNAMIC, 1.0)))
+            for name, layer in layers.items()
+            if able(network, name)
+        }
+        check_dynamic(network, layers)
+    return Policy.of(layers, gone)
 
 
 def compress(

@@ -16,8 +16,8 @@ from leanfront.latency_models.providers import Provider
 from leanfront.search.objectives import LIMITS, ObjectiveError, names, objective
 from leanfront.search.storage_url import without_password
 
-WeightBits = Literal[2, 3, 4, 5, 6, 7, 8, 32]
-ActivationBits = Literal[4, 8, 32]
+WeightBits = Literal[1, 2, 3, 4, 5, 6, 7, 8, 16, 32]
+ActivationBits = Literal[2, 3, 4, 5, 6, 7, 8, 16, 32]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 WholeShare = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -116,13 +116,16 @@ class LimitsSection(_Section):
 class SpaceSection(_Section):
     """What may be proposed. Sparsity: share of a group's channels that is cut. 32 bits: float. ``depth``:
     residual branches may be left out. ``zeros``: shares of a layer's weights that are 0, in the pattern that
-    pays; None: the usual ones, where they do."""
+    pays; None: the usual ones, where they do. ``dynamic``: linear layers may quantize what they read at run
+    time."""
 
     sparsity: Annotated[tuple[Share, ...], Strict(False)] = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
     weight_bits: Annotated[tuple[WeightBits, ...], Strict(False)] = (4, 8, 32)
     activation_bits: Annotated[tuple[ActivationBits, ...], Strict(False)] = (8, 32)
     depth: bool = True
     zeros: Annotated[tuple[Share, ...], Strict(False)] | None = None
+
+    dynamic: bool = False
 
     @field_validator("zeros")
     @classmethod
@@ -140,7 +143,8 @@ class SpaceSection(_Section):
 class FinetuneSection(_Section):
     """The short training inside the search: images seen, not epochs. ``rungs``: shares of it after which a
     trial is scored and goes on only where no other is better. ``tune``: temperature, distillation_weight and
-    learning_rate are looked for first; None: where the search has TUNED_FROM_HOURS or more."""
+    learning_rate are looked for first; None: where the search has TUNED_FROM_HOURS or more. ``steps``: of
+    grids in all training, also that of a pick: "learned", "observed", or "few bits": of few bits learned."""
 
     images: int = Field(default=8192, ge=0)
     rungs: Annotated[tuple[WholeShare, ...], Strict(False)] = (0.0, 0.1875, 1.0)
@@ -150,6 +154,7 @@ class FinetuneSection(_Section):
     distillation_weight: float = Field(default=0.9, ge=0.0, le=1.0)
     calibration_images: int = Field(default=512, ge=1)
     tune: bool | None = None
+    steps: Literal["few bits", "learned", "observed"] = "few bits"
 
     @field_validator("rungs")
     @classmethod

@@ -271,6 +271,8 @@ class Graph:
                   "Unsqueeze", "Flatten")  # fmt: skip
         while True:
             narrowest = min(narrowest, TYPE_BITS.get(self._type(name), 32))
+            if self._type(name) == TensorProto.BOOL and self.is_constant(name):
+                return 1  # two values, chosen by the bits of bytes
             node = self.producer.get(name)
             if node is None or name in self.initializers or not node.input:
                 return narrowest

@@ -1,16 +1,19 @@
 """An .onnx file as a Network, with the bits that its layers already have. No torch, no weights loaded."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnx import ModelProto, NodeProto
 
+from leanfront.compression.capture.onnx_dynamic import without_run_time_grids
 from leanfront.compression.capture.onnx_graph import Graph, OnnxError, graph_of, read_model
 from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment
 from leanfront.compression.graph.branches import FILLED
 from leanfront.compression.graph.operations import by_onnx, operation
 from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.policy.dynamic import BITS, DYNAMIC
 from leanfront.compression.policy.policy import ACTIVATION_BITS, WEIGHT_BITS
 
 __all__ = ["OnnxError", "OnnxNetwork", "network_of", "read_onnx"]
@@ -48,8 +51,9 @@ def read_onnx(path: Path) -> OnnxNetwork:
 
 def network_of(model: ModelProto, where: str = "the model") -> OnnxNetwork:
     """The same for a model in memory; ``where`` names it in errors."""
-    graph = graph_of(model, where)
-    reader = _Reader(graph)
+    plain, dynamic = without_run_time_grids(model)
+    graph = graph_of(plain, where)
+    reader = _Reader(graph, dynamic)
     for node in graph.nodes:
         reader.add(node)
     if not reader.layers:
@@ -64,8 +68,10 @@ def network_of(model: ModelProto, where: str = "the model") -> OnnxNetwork:
 class _Reader:
     """Builds the network node by node, in the order of the file (ONNX demands that it is topological)."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, dynamic: Collection[str] = ()) -> None:
+        """``dynamic``: names of the nodes of layers whose tensors are quantized at run time."""
         self.graph = graph
+        self.dynamic = dynamic
         self.axis = _channel_axes(graph)
         self.nodes: dict[str, Node] = {}
         self.layers: dict[str, Layer] = {}
@@ -129,7 +135,9 @@ class _Reader:
         output = node.output[0]
         bias = len(node.input) > 2 and bool(node.input[2])
         self.layers[name] = Layer(name, shape, None, bias)
-        self.policy[name] = _bits(graph, node)
+        bits = _bits(graph, node)
+        at_run_time = node.name in self.dynamic and (bits.weight_bits, shape.op) == (BITS[0], "linear")
+        self.policy[name] = LayerPolicy(0.0, *BITS, more=((DYNAMIC, 1.0),)) if at_run_time else bits
         self.nodes[output] = replace(self._node(output, shape.op, (source,)), layer=name)
 
     def _layer_name(self, node: NodeProto) -> str:

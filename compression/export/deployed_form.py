@@ -18,10 +18,8 @@ from leanfront.compression.policy.precision import computes_in_integers, source_
 from leanfront.compression.techniques.compress import Compressed
 from leanfront.compression.techniques.quantize import (
     WeightQuantizer,
-    channel_scales,
     quantizers,
     taken_off,
-    weight_codes,
 )
 
 _USE = "use_"
@@ -92,11 +90,13 @@ def layer_weights(compressed: Compressed) -> dict[str, LayerWeights]:
         ]
         held = _folded(module, [n for n in norms if isinstance(n, _BatchNorm)])
         layer_policy = compressed.policy[kernel.layer.name]
+        if layer_policy.weight_bits == 16:
+            held = _in_halves(held)
         if computes_in_integers(kernel.layer, layer_policy):
             uses = [k for k in fused if k.layer is not None and k.layer.name == kernel.layer.name]
             finest = min(grids[source_of_range(use.inputs[0], fused)].scale for use in uses)
             step = finest / finer_steps(layer_policy.weight_bits)
-            held = _with_bias_in_reach(held, step, _out_axis(module))
+            held = _with_bias_in_reach(held, layer_policy.weight_bits, step, _out_axis(module))
         found[kernel.layer.name] = held
     return found
 
@@ -140,9 +140,11 @@ def _folded(module: nn.Module, norms: list[_BatchNorm]) -> LayerWeights:
         folded = (weight.double() * along(factor, weight.shape, axis)).numpy().astype(np.float32)
         folded += np.float32(0.0)  # a 0 times a negative gain is -0, which is 0 to nobody who zips a file
         return LayerWeights(bias_array, weight=folded)
-    scales = channel_scales(weight, quantizer.bits, quantizer.clip, axis)
-    signs = along(factor.sign().float(), weight.shape, axis)
-    codes = weight_codes(weight, scales, quantizer.bits, axis) * signs
+    scales = quantizer.scales(weight)
+    signs = factor.sign().float()
+    if quantizer.bits == 1:  # there is no code 0
+        signs = torch.where(signs < 0, signs, 1.0)
+    codes = quantizer.codes(weight) * along(signs, weight.shape, axis)
     return LayerWeights(
         bias_array,
         codes=codes.numpy().astype(np.int8),
@@ -150,8 +152,18 @@ def _folded(module: nn.Module, norms: list[_BatchNorm]) -> LayerWeights:
     )
 
 
-def _with_bias_in_reach(held: LayerWeights, activation_scale: float, axis: int) -> LayerWeights:
-    """The same weights; channels that are next to nothing beside their bias become 0.
+def _in_halves(held: LayerWeights) -> LayerWeights:
+    """With the weight rounded to float16, as floats; what is larger than it can hold is infinite."""
+    assert held.weight is not None
+    with np.errstate(over="ignore"):
+        return replace(held, weight=held.weight.astype(np.float16).astype(np.float32))
+
+
+def _with_bias_in_reach(
+    held: LayerWeights, weight_bits: int, activation_scale: float, axis: int
+) -> LayerWeights:
+    """The same weights; channels that are next to nothing beside their bias become 0, or, of 1 bit, as small
+    as the bias lets them be.
 
     A batch norm with a gain near 0 leaves such channels: their bias, in steps of the product of the scales,
     would not fit 32 bits. Channels of zeros, whose scale says nothing, get fine steps, too.
@@ -159,6 +171,9 @@ def _with_bias_in_reach(held: LayerWeights, activation_scale: float, axis: int) 
     assert held.codes is not None
     assert held.scales is not None
     reach = np.abs(held.bias.astype(np.float64)) / activation_scale
+    if weight_bits == 1:  # there is no code 0
+        scales = np.maximum(held.scales, reach / 2**30).astype(np.float32)
+        return LayerWeights(held.bias, codes=held.codes, scales=scales)
     zeros = ~in_groups(held.codes, len(held.scales), axis).any(axis=(1, 3)).reshape(-1)
     empty = zeros | (held.scales < reach / 2**30)
     scales = np.where(empty, np.maximum(reach / 2**20, 1e-12), held.scales).astype(np.float32)

@@ -23,6 +23,7 @@ from leanfront.compression.export.onnx_writer import Writer
 from leanfront.compression.export.weights import LayerWeights, along, bias_codes, finer_steps, in_groups
 from leanfront.compression.graph import Kernel, Layer, Network
 from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.policy.dynamic import check_dynamic, is_dynamic
 from leanfront.compression.policy.file_size import storage_bits
 from leanfront.compression.policy.grids import ActivationGrid, GridKind, all_of
 from leanfront.compression.policy.guards import Guarded
@@ -128,7 +129,8 @@ class Dialect:
     leanfront brings them. runs_here: its answers can be had on this machine; what is promised of a file
     whose answers cannot is not checked, and said to be so. fused: onnxruntime runs it, and the kernels
     that it fuses are held against ``promises_integers``. limited: its engine has not all operations of
-    ONNX; ``cannot`` says which. halves: layers of 16 bits are in float16 in the file. narrowest_tensor:
+    ONNX; ``cannot`` says which. halves: layers of 16 bits are in float16 in the file. dynamic: layers may be
+    quantized while they run (``compression.policy.dynamic``). narrowest_tensor:
     bits of the narrowest integers that its kernels read; narrowest_weight: of the type that weights are
     stored in. rules: what its engine asks of it. grids: where the zeros of tensors' grids lie, for a
     network that is trained for such a file. rounds_biases: integer kernels add codes, so that biases have
@@ -149,6 +151,7 @@ class Dialect:
     fused = True
     limited = False
     halves = False
+    dynamic = False
     narrowest_tensor = 1
     narrowest_weight = 2
     rules: tuple[Rule, ...] = ()
@@ -273,18 +276,19 @@ class Qdq(Dialect):
     """QDQ as onnxruntime fuses it, the kind that runs fast.
 
     Integer layers become DequantizeLinear -> Conv or Gemm -> (Relu) -> QuantizeLinear with unsigned 8-bit
-    activations, signed weights and int32 biases. Weights of 2 to 4 bits are stored packed (INT2, INT4) and
-    cast to int8, which onnxruntime folds away when the file is loaded: the file is small, the kernel is the
-    int8 one.
+    activations, signed weights and int32 biases. Weights of 1 to 4 bits are stored packed (bits of bytes,
+    INT2, INT4) and become int8, which onnxruntime folds away when the file is loaded: the file is small, the
+    kernel is the int8 one.
     """
 
     name = "onnx"
     priced = True
     exact = True
+    dynamic = True
 
     def promises_integers(self, layer: Layer, policy: LayerPolicy) -> bool:
         """Wherever its policy says so and onnxruntime has a kernel."""
-        return computes_in_integers(layer, policy)
+        return computes_in_integers(layer, policy) or is_dynamic(policy)
 
     def quantized(self, out: Writer, tensor: str, grid: ActivationGrid) -> str:
         """QuantizeLinear and DequantizeLinear behind the tensor."""
@@ -313,8 +317,26 @@ class Qdq(Dialect):
 
     def layer(self, out: Writer, call: LayerCall) -> str:
         """With the same behind a layer that onnxruntime would leave in floats for what clips its output."""
+        if is_dynamic(call.policy):
+            return self.run_time(out, call)
         made = super().layer(out, call)
         return self.opaque(out, made) if call.clipped and self.fused else made
+
+    def run_time(self, out: Writer, call: LayerCall) -> str:
+        """A linear layer that quantizes what it reads while it runs; onnxruntime makes one kernel of it."""
+        held = call.weights if call.op == "MatMul" else call.weights.transposed()
+        assert held.codes is not None
+        assert held.scales is not None
+        codes, step, zero = out.several("DynamicQuantizeLinear", [self.reads(out, call)], 3)
+        stored: dict[str, NDArray[Any]] = {"codes": held.codes, "scales": held.scales, "bias": held.bias}
+        weight, scales, bias = (
+            out.once((what, call.layer.name), partial(out.own, values)) for what, values in stored.items()
+        )
+        sums = out.add("MatMulInteger", [codes, weight, zero], name=call.name)
+        sums = out.add("Cast", [sums], to=TensorProto.FLOAT)
+        sums = out.add("Mul", [sums, out.add("Mul", [step, scales])])
+        named = call.op == "Gemm" and not call.name.startswith(("input", "output"))
+        return out.add("Add", [sums, bias], output=call.name if named else "")
 
     @staticmethod
     def opaque(out: Writer, tensor: str) -> str:
@@ -322,15 +344,19 @@ class Qdq(Dialect):
         return out.add("Max", [tensor, out.constant(np.float32(-3e38))])
 
     def weight(self, out: Writer, call: LayerCall) -> str:
-        """Codes in few bits, decoded once, when the file is loaded."""
+        """Codes in few bits, or floats in 16, decoded once, when the file is loaded."""
         held, bits = call.weights, call.policy.weight_bits
         if held.codes is None or held.scales is None:
-            return super().weight(out, call)
+            if bits != 16:
+                return super().weight(out, call)
+            return out.add("Cast", [out.own(_half(call))], to=TensorProto.FLOAT)
         stored = self.stored_bits(bits)
         if not call.integer:  # a float kernel, and a small file
             return self.decoded(out, call, held.codes, held.scales)
         finer = finer_steps(bits)
-        if stored < 8:
+        if stored == 1:
+            name = out.add("Cast", [out.signs(held.codes, finer)], to=TensorProto.INT8)
+        elif stored < 8:
             name = out.add("Cast", [out.packed(held.codes, stored)], to=TensorProto.FLOAT)
             name = out.add("Mul", [name, out.constant(np.float32(finer))])
             name = out.add("Cast", [name], to=TensorProto.INT8)
@@ -343,8 +369,9 @@ class Qdq(Dialect):
         return out.add("DequantizeLinear", decoding, axis=call.axis)
 
     def stored_bits(self, weight_bits: int) -> int:
-        """Bits of the type that holds a weight's codes."""
-        return max(self.narrowest_weight, storage_bits(weight_bits))
+        """Bits of the type that holds a weight's codes; single bits are unpacked from bytes, whatever types
+        there are."""
+        return 1 if weight_bits == 1 else max(self.narrowest_weight, storage_bits(weight_bits))
 
     def decoded(
         self, out: Writer, call: LayerCall, codes: NDArray[np.int8], scales: NDArray[np.float32]
@@ -354,9 +381,11 @@ class Qdq(Dialect):
         """
         grouped = call.layer.groups_apart
         held = in_groups(codes, len(scales), call.axis) if grouped else codes
-        values = out.add(
-            "Cast", [out.packed(held, self.stored_bits(call.policy.weight_bits))], to=TensorProto.FLOAT
-        )
+        stored = self.stored_bits(call.policy.weight_bits)
+        if stored == 1:
+            values = out.signs(held, 1)
+        else:
+            values = out.add("Cast", [out.packed(held, stored)], to=TensorProto.FLOAT)
         if not grouped:
             return out.add("Mul", [values, out.own(along(scales, codes.shape, call.axis))])
         values = out.add("Mul", [values, out.own(scales.reshape(held.shape[0], 1, -1, 1))])
@@ -367,9 +396,12 @@ class Qdq(Dialect):
         fewer takes a quarter of the memory while the file is run, too."""
         held = call.weights
         if held.codes is None or held.scales is None:
-            return super().looked_up(out, call, output)
+            if call.policy.weight_bits != 16:
+                return super().looked_up(out, call, output)
+            rows = out.add(call.op, [out.own(_half(call)), call.read], name=call.layer.name)
+            return out.add("Cast", [rows], output=output, to=TensorProto.FLOAT)
         bits = self.stored_bits(call.policy.weight_bits)
-        table = out.packed(held.codes, bits)
+        table = out.signs(held.codes, 1) if bits == 1 else out.packed(held.codes, bits)
         if bits < 8:
             table = out.add("Cast", [table], to=TensorProto.INT8)
         rows = out.add(call.op, [table, call.read], name=call.layer.name)
@@ -386,6 +418,12 @@ class Qdq(Dialect):
         if call.layer.shape.op == "linear":
             stored.append(out.constant(np.zeros_like(codes)))
         return out.add("DequantizeLinear", stored, axis=0)
+
+
+def _half(call: LayerCall) -> NDArray[np.float16]:
+    """A layer's weight, which was rounded to 16 bits before (``layer_weights``)."""
+    with np.errstate(over="ignore"):
+        return call.weights.floats(call.axis).astype(np.float16)
 
 
 QDQ = Qdq()
@@ -532,5 +570,11 @@ def _for_another(dialect: Dialect, what: str) -> str:
 
 def check_policy(dialect: Dialect, network: Network, policy: Policy) -> None:
     """The same for one policy."""
+    check_dynamic(network, policy.there())
+    if not dialect.dynamic and (names := [n for n, one in policy.there().items() if is_dynamic(one)]):
+        raise DialectError(
+            f"{dialect.engine} cannot quantize layer {names[0]!r} while it runs; give it weights and"
+            f" activations of 8 bits, or ask for a file for onnxruntime: [export] to = {QDQ.name!r}"
+        )
     bits = {name: [(one.weight_bits, one.activation_bits)] for name, one in policy.there().items()}
     check_holds(dialect, network, bits)

@@ -99,6 +99,19 @@ class Writer:
         )
         return name
 
+    def signs(self, codes: NDArray[np.int8], size: int) -> str:
+        """Codes that are -1 or 1, stored in one bit each, as floats of this size: the bits of each byte are
+        masked out, which engines do once, when they load the file."""
+        packed = np.packbits(codes.reshape(-1) > 0, bitorder="little").reshape(-1, 1)
+        masks = self.constant(np.uint8(1) << np.arange(8, dtype=np.uint8), among="bits of a byte")
+        set_ = self.add("Cast", [self.add("BitwiseAnd", [self.own(packed), masks])], to=TensorProto.BOOL)
+        values = [self.constant(np.float32(sign * size), among="sign") for sign in (1, -1)]
+        made = self.add("Where", [set_, *values])
+        if codes.size % 8:
+            ends = [self.own(np.array([number], dtype=np.int64)) for number in (-1, 0, codes.size)]
+            made = self.add("Slice", [self.add("Reshape", [made, ends[0]]), *ends[1:]])
+        return self.add("Reshape", [made, self.own(np.array(codes.shape, dtype=np.int64))])
+
     def dequantized(self, codes: str, scale: str, zero: str) -> str:
         """DequantizeLinear behind the codes of a tensor, which are remembered."""
         name = self.add("DequantizeLinear", [codes, scale, zero])
@@ -110,6 +123,12 @@ class Writer:
         output = output or self.name()
         self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
         return output
+
+    def several(self, op: str, inputs: list[str], count: int) -> list[str]:
+        """A node that puts out so many tensors; their names."""
+        outputs = [self.name() for _ in range(count)]
+        self.nodes.append(helper.make_node(op, inputs, outputs))
+        return outputs
 
 
 def nodes_read(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:

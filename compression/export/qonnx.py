@@ -38,10 +38,10 @@ _STEPS = "Xilinx/finn, step_convert_to_hw of src/finn/builder/build_dataflow_ste
 _HLS4ML = "hls4ml 1.3, hls4ml/converters/onnx"
 
 FINN = frozenset({
-    "Add", "AveragePool", "BatchNormalization", "Concat", "Conv", "ConvTranspose", "Div", "Flatten", "Gather",
-    "GlobalAveragePool", "Identity", "LayerNormalization", "MatMul", "MaxPool", "Mul", "Pad", "Quant",
-    "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Resize", "Softmax", "Split", "Squeeze", "Sub",
-    "Transpose", "Unsqueeze", "Upsample",
+    "Add", "AveragePool", "BatchNormalization", "BipolarQuant", "Concat", "Conv", "ConvTranspose", "Div",
+    "Flatten", "Gather", "GlobalAveragePool", "Identity", "LayerNormalization", "MatMul", "MaxPool", "Mul",
+    "Pad", "Quant", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Resize", "Softmax", "Split",
+    "Squeeze", "Sub", "Transpose", "Unsqueeze", "Upsample",
 })  # fmt: skip
 """Operations that FINN has an engine for, or takes out of the graph."""
 HLS4ML = frozenset({
@@ -53,6 +53,7 @@ HLS4ML = frozenset({
 """Operations that hls4ml reads."""
 _WRITTEN_OTHERWISE = frozenset({"Clip", "Constant", "Gemm"})
 """Operations of the float graph that are others in the file: a ReLU6 a Relu, a product with a sum two."""
+_QUANTIZES = ("Quant", "BipolarQuant")
 _PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _MOVES = frozenset({
     "Concat", "Expand", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Resize", "Slice", "Split",
@@ -71,7 +72,7 @@ def _in_integers(model: onnx.ModelProto) -> Callable[[str], bool]:
 
     def holds(name: str) -> bool:
         node = made.get(name)
-        if node is None or node.op_type == "Quant":
+        if node is None or node.op_type in _QUANTIZES:
             return node is not None
         read = [source for source in node.input if source and source not in constants]
         return node.op_type in _MOVES and bool(read) and all(map(holds, read))
@@ -94,7 +95,7 @@ def _unconverted(model: onnx.ModelProto) -> list[str]:
     made, values = _made_by(model), {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     found = []
     for node in model.graph.node:
-        if node.op_type != "Quant" or node.input[0] in values:
+        if node.op_type not in _QUANTIZES or node.input[0] in values:
             continue
         before = made.get(node.input[0])
         signed = {a.name: a.i for a in node.attribute}["signed"]
@@ -117,7 +118,7 @@ def _shared_weights(model: onnx.ModelProto) -> list[str]:
     return [
         f"weight {node.output[0]!r} is read by {readers.get(node.output[0], 0)} nodes"
         for node in model.graph.node
-        if node.op_type == "Quant" and node.input[0] in constants and readers.get(node.output[0], 0) != 1
+        if node.op_type in _QUANTIZES and node.input[0] in constants and readers.get(node.output[0], 0) != 1
     ]
 
 
@@ -144,7 +145,8 @@ def _unknown_nodes(model: onnx.ModelProto) -> list[str]:
 
 
 class Qonnx(Dialect):
-    """Quant nodes behind every tensor on a grid and every weight in integers; all else is ONNX of floats.
+    """Quant nodes behind every tensor on a grid and every weight in integers, BipolarQuant behind those of 1
+    bit; all else is ONNX of floats.
 
     Scales of weights are one for each output channel, scales of tensors one for all, zero points 0. Biases
     are floats, rounded as integer kernels hold them: FINN and hls4ml both add them before they round. A
@@ -206,11 +208,13 @@ class Qonnx(Dialect):
         return _quant(out, tensor, out.constant(np.float32(grid.scale)), grid.bits, signed, narrow=False)
 
     def weight(self, out: Writer, call: LayerCall) -> str:
-        """Floats that a Quant node rounds to the codes that they are."""
+        """Floats that a Quant node rounds to the codes that they are; of 1 bit a BipolarQuant."""
         held, stored = call.weights, super().weight(out, call)
         if held.codes is None or held.scales is None:
             return stored
         scales = out.own(along(held.scales, held.codes.shape, call.axis))
+        if call.policy.weight_bits == 1:
+            return out.add("BipolarQuant", [stored, scales], domain=DOMAIN)
         return _quant(out, stored, scales, call.policy.weight_bits, signed=True, narrow=True)
 
     def bias(self, out: Writer, call: LayerCall) -> str:
@@ -280,10 +284,14 @@ def _in_operations(model: onnx.ModelProto) -> onnx.ModelProto:
     values = {tensor.name: tensor for tensor in model.graph.initializer}
     found = onnx.ModelProto()
     found.CopyFrom(model)
+    found.graph.initializer.append(numpy_helper.from_array(np.zeros((), np.float32), _ZERO))
     del found.graph.node[:]
     for node in model.graph.node:
         if node.domain != DOMAIN:
             found.graph.node.append(node)
+            continue
+        if node.op_type == "BipolarQuant":
+            found.graph.node.extend(_signs(node))
             continue
         tensor, scale, _, bits = node.input
         given = {attribute.name: attribute.i for attribute in node.attribute}
@@ -308,6 +316,19 @@ def _in_operations(model: onnx.ModelProto) -> onnx.ModelProto:
     del found.graph.initializer[:]
     found.graph.initializer.extend(kept)
     return found
+
+
+_ZERO = "BipolarQuant/zero"
+
+
+def _signs(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """A BipolarQuant: the scale where a number is not below 0, else less it."""
+    (tensor, scale), (made,) = node.input, node.output
+    return [
+        helper.make_node("Less", [tensor, _ZERO], [f"{made}/below"]),
+        helper.make_node("Neg", [scale], [f"{made}/less"]),
+        helper.make_node("Where", [f"{made}/below", f"{made}/less", scale], [made]),
+    ]
 
 
 class _Executed:

@@ -131,6 +131,7 @@ class TensorRT(Qdq):
     priced = False
     limited = True
     halves = True
+    dynamic = False
     rules = (
         Rule("signed tensors whose zero is 0", _DOCS, _off_centre),
         Rule("one scale for each output channel of a weight", _DOCS, _weight_axes),

@@ -16,6 +16,7 @@ from leanfront.compression.export.weights import bias_codes, finer_steps
 from leanfront.compression.export.zeros_in_file import Counted
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import Policy
+from leanfront.compression.policy.file_size import storage_bits
 from leanfront.compression.policy.flatbuffer_size import MANY, PACKED
 
 
@@ -33,6 +34,7 @@ class TFLite(Qdq):
     priced = False
     limited = True
     halves = True
+    dynamic = False
 
     @property
     def ran(self) -> str:
@@ -78,6 +80,10 @@ class TFLite(Qdq):
         added = math.prod(shape.kernel) * shape.in_channels // shape.groups
         packs = call.integer and shape.op in PACKED and added >= MANY
         return self.stored_bits(call.policy.weight_bits) if packs else 8
+
+    def stored_bits(self, weight_bits: int) -> int:
+        """Single bits as those of 4: nothing unpacks them."""
+        return max(self.narrowest_weight, storage_bits(weight_bits))
 
     def finished(self, model: onnx.ModelProto, network: Network, policy: Policy) -> bytes:
         """The flatbuffer, with float16 weights where the policy wants them."""

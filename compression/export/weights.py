@@ -72,8 +72,8 @@ def in_groups(weight: V, channels: int, axis: int) -> V:
 
 
 def highest_code(bits: int) -> int:
-    """The largest weight code: codes are -highest .. highest (2 bits: -1, 0, 1)."""
-    return int(2 ** (bits - 1)) - 1
+    """The largest weight code: codes are -highest .. highest (2 bits: -1, 0, 1; 1 bit: -1, 1)."""
+    return max(1, int(2 ** (bits - 1)) - 1)
 
 
 def bias_codes(

@@ -14,6 +14,7 @@ from leanfront.compression.graph.kernels import Kernel, kernels
 from leanfront.compression.graph.network import Network, block_kept
 from leanfront.compression.graph.nodes import Layer
 from leanfront.compression.graph.operations import operation
+from leanfront.compression.policy.dynamic import BITS, DYNAMIC
 from leanfront.compression.policy.file_size import FileSize
 from leanfront.compression.policy.flatbuffer_size import KIND, FlatbufferSize
 from leanfront.compression.policy.policy import LayerPolicy, Policy, unregistered
@@ -350,6 +351,9 @@ class PolicyBatch:
         for kernel in self.kernels:
             read = [self.bits[self.kernel_index[name]].astype(np.float64) for name in kernel.inputs]
             if kernel.layer is not None and not kernel.layer.weight_only:
+                if DYNAMIC in self.more:  # rounded to the bits of its weights
+                    own = self.more[DYNAMIC][self.layer_index[kernel.layer.name]] > 0
+                    read[0] = np.where(own, BITS[0], read[0])
                 found += held[self.layer_index[kernel.layer.name]] * _positions(kernel.layer) * read[0]
             elif operation(kernel.op).stream == "product":
                 row = self.kernel_index[kernel.name]

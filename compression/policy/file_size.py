@@ -34,6 +34,11 @@ CAST_BYTES, MUL_BYTES, MAX_BYTES = 29, 22, 22
 RESHAPE_BYTES = 71  # with the sizes of an image's weight
 DECODE_BYTES = 48  # DequantizeLinear with an axis
 READ_BYTES = 5  # one more input of a node
+SIGNS_BYTES = (
+    29 + CAST_BYTES + 29 + 26 + TENSOR_BYTES + 2
+)  # what weights of 1 bit are unpacked with, and a shape
+MASKS_BYTES = TENSOR_BYTES + 2 + 8  # of the bits in a byte
+UNEVEN_BYTES = 26 + 29 + 3 * (TENSOR_BYTES + 2 + 8)  # where the weights fill no whole number of bytes
 
 # Where nothing was measured: fitted to exported files of a dozen kinds of network.
 INFO_BYTES = 120  # inputs and outputs of the network
@@ -49,8 +54,8 @@ VALUES_OF_INTEGER_LAYER = 5  # codes and scales of weights and bias, decoded
 
 
 def storage_bits(weight_bits: int) -> int:
-    """Bits that one weight takes in the file: 2, 4, 8 or 32 (3 bits are stored in 4, 5 to 7 in 8)."""
-    return next(bits for bits in (2, 4, 8, 32) if weight_bits <= bits)
+    """Bits that one weight takes in the file: 1, 2, 4, 8, 16 or 32 (3 bits are stored in 4, 5 to 7 in 8)."""
+    return next(bits for bits in (1, 2, 4, 8, 16, 32) if weight_bits <= bits)
 
 
 def framed(size: int) -> int:
@@ -253,6 +258,9 @@ class FileSize:
         long = 2 * sum(_count(weights >= power) for power in self._lengths)
         for size in self._long_sizes:
             long = long + _count((reduced >= size) & (out > 0))
+        more: Any = 0
+        if (single := (weight_bits == 1) & (out > 0)).any():
+            more = self._signs(single, weights, reduced, out)
         kind = self._spelled + 2 * weight_bits
         kind += computes
         if (coded := _FINER.take(kind)).any():
@@ -261,7 +269,20 @@ class FileSize:
         place *= self._by_width.shape[1]
         place += out
         weights += self._by_width.take(place)
-        return np.asarray(weights.sum(axis=0) + long)
+        return np.asarray(weights.sum(axis=0) + long + more)
+
+    def _signs(
+        self, single: NDArray[np.bool_], stored: NDArray[Any], reduced: NDArray[Any], out: NDArray[Any]
+    ) -> NDArray[np.int64]:
+        """(n,): bytes of weights of 1 bit besides what ``_layer_bytes`` says: they are bytes in one dimension
+        (another of size 1), and not every number of weights fills these. ``single``: which are such."""
+        found = MASKS_BYTES * single.any(axis=0) - np.where(single & (out >= 2**7), 1, 0).sum(axis=0)
+        for power in self._lengths:
+            found = found + _count(single & (stored >= power))
+        for size in self._long_sizes:
+            found = found - _count(single & (reduced >= size))
+        uneven = single & (reduced * out * self._windows % 8 > 0)
+        return np.asarray(found + UNEVEN_BYTES * _count(uneven).astype(np.int64))
 
     def _further_uses(self, out: NDArray[np.int64], computes: NDArray[Any]) -> NDArray[np.int64]:
         """(n,): bytes of what layers take in each use but the first. A layer that computes in integers adds
@@ -436,22 +457,29 @@ def _layer_bytes(spelled: int, weight_bits: int, integer: bool) -> tuple[int, in
     bytes for each output channel, and of 1 byte."""
     linear = spelled == _LINEAR
     convolution = spelled in (_CONVOLUTION, _GROUPS_APART)
-    weight, vector = TENSOR_BYTES + (8 if convolution else 4), TENSOR_BYTES + 2
+    scales = TENSOR_BYTES + (8 if convolution else 4)  # of as many dimensions as the weight
+    weight, vector = scales, TENSOR_BYTES + 2
+    halves = CAST_BYTES if storage_bits(weight_bits) == 16 else 0
+    decoding = CAST_BYTES  # to floats
+    if weight_bits == 1:
+        weight, decoding = TENSOR_BYTES + 4, SIGNS_BYTES + (32 if convolution else 16)
     if spelled == _TABLE:
         if weight_bits > 8:
-            return weight, 0, 0
+            return weight + halves, 0, 0
         unpacking = CAST_BYTES if storage_bits(weight_bits) < 8 else 0
+        unpacking += decoding if weight_bits == 1 else 0
         return weight + vector + unpacking + CAST_BYTES + MUL_BYTES, 1, 0
     if spelled == _ALONE:
-        return (weight, 0, 0) if weight_bits > 8 else (2 * weight + CAST_BYTES + MUL_BYTES, 1, 0)
+        return (weight + halves, 0, 0) if weight_bits > 8 else (weight + scales + decoding + MUL_BYTES, 1, 0)
     if integer:
-        unpacking = 2 * CAST_BYTES + MUL_BYTES if storage_bits(weight_bits) < 8 else 0
+        unpacking = decoding + CAST_BYTES if storage_bits(weight_bits) < 8 else 0
+        unpacking += MUL_BYTES if unpacking and weight_bits > 1 else 0
         zeros = 2 * (READ_BYTES + vector) if linear else 0
         return weight + 3 * vector + 2 * DECODE_BYTES + unpacking + zeros, 3 + linear, int(linear)
     if weight_bits <= 8:
         apart = RESHAPE_BYTES if spelled == _GROUPS_APART else 0
-        return 2 * weight + vector + CAST_BYTES + MUL_BYTES + apart, 2, 0
-    return weight + vector, 1, 0
+        return weight + scales + vector + decoding + MUL_BYTES + apart, 2, 0
+    return weight + vector + halves, 1, 0
 
 
 _KINDS = [
@@ -463,14 +491,20 @@ _CLASSES = sorted({(fixed - kinds[-2][0], *rest) for kinds in _KINDS for fixed, 
 _CLASS = np.array(
     [[_CLASSES.index((fixed - kinds[-2][0], *rest)) for fixed, *rest in kinds] for kinds in _KINDS]
 )
+
+
+def _stored_once(weight_bits: int, integer: int) -> int:
+    """A bit for each number that is stored once for all such weights: in how many steps an integer kernel's
+    packed codes are finer; of 1 bit what its two codes stand for."""
+    if weight_bits == 1:
+        return 0b00100010 if integer else 0b01000001
+    return integer << weight_bits if 0 < storage_bits(weight_bits) < 8 else 0
+
+
 _FINER = np.array(
-    [
-        [integer << bits if storage_bits(bits) < 8 else 0 for bits in range(33) for integer in (0, 1)]
-        for _ in _KINDS
-    ],
+    [[_stored_once(bits, integer) for bits in range(33) for integer in (0, 1)] for _ in _KINDS],
     dtype=np.uint8,
 )
-"""A bit for each number of steps in which an integer kernel's packed codes are finer: it is stored once."""
 _GRIDS = np.zeros((2, 33), dtype=np.uint8)
 """The same for the highest codes of narrow tensors, and for 0: the lowest, and a zero point."""
 _GRIDS[:, 2:8] = [1 << bits | 1 for bits in range(2, 8)]

@@ -15,8 +15,8 @@ from leanfront.compression.policy.zeros import PATTERNS
 
 CHANNEL = "channel"
 """What ``pattern`` says where channels are cut."""
-WEIGHT_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
-ACTIVATION_BITS = (4, 8, 16, 32)
+WEIGHT_BITS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)
+ACTIVATION_BITS = (2, 3, 4, 5, 6, 7, 8, 16, 32)
 
 
 class PolicyError(ValueError):
@@ -36,7 +36,8 @@ class LayerPolicy:
     """How one layer is compressed.
 
     sparsity: share of the output channels that are cut, 0 .. below 1.
-    weight_bits: 32 is float32, 16 float16, 8 and below integers (symmetric, one scale per output channel).
+    weight_bits: 32 is float32, 16 float16, 8 and below integers (symmetric, one scale per output channel; 2:
+        -1, 0 and 1, 1: -1 and 1).
     activation_bits: the same for the tensor that the layer reads; 32 where it has weight bits alone.
     more: name of another technique -> its number for this layer, as pairs or a mapping; 0, which leaves the
         layer as it is, is not kept. Of a pattern of zeros (``zeros.PATTERNS``) the share of weights that are
@@ -288,10 +289,10 @@ class Policy(Mapping[str, LayerPolicy]):
                     f" but the policy gives it sparsity {own[name].sparsity}"
                 )
         for name in network.weight_only:
-            if own[name].activation_bits != 32 or own[name].weight_bits == 16:
+            if own[name].activation_bits != 32:
                 raise PolicyError(
-                    f"layer {name!r} has weight bits alone: its activation_bits must be 32, its weight_bits"
-                    f" 32 or 2 to 8, not {own[name].activation_bits} and {own[name].weight_bits}"
+                    f"layer {name!r} has weight bits alone: its activation_bits must be 32, not"
+                    f" {own[name].activation_bits}"
                 )
         for name, layer in self.items_:
             for other, _ in layer.more:
@@ -339,16 +340,14 @@ class Policy(Mapping[str, LayerPolicy]):
 
 def fitted(layer: Layer, wanted: LayerPolicy) -> LayerPolicy:
     """What is wanted of a layer as far as it can: one whose channels cannot be cut keeps them all, one in
-    which zeros cannot lie as is wanted has none, one of weight bits alone has integers or floats of 32 bits,
-    and puts out floats."""
+    which zeros cannot lie as is wanted has none, one of weight bits alone puts out floats."""
     cut = 0.0 if layer.group is None else wanted.sparsity
     more = wanted.more
     if more:
         more = tuple((n, v) for n, v in more if n not in PATTERNS or PATTERNS[n].fits(layer))
     if not layer.weight_only:
         return replace(wanted, sparsity=cut, more=more)
-    weight_bits = wanted.weight_bits if wanted.weight_bits <= 8 else 32
-    return replace(wanted, sparsity=cut, weight_bits=weight_bits, activation_bits=32, more=more)
+    return replace(wanted, sparsity=cut, activation_bits=32, more=more)
 
 
 def is_left_out(fields: Mapping[str, Any]) -> bool:

@@ -12,7 +12,15 @@ from leanfront.compression.graph import Branch, Network
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.policy import kept_channels
 from leanfront.compression.policy.space_size import number_of_policies
-from leanfront.compression.policy.technique import Decision, Options, SpaceError, Trial, Value, techniques
+from leanfront.compression.policy.technique import (
+    Decision,
+    Options,
+    SpaceError,
+    Trial,
+    Value,
+    technique,
+    techniques,
+)
 from leanfront.compression.policy.zeros import PATTERNS
 from leanfront.hw_profiles import HardwareProfile
 
@@ -52,8 +60,9 @@ class Space:
         depth: bool = True,
         zeros: Iterable[float] | None = None,
         zipped: bool = False,
+        dynamic: bool = False,
     ) -> None:
-        """``depth``: branches may be left out; ``zeros``, ``zipped``: see ``Options``.
+        """``depth``: branches may be left out; ``zeros``, ``zipped``, ``dynamic``: see ``Options``.
 
         Raises SpaceError when the profile can run none of the bit widths, or one of them with nothing, or
         when zeros are wanted that nothing pays for.
@@ -67,6 +76,7 @@ class Space:
             depth,
             None if zeros is None else tuple(zeros),
             zipped,
+            dynamic,
         )
         offering = techniques().values()
         self.decisions: tuple[Decision, ...] = tuple(
@@ -157,11 +167,16 @@ class Space:
         for layer in self.network.layers:
             weights, _ = chosen[f"{BITS}/{layer.name}"]
             _, activations = chosen[f"{BITS}/{self.first_readers.get(layer.name, layer.name)}"]
+            weights = weights if layer.weight_only else self._weight_bits(weights, activations)
             layers[layer.name] = LayerPolicy(
                 sparsity=chosen[f"{SPARSITY}/{layer.group}"] if layer.group else 0.0,
-                weight_bits=weights if layer.weight_only else self._weight_bits(weights, activations),
+                weight_bits=weights,
                 activation_bits=activations,
-                more=tuple(more[layer.name].items()),
+                more=tuple(
+                    (name, value)
+                    for name, value in more[layer.name].items()
+                    if technique(name).fits(weights, activations)
+                ),
             )
         return Policy.of(layers, gone)
 
@@ -271,7 +286,8 @@ class Space:
         for decision in self.others:
             table = more.setdefault(decision.kind, np.zeros(pairs.shape))
             chosen = np.array(decision.values)[codes[self.decisions.index(decision)]]
-            table[[row_of[name] for name in decision.layers]] = chosen
+            rows = [row_of[name] for name in decision.layers]
+            table[rows] = chosen * technique(decision.kind).fits(weights[rows], activations[rows])
         found = PolicyBatch(network, channels, weights, activations, more=more)
         if not self.branches:
             return found

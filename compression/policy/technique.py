@@ -36,7 +36,8 @@ class SpaceError(ValueError):
 class Options:
     """What may be proposed, as the user says it. sparsity: shares of a group's channels that are cut;
     weight_bits, activation_bits: 32 is float; depth: residual branches may be left out; zeros: shares of a
-    layer's weights that are 0, None: those that pay; zipped: smaller when zipped is better.
+    layer's weights that are 0, None: those that pay; zipped: smaller when zipped is better; dynamic: tensors
+    may be quantized at run time.
     """
 
     sparsity: tuple[float, ...]
@@ -45,6 +46,7 @@ class Options:
     depth: bool = True
     zeros: tuple[float, ...] | None = None
     zipped: bool = False
+    dynamic: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,11 @@ class Technique:
     def remark(self, profile: HardwareProfile, options: Options) -> str:
         """Which of the options the part cannot have, in a few words; "" where it can have all."""
         return ""
+
+    def fits(self, weight_bits: Any, activation_bits: Any) -> Any:
+        """Whether a layer of these bits, numbers or arrays of them, can have another number than 0: where
+        not, a space gives it 0, whatever was decided."""
+        return True
 
     def apply(self, traced: Any, wanted: Network, policy: Policy) -> Any:
         """A traced model (``Traced``) as a policy wants it, as far as this technique goes.

@@ -3,8 +3,9 @@ applied."""
 
 from leanfront.compression.policy.technique import register
 from leanfront.compression.policy.zeros import PATTERNS
-from leanfront.compression.techniques.built_in import ChannelPruning, Depth, Quantization
+from leanfront.compression.techniques.built_in import ChannelPruning, Depth, DynamicQuantization, Quantization
 from leanfront.compression.techniques.zeros import Zeros
 
-for _technique in (ChannelPruning(), Depth(), Quantization(), *map(Zeros, PATTERNS.values())):
+_OURS = (ChannelPruning(), Depth(), Quantization(), *map(Zeros, PATTERNS.values()), DynamicQuantization())
+for _technique in _OURS:
     register(_technique)

@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING
 
 from leanfront.compression.graph.branches import Branch
 from leanfront.compression.graph.network import Network
+from leanfront.compression.policy.dynamic import BITS, DYNAMIC, able, check_dynamic, is_dynamic, more_bytes
 from leanfront.compression.policy.policy import Policy, kept_channels
 from leanfront.compression.policy.technique import Decision, Options, SpaceError, Technique
 
 if TYPE_CHECKING:
+    from typing import Any
+
+    from numpy.typing import NDArray
+
     from leanfront.compression.capture.trace import Traced
+    from leanfront.compression.policy.batch import PolicyBatch
     from leanfront.hw_profiles import HardwareProfile
 
 
@@ -130,9 +136,7 @@ class Quantization(Technique):
                     f" else that the space allows; it can run {profile.supported_sentence}"
                 )
         decodes = profile.supports(32, 32)
-        stored = tuple(
-            (bits, 32) for bits in able[0] if bits != 16 and (decodes or profile.supports(bits, 32))
-        )
+        stored = tuple((bits, 32) for bits in able[0] if decodes or profile.supports(bits, 32))
         return tuple(
             self._decision(layer.name, (stored or ((32, 32),)) if layer.weight_only else pairs)
             for layer in network.layers
@@ -159,3 +163,53 @@ class Quantization(Technique):
 
         attach_quantizers(traced.module, wanted, policy, traced.grids)
         return traced
+
+
+class DynamicQuantization(Technique):
+    """Of each linear layer whether what it reads is quantized while it runs (compression/policy/dynamic.py):
+    where the user wants that, on a part whose engine does it and whose kernels are timed."""
+
+    name = DYNAMIC
+    stage = 3
+
+    def decisions(
+        self, network: Network, profile: "HardwareProfile", options: Options
+    ) -> tuple[Decision, ...]:
+        """A switch for each linear layer."""
+        if not options.dynamic or self.remark(profile, options):
+            return ()
+        names = [layer.name for layer in network.layers if able(network, layer.name)]
+        return tuple(
+            Decision(f"{self.name}/{name}", (0.0, 1.0), ("no", "yes"), 0.0, (name,), "switch")
+            for name in names
+        )
+
+    def remark(self, profile: "HardwareProfile", options: Options) -> str:
+        """Why the part, or the space, has it not."""
+        from leanfront.compression.export.dialects import BUILT_IN, dialect_of
+
+        if not options.dynamic:
+            return ""
+        if not (profile.measured and dialect_of(BUILT_IN[profile.engine]).dynamic):
+            return f"nobody knows what quantizing at run time costs on {profile.name}: left out of the space"
+        wanted = BITS[0] in options.weight_bits and BITS[1] in options.activation_bits
+        if not (wanted and profile.supports(*BITS)):
+            return f"space.dynamic needs weights of {BITS[0]} and activations of {BITS[1]} bits: left out"
+        return ""
+
+    def fits(self, weight_bits: "Any", activation_bits: "Any") -> "Any":
+        """Beside weights of 8 bits and floats."""
+        return (weight_bits == BITS[0]) & (activation_bits == BITS[1])
+
+    def apply(self, traced: "Traced", wanted: Network, policy: Policy) -> "Traced":
+        """With quantizers put in front of these layers, in place."""
+        if any(map(is_dynamic, policy.values())):
+            from leanfront.compression.techniques.run_time_grids import attach
+
+            check_dynamic(wanted, policy.there())
+            attach(traced, wanted, policy)
+        return traced
+
+    def size_change(self, batch: "PolicyBatch", values: "NDArray[Any]") -> "NDArray[Any]":
+        """What is written in the place of decoded weights."""
+        return more_bytes(batch, values)

@@ -25,22 +25,36 @@ from leanfront.compression.layers import kind_of
 from leanfront.compression.policy import Policy, tensor_bits
 from leanfront.compression.policy.grids import ActivationGrid, GridKind
 from leanfront.compression.policy.precision import SAME_RANGE_OPS
+from leanfront.compression.techniques.learned_steps import (
+    LEAST,
+    RoundedTensor,
+    RoundedWeight,
+    gradient_share,
+)
 
 QUANTIZER = "quantizer_"
 """Prefix of the modules that quantize a tensor; the rest of the name is the tensor's."""
+
+_OF_WEIGHT = "parametrizations.weight"
 
 _MOST_TRIED = 2**13
 """Rows of a table that are looked at for where to clip its columns; up to twice as many."""
 
 
 def channel_scales(weight: Tensor, bits: int, clip: Tensor, axis: int = 0) -> Tensor:
-    """Scale of each output channel: clip * max|w| / highest code; 1 for a channel of zeros."""
-    largest = in_groups(weight.detach().abs(), len(clip), axis).amax(dim=(1, 3)).reshape(-1) * clip
+    """Scale of each output channel: clip * max|w| / highest code; 1 for a channel of zeros. Of 1 bit the mean
+    |w|, which has the least squared error (Rastegari et al. 2016, XNOR-Net, eq. 6)."""
+    sizes = in_groups(weight.detach().abs(), len(clip), axis)
+    if bits == 1:
+        return sizes.mean(dim=(1, 3)).reshape(-1)
+    largest = sizes.amax(dim=(1, 3)).reshape(-1) * clip
     return torch.where(largest > 0, largest / highest_code(bits), torch.ones_like(largest))
 
 
 def weight_codes(weight: Tensor, scales: Tensor, bits: int, axis: int = 0) -> Tensor:
-    """Integer codes of a weight, as floats, -highest .. highest."""
+    """Integer codes of a weight, as floats, -highest .. highest; of 1 bit -1 and 1."""
+    if bits == 1:
+        return torch.where(weight < 0, -torch.ones_like(weight), torch.ones_like(weight))
     top = highest_code(bits)
     return torch.clamp(torch.round(weight / along(scales, weight.shape, axis)), -top, top)
 
@@ -54,7 +68,7 @@ def best_clip(weight: Tensor, bits: int, axis: int = 0, channels: int | None = N
     """
     channels = channels or weight.shape[axis]
     best = torch.ones(channels, dtype=weight.dtype, device=weight.device)
-    if bits >= 8:
+    if bits >= 8 or bits == 1:
         return best
     least = torch.full_like(best, float("inf"))
     rows = axis and channels == weight.shape[axis]  # else they are of several groups
@@ -72,9 +86,11 @@ def best_clip(weight: Tensor, bits: int, axis: int = 0, channels: int | None = N
 
 class WeightQuantizer(nn.Module):
     """A parametrization: the weight as its integer codes show it. ``axis``: that of the output channels;
-    ``channels``: see ``best_clip``. ``off``: as it is, for as long as that is wanted."""
+    ``channels``: see ``best_clip``. ``off``: as it is, for as long as that is wanted. ``step``: of each
+    channel's grid, where that is learned (``learned_steps``); else it follows the weight."""
 
     clip: Tensor
+    step: nn.Parameter | None
 
     def __init__(self, weight: Tensor, bits: int, axis: int, channels: int | None = None) -> None:
         super().__init__()
@@ -82,16 +98,63 @@ class WeightQuantizer(nn.Module):
         self.axis = axis
         self.off = False
         self.register_buffer("clip", best_clip(weight.detach(), bits, axis, channels))
+        self.register_parameter("step", None)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Same shape as the weight; the gradient passes through as it is."""
+        """Same shape as the weight; the gradient passes through as it is, or, where steps are learned, within
+        the grid."""
         if self.off:
             return weight
+        if self.step is not None:
+            return self._learned(weight, self.step)
         with torch.no_grad():
-            scales = channel_scales(weight, self.bits, self.clip, self.axis)
-            codes = weight_codes(weight, scales, self.bits, self.axis)
+            scales, codes = self.scales(weight), self.codes(weight)
             step = codes * along(scales, weight.shape, self.axis) - weight
         return weight + step
+
+    def scales(self, weight: Tensor) -> Tensor:
+        """(channels,): the step of each output channel's grid."""
+        if self.step is not None:
+            return self.step.detach()
+        return channel_scales(weight, self.bits, self.clip, self.axis)
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """The weight's integer codes, as floats."""
+        return weight_codes(weight, self.scales(weight), self.bits, self.axis)
+
+    def learn(self, steps: Tensor) -> None:
+        """Let training learn the steps from now on, from these: (channels,)."""
+        self.step = nn.Parameter(steps.detach().float().clone())
+
+    def _learned(self, weight: Tensor, step: nn.Parameter) -> Tensor:
+        top, ones = highest_code(self.bits), torch.ones_like(self.clip)
+        with torch.no_grad():
+            if self.training:
+                step.clamp_(min=LEAST * channel_scales(weight, self.bits, ones, self.axis))
+            ratio = weight / along(step, weight.shape, self.axis)
+            codes = weight_codes(weight, step, self.bits, self.axis)
+            if self.bits == 1:  # both codes lie at an end, and nothing lies beyond them
+                inside, slope = torch.ones_like(weight), codes
+            else:
+                inside = (ratio.abs() <= top).to(weight.dtype)
+                slope = codes - ratio * inside
+            slope = slope * gradient_share(weight.numel() // len(step), top)
+        steps = along(step, weight.shape, self.axis)
+        rounded: Tensor = RoundedWeight.apply(weight, steps, codes, inside, slope)  # type: ignore[no-untyped-call]
+        return rounded
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        _as_kept(self, state, prefix)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def _as_kept(
+    quantizer: "WeightQuantizer | ActivationQuantizer", state: Mapping[str, Any], prefix: str
+) -> None:
+    """Let a quantizer have a step of its own where a state that it is about to load has one."""
+    kept = state.get(f"{prefix}step")
+    place = next(quantizer.buffers()).device
+    quantizer.step = None if kept is None else nn.Parameter(torch.empty_like(kept, device=place))
 
 
 class _RoundToGrid(torch.autograd.Function):
@@ -114,13 +177,17 @@ class ActivationQuantizer(nn.Module):
 
     The range is a moving mean of the batches' extremes, always holding 0, so that 0 is exact; the grid covers
     the shares of both ends that ``clip`` says. ``kind``: where its zero may lie. ``off``: the identity, for
-    as long as that is wanted.
+    as long as that is wanted. ``step``: of the grid where that is learned (``learned_steps``), around the
+    zero point ``zero``, which stays; the grid of a tensor without negative values never reaches beyond the
+    range.
     """
 
     low: Tensor
     high: Tensor
     clip: Tensor
     batches: Tensor
+    zero: Tensor
+    step: nn.Parameter | None
 
     MOMENTUM = 0.02
 
@@ -134,6 +201,8 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("high", torch.zeros(()))
         self.register_buffer("clip", torch.ones(2))
         self.register_buffer("batches", torch.zeros(()))
+        self.register_buffer("zero", torch.zeros(()))
+        self.register_parameter("step", None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape; the identity while calibrating, and where no range is known."""
@@ -143,13 +212,49 @@ class ActivationQuantizer(nn.Module):
             self._observe(x)
         if self.calibrating or not self.batches or bool(torch.isnan(self.high - self.low)):
             return x  # of numbers that are none there is no grid: the loss will say so
+        if self.step is not None and self.training:
+            return self._learned(x, self.step)
         grid = self.grid()
         low, high = -grid.zero_point * grid.scale, (2**self.bits - 1 - grid.zero_point) * grid.scale
         rounded: Tensor = _RoundToGrid.apply(x, low, high, grid.scale)  # type: ignore[no-untyped-call]
         return rounded
 
     def grid(self) -> ActivationGrid:
-        """The grid of the range seen so far; 0 .. 1 where only zeros were seen."""
+        """The grid that was learned, or that of the range seen so far; 0 .. 1 where only zeros were seen."""
+        if self.step is not None:
+            low, high = self._bounds()
+            return ActivationGrid(min(max(float(self.step.detach()), low), high), int(self.zero), self.bits)
+        return self._observed()
+
+    def learn(self, like: "ActivationQuantizer | None" = None) -> None:
+        """Let training learn the step from now on, from the grid that there is, or that of another network's
+        quantizer."""
+        if self.step is None and (like or self).batches:
+            grid = (like or self).grid()
+            self.zero.fill_(grid.zero_point)
+            self.step = nn.Parameter(torch.full_like(self.low, grid.scale))
+
+    def _bounds(self) -> tuple[float, float]:
+        """Between which a learned step lies; the highest level of a tensor without negative values may not
+        lie above its range, as in ``grid``."""
+        levels = 2**self.bits - 1
+        widest = np.float32(max(float(self.high) - float(self.low), 1e-12) / levels)
+        least = float(widest) * LEAST
+        if int(self.zero) or float(self.low) < 0.0:
+            return least, float("inf")
+        if widest * np.float32(levels) > float(self.high):
+            widest = np.nextafter(widest, np.float32(0.0))
+        return least, float(widest)
+
+    def _learned(self, x: Tensor, step: nn.Parameter) -> Tensor:
+        zero, levels = int(self.zero), 2**self.bits - 1
+        with torch.no_grad():
+            step.clamp_(*self._bounds())
+        share = gradient_share(x.numel() // len(x), levels)
+        rounded: Tensor = RoundedTensor.apply(x, step, zero, levels - zero, share)  # type: ignore[no-untyped-call]
+        return rounded
+
+    def _observed(self) -> ActivationGrid:
         below, above = self.clip.tolist()
         low, high = below * float(self.low), above * float(self.high)
         if low == high:
@@ -168,6 +273,8 @@ class ActivationQuantizer(nn.Module):
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         state.setdefault(f"{prefix}clip", torch.ones(2))  # weights that were kept before there were shares
+        state.setdefault(f"{prefix}zero", torch.zeros(()))  # ... and before steps were learned
+        _as_kept(self, state, prefix)
         super()._load_from_state_dict(state, prefix, *rest)
 
     @torch.no_grad()
@@ -215,6 +322,21 @@ def attach_quantizers(
     module.recompile()
 
 
+def learn_steps(module: nn.Module, most_bits: int) -> None:
+    """Let training learn the steps of all grids of so many bits and fewer; those that it learns already stay
+    as they are. Tensors must be calibrated."""
+    for part in module.modules():
+        if isinstance(part, ActivationQuantizer) and part.bits <= most_bits:
+            part.learn()
+        if parametrize.is_parametrized(part, "weight"):
+            steps = part.parametrizations["weight"]  # type: ignore[index]
+            weight = steps.original  # type: ignore[union-attr]
+            for step in steps:
+                if isinstance(step, WeightQuantizer) and step.bits <= most_bits and step.step is None:
+                    step.learn(step.scales(weight))
+                weight = step(weight)
+
+
 def taken_off(layer: nn.Module) -> Tensor | None:
     """Take the weight quantizer off a layer, and what other techniques have put on its weight; the weight as
     these show it, not rounded, which the caller has to put back as a parameter. None where there is nothing.
@@ -241,6 +363,17 @@ def quantizers(module: nn.Module) -> Mapping[str, ActivationQuantizer]:
         name.removeprefix(QUANTIZER): child
         for name, child in module.named_children()
         if isinstance(child, ActivationQuantizer)
+    }
+
+
+def weight_quantizers(module: nn.Module) -> Mapping[str, WeightQuantizer]:
+    """Layer name -> the quantizer of its weight."""
+    return {
+        name.removesuffix(_OF_WEIGHT).removesuffix("."): child
+        for name, one in module.named_modules()
+        if name.endswith(_OF_WEIGHT)
+        for child in one.children()
+        if isinstance(child, WeightQuantizer)
     }
 
 

@@ -101,7 +101,7 @@ def set_clips(module: nn.Module, clips: Clips) -> None:
 
 
 def _histograms(module: nn.Module, batches: Sequence[Any]) -> dict[str, Histogram]:
-    there = {name: one for name, one in quantizers(module).items() if one.batches}
+    there = {name: one for name, one in quantizers(module).items() if one.batches and one.step is None}
     edges = {name: (_WIDER * float(one.low), _WIDER * float(one.high)) for name, one in there.items()}
     edges = {name: ends for name, ends in edges.items() if np.isfinite(ends).all() and ends[0] < ends[1]}
     counts = {name: torch.zeros(_BINS, dtype=torch.float64) for name in edges}

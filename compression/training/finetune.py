@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leanfront.compression.techniques.quantize import learn_steps
 from leanfront.compression.training.batch_norms import shared_norms
 from leanfront.compression.training.distillation import Comparison
 
@@ -24,7 +25,9 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True)
 class FineTune:
-    """How to fine-tune. temperature and distillation_weight as in Hinton et al. 2015, section 2."""
+    """How to fine-tune. temperature and distillation_weight as in Hinton et al. 2015, section 2.
+    learned_bits: the steps of grids of so many bits and fewer are trained, too (``learn_steps``).
+    """
 
     learning_rate: float = 0.02
     temperature: float = 4.0
@@ -32,6 +35,7 @@ class FineTune:
     weight_decay: float = 1e-4
     momentum: float = 0.9
     warm_up: float = 0.1
+    learned_bits: int = 0
 
 
 def lesson(
@@ -82,6 +86,7 @@ def fine_tune(
     Raises:
         Diverged: the loss is not finite.
     """
+    learn_steps(module, options.learned_bits)
     module.train()
     for norm in shared_norms(module):
         norm.eval()

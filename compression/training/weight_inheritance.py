@@ -7,12 +7,15 @@ from torch import fx, nn
 
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.policy import Policy, PolicyError
+from leanfront.compression.techniques.built_in import left_out
 from leanfront.compression.techniques.compress import Compressed, applied
-from leanfront.compression.techniques.quantize import QUANTIZER, taken_off
+from leanfront.compression.techniques.prune import kept_channels
+from leanfront.compression.techniques.quantize import QUANTIZER, quantizers, taken_off, weight_quantizers
 
 
 def inherit(traced: Traced, trained: Compressed, policy: Policy, multiple: int = 1) -> Compressed:
-    """What a policy makes of a trained network; its batch norms and ranges are still to be estimated.
+    """What a policy makes of a trained network; its batch norms and ranges are still to be estimated. Steps
+    of grids that it has learned stay where the bits do.
 
     The channels that go are the least important ones of the trained weights, so a network of the same policy
     that was cut from the uncompressed model may have kept others. ``trained`` stays as it is.
@@ -40,7 +43,28 @@ def inherit(traced: Traced, trained: Compressed, policy: Policy, multiple: int =
             " cut the uncompressed model"
         )
     parent = replace(traced, module=_plain(trained.module), network=trained.network, classes=trained.classes)
-    return applied(parent, wanted, policy)
+    made = applied(parent, wanted, policy)
+    _hand_down_steps(trained, parent, made)
+    return made
+
+
+def _hand_down_steps(trained: Compressed, parent: Traced, made: Compressed) -> None:
+    """Let grids of as many bits as in the trained network have the steps that it has learned. ``parent``:
+    that network without grids."""
+    before, after = quantizers(trained.module), quantizers(made.module)
+    for name in before.keys() & after.keys():
+        if before[name].bits == after[name].bits and before[name].step is not None:
+            after[name].learn(before[name])
+    learned = {name: one.step for name, one in weight_quantizers(trained.module).items()}
+    if all(step is None for step in learned.values()):
+        return
+    left = [b for b in parent.network.branches if not set(b.layers) & set(made.network.layer_names)]
+    kept, _ = kept_channels(left_out(parent, left), made.network)
+    bits = {name: layer.weight_bits for name, layer in trained.policy.items()}
+    for name, quantizer in weight_quantizers(made.module).items():
+        step = learned.get(name)
+        if step is not None and quantizer.bits == bits[name]:
+            quantizer.learn(step[list(kept[name][1])])
 
 
 def _plain(module: fx.GraphModule) -> fx.GraphModule:

@@ -25,8 +25,9 @@ _BLOCKS = (8, 16)  # channels in a block of onnxruntime's blocked layouts
 State = Sequence[int]
 
 
-LEFT_OUT = 2
-"""What stands beside 0, computes in floats, and 1, in integers."""
+LEFT_OUT, AT_RUN_TIME = 2, 3
+"""What stands beside 0, computes in floats, and 1, in integers: is not there, and computes in integers that
+it makes of floats."""
 
 
 def alignment(width: int) -> int:

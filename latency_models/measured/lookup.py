@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.latency_models.measured.fusion_rules import LEFT_OUT, Rule, alignment
+from leanfront.latency_models.measured.fusion_rules import AT_RUN_TIME, Rule, alignment
 
 if TYPE_CHECKING:
     from leanfront.latency_models.measured.optimised_kernels import Structure
@@ -187,7 +187,7 @@ class Lookup:
             known = {*states[:, column].tolist()}
             offered = self._offered.get(index if of_width else column, set())
             known |= {alignment(width) for width in offered} if field == 3 else offered
-            most = (self._structure.kernels[index].output.width, LEFT_OUT, 32)[field % 3]
+            most = (self._structure.kernels[index].output.width, AT_RUN_TIME, 32)[field % 3]
             number = {value: n for n, value in enumerate(sorted(known))}
             numbers = [number.get(alignment(value) if field == 3 else value, -1) for value in range(most + 1)]
             self._of_column[column] = len(self._variables)

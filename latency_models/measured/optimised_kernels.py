@@ -15,12 +15,20 @@ from numpy.typing import NDArray
 from leanfront.compression.graph import Network, kernels
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
+from leanfront.compression.policy.dynamic import BITS, DYNAMIC, is_dynamic
 from leanfront.latency_models.benchmark.optimised_graph import FusedNode, fused_nodes
 from leanfront.latency_models.benchmark.timing import CPU
 from leanfront.latency_models.cost import Build, TableError
 from leanfront.latency_models.files import replace_file
 from leanfront.latency_models.kernel_table.keys import numbers_of, with_numbers, without_sizes
-from leanfront.latency_models.measured.fusion_rules import LEFT_OUT, Rule, alignment, learn, tabulate
+from leanfront.latency_models.measured.fusion_rules import (
+    AT_RUN_TIME,
+    LEFT_OUT,
+    Rule,
+    alignment,
+    learn,
+    tabulate,
+)
 
 RADIUS = 4
 """How far away a neighbour may be that decides a kernel's form. Where that explains too little: anywhere."""
@@ -44,11 +52,14 @@ Part = tuple[str, ...]
 
 def canonical(policy: Policy) -> Policy:
     """The policy as far as it decides which kernels run: integer layers hold 8-bit weights, whatever the
-    policy stores them in, and layers that are not integer compute in float32. What is left out stays so."""
+    policy stores them in, and layers that are not integer compute in float32, unless their tensors are
+    quantized at run time. What is left out stays so."""
     return Policy.of(
         {
             name: LayerPolicy(p.sparsity, 8, p.activation_bits)
             if p.integer
+            else LayerPolicy(p.sparsity, *BITS, more=((DYNAMIC, 1.0),))
+            if is_dynamic(p)
             else LayerPolicy(p.sparsity, 32, 32)
             for name, p in policy.items()
         },
@@ -100,8 +111,13 @@ class Structure:
         """Counts whatever was seen: what was made of it before is out of date."""
 
     def modes(self, batch: PolicyBatch) -> NDArray[np.uint8]:
-        """(kernels, n): whether each kernel computes in integers, or LEFT_OUT."""
+        """(kernels, n): whether each kernel computes in integers, LEFT_OUT or AT_RUN_TIME."""
         modes = batch.integer.astype(np.uint8)
+        if DYNAMIC in batch.more:
+            for row, kernel in enumerate(self.kernels):
+                if kernel.layer is not None:
+                    own = batch.more[DYNAMIC][batch.layer_index[kernel.layer.name]]
+                    modes[row, own > 0] = AT_RUN_TIME
         for row, absent in batch.absent.items():
             modes[row, absent] = LEFT_OUT
         return modes

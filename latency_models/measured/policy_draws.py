@@ -32,7 +32,7 @@ def draw(space: Space, rng: np.random.Generator, mode: str | None = None) -> Pol
     for group, levels in space.levels.items():
         at = np.clip(overall + jitter * rng.standard_normal(), 0.0, 1.0)
         choices[f"{SPARSITY}/{group}"] = levels[round(float(at) * (len(levels) - 1))]
-    return space.policy(choices | _bits(space, rng, mode) | _left_out(space, rng))
+    return space.policy(choices | _bits(space, rng, mode) | _left_out(space, rng) | _others(space, rng))
 
 
 def alone(space: Space) -> list[Policy]:
@@ -53,6 +53,11 @@ def _left_out(space: Space, rng: np.random.Generator) -> dict[str, Value]:
         return {}
     share = rng.uniform(0.0, 0.8)
     return {f"{BRANCH}/{branch.name}": rng.random() < share for branch in space.branches}
+
+
+def _others(space: Space, rng: np.random.Generator) -> dict[str, Value]:
+    """What other techniques decide, each at random."""
+    return {d.name: d.values[int(rng.integers(len(d.values)))] for d in space.others}
 
 
 def _bits(space: Space, rng: np.random.Generator, mode: str | None) -> dict[str, Value]:

@@ -13,6 +13,7 @@ from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.export.dialects import QDQ, Dialect
 from leanfront.compression.export.template import Template
 from leanfront.compression.graph import kernels
+from leanfront.compression.policy.dynamic import is_dynamic
 from leanfront.compression.techniques.compress import Compressed
 from leanfront.compression.techniques.quantize import quantizers
 from leanfront.search.gate.shown import operations
@@ -59,7 +60,7 @@ class _Apart:
         bits, grids = lowest_bits(compressed), output_steps(compressed)
         if bits > 8:
             unit, limit = "of the range", tolerance(compressed.module)
-            if dialect.halves and 16 in {layer.weight_bits for layer in compressed.policy.values()}:
+            if 16 in {layer.weight_bits for layer in compressed.policy.values()}:
                 limit = max(limit, HALVES)
             return _Apart(unit, limit, share_of_range, lambda share: f"{share:.2g} of the range")
         unit = "quantization steps"
@@ -135,8 +136,9 @@ def held(
 
 
 def lowest_bits(compressed: Compressed) -> int:
-    """Of the tensors that a network holds in integers; 32: of none."""
-    return min((one.bits for one in quantizers(compressed.module).values()), default=32)
+    """Of the tensors that a network holds in integers, also while it runs alone; 32: of none."""
+    dynamic = any(map(is_dynamic, compressed.policy.there().values()))
+    return min((one.bits for one in quantizers(compressed.module).values()), default=8 if dynamic else 32)
 
 
 def output_steps(compressed: Compressed) -> dict[int, float]:

@@ -95,10 +95,15 @@ def load(config: SearchConfig, to: str | None = None) -> Loaded:
     try:
         space = Space(
             network, profile, spaces.sparsity, spaces.weight_bits, spaces.activation_bits, spaces.depth,
-            spaces.zeros, config.zipped,
+            spaces.zeros, config.zipped, spaces.dynamic,
         )  # fmt: skip
     except SpaceError as error:
         raise ConfigError(str(error)) from error
+    if spaces.dynamic and not dialect.dynamic:
+        raise ConfigError(
+            f"space.dynamic needs a file whose engine quantizes tensors while it runs, but {dialect.engine}"
+            " does not: leave it out, or set export.to to onnx, on a profile that is measured here"
+        )
     if dialect.limited:
         check_operations(dialect, template(traced).model().graph, TENSOR)
     if to is None:  # else whoever asks has one policy

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,20 +51,28 @@ class AsFile(nn.Module):
 
 
 class InHalves(nn.Module):
-    """A network as an engine runs it in half precision, whose file holds floats all the same: its weights,
-    and what every operation puts out, are rounded to it; what is larger than it can hold is infinite."""
+    """A network as an engine runs it in half precision, whose file for onnxruntime computes in floats all the
+    same: its weights, and what every operation puts out, are rounded to it; what is larger than it can hold
+    is infinite. With ``layers``, names of modules, only they are: what they hold, read and put out."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, layers: Collection[str] | None = None) -> None:
         """``module`` is copied."""
         super().__init__()
         self.module = copy.deepcopy(module)
+        self.whole = layers is None
+        parts = [self.module] if layers is None else [self.module.get_submodule(name) for name in layers]
         with torch.no_grad():
-            for held in itertools.chain(self.module.parameters(), self.module.buffers()):
+            for held in itertools.chain(*(each for p in parts for each in (p.parameters(), p.buffers()))):
                 if held.is_floating_point():
                     held.copy_(_half(held))
+        for part in () if self.whole else parts:
+            part.register_forward_pre_hook(lambda _, given: pytree.tree_map_only(Tensor, _half, given))
+            part.register_forward_hook(lambda _, __, made: pytree.tree_map_only(Tensor, _half, made))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Called as the network is."""
+        if not self.whole:
+            return self.module(*args, **kwargs)
         args, kwargs = pytree.tree_map_only(Tensor, _half, (args, kwargs))
         with _Halves():  # type: ignore[no-untyped-call]
             return self.module(*args, **kwargs)

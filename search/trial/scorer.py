@@ -72,6 +72,8 @@ HELD_BACK = 128
 _NEARER = 0.95
 """Divergence from the teacher, in shares of that of what is done by default, below which another way is
 better."""
+LEARNED_BITS: Mapping[str, int] = {"few bits": 3, "learned": 8, "observed": 0}
+"""``finetune.steps`` -> bits up to which the steps of grids are learned (benchmarks/few_bits.py)."""
 ROUNDS_IN_VAIN = 2
 """So many rounds of the long fine-tune that bring nothing end it."""
 UNTRAINED_IMAGES = 1000
@@ -363,10 +365,15 @@ class Scorer:
         fine_tune(compressed.module, batches, steps, lesson, settings, masked)
 
     def as_run(self, compressed: Compressed) -> InTask:
-        """The network to score: on a CPU what is exported of it, which runs there several times as fast. One
-        whose layers are all of half precision runs in it."""
-        if all(layer.activation_bits == 16 for layer in compressed.policy.there().values()):
-            return self.in_task(InHalves(fold(compressed).module))
+        """The network to score: on a CPU what is exported of it, which runs there several times as fast.
+        Layers of half precision run in it; where all are, so does what lies between them."""
+        network, policy = compressed.network, compressed.policy
+        computing = {node.name: node.layer for node in network.nodes if node.layer and node.inputs}
+        halves = {node for node, layer in computing.items() if policy[layer].activation_bits == 16}
+        if halves:
+            folded = fold(compressed).module
+            named = [str(node.target) for node in folded.graph.nodes if node.name in halves]
+            return self.in_task(InHalves(folded, named if len(halves) < len(computing) else None))
         if self.device.type != "cpu":
             return self.in_task(fold(compressed).module)
         model = exported(template(self.traced), compressed).SerializeToString()
@@ -500,6 +507,7 @@ class Scorer:
             learning_rate=learning_rate,
             temperature=options.temperature,
             distillation_weight=options.distillation_weight,
+            learned_bits=LEARNED_BITS[options.steps],
         )
 
     def scored(

@@ -169,7 +169,7 @@ def test_floats_are_refused_with_what_the_part_can(tmp_path):
     result = CliRunner().invoke(app, ["cost", str(table), "--profile", "zynq-7020"])
     assert isinstance(result.exception, ProfileError)
     assert "32" in str(result.exception)
-    assert "weights 2, 3, 4, 5, 6, 7, 8 with activations 8" in str(result.exception)
+    assert "weights 1, 2, 3, 4, 5, 6, 7, 8 with activations 2, 3, 4, 5, 6, 7, 8" in str(result.exception)
 
 
 def test_a_network_too_large_says_what_is_short(tmp_path):

@@ -85,7 +85,8 @@ def test_bits_are_those_of_policies() -> None:
 def test_this_machine_runs_integers_and_decoded_weights() -> None:
     profile = load_profile("this-machine")
     assert profile.model == "measured"
-    assert all(profile.supports(bits, 8) and profile.supports(bits, 32) for bits in range(2, 9))
+    assert all(profile.supports(bits, 8) and profile.supports(bits, 32) for bits in range(1, 9))
+    assert profile.supports(16, 32)
     assert profile.supports(32, 32)
     assert not profile.supports(32, 8)
     assert not profile.supports(16, 16)
@@ -165,7 +166,7 @@ def _set(fields: dict, path: str, value: object) -> None:
         ("roofline/macs_per_ms/8", 0.0, "roofline.macs_per_ms.8: .*greater than 0"),
         ("roofline/macs_per_ms/9", 1.0, "roofline.macs_per_ms: the bits must be among"),
         ("roofline/macs_per_ms/32", None, "supported lists weights of 32 .* ends at 16 bits"),
-        ("supported", [[1, 8]], "supported: weight bits must be among .* not 1"),
+        ("supported", [[9, 8]], "supported: weight bits must be among .* not 9"),
         ("supported", [[8, 9]], "supported: activation bits must be among .* not 9"),
         ("supported", [], "supported: .*at least 1"),
         (

@@ -44,7 +44,7 @@ def test_a_file_equals_the_network(tmp_path: Path, to: str, name: str, bits: tup
     model = onnx.load(tmp_path / "model.onnx")
     assert [rule.broken(model) for rule in dialect_of(to).rules] == [[] for _ in dialect_of(to).rules]
     halves = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT16]
-    assert bool(halves) == (to == "tensorrt" and bits == (16, 16))
+    assert bool(halves) == (bits == (16, 16))
 
 
 def test_biases_in_floats_are_not_rounded(tmp_path: Path) -> None:

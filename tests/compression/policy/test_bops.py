@@ -21,7 +21,21 @@ from leanfront.search.gate.policies import drawn
 from leanfront.search.objectives import ObjectiveError, costs_of, names, objective
 from tests.networks import ALL, built, example
 
-PAIRS = [(2, 4), (3, 4), (4, 4), (5, 4), (8, 4), (2, 8), (3, 8), (4, 8), (8, 8), (32, 32), (16, 16), (4, 32)]
+PAIRS = [
+    (2, 2),
+    (2, 4),
+    (3, 5),
+    (4, 4),
+    (5, 4),
+    (8, 4),
+    (2, 8),
+    (3, 8),
+    (4, 8),
+    (8, 8),
+    (32, 32),
+    (16, 16),
+    (4, 32),
+]
 NETWORKS = ["Residual", "Depthwise", "Sequence", "Dense"]
 
 

@@ -104,7 +104,7 @@ def test_numbers_that_are_equal_hash_alike() -> None:
         {"sparsity": -0.1},
         {"sparsity": 1.1},
         {"weight_bits": 9},
-        {"activation_bits": 5},
+        {"activation_bits": 1},
         {"pattern": "none"},
         {"more": {"block": 1.5}},
     ],

@@ -137,7 +137,7 @@ def test_a_linear_layer_puts_out_floats_at_the_end_only(network: Network) -> Non
 
 
 @pytest.mark.parametrize(
-    ("weight_bits", "stored"), [(2, 2), (3, 4), (4, 4), (5, 8), (7, 8), (8, 8), (16, 32), (32, 32)]
+    ("weight_bits", "stored"), [(1, 1), (2, 2), (3, 4), (4, 4), (5, 8), (7, 8), (8, 8), (16, 16), (32, 32)]
 )
 def test_storage(weight_bits: int, stored: int) -> None:
     assert storage_bits(weight_bits) == stored

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 import leanfront as lf
+from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.training.distillation import LOGITS, VALUES
 from leanfront.networks import file_of
 from leanfront.search.gate.prove import prove
 from leanfront.search.trial.in_task import AsFile, InHalves, answer_spec, comparison_of
-from tests.search.trial.test_score import small_task
+from tests.networks import inputs
+from tests.search.trial.test_score import MADE, scorer, small_task
 
 
 class Difference(nn.Module):
@@ -59,3 +61,21 @@ def test_in_halves_everything_is_rounded_to_eleven_bits_and_what_is_too_large_is
         assert halves(torch.tensor([[2049.0]])).item() == 3 * 2048
         assert halves(torch.tensor([[30000.0]])).item() == math.inf
         assert net(torch.tensor([[2048.0]])).item() == pytest.approx(3 * 2048.5)
+        only = InHalves(net, ["0"])
+        assert only(torch.tensor([[2049.0]])).item() == 3 * 2048  # what it reads, holds and puts out
+        assert only(torch.tensor([[30000.0]])).item() == 90000.0  # the next layer computes in floats
+        assert only(torch.tensor([[70000.0]])).item() == math.inf
+
+
+def test_a_policy_with_some_layers_of_16_bits_is_scored_with_them_in_half_precision():
+    made = scorer(MADE)
+    first, *others = [layer.name for layer in made.traced.network.layers]
+    half, float_ = LayerPolicy(0.0, 16, 16), LayerPolicy()
+    for policy in ({first: half, **dict.fromkeys(others, float_)}, dict.fromkeys([first, *others], half)):
+        compressed = made.prepared(Policy.of(policy))
+        found = made.as_run(compressed).inner
+        assert isinstance(found, InHalves)
+        x = inputs("Chain", 5, 7)
+        floats = compressed.module(x)
+        assert 0 < float((found(x) - floats).abs().max()) < 2.0**-7 * float(floats.abs().max())
+        assert found.whole == all(layer == half for layer in policy.values())
