@@ -14,8 +14,10 @@ from functools import cache
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import onnx
 import torch
+from onnx import numpy_helper
 from torch import Tensor, fx
 
 from leanfront.compression.export.onnx_writer import OPSET
@@ -53,7 +55,22 @@ def float_graph(
         value.const_value = const
     del graph.inputs[own_inputs:]
     model: onnx.ModelProto = program.model_proto
+    _stored_vectors(model.graph)
     return model
+
+
+def _stored_vectors(graph: onnx.GraphProto) -> None:
+    """Store vectors that a node makes of a constant length, in place, as other constants: gains and shifts of
+    norms that have none, whose lengths count channels. The optimiser leaves these alone."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "ConstantOfShape"]:
+        length = constants.get(node.input[0])
+        if length is None or list(length.dims) != [1]:
+            continue
+        value = numpy_helper.to_array(node.attribute[0].t) if node.attribute else np.zeros(1, np.float32)
+        made = np.full(numpy_helper.to_array(length), value.reshape(-1)[0], dtype=value.dtype)
+        graph.initializer.append(numpy_helper.from_array(made, node.output[0]))
+        graph.node.remove(node)
 
 
 def _exported(module: fx.GraphModule, inputs: Sequence[Tensor], names: Mapping[str, list[str]]) -> Any:

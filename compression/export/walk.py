@@ -205,6 +205,9 @@ class Walk:
             sizes = out.constant(np.array(shape, dtype=np.int64), among=self._cuttable(made.name))
             self._produced(target, out.add("Reshape", [inputs[0], sizes], name=self._node_name(target)))
             return
+        if node.op_type == "GroupNormalization" and made is not None and self.dialect.fused:
+            self._produced(target, self._group_norm(made, node, inputs))
+            return
         copied = onnx.NodeProto()
         copied.CopyFrom(node)
         relu6 = node.op_type == "Clip" and made is not None and made.output.op == "relu6"
@@ -336,6 +339,28 @@ class Walk:
             pooled = self.dialect.quantized(self.out, pooled, self.grids[kernel.name])
         return self.out.add("Reshape", [pooled, self.out.constant(np.array([1, -1], dtype=np.int64))])
 
+    def _group_norm(self, kernel: Kernel, node: onnx.NodeProto, inputs: list[str]) -> str:
+        """A norm of groups of channels, each group as one channel of an InstanceNormalization.
+
+        onnxruntime has no kernel for GroupNormalization: it runs ONNX's own definition, whose variance is the
+        mean of the squares less the square of the mean, wrong in the fifth digit where the mean is far from
+        0."""
+        out, node_of = self.out, kernel.nodes[0]
+        settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        groups, shape = int(settings["num_groups"]), list(self.template.shapes[node_of.name])
+        shape[0], shape[1] = 0, self.network.node[node_of.name].width
+        ones, zeros = (out.constant(np.full(groups, value, dtype=np.float32)) for value in (1, 0))
+        flat = out.add("Reshape", [inputs[0], out.constant(np.array([0, groups, -1], dtype=np.int64))])
+        epsilon = float(settings.get("epsilon", 1e-5))
+        name = self._node_name(TENSOR + node_of.name)
+        normed = out.add("InstanceNormalization", [flat, ones, zeros], name=name, epsilon=epsilon)
+        sizes = out.constant(np.array(shape, dtype=np.int64), among=self._cuttable(node_of.name))
+        found = out.add("Reshape", [normed, sizes])
+        axes = out.constant(np.arange(1, len(shape) - 1, dtype=np.int64))
+        for op, each in zip(("Mul", "Add"), inputs[1:], strict=True):
+            found = out.add(op, [found, out.add("Unsqueeze", [each, axes])])
+        return found
+
     def _finished(self, outputs: list[str]) -> onnx.ModelProto:
         """The file. ``outputs``: its values that the network puts out."""
         out, infos = self.out, []
@@ -390,7 +415,7 @@ def _cut_constant(
     if made is None:
         return array
     axis, uncut = template.axes[made.name], template.network.node[made.name].width
-    if operation(made.op).parameters and array.shape == (uncut,) and bool((array == array[:1]).all()):
+    if operation(made.op).form == "norm" and array.shape == (uncut,) and bool((array == array[:1]).all()):
         return array[: made.width]  # the gain or shift of a norm that has none: ones, zeros
     if array.dtype != np.int64 or array.ndim != 1 or made.width == uncut:
         return array

@@ -23,8 +23,9 @@ def _line(row: dict[str, Any], base: bool) -> dict[str, Any]:
 
     score = objective("accuracy")
     costs = {name.partition("_")[0]: text(name, row.get(name)) for name in _COSTS}
-    drop = "" if base else score.change(0.0 - row["drop"])
-    return {"row": row["row"], score.label: score.shown(row["accuracy"]), "change": drop, **costs}
+    drop = "" if base else score.change(0.0 - row["drop"]).removesuffix(" points")
+    change = score.drop_unit if score.scale == "share" else "change"
+    return {"row": row["row"], score.label: score.shown(row["accuracy"]), change: drop, **costs}
 
 
 _COSTS: Sequence[str] = ("latency_ms", "size_bytes", "zipped_bytes")

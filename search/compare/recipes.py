@@ -55,14 +55,14 @@ WEIGHTS = "weight pruning"
 _ALONE = (
     Recipe("uncompressed", (), trained=False),
     Recipe("float16", (AFTER,), (_cut(0, (16, 16)),), trained=False),
-    Recipe("weights of 16 bits", (AFTER,), (_cut(0, (16, 32)),), trained=False),
+    Recipe("16-bit weights", (AFTER,), (_cut(0, (16, 32)),), trained=False),
     Recipe("int8", (AFTER,), (_cut(0, INT8),), trained=False),
     Recipe("int8 dynamic", ("dynamic quantization",), trained=False, origin="dynamic"),
     Recipe("int8, trained", (DURING,), (_cut(0, INT8),)),
-    Recipe("weights of 4 bits", (AFTER,), (_cut(0, (4, 8)),), trained=False),
-    Recipe("weights of 4 bits, trained", (DURING,), (_cut(0, (4, 8)),)),
-    Recipe("weights of 2 bits, trained", (DURING,), (_cut(0, (2, 8)),)),
-    Recipe("weights of 1 bit, trained", (DURING,), (_cut(0, (1, 8)),)),
+    Recipe("4-bit weights", (AFTER,), (_cut(0, (4, 8)),), trained=False),
+    Recipe("4-bit weights, trained", (DURING,), (_cut(0, (4, 8)),)),
+    Recipe("2-bit weights, trained", (DURING,), (_cut(0, (2, 8)),)),
+    Recipe("1-bit weights, trained", (DURING,), (_cut(0, (1, 8)),)),
     Recipe("channels 25 %", (PRUNING,), (_cut(0.25),)),
     Recipe("channels 50 %", (PRUNING,), (_cut(0.5),)),
     Recipe("channels 75 %", (PRUNING,), (_cut(0.75),)),
@@ -79,15 +79,15 @@ _COMBINED = (
     Recipe("channels 50 %, distilled", (PRUNING, DISTILLATION), (_cut(0.5),), distilled=True),
     Recipe("student, distilled", ("smaller network", DISTILLATION), distilled=True, origin="student"),
     Recipe("int8, distilled", (DURING, DISTILLATION), (_cut(0, INT8),), distilled=True),
-    Recipe("weights of 4 bits, distilled", (DURING, DISTILLATION), (_cut(0, (4, 8)),), distilled=True),
-    Recipe("weights of 2 bits, distilled", (DURING, DISTILLATION), (_cut(0, (2, 8)),), distilled=True),
+    Recipe("4-bit weights, distilled", (DURING, DISTILLATION), (_cut(0, (4, 8)),), distilled=True),
+    Recipe("2-bit weights, distilled", (DURING, DISTILLATION), (_cut(0, (2, 8)),), distilled=True),
     Recipe("channels 25 %, int8, distilled", ALL, (_cut(0.25, INT8),), distilled=True),
     Recipe("channels 50 %, int8, distilled", ALL, (_cut(0.5, INT8),), distilled=True),
     Recipe(
         "weights 80 %, int8, distilled", (WEIGHTS, DURING, DISTILLATION), (_zeros(0.8, bits=INT8),),
         distilled=True,
     ),
-    Recipe("channels 50 %, weights of 4 bits, distilled", ALL, (_cut(0.5, (4, 8)),), distilled=True),
+    Recipe("channels 50 %, 4-bit weights, distilled", ALL, (_cut(0.5, (4, 8)),), distilled=True),
 )  # fmt: skip
 
 RECIPES: Mapping[str, Recipe] = {recipe.name: recipe for recipe in (*_ALONE, *_COMBINED)}

@@ -337,3 +337,43 @@ def test_tensors_that_an_exporter_took_for_one_have_their_names_again():
         ("Identity", "tensor:dropout", "tensor:identity"),
         ("Neg", "tensor:identity", "tensor:neg"),
     ]
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 5), (7,)])
+def test_norms_of_groups_are_as_exact_as_torch(sizes: tuple[int, ...], affine: bool) -> None:
+    layer = nn.Conv2d if len(sizes) == 2 else nn.Conv1d
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        layer(8, 32, 3, padding=1), nn.GroupNorm(4, 32, affine=affine), nn.ReLU(), layer(32, 4, 1)
+    )
+    with torch.no_grad():  # a mean that is large beside what varies: squares less a square lose digits
+        model[0].bias.add_(20.0)
+        for parameter in model[1].parameters():
+            parameter.uniform_(0.5, 1.5)
+    traced = trace(model.eval(), torch.zeros(1, 8, *sizes))
+    for share in (0.0, 0.5):
+        made = compress(traced, Policy.uniform(traced.network, LayerPolicy(share)))
+        content = exported(template(traced), made).SerializeToString()
+        data = torch.randn(1, 8, *sizes, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            exact = made.module.double()(data.double()).numpy()
+        (found,) = session(content).run(None, {"input": data.numpy()})
+        assert np.abs(found - exact).max() < 2e-5 * (exact.max() - exact.min())
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.LayerNorm(16, elementwise_affine=False), nn.RMSNorm(16, elementwise_affine=False)]
+)
+def test_norms_without_gains_are_cut(norm: nn.Module) -> None:
+    torch.manual_seed(0)
+    traced = trace(
+        nn.Sequential(nn.Linear(8, 16), norm, nn.ReLU(), nn.Linear(16, 4)).eval(), torch.zeros(1, 8)
+    )
+    made = compress(traced, Policy.uniform(traced.network, LayerPolicy(0.5)))
+    data = torch.randn(1, 8, generator=torch.Generator().manual_seed(1))
+    (found,) = session(exported(template(traced), made).SerializeToString()).run(
+        None, {"input": data.numpy()}
+    )
+    assert made.network.layers[0].shape.out_channels == 8
+    np.testing.assert_allclose(found, made.module(data).detach().numpy(), atol=1e-5)
