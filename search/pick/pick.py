@@ -117,7 +117,7 @@ def pick(
     epochs = options.epochs if epochs is None else epochs
     log(f"trial {row.trial}: fine-tuning for up to {epochs:g} epochs with distillation")
     checkpoint = run.checkpoint(row.trial)
-    compressed, score = scorer.refine(policy, checkpoint, epochs, options.learning_rate)
+    compressed, score = scorer.refine(policy, checkpoint, epochs, options.learning_rate, options.schedule)
     before = quantity("accuracy", baseline_accuracy)
     log(f"search split: {quantity('accuracy', score.accuracy)} (uncompressed {before}); exporting")
     folder = out or run.exported / str(row.trial)
