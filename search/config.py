@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
 
+from leanfront.compression.training.schedule import SCHEDULES
 from leanfront.hw_profiles.loading import toml_key, toml_value
 from leanfront.latency_models.providers import Provider
 from leanfront.search.objectives import LIMITS, ObjectiveError, names, objective
@@ -165,11 +166,20 @@ class FinetuneSection(_Section):
 
 
 class PickSection(_Section):
-    """The long training of the network that is picked. ``share_of_hours``: of a search, kept for it."""
+    """The long training of the network that is picked. ``share_of_hours``: of a search, kept for it;
+    ``schedule``: when the zeros among its weights come (compression.training.schedule)."""
 
     epochs: float = Field(default=8, ge=0)
     learning_rate: float = Field(default=0.02, gt=0.0)
     share_of_hours: Share = 0.15
+    schedule: str = "one-shot"
+
+    @field_validator("schedule")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in SCHEDULES:
+            raise ValueError(f"must be one of {', '.join(SCHEDULES)}, not {value!r}")
+        return value
 
 
 class ExportSection(_Section):

@@ -138,7 +138,8 @@ def _folded(module: nn.Module, norms: list[_BatchNorm]) -> LayerWeights:
     bias_array = bias.numpy().astype(np.float32)
     if not isinstance(quantizer, WeightQuantizer):
         folded = (weight.double() * along(factor, weight.shape, axis)).numpy().astype(np.float32)
-        folded += np.float32(0.0)  # a 0 times a negative gain is -0, which is 0 to nobody who zips a file
+        if parametrize.is_parametrized(module, "weight"):
+            folded += np.float32(0.0)  # a 0 times a negative gain is -0, which is 0 to nobody who zips a file
         return LayerWeights(bias_array, weight=folded)
     scales = quantizer.scales(weight)
     signs = factor.sign().float()

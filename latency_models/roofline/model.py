@@ -109,9 +109,12 @@ def sparse_gains(batch: PolicyBatch, roofline: Roofline) -> Mapping[int, Array]:
             layer = batch.network.layers[row]
             if layer.shape.depthwise or layer.weight_only:
                 continue
-            shares, places = np.unique(batch.more[name][row], return_inverse=True)
-            gains = np.array([roofline.gain_of_zeros(name, float(share)) for share in shares])[places]
-            gains = np.where((shares[places] > 0) & (batch.reduced[row] % among == 0), gains, 0.0)
+            wanted, only = batch.more[name][row], PATTERNS[name].share
+            gains: Any = roofline.gain_of_zeros(name, only or 0.0)
+            if only is None:
+                shares, places = np.unique(wanted, return_inverse=True)
+                gains = np.array([roofline.gain_of_zeros(name, float(share)) for share in shares])[places]
+            gains = np.where((wanted > 0) & (batch.reduced[row] % among == 0), gains, 0.0)
             found[row] = np.maximum(found[row], gains) if row in found else gains
     return {row: np.where(gains > 0, gains, 1.0) for row, gains in found.items()}
 

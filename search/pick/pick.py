@@ -23,7 +23,9 @@ from leanfront.compression.export.zipped_sizes import deflated
 from leanfront.compression.graph import kernels
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import zeros_of
+from leanfront.compression.policy.zeros import PATTERNS
 from leanfront.compression.techniques.compress import Compressed, compress
+from leanfront.compression.techniques.zeros import gain_of_another
 from leanfront.latency_models.benchmark.measuring_lock import Note, measuring, training
 from leanfront.latency_models.benchmark.optimised_graph import fused_nodes
 from leanfront.latency_models.benchmark.shifted_weights import shifted
@@ -117,7 +119,7 @@ def pick(
     epochs = options.epochs if epochs is None else epochs
     log(f"trial {row.trial}: fine-tuning for up to {epochs:g} epochs with distillation")
     checkpoint = run.checkpoint(row.trial)
-    compressed, score = scorer.refine(policy, checkpoint, epochs, options.learning_rate)
+    compressed, score = scorer.refine(policy, checkpoint, epochs, options.learning_rate, options.schedule)
     before = quantity("accuracy", baseline_accuracy)
     log(f"search split: {quantity('accuracy', score.accuracy)} (uncompressed {before}); exporting")
     folder = out or run.exported / str(row.trial)
@@ -240,6 +242,13 @@ def _measured(
     return latency, measured_memory(model, baseline, row.peak_memory_bytes)
 
 
+def _whose_gain(loaded: Loaded, policy: Policy) -> list[str]:
+    """Lines that say of zeros that are faster in another engine than the part's own."""
+    used = {name for layer in policy.values() for name, _ in layer.more if name in PATTERNS}
+    said = (gain_of_another(PATTERNS[name], loaded.profile) for name in sorted(used))
+    return [line for sentence in said if sentence for line in (f"Latency: {sentence}.", "")]
+
+
 def _promised(run: RunFolder, row: TrialRow) -> dict[str, float]:
     assert row.latency_ms is not None
     assert row.size_bytes is not None
@@ -349,7 +358,7 @@ def export_and_verify(
             replace_file(folder / "folding.json", json.dumps(folding, indent=1) + "\n")
         text = card(
             found, compressed.policy, compressed.network, loaded.profile.name,
-            str(loaded.config.task.file), now(), of_folding,
+            str(loaded.config.task.file), now(), [*_whose_gain(loaded, compressed.policy), *of_folding],
         )  # fmt: skip
         replace_file(folder / "card.md", text)
     return found

@@ -27,7 +27,7 @@ from leanfront.compression.export.walk import exported
 from leanfront.compression.policy import Policy
 from leanfront.compression.techniques import biases, ranges
 from leanfront.compression.techniques.compress import Compressed, compress
-from leanfront.compression.techniques.masks import tighten
+from leanfront.compression.techniques.masks import masks, tighten
 from leanfront.compression.techniques.quantize import calibrate
 from leanfront.compression.training.batch_norms import (
     Shift,
@@ -277,17 +277,26 @@ class Scorer:
         return CandidateTraining(self, compressed, time.perf_counter() - started, settled)
 
     def refine(
-        self, policy: Policy, checkpoint: Path | None, epochs: float, learning_rate: float
+        self,
+        policy: Policy,
+        checkpoint: Path | None,
+        epochs: float,
+        learning_rate: float,
+        schedule: str = "one-shot",
     ) -> tuple[Compressed, Score]:
         """The long fine-tune of a picked policy, from the weights of its trial where they were kept.
 
         It goes in rounds (``rounds``), each of which ends with a learning rate of 0, so that scores after
         them can be compared. The network that scores best on the search split is kept, the start among them;
         after ROUNDS_IN_VAIN rounds in a row that bring nothing it ends.
+
+        Zeros that come by another ``schedule`` than "one-shot" come in one round of all epochs, from the
+        weights of the uncompressed model: those that the trial has hidden have learnt nothing.
         """
         with training(self.note):
             started = time.perf_counter()
             compressed, settled = self._prepared(policy, rough=False)
+            anew = _state(compressed.module) if schedule != "one-shot" and masks(compressed.module) else None
             if checkpoint is not None and checkpoint.exists():
                 settled = load_weights(compressed.module, checkpoint)
             batch, size = self.config.finetune.batch, len(self.train)
@@ -295,8 +304,11 @@ class Scorer:
             steps = [int(each * size / batch) for each in rounds(epochs, self.config.finetune.images / size)]
             batches = iter(self.long_batches(sum(steps)))
             kept, done, in_vain = _state(compressed.module), 0, 0
+            if anew is not None and any(steps):
+                steps = [sum(steps)]
+                compressed.module.load_state_dict(anew)
             for count in filter(None, steps):
-                score = self._round(compressed, batches, count, learning_rate, best, started)
+                score = self._round(compressed, batches, count, learning_rate, best, started, schedule)
                 done += count
                 better = score is not None and score.accuracy > best.accuracy
                 in_vain = 0 if better else in_vain + 1
@@ -319,11 +331,12 @@ class Scorer:
         learning_rate: float,
         before: Score,
         started: float,
+        schedule: str,
     ) -> Score | None:
         """Train on, settle the batch norms, score; None where the loss became infinite. ``before``: the score
         of what it goes on from."""
         try:
-            self.fine_tune(compressed, batches, steps, learning_rate)
+            self.fine_tune(compressed, batches, steps, learning_rate, schedule=schedule)
         except Diverged:
             return None
         norms = frozenset(norms_of(compressed.module))

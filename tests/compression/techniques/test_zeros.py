@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 import leanfront as lf
@@ -239,6 +240,15 @@ def test_zeros_are_zeros_in_every_kind_of_file(to: str, bits: tuple[int, int]) -
     assert found.weights == sum(weight.numel() for weight in shown)
     assert found.zeros >= zeros_of(made.network, policy) > 0.5 * found.weights
     assert found.zeros == sum(int((weight == 0).sum()) for weight in shown)
+    if to == "tensorrt":  # (out, in, height, width): of every four inputs two, at each place of a kernel
+        stored = onnx.load_from_string(file_of(made, to)).graph.initializer
+        codes = [numpy_helper.to_array(one) for one in stored if len(one.dims) == 4 and one.dims[1] % 4 == 0]
+        assert len(codes) > 4
+        assert all(
+            ((each != 0).reshape(len(each), -1, 4, 3, 3).sum(2) <= 2).all()
+            for each in codes
+            if each.shape[2] == 3
+        )
     plain = lf.compress(captured(), lf.uniform(captured(), 0.5, *bits), [inputs("Residual", 16, 1)], 4, to)
     assert dialect_of(to).counted(file_of(plain, to)).zeros < 0.3 * found.weights
 

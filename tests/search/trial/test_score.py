@@ -16,6 +16,7 @@ from leanfront.compression.capture.trace import trace
 from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import Compressed
+from leanfront.compression.techniques.masks import zero_share
 from leanfront.compression.training.batch_norms import re_estimate
 from leanfront.compression.training.distillation import VALUES, Comparison
 from leanfront.search.config import parse_config
@@ -228,7 +229,9 @@ def test_a_long_training_that_brings_nothing_ends_and_its_start_is_kept(
     candidate.keep(tmp_path / "kept.safetensors")
     trained = []
 
-    def spoiled(compressed: Compressed, batches: object, steps: int, learning_rate: float) -> None:
+    def spoiled(
+        compressed: Compressed, batches: object, steps: int, learning_rate: float, schedule: str
+    ) -> None:
         trained.append(steps)
         with torch.no_grad():
             for value in compressed.module.parameters():
@@ -243,6 +246,35 @@ def test_a_long_training_that_brings_nothing_ends_and_its_start_is_kept(
     for name, value in load_file(tmp_path / "kept.safetensors").items():
         assert torch.equal(compressed.module.state_dict()[name], value)
     assert said[-1].startswith("after 3 epochs: ")
+
+
+def test_zeros_that_come_by_a_schedule_come_in_one_round_from_the_uncompressed_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    judge = scorer(small_task())
+    zeros = Policy.uniform(judge.traced.network, LayerPolicy(0.0, 8, 8, more=(("unstructured", 0.8),)))
+    candidate = judge.start(zeros)
+    candidate.score(0)
+    candidate.keep(tmp_path / "kept.safetensors")
+    kept = load_file(tmp_path / "kept.safetensors")
+    rounds_of, began = [], []
+
+    def seen(
+        compressed: Compressed, batches: object, steps: int, learning_rate: float, schedule: str
+    ) -> None:
+        rounds_of.append((steps, schedule))
+        began.append({name: value.clone() for name, value in compressed.module.state_dict().items()})
+
+    monkeypatch.setattr(judge, "fine_tune", seen)
+    weight = "0.0.parametrizations.weight.original"
+    for schedule, rounds_wanted in (("one-shot", [5, 10]), ("gradual", [35])):
+        rounds_of.clear(), began.clear()
+        compressed, _ = judge.refine(zeros, tmp_path / "kept.safetensors", 7, 0.02, schedule)
+        assert rounds_of == [(steps, schedule) for steps in rounds_wanted]
+        assert torch.equal(began[0][weight], kept[weight]) == (schedule == "one-shot")
+        assert zero_share(compressed.module) >= 0.79
+    judge.refine(policy(judge), None, 7, 0.02, "gradual")  # nothing is 0: as ever
+    assert rounds_of[-1] != (35, "gradual")
 
 
 def test_channels_snap_to_the_multiple_of_the_part() -> None:
