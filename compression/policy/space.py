@@ -336,9 +336,9 @@ class Space:
         """Policies that every study starts from, the most useful first, each once.
 
         The uncompressed network, then uniform policies at sparsities from 0 to about a half (beyond, uniform
-        cuts lose too much to be near any front): 8-bit integers, lower weight bits, floats; of each only what
-        the space contains. Last the first kind uncut with a branch left out, with a third of them, and with
-        half and most of its weights 0.
+        cuts lose too much to be near any front): 8-bit integers, lower weight bits, half precision, floats;
+        of each only what the space contains. Last the first kind uncut with a branch left out, with a third
+        of them, and with half and most of its weights 0.
         """
         cuts = sorted({level for levels in self.levels.values() for level in levels} - {0.0})
         moderate = [level for level in cuts if level <= _MOST_UNIFORM] or cuts[:1]
@@ -346,6 +346,7 @@ class Space:
         kinds = [
             [pair for pair in self.pairs if pair == (8, 8)],
             [pair for pair in self.pairs if pair[0] < 8 and pair[1] == 8],
+            [pair for pair in self.pairs if pair == (16, 16)],
             [pair for pair in self.pairs if pair == (32, 32)],
             [pair for pair in self.pairs if pair[0] < 8 and pair[1] == 32],
         ]

@@ -119,6 +119,15 @@ def test_seeds_start_uncompressed_and_are_in_the_space():
         where.params_of(policy)
 
 
+def test_half_precision_is_a_pair_and_a_seed_where_the_part_has_it():
+    where = space(weight_bits=(8, 16, 32), activation_bits=(8, 16, 32))
+    assert (16, 16) in where.pairs
+    assert (16, 32) not in where.pairs
+    assert Policy.uniform(where.network, LayerPolicy(0.0, 16, 16)) in where.seeds()
+    pipeline = Space(network(), load_profile("zynq-7020"), [0.0], [1, 2], [2, 3])
+    assert pipeline.pairs == ((1, 2), (1, 3), (2, 2), (2, 3))
+
+
 def test_seeds_of_a_space_without_floats_or_without_cuts():
     integers = space(weight_bits=(8,), activation_bits=(8,))
     assert {p.weight_bits for policy in integers.seeds() for p in policy.there().values()} == {8}
