@@ -108,12 +108,26 @@ class LimitsSection(_Section):
 
 class SpaceSection(_Section):
     """What may be proposed. Sparsity: share of a group's channels that is cut. 32 bits: float. ``depth``:
-    residual branches may be left out."""
+    residual branches may be left out. ``criterion``: which channels go (techniques/criteria.py); of several
+    the one that costs least before any training."""
 
     sparsity: Annotated[tuple[Share, ...], Strict(False)] = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
     weight_bits: Annotated[tuple[WeightBits, ...], Strict(False)] = (4, 8, 32)
     activation_bits: Annotated[tuple[ActivationBits, ...], Strict(False)] = (8, 32)
     depth: bool = True
+    criterion: Annotated[tuple[str, ...], Strict(False)] = ("l2",)
+
+    @field_validator("criterion", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("criterion")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError(f"must name at least one criterion, each once, not {list(value)}")
+        return value
 
     @field_validator("sparsity", "weight_bits", "activation_bits")
     @classmethod

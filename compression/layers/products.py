@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from leanfront.compression.layers.kinds import LayerKind
 
+PLACES = 4096
+"""Places of what a layer puts out (pixels of some images) that its weights are fitted on."""
+
 
 def matrices(kind: LayerKind, module: nn.Module, weight: Tensor) -> Tensor:
     """A weight as one matrix for each group, (groups, outputs of a group, values read)."""
@@ -36,6 +39,14 @@ def number_of_places(kind: LayerKind, made: Tensor) -> int:
     """Of a tensor that a layer puts out: examples times what there is beside the channels. They are counted
     as in a tensor whose channels come last."""
     return made.numel() // made.shape[kind.channel_axis(made.dim())]
+
+
+def some_places(kind: LayerKind, made: Tensor) -> Tensor:
+    """Of the places of a tensor that a layer puts out at most ``PLACES``, drawn: the same whenever there are
+    as many."""
+    count = number_of_places(kind, made)
+    generator = torch.Generator().manual_seed(count)
+    return torch.randperm(count, generator=generator)[:PLACES].to(made.device)
 
 
 def values_read(kind: LayerKind, module: nn.Module, given: Tensor, places: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from leanfront.compression.graph.operations import by_aten
 from leanfront.compression.layers import LayerKind, kind_of
 from leanfront.compression.layers.products import (
     matrices,
-    number_of_places,
+    some_places,
     values_at,
     values_read,
     weight_of,
@@ -38,8 +38,6 @@ from leanfront.compression.techniques.quantize import ActivationQuantizer, Weigh
 from leanfront.compression.techniques.rounding import damped, rounded
 from leanfront.compression.training.batch_norms import COARSE_BITS
 
-PLACES = 4096
-"""Places of what a layer puts out that its weights are fitted on."""
 _LEAST_GAIN = 0.01
 """Share of the largest gain of a batch norm below which a channel says next to nothing in its sum."""
 
@@ -172,18 +170,11 @@ class _Listener(fx.Interpreter):
         made = super().run_node(n)
         if n in self._uses:
             kind = self._uses[n].kind
-            self.places[n.name] = _places_of(kind, made)
+            self.places[n.name] = some_places(kind, made)
             self.outputs[n.name] = values_at(kind, made, self.places[n.name]).float()
         for use in self._joins.get(n, ()):
-            self.others[use.node.name] = values_at(use.kind, made, _places_of(use.kind, made)).float()
+            self.others[use.node.name] = values_at(use.kind, made, some_places(use.kind, made)).float()
         return made
-
-
-def _places_of(kind: LayerKind, made: Tensor) -> Tensor:
-    """The same whenever a tensor has as many: those of both operands of an addition are."""
-    count = number_of_places(kind, made)
-    generator = torch.Generator().manual_seed(count)
-    return torch.randperm(count, generator=generator)[:PLACES].to(made.device)
 
 
 class _Fitter(fx.Interpreter):

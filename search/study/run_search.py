@@ -26,6 +26,7 @@ from leanfront.search.run.run_folder import (
 )
 from leanfront.search.run.run_lock import Watch, owned
 from leanfront.search.storage_url import storage_url
+from leanfront.search.study.criterion import judged_by
 from leanfront.search.study.loop import Budget, Interrupt, search_loop
 from leanfront.search.study.prepare import cores, load, prepare, proved, threads_of_workers
 from leanfront.search.study.progress import Progress
@@ -83,6 +84,7 @@ def run_search(
         if url := storage_url(settings.storage):
             open_storage(url, run.journal, note)  # what cannot be reached is said before anything is measured
         proved(loaded, note).demand()
+        loaded = judged_by(loaded, run, note)
         problem = prepare(loaded, run, note)
         run.update_environment(
             budget={"deadline": deadline, "trials": settings.trials, "workers": settings.workers}
@@ -250,7 +252,7 @@ def work(
         As ``run_search``.
     """
     use_threads(threads)
-    problem = prepare(load(config), run, run.log, write=False)
+    problem = prepare(judged_by(load(config), run, run.log, write=False), run, run.log, write=False)
     with writable(run.path), registered(run) as worker, Interrupt() as asked:
         study = open_study(
             run, config.search, worker_seed=index, sampler=problem.sampler, join=True, wait=parent is not None

@@ -216,8 +216,10 @@ class Scorer:
 
     def _check_loss(self) -> None:
         """Raise TaskError where the task's loss is used, and takes the first targets not or is no number."""
-        if self.task.training_loss is not None or self.config.finetune.distillation_weight == 1:
-            return
+        if self.task.training_loss is None and self.config.finetune.distillation_weight < 1:
+            self._demand_loss()
+
+    def _demand_loss(self) -> None:
         inputs, targets, _ = next(iter(self.search_batches))
         self.teacher.whole.eval()
         with torch.no_grad():
@@ -226,6 +228,26 @@ class Scorer:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             came = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TaskError(f"A task's loss is one number of a batch, but {came} came; take its mean")
+
+    def gradients(self, images: int) -> list[dict[str, Tensor]]:
+        """Of the task's own loss, which the uncompressed network has on each of some batches of training:
+        parameter -> gradient.
+
+        Raises:
+            TaskError: the loss takes the task's targets not, or is no number.
+        """
+        if self.task.training_loss is None:
+            self._demand_loss()
+        inner = self.teacher.inner
+        settings = replace(self.settings(self.config.finetune.learning_rate), distillation_weight=0.0)
+        lesson = self.teacher.lesson(self.comparison, settings)
+        inner.eval().requires_grad_(True)
+        named, found = dict(inner.named_parameters()), []
+        for inputs, targets, answers in self._batches(images, self.config.search.seed):
+            loss = lesson(inputs, targets, answers)
+            each = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+            found.append({n: g for n, g in zip(named, each, strict=True) if g is not None})
+        return found
 
     def _decide_resamples(self, count: int) -> None:
         self.resamples = count
@@ -421,10 +443,10 @@ class Scorer:
         """What the layers of a network put out, to which those of others that are made from it are fitted.
         ``module``: the network's, on the device."""
         assert isinstance(module, fx.GraphModule)
-        return Reference.of(module, network.network, network.classes, self._fitted_inputs)
+        return Reference.of(module, network.network, network.classes, self.fitted_inputs)
 
     @cached_property
-    def _fitted_inputs(self) -> Arguments:
+    def fitted_inputs(self) -> Arguments:
         """Plain training images, all in one batch; of a part what it gets in its first call."""
         if self._around is None:
             images = min(FITTED_IMAGES, 4 * self.config.finetune.batch)
