@@ -1,12 +1,13 @@
 """What fitting layers brings before any training, and after some: the tables of docs/reconstruction.md.
 
-    python -m benchmarks.reconstruction rounded|cut|ranks|trained [--policies 40] [--images 2048]
+    python -m benchmarks.reconstruction rounded|cut|ranks|trained|criteria [--policies 40] [--images 2048]
 
 rounded: ResNet-20 with weights of 4 and of 3 bits. cut: VGG-11 without a quarter of its channels, and the
 same after two epochs of training. ranks: the policies of ``benchmarks.short_scores`` (run it first), their
 divergence before training against the accuracy that it has kept of their long fine-tunes. trained: the first
-of these, and uniform ones of 2 and 3 bits, after a short fine-tune. Each line has both ways, ``as_cut`` and
-``fitted``, on the search split, and is kept in benchmarks/results/reconstruction.jsonl.
+of these, and uniform ones of 2 and 3 bits, after a short fine-tune. Each of these lines has both ways,
+``as_cut`` and ``fitted``, on the search split. criteria: divergences of uniform cuts by each criterion. All
+are kept in benchmarks/results/reconstruction.jsonl.
 """
 
 import argparse
@@ -23,9 +24,11 @@ from scipy.stats import spearmanr
 from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import Compressed
+from leanfront.compression.techniques.criteria import CRITERIA
 from leanfront.compression.training.batch_norms import changed_norms
 from leanfront.compression.training.reconstruction import Reference
 from leanfront.search.config import load_config
+from leanfront.search.study import criterion
 from leanfront.search.study.prepare import Loaded, load
 from leanfront.search.trial.scorer import UNTRAINED_IMAGES, Score, Scorer
 
@@ -130,6 +133,18 @@ def trained(options: argparse.Namespace) -> Iterator[Line]:
         yield {"network": "ResNet-20", "policy": f"{name}, {options.images} images of training", **found}
 
 
+def criteria(options: argparse.Namespace) -> Iterator[Line]:
+    """Of each criterion the divergence of uniform cuts before any training, geometric mean."""
+    for network, example in (("ResNet-20", "cifar10_resnet20"), ("VGG-11", "cifar10_vgg11")):
+        loaded = load(load_config(EXAMPLES / example))
+        scorer, policies = criterion.untrained_scorer(loaded, print), criterion.uniform_cuts(loaded)
+        found = criterion.importances(scorer, list(CRITERIA))
+        yield {
+            "network": network,
+            **{name: criterion.divergence(scorer, scores, policies) for name, scores in found.items()},
+        }
+
+
 def _kept(count: int) -> tuple[Loaded, list[Line]]:
     lines = [json.loads(line) for line in SHORT_SCORES.read_text().splitlines()][:count]
     return load(load_config(EXAMPLES / "cifar10_resnet20")), lines
@@ -140,6 +155,7 @@ TABLES: Mapping[str, Callable[[argparse.Namespace], Iterator[Line]]] = {
     "cut": cut,
     "ranks": ranks,
     "trained": trained,
+    "criteria": criteria,
 }
 
 
@@ -154,9 +170,7 @@ def main() -> None:
     for line in TABLES[options.table](options):
         with RESULTS.open("a") as file:
             file.write(json.dumps({"table": options.table, **line}) + "\n")
-        values = [f"{way} {line[way]['accuracy']:.4f}, {line[way]['divergence']:.4f} nats" for way in WAYS]
-        print(f"{line['network']}, {line['policy']}: {'; '.join(values)}", flush=True)
-        print({way: line[way] for way in WAYS}, flush=True)
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

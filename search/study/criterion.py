@@ -63,44 +63,58 @@ def _chosen(
     loaded: Loaded, names: "Sequence[str]", note: "Callable[[str], None]"
 ) -> "tuple[dict[str, object], Scores | None]":
     """What environment.json says of the criterion, and what it says of the channels."""
-    from leanfront.compression.techniques.criteria import Evidence, criteria_of, importance
-    from leanfront.search.trial.scorer import Scorer
+    from leanfront.compression.techniques.criteria import criteria_of, importance
 
     rows = criteria_of(names)
     if len(rows) == 1 and rows[0].needs == "weights":
         return {"name": rows[0].name}, importance(loaded.traced, rows[0].name)
-    scorer = Scorer(loaded.traced, loaded.task, loaded.config, note, rungs=(0, 1))
-    needs = {row.needs for row in rows}
-    evidence = Evidence(
-        scorer.fitted_inputs if "inputs" in needs else None,
-        _gradients(scorer, next(row.name for row in rows if row.needs == "gradients"))
-        if "gradients" in needs
-        else (),
-    )
-    found = {
-        row.name: None if row.name == USUAL else importance(loaded.traced, row.name, evidence) for row in rows
-    }
+    scorer = untrained_scorer(loaded, note)
+    found = importances(scorer, names)
     if len(rows) == 1:
         return {"name": rows[0].name}, found[rows[0].name]
     apart = {}
     for name, scores in found.items():
-        judge = copy.copy(scorer)  # with all that is computed once
-        judge.traced = replace(loaded.traced, importance=scores)
-        apart[name] = divergence(judge, _policies(loaded))
+        apart[name] = divergence(scorer, scores, uniform_cuts(loaded))
         note(f"criterion {name}: divergence {apart[name]:.3g} nats")
     best = min(apart, key=lambda name: apart[name] if math.isfinite(apart[name]) else math.inf)
     note(f"channels are cut by criterion {best}")
     return {"name": best, "divergences": apart}, found[best]
 
 
-def divergence(scorer: "Scorer", policies: "Sequence[Policy]") -> float:
-    """Of policies before any training, on the first search images: the geometric mean."""
-    each = [scorer.start(policy).score(0).divergence for policy in policies]
+def untrained_scorer(loaded: Loaded, note: "Callable[[str], None]") -> "Scorer":
+    """One whose first rung is without training."""
+    from leanfront.search.trial.scorer import Scorer
+
+    return Scorer(loaded.traced, loaded.task, loaded.config, note, rungs=(0, 1))
+
+
+def importances(scorer: "Scorer", names: "Sequence[str]") -> "dict[str, Scores | None]":
+    """What criteria say of the channels of a scorer's network; None: the usual one.
+
+    Raises:
+        ConfigError: one needs gradients of a loss that the task has not.
+    """
+    from leanfront.compression.techniques.criteria import Evidence, criteria_of, importance
+
+    rows = criteria_of(names)
+    inputs = scorer.fitted_inputs if any(row.needs == "inputs" for row in rows) else None
+    by_gradients = [row.name for row in rows if row.needs == "gradients"]
+    evidence = Evidence(inputs, _gradients(scorer, by_gradients[0]) if by_gradients else ())
+    return {
+        row.name: None if row.name == USUAL else importance(scorer.traced, row.name, evidence) for row in rows
+    }
+
+
+def divergence(scorer: "Scorer", scores: "Scores | None", policies: "Sequence[Policy]") -> float:
+    """Of policies before any training, with the channels cut that are worth least: the geometric mean."""
+    judge = copy.copy(scorer)  # with all that is computed once
+    judge.traced = replace(scorer.traced, importance=scores)
+    each = [judge.start(policy).score(0).divergence for policy in policies]
     return math.exp(sum(math.log(max(one, 1e-9)) for one in each) / len(each))
 
 
-def _policies(loaded: Loaded) -> "list[Policy]":
-    """Uniform cuts, all else as in the uncompressed network."""
+def uniform_cuts(loaded: Loaded) -> "list[Policy]":
+    """What criteria are told apart by; all else is as in the uncompressed network."""
     pair = max(loaded.space.pairs)
     return list(dict.fromkeys(loaded.space.uniform(level, pair) for level in _LEVELS))
 
