@@ -217,7 +217,10 @@ class _Fitter(fx.Interpreter):
             read, wanted = read - mean[:, None], wanted - mean_wanted[:, None]
         moments = damped(read.mT @ read / read.shape[1])
         missed = read.mT @ (wanted - read @ weight.mT) / read.shape[1]
-        weight = weight + torch.cholesky_solve(missed, torch.linalg.cholesky(moments)).mT
+        factor, failed = torch.linalg.cholesky_ex(moments)
+        if bool(failed.any()) or not bool(torch.isfinite(missed).all()):
+            return  # of values that are none nothing can be learnt: the score will say so
+        weight = weight + torch.cholesky_solve(missed, factor).mT
         shown = _set(use, held, quantizer, weight, moments)
         if constant is not None:
             shift = (mean_wanted - (shown @ mean[..., None])[..., 0]).reshape(-1)

@@ -113,3 +113,11 @@ def test_a_left_out_branch_is_made_up_for() -> None:
     before = apart(model, made.module, inputs("Residual", 128, 1))
     reconstruct(made, reference, changed_nodes(traced.network, made))
     assert apart(model, made.module, inputs("Residual", 128, 1)) < 0.9 * before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_of_values_that_are_none_nothing_is_learnt(value: float) -> None:
+    """Nor does it fail: a network that has diverged is scored as such."""
+    model = network("Chain")
+    _, made = fitted(model, LayerPolicy(0.25, 4, 8), torch.full((8, 3, 8, 8), value))
+    assert all(torch.isfinite(held).all() for held in made.module.parameters())
