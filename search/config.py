@@ -118,20 +118,33 @@ class SpaceSection(_Section):
     """What may be proposed. Sparsity: share of a group's channels that is cut. 32 bits: float. ``depth``:
     residual branches may be left out. ``zeros``: shares of a layer's weights that are 0, in the pattern that
     pays; None: the usual ones, where they do. ``dynamic``: linear layers may quantize what they read at run
-    time."""
+    time. ``criterion``: which channels go (techniques/criteria.py); of several the one that costs least
+    before any training."""
 
     sparsity: Annotated[tuple[Share, ...], Strict(False)] = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
     weight_bits: Annotated[tuple[WeightBits, ...], Strict(False)] = (4, 8, 32)
     activation_bits: Annotated[tuple[ActivationBits, ...], Strict(False)] = (8, 32)
     depth: bool = True
     zeros: Annotated[tuple[Share, ...], Strict(False)] | None = None
-
     dynamic: bool = False
+    criterion: Annotated[tuple[str, ...], Strict(False)] = ("l2",)
 
     @field_validator("zeros")
     @classmethod
     def _sorted(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
         return None if value is None else tuple(sorted(set(value)))
+
+    @field_validator("criterion", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("criterion")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError(f"must name at least one criterion, each once, not {list(value)}")
+        return value
 
     @field_validator("sparsity", "weight_bits", "activation_bits")
     @classmethod

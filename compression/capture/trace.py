@@ -42,6 +42,8 @@ class Traced:
     the same is one channel, -1 stays. blocks: number of the block of each class; block_numbers: (group,
     block) -> its number. notes: a line for each thing with weights that is kept as it is, and why.
     grids: where the zeros of its tensors' grids may lie, by the engine that it is compressed for.
+    importance: of each class how much is lost without it, as a criterion says (``techniques/criteria.py``);
+    None: the L2 norm of what the weights are when it is cut.
     """
 
     module: fx.GraphModule
@@ -54,6 +56,7 @@ class Traced:
     block_numbers: Mapping[tuple[str, int], int] = field(repr=False)
     notes: tuple[str, ...] = ()
     grids: GridKind = "affine"
+    importance: NDArray[np.float64] | None = field(default=None, repr=False)
 
     @property
     def example_input(self) -> Tensor:

@@ -4,8 +4,9 @@ Its classes of channels say which values belong to a channel, wherever they lie.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +30,9 @@ class CutError(RuntimeError):
 def cut(traced: Traced, wanted: Network) -> Traced:
     """A copy of a captured model with the channels that ``wanted`` has.
 
-    The channels that go are those of least importance: the L2 norm of all weights that read or write the
-    channel, averaged over the layers of its coupled group (Fang et al. 2023, DepGraph, eq. 4). The same
-    weights always give the same cut.
+    The channels that go are those of least importance: what ``Traced.importance`` says, or else the L2 norm
+    of all weights that read or write the channel, averaged over the layers of its coupled group (Fang et al.
+    2023, DepGraph, eq. 4). The same weights always give the same cut.
 
     Args:
         traced: with all layers of ``wanted``.
@@ -111,7 +112,11 @@ def _cut(traced: Traced, wanted: Network) -> tuple[Traced, NDArray[np.bool_]]:
         if not changed:
             continue
         module.requires_grad_(True)
-        scores = _importance(module, network, classes, len(there), group)
+        scores = (
+            _importance(module, network, classes, len(there), group)
+            if traced.importance is None
+            else traced.importance
+        )
         gone = np.zeros_like(there)
         for key in changed:
             own = np.flatnonzero(there & (traced.blocks == traced.block_numbers[key]))
@@ -126,23 +131,28 @@ def _cut(traced: Traced, wanted: Network) -> tuple[Traced, NDArray[np.bool_]]:
 
 def _importance(
     module: fx.GraphModule, network: Network, classes: Mapping[str, Array], count: int, group: str
-) -> NDArray[np.float32]:
+) -> NDArray[Any]:
     """Of each class: squares summed over its weights in each part of the network, mean over the parts of a
     group that have weights."""
     scores, parts = torch.zeros(count), 0
-    for line, squares in _weighed(module, network, classes, group):
+    for line, squares in weighed(module, network, classes, group):
         there = line >= 0
         scores.index_add_(0, torch.from_numpy(line[there]), squares.float().cpu()[torch.from_numpy(there)])
         parts += 1
     return (scores / max(parts, 1)).numpy()
 
 
-def _weighed(
-    module: fx.GraphModule, network: Network, classes: Mapping[str, Array], group: str
+def weighed(
+    module: fx.GraphModule,
+    network: Network,
+    classes: Mapping[str, Array],
+    group: str | None = None,
+    each: Callable[[Tensor], Tensor] = torch.square,
 ) -> Iterator[tuple[Array, Tensor]]:
-    """Classes along a dimension of weights of a group, and the sum of squares at each place."""
+    """Classes along a dimension of weights of a group (all of them), and the sum at each place of what
+    ``each`` makes of the weights."""
     targets = {node.name: str(node.target) for node in module.graph.nodes if node.op == "call_module"}
-    has = {node.name: any(s.group == group for s in node.channels) for node in network.nodes}
+    has = {node.name: group is None or any(s.group == group for s in node.channels) for node in network.nodes}
     done: set[str] = set()
     for node in network.nodes:
         if node.name not in targets or targets[node.name] in done:
@@ -152,16 +162,16 @@ def _weighed(
         if node.layer is None:
             weight = getattr(part, "weight", None)
             if has[node.name] and isinstance(weight, Tensor) and len(weight) == len(classes[node.name]):
-                yield classes[node.name], weight.square()
+                yield classes[node.name], each(weight)
             continue
         kind, layer = kind_of(part), network.layer[node.layer]
         assert kind is not None
         weight = part.weight
         assert isinstance(weight, Tensor)
         if has[node.name]:  # of a table one row is read at a time: what a row has on average
-            each = weight.shape[kind.in_axis] if kind.looked_up else 1
-            squares = in_groups(weight.square(), kind.channels(part)[1], kind.out_axis).sum(dim=(1, 3))
-            yield classes[node.name], squares.reshape(-1) / each
+            rows = weight.shape[kind.in_axis] if kind.looked_up else 1
+            squares = in_groups(each(weight), kind.channels(part)[1], kind.out_axis).sum(dim=(1, 3))
+            yield classes[node.name], squares.reshape(-1) / rows
         if (
             has[node.source]
             and not layer.weight_only
@@ -170,7 +180,7 @@ def _weighed(
         ):
             read = classes[node.inputs[0]][: weight.shape[kind.in_axis]]
             others = [d for d in range(weight.dim()) if d != kind.in_axis]
-            yield read, weight.square().sum(dim=others)
+            yield read, each(weight).sum(dim=others)
 
 
 def _taken_out(

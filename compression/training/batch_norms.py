@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from leanfront.compression.capture.program import called
 from leanfront.compression.capture.trace import Traced
+from leanfront.compression.graph import Network
 from leanfront.compression.techniques.compress import Compressed
 
 Statistics = Mapping[str, tuple[Tensor, Tensor]]
@@ -83,11 +84,11 @@ def re_estimate(module: nn.Module, batches: Sequence[Any], names: frozenset[str]
     module.train(was_training)
 
 
-def changed_norms(traced: Traced, compressed: Compressed) -> frozenset[str]:
-    """The batch norms in front of which something was cut, left out, changed by a technique that has a number
-    in ``more`` (zeros), or rounded to ``COARSE_BITS`` or fewer: the statistics of the others hold as they
-    are."""
-    network, whole, policy = compressed.network, traced.network, compressed.policy
+def changed_nodes(whole: Network, compressed: Compressed) -> frozenset[str]:
+    """The nodes that put out something else than in the network that a compressed one was made from, since
+    there or before something was cut, left out, changed by a technique that has a number in ``more`` (zeros),
+    or rounded to ``COARSE_BITS`` or fewer."""
+    network, policy = compressed.network, compressed.policy
     changed: set[str] = set()
     for node in network.nodes:
         before = whole.node.get(node.name)
@@ -97,6 +98,12 @@ def changed_norms(traced: Traced, compressed: Compressed) -> frozenset[str]:
         narrow = node.layer is not None and not new and _reads_less(node.inputs, network, whole)
         if new or coarse or narrow or any(source in changed for source in node.inputs):
             changed.add(node.name)
+    return frozenset(changed)
+
+
+def changed_norms(traced: Traced, compressed: Compressed) -> frozenset[str]:
+    """The batch norms among ``changed_nodes``: the statistics of the others hold as they are."""
+    changed = changed_nodes(traced.network, compressed)
     targets = {
         node.name: str(node.target) for node in compressed.module.graph.nodes if node.op == "call_module"
     }

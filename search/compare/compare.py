@@ -35,6 +35,7 @@ from leanfront.search.run.significance import (
     save_scores,
     value_of,
 )
+from leanfront.search.study.criterion import judged_by
 from leanfront.search.study.prepare import Loaded, judged, load
 from leanfront.search.trial.scorer import TrialFailed
 
@@ -119,7 +120,7 @@ def compare(
     if epochs <= 0:
         raise CompareError(f"rows are trained for more than 0 epochs, not {epochs:g}")
     recipes = recipes_named(rows)
-    loaded = load(config)
+    loaded = judged_by(load(config), None, note)
     known = judged(loaded, None, note, decoded=folder / "decoded")
     members = [] if run is None else members_of(run, MEMBERS, known.hashes)
     maker = Maker(loaded, known.scorer, epochs, note)

@@ -53,6 +53,7 @@ from leanfront.search.pick.verify import (
 )
 from leanfront.search.run.front import front_of
 from leanfront.search.run.run_folder import RunError, RunFolder, TrialRow, now, writable
+from leanfront.search.study.criterion import judged_by
 from leanfront.search.study.prepare import Loaded, cores, load
 from leanfront.search.task import as_data
 from leanfront.search.trial.scorer import Score, Scorer, save_weights
@@ -218,7 +219,7 @@ def _opened(run: RunFolder, to: str | None, log: Note = lambda line: None) -> tu
     import torch
 
     torch.set_num_threads(cores())
-    loaded = load(run.tuned(run.config()), to)
+    loaded = judged_by(load(run.tuned(run.config()), to), run, log, write=False)
     scorer = Scorer(loaded.traced, loaded.task, loaded.config, log, folder=run.decoded)
     scorer.resamples = run.environment().get("baseline", {}).get("resamples")
     return loaded, scorer

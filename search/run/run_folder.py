@@ -116,6 +116,8 @@ class RunFolder:
     """The configuration as it was used, with absolute task file and all overrides."""
     environment_file = _Inside("environment.json")
     """Versions, machine, hashes, baseline."""
+    importance_file = _Inside("importance.npy")
+    """What the criterion of the channels that are cut says of each, where it is not the usual one."""
     journal = _Inside("study.journal")
     """Optuna's journal: the truth about trials; trials.csv and front.csv are made from it."""
     trials_file = _Inside("trials.csv")

@@ -146,6 +146,9 @@ def differences(other: RunFolder, config: SearchConfig, run: RunFolder, loaded: 
         found.append("the data are others")
     ours, theirs = loaded.config.finetune.model_dump(), config.finetune.model_dump()
     found += [f"finetune.{key} is {ours[key]}, not {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+    was, is_ = ((each.get("criterion") or {}).get("name", "l2") for each in (then, now))
+    if was != is_:
+        found.append(f"channels are cut by criterion {is_}, not {was}")
     if then.get("grids", "affine") != now.get("grids", "affine"):
         found.append(f"tensors have {now.get('grids')} grids, not {then.get('grids', 'affine')} ones")
     return tuple(found)

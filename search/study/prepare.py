@@ -73,6 +73,7 @@ def load(config: SearchConfig, to: str | None = None) -> Loaded:
     from leanfront.compression.capture.part import trace_part
     from leanfront.compression.export.dialects import check_holds, check_operations, dialect_for
     from leanfront.compression.export.template import TENSOR, template
+    from leanfront.compression.techniques.criteria import CriterionError, criteria_of
     from leanfront.search.scores import described
     from leanfront.search.study.known_sizes import sized, zipped
     from leanfront.search.task import load_task
@@ -82,6 +83,10 @@ def load(config: SearchConfig, to: str | None = None) -> Loaded:
     scored_by(described(task.metric))
     check_drop(config.limits.max_drop)
     check_names(config)
+    try:
+        criteria_of(config.space.criterion)
+    except CriterionError as error:
+        raise ConfigError(f"space.{error}") from error
     sampler = sampler_named(config.search.sampler)  # which the task's file may have registered
     profile = read_profile(file)  # only now: a task may bring a section and a cost model of its own
     dialect = dialect_for(to or config.export.to, profile.engine)

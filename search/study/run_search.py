@@ -28,6 +28,7 @@ from leanfront.search.run.run_folder import (
 from leanfront.search.run.run_lock import Watch, owned
 from leanfront.search.storage_url import storage_url
 from leanfront.search.study.another_run import check_start, start_from
+from leanfront.search.study.criterion import judged_by
 from leanfront.search.study.loop import Budget, Interrupt, search_loop
 from leanfront.search.study.prepare import cores, hashes_of, load, prepare, proved, threads_of_workers
 from leanfront.search.study.progress import Progress
@@ -96,6 +97,7 @@ def run_search(
         if another is not None and not run.begun and (found := another.environment().get("tuned")):
             run.update_environment(tuned=found)
         loaded = replace(loaded, config=run.tuned(loaded.config))
+        loaded = judged_by(loaded, run, note)
         problem = prepare(loaded, run, note)
         if config.tunes and not run.begun and "tuned" not in run.environment():
             tuned = tune(problem.scorer, problem.space, settings.seed, note)
@@ -269,7 +271,8 @@ def work(
         As ``run_search``.
     """
     use_threads(threads)
-    problem = prepare(load(run.tuned(config)), run, run.log, write=False)
+    loaded = judged_by(load(run.tuned(config)), run, run.log, write=False)
+    problem = prepare(loaded, run, run.log, write=False)
     with writable(run.path), registered(run) as worker, Interrupt() as asked:
         study = open_study(
             run, config.search, worker_seed=index, sampler=problem.sampler, join=True, wait=parent is not None

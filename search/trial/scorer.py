@@ -16,10 +16,10 @@ from typing import Any, TypeVar
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from leanfront.compression.capture.program import tensors_in
+from leanfront.compression.capture.program import Arguments, tensors_in
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.export.template import template
@@ -31,6 +31,7 @@ from leanfront.compression.techniques.masks import masks, tighten
 from leanfront.compression.techniques.quantize import calibrate
 from leanfront.compression.training.batch_norms import (
     Shift,
+    changed_nodes,
     changed_norms,
     norms_of,
     re_estimate,
@@ -39,6 +40,7 @@ from leanfront.compression.training.batch_norms import (
 )
 from leanfront.compression.training.distillation import Comparison, Divergence
 from leanfront.compression.training.finetune import Batch, Diverged, FineTune, fine_tune
+from leanfront.compression.training.reconstruction import Reference, reconstruct
 from leanfront.compression.training.schedule import SCHEDULES, Schedule, one_shot
 from leanfront.compression.training.weight_inheritance import inherit
 from leanfront.hw_profiles import load_profile
@@ -67,6 +69,8 @@ T = TypeVar("T")
 SCORING_BATCH = 250
 BATCHNORM_IMAGES = 1024
 PLAIN_IMAGES = 256
+FITTED_IMAGES = 512
+"""Training images that layers are fitted on, no more of them than four batches of training."""
 HELD_BACK = 128
 """Training images that say which statistics of batch norms, and which ranges, are nearest to the teacher."""
 _NEARER = 0.95
@@ -216,8 +220,10 @@ class Scorer:
 
     def _check_loss(self) -> None:
         """Raise TaskError where the task's loss is used, and takes the first targets not or is no number."""
-        if self.task.training_loss is not None or self.config.finetune.distillation_weight == 1:
-            return
+        if self.task.training_loss is None and self.config.finetune.distillation_weight < 1:
+            self._demand_loss()
+
+    def _demand_loss(self) -> None:
         inputs, targets, _ = next(iter(self.search_batches))
         self.teacher.whole.eval()
         with torch.no_grad():
@@ -226,6 +232,26 @@ class Scorer:
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             came = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise TaskError(f"A task's loss is one number of a batch, but {came} came; take its mean")
+
+    def gradients(self, images: int) -> list[dict[str, Tensor]]:
+        """Of the task's own loss, which the uncompressed network has on each of some batches of training:
+        parameter -> gradient.
+
+        Raises:
+            TaskError: the loss takes the task's targets not, or is no number.
+        """
+        if self.task.training_loss is None:
+            self._demand_loss()
+        inner = self.teacher.inner
+        settings = replace(self.settings(self.config.finetune.learning_rate), distillation_weight=0.0)
+        lesson = self.teacher.lesson(self.comparison, settings)
+        inner.eval().requires_grad_(True)
+        named, found = dict(inner.named_parameters()), []
+        for inputs, targets, answers in self.long_batches(-(-images // self.config.finetune.batch)):
+            loss = lesson(inputs, targets, answers)
+            each = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+            found.append({n: g for n, g in zip(named, each, strict=True) if g is not None})
+        return found
 
     def _decide_resamples(self, count: int) -> None:
         self.resamples = count
@@ -405,15 +431,59 @@ class Scorer:
         compressed = compress(self.traced, policy, self.multiple)
         return compressed, self.estimate(compressed, rough)
 
-    def estimate(self, compressed: Compressed, rough: bool) -> dict[str, str]:
-        """Batch norms, ranges and biases of a network that was just cut and quantized: of each, what comes
-        nearest to the teacher on images that were held back, and what that was. ``rough``: in bfloat16."""
+    def estimate(
+        self, compressed: Compressed, rough: bool, reference: Reference | None = None
+    ) -> dict[str, str]:
+        """Weights, batch norms, ranges and biases of a network that was just cut and quantized: of each, what
+        comes nearest to the teacher on images that were held back, and what that was.
+
+        rough: in bfloat16. reference: what its layers are fitted to, the uncompressed network by default.
+        """
         _placed(compressed.module, self.device)
         with self.rough(rough):
-            settled = {"batch_norms": self.settle_norms(compressed, changed_norms(self.traced, compressed))}
+            settled = self._settle_weights(compressed, reference or self.reference)
             wanted = self.config.finetune.calibration_images
             calibrate(compressed.module, self._first(self.calibration_batches, wanted))
             return settled | self._settle_rounding(compressed)
+
+    def _settle_weights(self, compressed: Compressed, reference: Reference) -> dict[str, str]:
+        """Layers fitted to what they put out before, with their batch norms as they are; or all as it was cut
+        and rounded, and batch norms estimated again."""
+        norms = changed_norms(self.traced, compressed)
+        if not (changed := changed_nodes(reference.network, compressed)):
+            return {"batch_norms": self.settle_norms(compressed, norms)}
+        module, as_cut = compressed.module, _state(compressed.module)
+        reconstruct(compressed, reference, changed)
+        fitted = _state(module)
+        apart = self._held_back_divergence(module)
+        module.load_state_dict(as_cut)
+        re_estimate(module, self._plain if norms else [], norms)
+        if apart < self._held_back_divergence(module):
+            module.load_state_dict(fitted)
+            return {"weights": "fitted", "batch_norms": "kept"}
+        module.load_state_dict(as_cut)
+        return {"weights": "kept", "batch_norms": self.settle_norms(compressed, norms)}
+
+    @cached_property
+    def reference(self) -> Reference:
+        """What the layers of the uncompressed network put out."""
+        return self.reference_of(self.teacher.inner, self.traced)
+
+    def reference_of(self, module: nn.Module, network: Traced | Compressed) -> Reference:
+        """What the layers of a network put out, to which those of others that are made from it are fitted.
+        ``module``: the network's, on the device."""
+        assert isinstance(module, fx.GraphModule)
+        return Reference.of(module, network.network, network.classes, self.fitted_inputs)
+
+    @cached_property
+    def fitted_inputs(self) -> Arguments:
+        """Plain training images, all in one batch; of a part what it gets in its first call."""
+        if self._around is None:
+            images = min(FITTED_IMAGES, 4 * self.config.finetune.batch)
+            inputs = _laid_out(self.train.batch(self._order[:images], None)[0], self.device)
+        else:
+            inputs = self._plain[0]
+        return Arguments.of(inputs).like(self.traced.example)
 
     def _settle_rounding(self, compressed: Compressed) -> dict[str, str]:
         """Ranges of tensors, and constants behind rounded weights; nothing where nothing is rounded."""
@@ -701,6 +771,7 @@ class CandidateTraining:
         self.compressed = compressed
         self.settled = dict(settled)
         self._scorer = scorer
+        self._reference: Reference | None = None  # of the weights as they are now
         self._seconds = seconds
         self._next = 0
 
@@ -738,7 +809,9 @@ class CandidateTraining:
         started = time.perf_counter()
         with training(scorer.note), explained():
             compressed = inherit(scorer.traced, self.compressed, policy, scorer.multiple)
-            settled = scorer.estimate(compressed, rough=True)
+            if self._reference is None:
+                self._reference = scorer.reference_of(self.compressed.module, self.compressed)
+            settled = scorer.estimate(compressed, True, self._reference)
         return CandidateTraining(scorer, compressed, time.perf_counter() - started, settled)
 
     def as_it_is(self) -> Score:
@@ -756,6 +829,7 @@ class CandidateTraining:
     def _train(self, rung: int, images: int) -> None:
         if images == 0:
             return
+        self._reference = None
         scorer, options = self._scorer, self._scorer.config.finetune
         batches = scorer.short_batches(rung)
         steps = -(-images // options.batch)

@@ -106,6 +106,8 @@ def _key(scorer: "Scorer", space: Space) -> str:
     digest = hashlib.sha256(
         f"{METHOD} {IMAGES} {NORM_IMAGES} {RANGE_IMAGES} {scorer.traced.module.code}".encode()
     )
+    if scorer.traced.importance is not None:
+        digest.update(scorer.traced.importance.tobytes())
     for one in space.decisions:
         digest.update(f"{one.name} {[p.digest for p in space.alone(one)]} {space.multiple}".encode())
     for name, tensor in sorted(scorer.traced.module.state_dict().items()):

