@@ -180,17 +180,18 @@ class FinetuneSection(_Section):
 
 class PickSection(_Section):
     """The long training of the network that is picked. ``share_of_hours``: of a search, kept for it;
-    ``schedule``: when the zeros among its weights come (compression.training.schedule)."""
+    ``schedule``: when the zeros among its weights come (compression.training.schedule); None: gradually where
+    they are many."""
 
     epochs: float = Field(default=8, ge=0)
     learning_rate: float = Field(default=0.02, gt=0.0)
     share_of_hours: Share = 0.15
-    schedule: str = "one-shot"
+    schedule: str | None = None
 
     @field_validator("schedule")
     @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in SCHEDULES:
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and value not in SCHEDULES:
             raise ValueError(f"must be one of {', '.join(SCHEDULES)}, not {value!r}")
         return value
 

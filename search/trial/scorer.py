@@ -78,6 +78,8 @@ _NEARER = 0.95
 better."""
 LEARNED_BITS: Mapping[str, int] = {"few bits": 3, "learned": 8, "observed": 0}
 """``finetune.steps`` -> bits up to which the steps of grids are learned (benchmarks/few_bits.py)."""
+MANY = 0.5
+"""Share of zeros in a layer from which on they come gradually where nobody says how (docs/sparsity.md)."""
 ROUNDS_IN_VAIN = 2
 """So many rounds of the long fine-tune that bring nothing end it."""
 UNTRAINED_IMAGES = 1000
@@ -308,7 +310,7 @@ class Scorer:
         checkpoint: Path | None,
         epochs: float,
         learning_rate: float,
-        schedule: str = "one-shot",
+        schedule: str | None = None,
     ) -> tuple[Compressed, Score]:
         """The long fine-tune of a picked policy, from the weights of its trial where they were kept.
 
@@ -317,12 +319,15 @@ class Scorer:
         after ROUNDS_IN_VAIN rounds in a row that bring nothing it ends.
 
         Zeros that come by another ``schedule`` than "one-shot" come in one round of all epochs, from the
-        weights of the uncompressed model: those that the trial has hidden have learnt nothing.
+        weights of the uncompressed model: those that the trial has hidden have learnt nothing. None:
+        gradually where a layer has more than half of its weights 0.
         """
         with training(self.note):
             started = time.perf_counter()
             compressed, settled = self._prepared(policy, rough=False)
-            anew = _state(compressed.module) if schedule != "one-shot" and masks(compressed.module) else None
+            shares = [mask.share for own in masks(compressed.module).values() for mask in own]
+            schedule = schedule or ("gradual" if max(shares, default=0.0) > MANY else "one-shot")
+            anew = _state(compressed.module) if schedule != "one-shot" and shares else None
             if checkpoint is not None and checkpoint.exists():
                 settled = load_weights(compressed.module, checkpoint)
             batch, size = self.config.finetune.batch, len(self.train)

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from leanfront.compression.capture.trace import trace
 from leanfront.compression.policy.space import Space
+from leanfront.compression.policy.technique import SpaceError
+from leanfront.hw_profiles import load_profile
 from leanfront.search.config import ConfigError, load_config, parse_config
 from leanfront.search.samplers.cascade.encoding import Encoding
 from leanfront.search.study.prepare import load
 from tests.bright import CONFIG, TASK
 from tests.extending.walk import walked
+from tests.networks import built, example
 
 OBJECTIVES = 'search.objectives=["accuracy", "zipped_bytes"]'
 
@@ -29,6 +33,7 @@ def task(images: int = 240) -> Task:
 """The weights of the task are all alike, which no zip sees twice."""
 
 
+@pytest.mark.slow
 def test_it_is_searched_for_shown_picked_and_held_against_zlib(tmp_path: Path) -> None:
     settings = [OBJECTIVES, "search.trials=8", "space.zeros=[0.0, 0.9]", "limits.zipped_bytes=1e6"]
     settings += ["space.sparsity=[0.0]", "space.weight_bits=[8]", "space.activation_bits=[8]"]
@@ -54,30 +59,45 @@ def space_of(folder: Path, *settings: str) -> Space:
     return load(load_config(folder / "search.toml", settings)).space
 
 
-def test_zeros_are_offered_only_where_something_pays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LEANFRONT_CACHE", str(tmp_path / "cache"))
-    for profile, settings, kinds in (
-        ("toy", (), set()),
-        ("toy", (OBJECTIVES,), {"unstructured"}),
-        ("toy", (OBJECTIVES, "space.zeros=[0.0]"), set()),
-        ("toy", ("limits.zipped_bytes=5000",), {"unstructured"}),
-        ("jetson-orin-nano", (), {"2:4"}),
-        ("jetson-orin-nano", ("space.zeros=[]",), set()),
-        ("jetson-orin-nano", (OBJECTIVES,), {"2:4", "unstructured"}),
-        ("x86-avx512-vnni", (), set()),
-        ("x86-avx512-vnni", ("space.zeros=[0.0, 0.8]",), {"unstructured"}),
+def test_zeros_are_offered_only_where_something_pays() -> None:
+    network = trace(built("Residual"), example("Residual")).network
+
+    def space(profile: str, zeros: list[float] | None, zipped: bool) -> Space:
+        return Space(network, load_profile(profile), [0.0, 0.5], [8], [8], True, zeros, zipped)
+
+    for profile, zeros, zipped, kinds in (
+        ("toy", None, False, set()),
+        ("toy", None, True, {"unstructured"}),
+        ("toy", [0.0], True, set()),
+        ("jetson-orin-nano", None, False, {"2:4"}),
+        ("jetson-orin-nano", [], False, set()),
+        ("jetson-orin-nano", None, True, {"2:4", "unstructured"}),
+        ("jetson-orin-nano", [0.0, 0.8], True, {"unstructured"}),
+        ("x86-avx512-vnni", None, False, set()),
+        ("x86-avx512-vnni", [0.0, 0.8], False, {"unstructured"}),
+        ("x86-avx512-vnni", None, True, {"unstructured"}),
     ):
-        space = space_of(tmp_path, f"hardware.profile={profile}", *settings)
-        assert {decision.kind for decision in space.zeros} == kinds, (profile, settings)
-        said = "not onnxruntime, which runs the file as if it were dense" in space.left_out
+        found = space(profile, zeros, zipped)
+        assert {decision.kind for decision in found.zeros} == kinds, (profile, zeros, zipped)
+        said = "not onnxruntime, which runs the file as if it were dense" in found.left_out
         assert said == (profile == "x86-avx512-vnni" and bool(kinds))
-        assert any(layer.more for policy in space.seeds() for layer in policy.values()) == bool(kinds)
-    for profile, asked, said in (
-        ("toy", "[0.5]", r"has 0.5, but nothing pays .* 'toy': .*zipped_bytes .*gains from them: jetson-agx"),
-        ("jetson-orin-nano", "[0.0, 0.8]", "only pattern '2:4' pays, with shares such as 0.5; add one"),
+        assert any(layer.more for policy in found.seeds() for layer in policy.values()) == bool(kinds)
+    assert not any(decision.about == "stem.0" for decision in space("jetson-orin-nano", None, False).zeros)
+    for profile, zeros, match in (
+        ("toy", [0.5], r"has 0.5, but nothing pays .* 'toy': .*zipped_bytes .*gains from them: jetson-agx"),
+        ("jetson-orin-nano", [0.0, 0.8], "only pattern '2:4' pays, with shares such as 0.5; add one"),
     ):
-        with pytest.raises(ConfigError, match=said):
-            space_of(tmp_path, f"hardware.profile={profile}", f"space.zeros={asked}")
+        with pytest.raises(SpaceError, match=match):
+            space(profile, zeros, False)
+
+
+def test_a_configuration_that_asks_for_what_nothing_pays_for_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEANFRONT_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ConfigError, match=r"space\.zeros has 0\.5, but nothing pays"):
+        space_of(tmp_path, "space.zeros=[0.5]")
+    assert space_of(tmp_path, "space.zeros=[0.5]", "limits.zipped_bytes=5000").zeros
 
 
 def test_heirs_have_at_least_the_zeros_of_their_parent(

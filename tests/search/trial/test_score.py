@@ -267,14 +267,21 @@ def test_zeros_that_come_by_a_schedule_come_in_one_round_from_the_uncompressed_w
 
     monkeypatch.setattr(judge, "fine_tune", seen)
     weight = "0.0.parametrizations.weight.original"
-    for schedule, rounds_wanted in (("one-shot", [5, 10]), ("gradual", [35])):
+    for given, schedule, rounds_wanted in (
+        ("one-shot", "one-shot", [5, 10]),
+        ("iterative", "iterative", [35]),
+        (None, "gradual", [35]),  # they are many
+    ):
         rounds_of.clear(), began.clear()
-        compressed, _ = judge.refine(zeros, tmp_path / "kept.safetensors", 7, 0.02, schedule)
+        compressed, _ = judge.refine(zeros, tmp_path / "kept.safetensors", 7, 0.02, given)
         assert rounds_of == [(steps, schedule) for steps in rounds_wanted]
         assert torch.equal(began[0][weight], kept[weight]) == (schedule == "one-shot")
         assert zero_share(compressed.module) >= 0.79
     judge.refine(policy(judge), None, 7, 0.02, "gradual")  # nothing is 0: as ever
     assert rounds_of[-1] != (35, "gradual")
+    half = Policy.uniform(judge.traced.network, LayerPolicy(0.0, 8, 8, more=(("2:4", 0.5),)))
+    judge.refine(half, None, 2, 0.02)
+    assert rounds_of[-1] == (10, "one-shot")
 
 
 def test_channels_snap_to_the_multiple_of_the_part() -> None:
