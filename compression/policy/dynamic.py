@@ -6,16 +6,13 @@ nothing is calibrated.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leanfront.compression.graph.network import Network
 from leanfront.compression.policy.policy import LayerPolicy, PolicyError
-
-if TYPE_CHECKING:
-    from leanfront.compression.policy.batch import PolicyBatch
 
 DYNAMIC = "dynamic"
 """Name of the technique: its number is 1 for a layer that is quantized so."""
@@ -50,12 +47,11 @@ def check_dynamic(network: Network, policy: Mapping[str, LayerPolicy]) -> None:
             )
 
 
-def more_bytes(batch: "PolicyBatch", values: NDArray[Any]) -> NDArray[np.int64]:
+def more_bytes(network: Network, values: NDArray[Any]) -> NDArray[np.int64]:
     """(n,): bytes by which files are larger. ``values``: (layers, n), which layers are quantized so."""
-    found = np.zeros(batch.count, dtype=np.int64)
-    uses = batch.network.uses
-    for row, layer in enumerate(batch.network.layers):
+    found = np.zeros(values.shape[1], dtype=np.int64)
+    for row, layer in enumerate(network.layers):
         if values[row].any():
-            vectors = not any(batch.network.node[use].spatial for use in uses[layer.name])
+            vectors = not any(network.node[use].spatial for use in network.uses[layer.name])
             found += (values[row] > 0) * (ON_VECTORS_BYTES if vectors else ON_SEQUENCES_BYTES)
     return found

@@ -34,11 +34,12 @@ CAST_BYTES, MUL_BYTES, MAX_BYTES = 29, 22, 22
 RESHAPE_BYTES = 71  # with the sizes of an image's weight
 DECODE_BYTES = 48  # DequantizeLinear with an axis
 READ_BYTES = 5  # one more input of a node
-SIGNS_BYTES = (
-    29 + CAST_BYTES + 29 + 26 + TENSOR_BYTES + 2
-)  # what weights of 1 bit are unpacked with, and a shape
+AND_BYTES, WHERE_BYTES, SHAPE_BYTES = 29, 29, 26  # BitwiseAnd, Where, Reshape
+SIGNS_BYTES = AND_BYTES + CAST_BYTES + WHERE_BYTES + SHAPE_BYTES + TENSOR_BYTES + 2  # unpacks single bits
 MASKS_BYTES = TENSOR_BYTES + 2 + 8  # of the bits in a byte
-UNEVEN_BYTES = 26 + 29 + 3 * (TENSOR_BYTES + 2 + 8)  # where the weights fill no whole number of bytes
+UNEVEN_BYTES = (
+    SHAPE_BYTES + 29 + 3 * (TENSOR_BYTES + 2 + 8)
+)  # where the weights fill no whole number of bytes
 
 # Where nothing was measured: fitted to exported files of a dozen kinds of network.
 INFO_BYTES = 120  # inputs and outputs of the network

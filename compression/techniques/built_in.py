@@ -212,4 +212,4 @@ class DynamicQuantization(Technique):
 
     def size_change(self, batch: "PolicyBatch", values: "NDArray[Any]") -> "NDArray[Any]":
         """What is written in the place of decoded weights."""
-        return more_bytes(batch, values)
+        return more_bytes(batch.network, values)

@@ -228,9 +228,10 @@ class ActivationQuantizer(nn.Module):
 
     def learn(self, like: "ActivationQuantizer | None" = None) -> None:
         """Let training learn the step from now on, from the grid that there is, or that of another network's
-        quantizer."""
-        if self.step is None and (like or self).batches:
-            grid = (like or self).grid()
+        quantizer; not where nothing but zeros was seen."""
+        known = like or self
+        if self.step is None and known.batches and known.high > known.low:
+            grid = known.grid()
             self.zero.fill_(grid.zero_point)
             self.step = nn.Parameter(torch.full_like(self.low, grid.scale))
 

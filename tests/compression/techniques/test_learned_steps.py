@@ -206,7 +206,13 @@ def test_an_heir_has_the_steps_of_the_channels_that_stay() -> None:
         assert torch.allclose(same.module.eval()(images), made.module.eval()(images), atol=1e-5)
 
 
-def test_a_tensor_that_nothing_was_seen_of_learns_no_step() -> None:
+def test_a_tensor_that_nothing_or_only_zeros_were_seen_of_learns_no_step() -> None:
     module = nn.Sequential(ActivationQuantizer(2))
     learn_steps(module, 8)
     assert module[0].step is None
+    module.train()(torch.zeros(4))
+    learn_steps(module, 8)
+    assert module[0].step is None
+    module(torch.ones(4))
+    learn_steps(module, 8)
+    assert module[0].step is not None
