@@ -1,10 +1,9 @@
 """A search that starts from another run: what that knows still holds, or is tried again first."""
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,11 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import optuna
 
-from leanfront.compression.capture.program import tensors_in
 from leanfront.compression.policy import Policy, PolicyError
 from leanfront.compression.policy.space import Space
 from leanfront.search.config import SearchConfig
-from leanfront.search.data import Data
 from leanfront.search.run.front import front_rows
 from leanfront.search.run.run_folder import RunError, RunFolder, TrialRow
 from leanfront.search.run.significance import Evidence, Resampled, load_scores
@@ -32,8 +29,6 @@ if TYPE_CHECKING:
 Log = Any
 TRIED_AGAIN = 12
 """Networks of a front whose scores no longer hold: so many are tried first."""
-_LOOKED_AT = 64
-"""Examples of a split, evenly spread, that stand for all of it."""
 _DONE = "another_run"
 
 
@@ -56,19 +51,6 @@ class Start:
             f"the scores of {self.run} no longer hold ({', '.join(self.differs)}): the {self.tried_again}"
             " networks of its front are scored again first"
         )
-
-
-def data_digest(*splits: Data) -> str:
-    """Of what splits hold: how many examples, and what some are."""
-    import torch
-
-    digest = hashlib.sha256()
-    for data in splits:
-        places = np.unique(np.linspace(0, len(data) - 1, _LOOKED_AT).astype(int))
-        digest.update(str(len(data)).encode())
-        for tensor in tensors_in(data.batch(torch.from_numpy(places), None)):
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def start_from(
@@ -237,12 +219,3 @@ def _take(source: Path, target: Path) -> None:
             os.link(source, target)
         except OSError:
             shutil.copyfile(source, target)
-
-
-def basis(loaded: "Loaded") -> Mapping[str, Any]:
-    """What scores rest on, besides the weights: kept in a run's environment for those that start from it."""
-    return {
-        "data": data_digest(loaded.task.train, loaded.task.search),  # type: ignore[arg-type]
-        "grids": loaded.traced.grids,
-        "channel_multiple": loaded.profile.channel_multiple,
-    }

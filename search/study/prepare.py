@@ -31,7 +31,7 @@ from leanfront.search.objectives import (
 from leanfront.search.run.run_folder import RunFolder, now
 from leanfront.search.run.significance import resamples_of, save_scores
 from leanfront.search.samplers import sampler_named
-from leanfront.search.study.another_run import basis
+from leanfront.search.study.basis import basis
 from leanfront.search.study.free import free_policies, scored_free
 from leanfront.search.trial.trial import Problem, Sampler, foretold
 
@@ -258,7 +258,7 @@ def prepare(
             log(f"without a search, {entry['name']}: {_in_words(entry)}")
         written.update_environment(
             **_described(loaded, costs, cost, log),
-            **basis(loaded),
+            **basis(loaded.task, loaded.traced, loaded.profile),
             **told,
             baseline=baseline,
             free=scores.free,

@@ -30,11 +30,12 @@ from leanfront.search.storage_url import storage_url
 from leanfront.search.study.another_run import check_start, start_from
 from leanfront.search.study.criterion import judged_by
 from leanfront.search.study.loop import Budget, Interrupt, search_loop
-from leanfront.search.study.prepare import cores, hashes_of, load, prepare, proved, threads_of_workers
+from leanfront.search.study.prepare import Loaded, cores, hashes_of, load, prepare, proved, threads_of_workers
 from leanfront.search.study.progress import Progress
 from leanfront.search.study.storage import open_storage
 from leanfront.search.study.study import enqueue_seeds, open_study, recover
 from leanfront.search.study.tuning import tune
+from leanfront.search.trial.trial import Problem
 
 Finish = Callable[[RunFolder, float, Callable[[], bool], Callable[[str], None]], object]
 _PROGRAM = ("-m", "leanfront", "worker")
@@ -100,10 +101,7 @@ def run_search(
         loaded = judged_by(loaded, run, note)
         problem = prepare(loaded, run, note)
         if config.tunes and not run.begun and "tuned" not in run.environment():
-            tuned = tune(problem.scorer, problem.space, settings.seed, note)
-            note(tuned.sentence)
-            loaded = replace(loaded, config=config.tuned(tuned.to_dict()))
-            run.update_environment(tuned=tuned.to_dict(), hashes=hashes_of(loaded))
+            loaded = _tuned(loaded, problem, run, note)
         run.update_environment(
             budget={"deadline": deadline, "trials": settings.trials, "workers": settings.workers}
         )
@@ -125,6 +123,15 @@ def run_search(
             if ended != "stopped":
                 finish(run, time.time() + reserved, lambda: asked.requested, note)
     return run, ended
+
+
+def _tuned(loaded: Loaded, problem: Problem, run: RunFolder, note: Callable[[str], None]) -> Loaded:
+    """What is searched, with better settings of its fine-tune if there are any; the run knows them."""
+    found = tune(problem.scorer, problem.space, loaded.config.search.seed, note)
+    note(found.sentence)
+    tuned = replace(loaded, config=loaded.config.tuned(found.to_dict()))
+    run.update_environment(tuned=found.to_dict(), hashes=hashes_of(tuned))
+    return tuned
 
 
 def with_storage(config: SearchConfig, given: str | None, before: str | None) -> SearchConfig:

@@ -8,7 +8,7 @@ import pytest
 import leanfront as lf
 from leanfront.compression.policy import Policy
 from leanfront.search.run.run_folder import TrialRow, open_run
-from leanfront.search.study.another_run import data_digest
+from leanfront.search.study.basis import data_digest
 from leanfront.search.task import as_data
 from tests.bright import CONFIG, TASK
 from tests.extending.walk import command, placed
