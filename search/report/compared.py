@@ -85,6 +85,13 @@ def page(title: str, headline: str, rows: Sequence[Row]) -> str:
     )
 
 
+def _axis(column: str) -> dict[str, Any]:
+    """A column with the unit that it is kept in; many of what is counted as "2M"."""
+    unit = "bytes" if column.endswith("_bytes") else "" if column in _LABELS else objective(column).unit
+    title = ", ".join(filter(None, (label(column), unit)))
+    return {"title": {"text": title}, "tickformat": "~s" if unit in ("", "bytes") else "~g"}
+
+
 def _cell(column: str, row: Row, base: Row) -> tuple[str, str]:
     """A cost, and how many times less it is than the uncompressed network's."""
     value, whole = row[column], base[column]
@@ -125,7 +132,10 @@ def _figure(rows: Sequence[Row], columns: Sequence[str]) -> Any:
         hovermode="closest",
         margin={"l": 58, "r": 14, "t": 24, "b": 56},
         yaxis={"title": {"text": ", ".join(filter(None, (score.label, score.drawn_unit)))}},
-        xaxis={"type": "log", "title": {"text": label(columns[0])}},
-        meta=views([(label(name), {"xaxis.title.text": label(name)}) for name in columns], len(_KINDS)),
+        xaxis={"type": "log", "dtick": "D2", **_axis(columns[0])},
+        meta=views(
+            [(label(n), {f"xaxis.{k}": value for k, value in _axis(n).items()}) for n in columns],
+            len(_KINDS),
+        ),
     )
     return figure
