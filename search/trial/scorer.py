@@ -71,6 +71,8 @@ BATCHNORM_IMAGES = 1024
 PLAIN_IMAGES = 256
 FITTED_IMAGES = 512
 """Training images that layers are fitted on, no more of them than four batches of training."""
+FITTED_VALUES = 2**27
+"""Numbers of the largest tensor that such images may make at once: half a gigabyte."""
 HELD_BACK = 128
 """Training images that say which statistics of batch norms, and which ranges, are nearest to the teacher."""
 _NEARER = 0.95
@@ -484,7 +486,10 @@ class Scorer:
     def fitted_inputs(self) -> Arguments:
         """Plain training images, all in one batch; of a part what it gets in its first call."""
         if self._around is None:
-            images = min(FITTED_IMAGES, 4 * self.config.finetune.batch)
+            nodes = self.traced.network.nodes
+            largest = max(node.width * math.prod(node.spatial) for node in nodes)
+            most = max(16, FITTED_VALUES // max(1, largest))
+            images = min(FITTED_IMAGES, 4 * self.config.finetune.batch, most)
             inputs = _laid_out(self.train.batch(self._order[:images], None)[0], self.device)
         else:
             inputs = self._plain[0]
