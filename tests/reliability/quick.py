@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import leanfront.search.cli.app
@@ -37,12 +38,13 @@ class Faulty(Scorer):
         return super().start(policy)
 
 
-def load(config: SearchConfig) -> SearchConfig:
-    return config
+@dataclass(frozen=True)
+class Loaded:
+    config: SearchConfig
 
 
-def prepare(config: SearchConfig, *rest: object, write: bool = True) -> Problem:
-    return problem_of(config, Faulty(seconds=0.05))
+def prepare(loaded: Loaded, *rest: object, write: bool = True) -> Problem:
+    return problem_of(loaded.config, Faulty(seconds=0.05))
 
 
 def start(folder: Path, trials: int, workers: int, *more: str, **environment: str) -> "subprocess.Popen[str]":
@@ -57,7 +59,7 @@ def start(folder: Path, trials: int, workers: int, *more: str, **environment: st
 
 
 def main() -> None:
-    leanfront.search.study.run_search.load = load  # type: ignore[assignment]
+    leanfront.search.study.run_search.load = Loaded  # type: ignore[assignment]
     leanfront.search.study.run_search.prepare = prepare  # type: ignore[assignment]
     leanfront.search.study.run_search.proved = lambda loaded, log: Proof(())  # type: ignore[assignment]
     leanfront.search.study.run_search.use_threads = lambda count: None
