@@ -191,11 +191,10 @@ def compare(
         CompareError, ConfigError, TaskError, RunError ...: wrong input, one sentence.
     """
     from leanfront.search.compare.compare import compare as compared
-    from leanfront.search.run.run_folder import default_run
+    from leanfront.search.compare.compare import default_folder
 
     config, where = _configured(task, {name: dict(keys) for name, keys in (settings or {}).items()})
-    beside = default_run(where, config)
-    folder = Path(out) if out is not None else beside.with_name(f"compare-{beside.name}")
+    folder = Path(out) if out is not None else default_folder(where, config)
     return compared(config, folder.absolute(), epochs=epochs, rows=rows, run=_folder_of(run), note=log)
 
 

@@ -160,10 +160,10 @@ def compare(
     """Compare techniques, alone and combined, on the task's network at equal training."""
     from leanfront.runs import compare as compare_rows
     from leanfront.search.cli.compare import print_compared
-    from leanfront.search.compare.compare import plain
+    from leanfront.search.compare.compare import default_folder, plain
 
-    loaded, base = _config(config, set_), default_run(config, _config(config, set_))
-    folder = out or base.with_name(f"compare-{base.name}")
+    loaded = _config(config, set_)
+    folder = out or default_folder(config, loaded)
     found = compare_rows(loaded, epochs=epochs, rows=row, run=run, out=folder, log=say)
     rows = [plain(one) for one in found.rows]
 

@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from leanfront.compression.export.dialects import DialectError
 from leanfront.compression.export.walk import random_builder
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.compression.training.finetune import Diverged
@@ -27,7 +29,7 @@ from leanfront.search.compare.recipes import CompareError, Note, recipes_named
 from leanfront.search.compare.told import headline
 from leanfront.search.config import SearchConfig
 from leanfront.search.pick.verify import at_hand
-from leanfront.search.run.run_folder import RunFolder, writable
+from leanfront.search.run.run_folder import RunError, RunFolder, default_run, writable
 from leanfront.search.run.significance import (
     Evidence,
     load_scores,
@@ -35,8 +37,10 @@ from leanfront.search.run.significance import (
     save_scores,
     value_of,
 )
+from leanfront.search.study.basis import basis
 from leanfront.search.study.criterion import judged_by
 from leanfront.search.study.prepare import Loaded, judged, load
+from leanfront.search.task import TaskError
 from leanfront.search.trial.scorer import TrialFailed
 
 MEMBERS = 6
@@ -55,6 +59,12 @@ class Compared:
     headline: str
 
 
+def default_folder(config_path: Path, config: SearchConfig) -> Path:
+    """Where a comparison goes that names no folder: runs/compare-<folder of the configuration>-<profile>."""
+    beside = default_run(config_path, config)
+    return beside.with_name(f"compare-{beside.name}")
+
+
 class Comparison:
     """A folder of rows. Each row is written when it is done; the same call again goes on behind it."""
 
@@ -66,13 +76,13 @@ class Comparison:
         """Of a row."""
         return self.folder / "rows" / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}{suffix}"
 
-    def known(self, name: str) -> Row | None:
-        """A row that an earlier call has made."""
+    def known(self, name: str, own: str = "") -> Row | None:
+        """A row that an earlier call has made; ``own``: the key of what it alone depends on."""
         try:
             row: Row = json.loads(self.file(name, ".json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        if row.pop("key", None) != self.key or row["state"] == "failed":
+        if row.pop("key", None) != self.key + own or row["state"] == "failed":
             return None
         return row if row["state"] != "done" or self.content(name) is not None else None
 
@@ -86,7 +96,7 @@ class Comparison:
         """Of each example of the search split."""
         return load_scores(self.file(name, ".npz"))
 
-    def keep(self, row: Row, made: Made | None) -> None:
+    def keep(self, row: Row, made: Made | None, own: str = "") -> None:
         """Write a row, its file and its scores first."""
         name = row["row"]
         with writable(self.folder):
@@ -94,7 +104,9 @@ class Comparison:
             if made is not None:
                 replace_file(self.file(name, ".model"), made.content)
                 save_scores(self.file(name, ".npz"), {0: made.score.scores})
-            replace_file(self.file(name, ".json"), json.dumps({**row, "key": self.key}, indent=1) + "\n")
+            replace_file(
+                self.file(name, ".json"), json.dumps({**row, "key": self.key + own}, indent=1) + "\n"
+            )
 
 
 def compare(
@@ -125,17 +137,20 @@ def compare(
     members = [] if run is None else members_of(run, MEMBERS, known.hashes)
     maker = Maker(loaded, known.scorer, epochs, note)
     maker.check(recipes)
-    table = Comparison(folder, _key(known.hashes, config, epochs))
-    wanted: dict[str, tuple[Sequence[str], Callable[[], Made]]] = {
-        recipe.name: (recipe.techniques, partial(maker.made, recipe)) for recipe in recipes
-    }
-    wanted |= {member.name: (("searched",), partial(maker.member, member)) for member in members}
+    table = Comparison(folder, _key(loaded, known.hashes, epochs))
+    wanted = [
+        _Wanted(recipe.name, recipe.techniques, partial(maker.made, recipe), maker.key(recipe))
+        for recipe in recipes
+    ]
+    wanted += [
+        _Wanted(member.name, ("searched",), partial(maker.member, member), member.key) for member in members
+    ]
     found, prices = [], _Prices(loaded)
-    for number, (name, (techniques, make)) in enumerate(wanted.items(), start=1):
-        row = table.known(name)
+    for number, one in enumerate(wanted, start=1):
+        row = table.known(one.name, one.key)
         if row is None:
-            note(f"{number} of {len(wanted)}: {name}")
-            row = _row(prices, table, name, techniques, make)
+            note(f"{number} of {len(wanted)}: {one.name}")
+            row = _row(prices, table, one)
         found.append(row)
     found = _timed(loaded, table, found, note)
     evidence = {row["row"]: table.scores(row["row"]) for row in found if row["state"] == "done"}
@@ -144,26 +159,40 @@ def compare(
     return compared
 
 
-def _key(hashes: Mapping[str, str], config: SearchConfig, epochs: float) -> str:
+@dataclass(frozen=True)
+class _Wanted:
+    """A row that is to be made. key: of what it depends on besides all that rows have in common."""
+
+    name: str
+    techniques: Sequence[str]
+    make: Callable[[], Made]
+    key: str = ""
+
+
+def _key(loaded: Loaded, hashes: Mapping[str, str], epochs: float) -> str:
+    config = loaded.config
     settings = config.finetune.model_dump(mode="json") | {"learning_rate": config.pick.learning_rate}
-    text = json.dumps([dict(hashes), settings, config.search.seed, epochs], sort_keys=True)
+    given = [dict(hashes), dict(basis(loaded.task, loaded.traced, loaded.profile))]
+    text = json.dumps([given, settings, config.search.seed, epochs, version("leanfront")], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _row(
-    prices: "_Prices", table: Comparison, name: str, techniques: Sequence[str], make: Callable[[], Made]
-) -> Row:
+def _row(prices: "_Prices", table: Comparison, wanted: _Wanted) -> Row:
     """One row, made and written."""
-    row: Row = {"row": name, "techniques": list(techniques)}
+    row: Row = {"row": wanted.name, "techniques": list(wanted.techniques)}
     try:
-        made = make()
-    except LeftOut as error:
+        made = wanted.make()
+    except (LeftOut, DialectError) as error:
         row |= {"state": "left out", "reason": str(error)}
-        table.keep(row, None)
+        table.keep(row, None, wanted.key)
         return row
-    except (TrialFailed, Diverged) as error:
-        row |= {"state": "failed", "reason": str(error)}
-        table.keep(row, None)
+    except (CompareError, TaskError, RunError):
+        raise
+    except Exception as error:  # as in a search, one row that fails takes no other with it
+        foreseen = isinstance(error, TrialFailed | Diverged)
+        reason = str(error) if foreseen else f"{type(error).__name__}: {error}"
+        row |= {"state": "failed", "reason": " ".join(reason.split())[:500]}
+        table.keep(row, None, wanted.key)
         return row
     score = made.score
     low, high = score.accuracy_ci
@@ -182,7 +211,7 @@ def _row(
         "seconds_training": round(made.seconds_training, 1),
         **prices.of(made),
     }
-    table.keep(row, made)
+    table.keep(row, made, wanted.key)
     return row
 
 

@@ -1,5 +1,6 @@
 """One row made: its network compressed and trained, scored on the search split, and written as a file."""
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,13 +22,13 @@ from leanfront.compression.graph import Network
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import Compressed, compress
 from leanfront.compression.training.batch_norms import norms_of
-from leanfront.compression.training.finetune import Diverged
+from leanfront.compression.training.finetune import Diverged, FineTune
 from leanfront.compression.training.weight_inheritance import inherit
 from leanfront.search.compare.recipes import CompareError, Note, Recipe
 from leanfront.search.run.run_folder import RunError, RunFolder
 from leanfront.search.study.prepare import Loaded
 from leanfront.search.trial.in_task import AsFile, InTask, answer_spec
-from leanfront.search.trial.scorer import Score, Scorer, load_weights
+from leanfront.search.trial.scorer import Score, Scorer, load_weights, state_of
 
 
 class LeftOut(Exception):
@@ -42,10 +43,19 @@ class Member:
     policy: Policy
     checkpoint: Path
 
+    multiple: int
+    """Of channel counts, for which its run searched."""
+
     @property
     def name(self) -> str:
         """Of its row."""
         return f"trial {self.trial}"
+
+    @property
+    def key(self) -> str:
+        """Of what it is: its policy, and the weights that its search has left."""
+        weights = self.checkpoint.read_bytes() if self.checkpoint.exists() else b""
+        return f"-{self.policy.digest}-{hashlib.sha256(weights).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +89,18 @@ class Maker:
         if any(recipe.origin == "student" for recipe in recipes):
             with suppress(LeftOut):
                 self._student_traced  # noqa: B018 (it is kept)
+        if any(recipe.trained and not recipe.distilled for recipe in recipes):
+            self.scorer.check_loss()
+
+    def key(self, recipe: Recipe) -> str:
+        """Of what a row depends on besides all that rows have in common: the student's weights."""
+        student = self.loaded.task.student
+        if recipe.origin != "student" or student is None:
+            return ""
+        digest = hashlib.sha256()
+        for tensor in student.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return f"-{digest.hexdigest()[:12]}"
 
     def made(self, recipe: Recipe) -> Made:
         """A row.
@@ -94,10 +116,18 @@ class Maker:
 
     def member(self, member: Member) -> Made:
         """A network of a front, from the weights that its search has left, trained as every row is."""
-        started = time.perf_counter()
+        started, network = time.perf_counter(), self.loaded.space.network
+        if not member.checkpoint.exists():
+            raise LeftOut("its weights were not kept: its search has found a better one since")
+        here = member.policy.channels(network, self.scorer.multiple)
+        if member.policy.channels(network, member.multiple) != here:
+            raise LeftOut(
+                f"its channels are cut to multiples of {member.multiple}, {self.loaded.profile.name} has"
+                f" {self.scorer.multiple}"
+            )
+        self._check_bits(member.policy)
         compressed = self.scorer.prepared(member.policy)
-        if member.checkpoint.exists():
-            load_weights(compressed.module, member.checkpoint)
+        load_weights(compressed.module, member.checkpoint)
         return self._better(compressed, started, distilled=True)
 
     def _compressed(self, recipe: Recipe) -> Made:
@@ -116,7 +146,7 @@ class Maker:
     def _better(self, compressed: Compressed, started: float, distilled: bool, parts: int = 1) -> Made:
         """The network after its last training, or as it was before that where the training made it worse."""
         before = self._scored(compressed)
-        kept = {name: value.detach().clone() for name, value in compressed.module.state_dict().items()}
+        kept = state_of(compressed.module)
         try:
             self._train(compressed, parts, parts, distilled)
             score = self._scored(compressed)
@@ -134,7 +164,8 @@ class Maker:
         steps = max(1, self._steps // parts)
         batches = scorer.long_batches(steps, seed=part, answered=distilled)
         settings = scorer.settings(self._learning_rate)
-        settings = settings if distilled else replace(settings, distillation_weight=0.0)
+        usual = settings.distillation_weight or FineTune().distillation_weight
+        settings = replace(settings, distillation_weight=usual if distilled else 0.0)
         scorer.fine_tune(compressed, batches, steps, self._learning_rate, settings)
         norms = frozenset(norms_of(compressed.module))
         scorer.settle_norms(compressed, norms, trained=True)
@@ -152,7 +183,7 @@ class Maker:
 
     def _check(self, recipe: Recipe, policy: Policy) -> None:
         """Raise LeftOut for bits that the part or the engine has not, but for the uncompressed network."""
-        profile, network = self.loaded.profile, self.loaded.space.network
+        profile = self.loaded.profile
         if not recipe.techniques:
             return
         if not profile.supports(*recipe.bits):
@@ -160,8 +191,12 @@ class Maker:
             raise LeftOut(
                 f"{profile.name} does not run weights of {weights} with activations of {activations} bits"
             )
+        self._check_bits(policy)
+
+    def _check_bits(self, policy: Policy) -> None:
+        """Raise LeftOut for bits that the engine has not."""
         try:
-            check_policy(self.loaded.dialect, network, policy)
+            check_policy(self.loaded.dialect, self.loaded.space.network, policy)
         except DialectError as error:
             raise LeftOut(str(error)) from error
 
@@ -214,7 +249,9 @@ class Maker:
         network = InTask(self.loaded.task, AsFile(tested, traced, answer_spec(traced)), None)
         score = scorer.scored(network, 0.0, time.perf_counter())
         spent = time.perf_counter() - started - score.seconds_scoring
-        return Made(content, score, plain.network, plain.policy, _learnt(plain.module), self.epochs, spent)
+        return Made(
+            content, score, plain.network, plain.policy, _learnt(fold(plain).module), self.epochs, spent
+        )
 
 
 def members_of(run: RunFolder, most: int, hashes: Mapping[str, str]) -> list[Member]:
@@ -236,7 +273,10 @@ def members_of(run: RunFolder, most: int, hashes: Mapping[str, str]) -> list[Mem
         raise RunError(f"the front of {run.path} is empty: no trial of it is complete yet")
     places = {round(i * (len(front) - 1) / max(1, most - 1)) for i in range(most)}
     rows = [front[place] for place in sorted(places)]
-    return [Member(row.trial, Policy.from_json(row.policy), run.checkpoint(row.trial)) for row in rows]
+    multiple = run.environment().get("channel_multiple", 1)
+    return [
+        Member(row.trial, Policy.from_json(row.policy), run.checkpoint(row.trial), multiple) for row in rows
+    ]
 
 
 def _shapes(model: nn.Module, example: Any) -> list[tuple[int, ...]]:

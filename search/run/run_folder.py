@@ -157,18 +157,22 @@ class RunFolder:
         Raises:
             RunError: it cannot be read.
         """
-        import tomllib
-
-        try:
-            config = parse_config(tomllib.loads(self.config_file.read_text(encoding="utf-8")))
-        except (OSError, ConfigError, tomllib.TOMLDecodeError) as error:
-            raise RunError(f"{self.config_file} cannot be used: {error}") from error
+        config = self.settings()
         environment = self.environment()
         if "baseline" in environment:  # a run that was prepared says what it is scored by
             scored_by(environment.get("metric"))
         if any(name not in names() for name in config.search.objectives):
             remember(environment.get("registered_objectives") or ())
         return config
+
+    def settings(self) -> SearchConfig:
+        """The same, and nothing else is known from then on; raises RunError as ``config``."""
+        import tomllib
+
+        try:
+            return parse_config(tomllib.loads(self.config_file.read_text(encoding="utf-8")))
+        except (OSError, ConfigError, tomllib.TOMLDecodeError) as error:
+            raise RunError(f"{self.config_file} cannot be used: {error}") from error
 
     def tuned(self, config: SearchConfig) -> SearchConfig:
         """A configuration with the settings of the fine-tune that this run has found better, if any."""

@@ -21,7 +21,7 @@ from leanfront.search.run.run_folder import RunError, RunFolder, TrialRow
 from leanfront.search.run.significance import Evidence, Resampled, load_scores
 from leanfront.search.study.study import add, enqueue
 from leanfront.search.trial.promotion import UNTRAINED
-from leanfront.search.trial.trial import WEIGHTS_OF, Problem, known
+from leanfront.search.trial.trial import KNOWN_FROM, WEIGHTS_OF, Problem, known
 
 if TYPE_CHECKING:
     from leanfront.search.study.prepare import Loaded
@@ -68,8 +68,7 @@ def start_from(
     if study.user_attrs.get(_DONE):
         return None
     _check_network(other, run)
-    rows, config = other.trials(), other.tuned(other.config())
-    run.config()  # what networks are scored by is this run's again
+    rows, config = other.trials(), other.tuned(other.settings())
     differs = differences(other, config, run, loaded)
     front = front_rows(rows, config.search.objectives)
     name = other.path.name
@@ -102,6 +101,16 @@ def check_start(other: RunFolder, run: Path) -> None:
         raise RunError(f"no trial of {other.path} is complete: there is nothing to start from")
 
 
+def take_tuned(other: RunFolder | None, run: RunFolder, config: SearchConfig) -> None:
+    """Let a run that has not begun train with what another has found better, where both are told to train
+    alike; else forget what an earlier call has found."""
+    found = None
+    if other is not None:
+        theirs = other.settings().finetune.model_copy(update={"tune": config.finetune.tune})
+        found = other.environment().get("tuned") if theirs == config.finetune else None
+    run.update_environment(tuned=found if found and found.get("kept") else None)
+
+
 def _check_network(other: RunFolder, run: RunFolder) -> None:
     then, now = (
         {layer["name"]: layer["shape"] for layer in each.environment()["layers"]} for each in (other, run)
@@ -127,7 +136,11 @@ def differences(other: RunFolder, config: SearchConfig, run: RunFolder, loaded: 
     if then.get("data") is not None and then["data"] != now.get("data"):
         found.append("the data are others")
     ours, theirs = loaded.config.finetune.model_dump(), config.finetune.model_dump()
-    found += [f"finetune.{key} is {ours[key]}, not {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+    found += [
+        f"finetune.{key} is {ours[key]}, not {theirs[key]}"
+        for key in ours
+        if ours[key] != theirs[key] and key != "tune"  # what it found is compared
+    ]
     was, is_ = ((each.get("criterion") or {}).get("name", "l2") for each in (then, now))
     if was != is_:
         found.append(f"channels are cut by criterion {is_}, not {was}")
@@ -148,10 +161,13 @@ def _same(one: Evidence | None, other: Evidence | None) -> bool:
 def _enqueued(front: Sequence[TrialRow], space: Space, study: optuna.Study, name: str) -> int:
     """Have policies of a front tried, those that this space has; how many."""
     places = np.unique(np.linspace(0, len(front) - 1, min(TRIED_AGAIN, len(front))).astype(int))
+    there = {trial.user_attrs.get("seed") for trial in study.get_trials(deepcopy=False)}
     count = 0
     for row in (front[place] for place in places):
         with suppress(ValueError, PolicyError):
-            enqueue(study, space, Policy.from_json(row.policy), f"trial {row.trial} of {name}")
+            policy = Policy.from_json(row.policy)
+            if policy.digest not in there:  # from a call that was interrupted
+                enqueue(study, space, policy, f"trial {row.trial} of {name}")
             count += 1
     return count
 
@@ -165,10 +181,14 @@ def _taken_over(
     run: RunFolder,
 ) -> int:
     """Make trials of another run trials of this one; how many."""
-    numbers: dict[int, int] = {}
+    numbers = {  # those that were taken over before this was interrupted
+        int(result[KNOWN_FROM]): trial.number
+        for trial in study.get_trials(deepcopy=False)
+        if KNOWN_FROM in (result := trial.user_attrs.get("result") or {})
+    }
     multiple = other.environment().get("channel_multiple", 1)
     for row in rows:
-        policy = _fitting(row, problem.space, multiple)
+        policy = None if row.trial in numbers else _fitting(row, problem.space, multiple)
         if policy is None:
             continue
         parent = None if row.weights_of is None else numbers.get(int(row.weights_of))

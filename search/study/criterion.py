@@ -9,7 +9,7 @@ import numpy as np
 
 from leanfront.search.config import ConfigError
 from leanfront.search.run.run_folder import RunFolder, writable
-from leanfront.search.study.prepare import Loaded
+from leanfront.search.study.prepare import Loaded, hashes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,16 +41,22 @@ def judged_by(
     """
     names = loaded.config.space.criterion
     if names == (USUAL,):
+        if run is not None and write and not run.begun and run.environment().get("criterion"):
+            run.update_environment(criterion=None)  # of a call that ended before its first trial
         return loaded
     if run is None:
         return replace(loaded, traced=replace(loaded.traced, importance=_chosen(loaded, names, note)[1]))
     file, known = run.importance_file, run.environment().get("criterion")
+    basis = {"asked": list(names), "model": hashes_of(loaded)["model"]}
+    if known is not None and write and not run.begun and any(known.get(k) != v for k, v in basis.items()):
+        known = None
     if known is None and not write:
         raise ConfigError(
             f"{run.path} was not prepared: which channels its criterion cuts is not known; start the search"
         )
     if known is None:
         known, scores = _chosen(loaded, names, note)
+        known |= basis
         with writable(run.path):
             if scores is not None:
                 np.save(file, scores)

@@ -1,5 +1,6 @@
 """A whole search from its configuration: prepare, then trials in this process or in several."""
 
+import math
 import os
 import subprocess
 import sys
@@ -27,14 +28,14 @@ from leanfront.search.run.run_folder import (
 )
 from leanfront.search.run.run_lock import Watch, owned
 from leanfront.search.storage_url import storage_url
-from leanfront.search.study.another_run import check_start, start_from
+from leanfront.search.study.another_run import check_start, start_from, take_tuned
 from leanfront.search.study.criterion import judged_by
 from leanfront.search.study.loop import Budget, Interrupt, search_loop
 from leanfront.search.study.prepare import Loaded, cores, hashes_of, load, prepare, proved, threads_of_workers
 from leanfront.search.study.progress import Progress
 from leanfront.search.study.storage import open_storage
 from leanfront.search.study.study import enqueue_seeds, open_study, recover
-from leanfront.search.study.tuning import tune
+from leanfront.search.study.tuning import SHARE_OF_HOURS, tune
 from leanfront.search.trial.trial import Problem
 
 Finish = Callable[[RunFolder, float, Callable[[], bool], Callable[[str], None]], object]
@@ -95,12 +96,12 @@ def run_search(
         if url := storage_url(settings.storage):
             open_storage(url, run.journal, note)  # what cannot be reached is said before anything is measured
         proved(loaded, note).demand()
-        if another is not None and not run.begun and (found := another.environment().get("tuned")):
-            run.update_environment(tuned=found)
+        if not run.begun:
+            take_tuned(another, run, loaded.config)
         loaded = replace(loaded, config=run.tuned(loaded.config))
         loaded = judged_by(loaded, run, note)
         problem = prepare(loaded, run, note)
-        if config.tunes and not run.begun and "tuned" not in run.environment():
+        if config.tunes and not run.begun and not run.environment().get("tuned"):
             loaded = _tuned(loaded, problem, run, note)
         run.update_environment(
             budget={"deadline": deadline, "trials": settings.trials, "workers": settings.workers}
@@ -127,7 +128,9 @@ def run_search(
 
 def _tuned(loaded: Loaded, problem: Problem, run: RunFolder, note: Callable[[str], None]) -> Loaded:
     """What is searched, with better settings of its fine-tune if there are any; the run knows them."""
-    found = tune(problem.scorer, problem.space, loaded.config.search.seed, note)
+    settings = loaded.config.search
+    seconds = math.inf if settings.hours is None else SHARE_OF_HOURS * 3600 * settings.hours
+    found = tune(problem.scorer, problem.space, settings.seed, note, seconds)
     note(found.sentence)
     tuned = replace(loaded, config=loaded.config.tuned(found.to_dict()))
     run.update_environment(tuned=found.to_dict(), hashes=hashes_of(tuned))

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -18,10 +19,14 @@ from leanfront.compression.training.finetune import Diverged, FineTune
 from leanfront.latency_models.benchmark.measuring_lock import training
 from leanfront.search.objectives import objective
 from leanfront.search.run.significance import Evidence, Resampled, paired_interval, value_of
-from leanfront.search.trial.scorer import Scorer
+from leanfront.search.trial.scorer import Scorer, TrialFailed, explained
 
 TRIED = 16
 """Settings, the configuration's own among them."""
+MOST_IMAGES = 2048
+"""Training images, where no rung is shorter."""
+SHARE_OF_HOURS = 0.1
+"""Of a search, after which no further setting is tried."""
 WHAT = ("temperature", "distillation_weight", "learning_rate")
 _SEEN, _FRESH = 1000, 2000
 """Draws of training images: what settings are chosen on, and what the chosen ones are held against on."""
@@ -30,8 +35,8 @@ _SEEN, _FRESH = 1000, 2000
 @dataclass(frozen=True)
 class Tuned:
     """What was found. settings: the best; won: by how much they are better than the configuration's, mean of
-    the policies on images that they were not chosen on, with its 95 % interval; kept: whether that is more
-    than noise."""
+    the policies on training images and search examples that they were not chosen on, with its 95 % interval;
+    kept: whether that is more than noise."""
 
     settings: Mapping[str, float]
     before: Mapping[str, float]
@@ -51,37 +56,50 @@ class Tuned:
         return f"tuned on {self.tried} settings: {shown} win {row.change(self.won)} ({ends}): {what}"
 
     def to_dict(self) -> dict[str, Any]:
-        """For environment.json."""
-        return asdict(self)
+        """For environment.json; None where one of the two could not be trained."""
+        known = math.isfinite(self.won)
+        return asdict(self) | ({} if known else {"won": None, "interval": None})
 
 
-def tune(scorer: Scorer, space: Space, seed: int, note: Callable[[str], None]) -> Tuned:
+def tune(
+    scorer: Scorer, space: Space, seed: int, note: Callable[[str], None], seconds: float = math.inf
+) -> Tuned:
     """Look for temperature, distillation weight and learning rate with Optuna's TPE, on three policies, each
     trained to the shortest rung that trains; the best are then held against the configuration's own on other
-    training images.
+    training images and other search examples. A weight of 0 or 1 stays: there one of the losses is not used.
+
+    ``seconds``: after which no further setting is tried.
     """
+    started = time.monotonic()
     bench = _Bench(scorer, policies(space))
     own = scorer.settings(scorer.config.finetune.learning_rate)
     note(f"looking for better settings of the fine-tune: {TRIED} on {len(bench.networks)} policies")
+    weighed = 0.0 < own.distillation_weight < 1.0
 
     def asked(trial: optuna.Trial) -> float:
+        weight = trial.suggest_float("distillation_weight", 0.3, 1.0 - 1e-3) if weighed else None
         settings = replace(
             own,
             temperature=trial.suggest_float("temperature", 1.0, 10.0, log=True),
-            distillation_weight=trial.suggest_float("distillation_weight", 0.3, 1.0),
+            distillation_weight=own.distillation_weight if weight is None else weight,
             learning_rate=trial.suggest_float(
                 "learning_rate", own.learning_rate / 5, own.learning_rate * 5, log=True
             ),
         )
+        if time.monotonic() - started > seconds:
+            trial.study.stop()
         found = bench.scores(settings, _SEEN)
-        return -math.inf if found is None else float(np.mean([value_of(one) for one in found]))
+        return -math.inf if found is None else float(np.mean([value_of(_half(one, True)) for one in found]))
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     study.enqueue_trial({name: _within(name, getattr(own, name)) for name in WHAT})
     study.optimize(asked, n_trials=TRIED)
-    best = replace(own, **{name: study.best_params[name] for name in WHAT})
-    before, after = bench.scores(own, _FRESH), bench.scores(best, _FRESH)
+    best = replace(own, **{name: study.best_params[name] for name in WHAT if name in study.best_params})
+    before, after = (
+        None if found is None else [_half(one, False) for one in found]
+        for found in (bench.scores(own, _FRESH), bench.scores(best, _FRESH))
+    )
     won, interval = _won(before, after)
     return Tuned(
         settings={name: float(getattr(best, name)) for name in WHAT},
@@ -89,7 +107,7 @@ def tune(scorer: Scorer, space: Space, seed: int, note: Callable[[str], None]) -
         won=won,
         interval=interval,
         kept=interval[0] > 0,
-        tried=TRIED,
+        tried=len(study.trials),
         images=bench.images,
     )
 
@@ -105,31 +123,38 @@ def policies(space: Space) -> list[Policy]:
 
 
 class _Bench:
-    """Networks that are trained from the same start with one setting after the other."""
+    """Networks that are trained from the same start with one setting after the other. Of the search examples
+    every other one says which setting is best, the rest whether it is better than the configuration's."""
 
     def __init__(self, scorer: Scorer, wanted: Sequence[Policy]) -> None:
         self.scorer = scorer
-        self.images = next((images for images in scorer.rungs if images), 0)
-        self._steps = max(1, -(-self.images // scorer.config.finetune.batch))
+        trained = [images for images in scorer.rungs if images]
+        self.images = min([*trained, MOST_IMAGES]) if trained else 0
+        self._steps = max(1, self.images // scorer.config.finetune.batch)
         with training(scorer.note):
             self.networks = [scorer.prepared(policy, rough=True) for policy in wanted]
-        self._batches = {seed: list(scorer.long_batches(self._steps, seed)) for seed in (_SEEN, _FRESH)}
 
     def scores(self, settings: FineTune, seed: int) -> list[Evidence] | None:
-        """Of each network after its training; None where one diverged."""
+        """Of each network after its training; None where one diverged, or has no score then."""
         try:
             return [self._score(network, settings, seed) for network in self.networks]
-        except Diverged:
+        except (Diverged, TrialFailed):
             return None
 
     def _score(self, network: Compressed, settings: FineTune, seed: int) -> Evidence:
         scorer = self.scorer
-        with training(scorer.note):
+        with training(scorer.note), explained():
             own = replace(network, module=copy.deepcopy(network.module))
-            scorer.fine_tune(own, self._batches[seed], self._steps, settings.learning_rate, settings)
+            batches = scorer.long_batches(self._steps, seed)
+            scorer.fine_tune(own, batches, self._steps, settings.learning_rate, settings)
             scorer.settle_norms(own, frozenset(norms_of(own.module)), trained=True)
             with scorer.rough():
                 return scorer.scored(scorer.in_task(fold(own).module), 0.0, 0.0).scores
+
+
+def _half(evidence: Evidence, first: bool) -> Evidence:
+    """Of the scores of each example every other one; a metric of a whole split is not divided."""
+    return evidence if isinstance(evidence, Resampled) else evidence[0 if first else 1 :: 2]
 
 
 def _won(

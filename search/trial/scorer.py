@@ -225,9 +225,13 @@ class Scorer:
     def _check_loss(self) -> None:
         """Raise TaskError where the task's loss is used, and takes the first targets not or is no number."""
         if self.task.training_loss is None and self.config.finetune.distillation_weight < 1:
-            self._demand_loss()
+            self.check_loss()
 
-    def _demand_loss(self) -> None:
+    def check_loss(self) -> None:
+        """Raise TaskError where the task's loss takes the first targets not, or is no number; nothing where
+        the model computes its own."""
+        if self.task.training_loss is not None:
+            return
         inputs, targets, _ = next(iter(self.search_batches))
         self.teacher.whole.eval()
         with torch.no_grad():
@@ -245,7 +249,7 @@ class Scorer:
             TaskError: the loss takes the task's targets not, or is no number.
         """
         if self.task.training_loss is None:
-            self._demand_loss()
+            self.check_loss()
         inner = self.teacher.inner
         settings = replace(self.settings(self.config.finetune.learning_rate), distillation_weight=0.0)
         lesson = self.teacher.lesson(self.comparison, settings)
@@ -329,14 +333,14 @@ class Scorer:
             compressed, settled = self._prepared(policy, rough=False)
             shares = [mask.share for own in masks(compressed.module).values() for mask in own]
             schedule = schedule or ("gradual" if max(shares, default=0.0) > MANY else "one-shot")
-            anew = _state(compressed.module) if schedule != "one-shot" and shares else None
+            anew = state_of(compressed.module) if schedule != "one-shot" and shares else None
             if checkpoint is not None and checkpoint.exists():
                 settled = load_weights(compressed.module, checkpoint)
             batch, size = self.config.finetune.batch, len(self.train)
             best = replace(self._scored_now(compressed, started), settled=settled)
             steps = [int(each * size / batch) for each in rounds(epochs, self.config.finetune.images / size)]
             batches = iter(self.long_batches(sum(steps)))
-            kept, done, in_vain = _state(compressed.module), 0, 0
+            kept, done, in_vain = state_of(compressed.module), 0, 0
             if anew is not None and any(steps):
                 steps = [sum(steps)]
                 compressed.module.load_state_dict(anew)
@@ -346,7 +350,7 @@ class Scorer:
                 better = score is not None and score.accuracy > best.accuracy
                 in_vain = 0 if better else in_vain + 1
                 if score is not None and better:
-                    best, kept = score, _state(compressed.module)
+                    best, kept = score, state_of(compressed.module)
                 else:
                     compressed.module.load_state_dict(kept)
                 said = "diverged" if score is None else quantity("accuracy", score.accuracy)
@@ -459,9 +463,9 @@ class Scorer:
         norms = changed_norms(self.traced, compressed)
         if not (changed := changed_nodes(reference.network, compressed)):
             return {"batch_norms": self.settle_norms(compressed, norms)}
-        module, as_cut = compressed.module, _state(compressed.module)
+        module, as_cut = compressed.module, state_of(compressed.module)
         reconstruct(compressed, reference, changed)
-        fitted = _state(module)
+        fitted = state_of(module)
         apart = self._held_back_divergence(module)
         module.load_state_dict(as_cut)
         re_estimate(module, self._plain if norms else [], norms)
@@ -878,7 +882,7 @@ def rounds(epochs: float, least: float) -> list[float]:
     return [*found, epochs]
 
 
-def _state(module: nn.Module) -> dict[str, Tensor]:
+def state_of(module: nn.Module) -> dict[str, Tensor]:
     """A copy of a module's weights and statistics."""
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 

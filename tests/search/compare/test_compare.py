@@ -146,6 +146,26 @@ def test_wrong_input_is_one_sentence(folder: Path, words: tuple[str, ...], said:
     assert said in line
 
 
+def test_other_data_and_other_runs_make_rows_anew(folder: Path) -> None:
+    task = folder / "task.py"
+    with placed(folder):
+        command("search", ".", "--run", "other", "--set", "search.trials=1", "--set", "search.sampler=random")
+        words = ("compare", ".", "--out", "anew", "--row", "int8", "--format", "json")
+        first = json.loads(command(*words, "--run", "other"))
+        made = {file: file.stat().st_mtime_ns for file in (folder / "anew" / "rows").glob("*.model")}
+        before = task.read_text()
+        task.write_text(before.replace("0.6 * labels", "0.5 * labels"))
+        try:
+            json.loads(command(*words))
+        finally:
+            task.write_text(before)
+    names = [row["row"] for row in first["rows"]]
+    assert names[:2] == ["uncompressed", "int8"]
+    assert any(name.startswith("trial ") for name in names[2:])
+    after = {file: file.stat().st_mtime_ns for file in (folder / "anew" / "rows").glob("*.model")}
+    assert sum(after[file] != made[file] for file in made) == 2  # those two rows, on other images
+
+
 def _row(name: str, right: int, ms: float, **more: Any) -> dict[str, Any]:
     base = {"row": name, "techniques": ["a"], "state": "done", "latency_ms": ms, "drop": 0.0, "drop_low": 0.0}
     return base | {"accuracy": right / 1000} | more
