@@ -61,7 +61,7 @@ def judged_by(
         raise ConfigError(
             f"{file} must be there: which channels are cut is in it; copy it from the run's folder"
         )
-    return replace(loaded, traced=replace(loaded.traced, importance=np.load(file)))
+    return replace(loaded, traced=replace(loaded.traced, importance=np.load(file, allow_pickle=False)))
 
 
 def _chosen(
