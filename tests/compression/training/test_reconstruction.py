@@ -115,6 +115,49 @@ def test_a_left_out_branch_is_made_up_for() -> None:
     assert apart(model, made.module, inputs("Residual", 128, 1)) < 0.9 * before
 
 
+class Embedded(nn.Module):
+    """Linear layers whose outputs a constant of one example is added to, (1, places, channels)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.places = nn.Parameter(torch.randn(1, 5, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x) + self.places))
+
+
+class Told(nn.Module):
+    """A convolution whose outputs a number for each example and channel is added to, (examples, channels, 1,
+    1), which is computed before it or behind it."""
+
+    def __init__(self, before: bool) -> None:
+        super().__init__()
+        self.before = before
+        self.conv, self.told, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.before:
+            told = self.told(x.mean((2, 3), keepdim=True))
+            return self.last(torch.relu(self.conv(x) + told))
+        made = self.conv(x)
+        return self.last(torch.relu(made + self.told(x.mean((2, 3), keepdim=True))))
+
+
+@pytest.mark.parametrize("policy", [LayerPolicy(0.0, 3, 8), LayerPolicy(0.25)], ids=["rounded", "cut"])
+@pytest.mark.parametrize("name", ["embedded", "told before", "told behind"])
+def test_what_is_added_to_a_layer_may_have_another_shape(name: str, policy: LayerPolicy) -> None:
+    torch.manual_seed(0)
+    model = (Embedded() if name == "embedded" else Told(name == "told before")).eval()
+    images = torch.randn(64, 5, 8) if name == "embedded" else torch.randn(64, 3, 8, 8)
+    traced = trace(model, images[:1])
+    made = compress(traced, Policy.uniform(traced.network, policy))
+    before = apart(model, made.module, images)
+    reference = Reference.of(traced.module, traced.network, traced.classes, Arguments.of(images))
+    reconstruct(made, reference, changed_nodes(traced.network, made))
+    assert apart(model, made.module, images) < before
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
 def test_of_values_that_are_none_nothing_is_learnt(value: float) -> None:
     """Nor does it fail: a network that has diverged is scored as such."""
