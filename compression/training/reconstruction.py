@@ -291,12 +291,14 @@ def _set(
         held.copy_(weight_of(use.kind, use.part, weight, held))
         if quantizer is not None:
             quantizer.clip.fill_(1.0)
-        shown = use.part.weight
-        assert isinstance(shown, Tensor)
-        return matrices(use.kind, use.part, shown.detach()).float()
-    found = rounded(weight, moments, quantizer.bits)
-    held.copy_(weight_of(use.kind, use.part, found.weight, held))
-    largest = found.codes.abs().amax(dim=2)
-    top = highest_code(quantizer.bits)
-    quantizer.clip.copy_(torch.where(largest > 0, top / largest.clamp(min=1.0), 1.0).reshape(-1))
-    return found.weight
+    else:
+        found = rounded(weight, moments, quantizer.bits)
+        held.copy_(weight_of(use.kind, use.part, found.weight, held))
+        largest = found.codes.abs().amax(dim=2)
+        top = highest_code(quantizer.bits)
+        quantizer.clip.copy_(torch.where(largest > 0, top / largest.clamp(min=1.0), 1.0).reshape(-1))
+        if quantizer.step is not None:
+            quantizer.step.copy_(found.scales.reshape(-1))
+    shown = use.part.weight
+    assert isinstance(shown, Tensor)
+    return matrices(use.kind, use.part, shown.detach()).float()

@@ -10,8 +10,10 @@ from leanfront.compression.capture.program import Arguments, tensors_in
 from leanfront.compression.capture.trace import Traced, trace
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import Compressed, compress
+from leanfront.compression.techniques.quantize import weight_quantizers
 from leanfront.compression.training.batch_norms import changed_nodes, re_estimate
 from leanfront.compression.training.reconstruction import Reference, reconstruct
+from leanfront.compression.training.weight_inheritance import inherit
 from tests.networks import ALL, built, example, inputs
 
 
@@ -156,6 +158,22 @@ def test_what_is_added_to_a_layer_may_have_another_shape(name: str, policy: Laye
     reference = Reference.of(traced.module, traced.network, traced.classes, Arguments.of(images))
     reconstruct(made, reference, changed_nodes(traced.network, made))
     assert apart(model, made.module, images) < before
+
+
+def test_learned_steps_of_an_heir_are_those_that_its_weights_were_rounded_to() -> None:
+    traced = captured(network("Residual"))
+    trained = compress(traced, Policy.uniform(traced.network, LayerPolicy(0.0, 3, 8)))
+    for name, quantizer in weight_quantizers(trained.module).items():
+        held = trained.module.get_submodule(name).parametrizations["weight"].original
+        quantizer.learn(1.3 * quantizer.scales(held))
+    heir = inherit(traced, trained, Policy.uniform(traced.network, LayerPolicy(0.25, 3, 8)))
+    images = inputs("Residual", 64, 0)
+    reference = Reference.of(trained.module, trained.network, trained.classes, Arguments.of(images))
+    reconstruct(heir, reference, changed_nodes(trained.network, heir))
+    for name, quantizer in weight_quantizers(heir.module).items():
+        part = heir.module.get_submodule(name)
+        assert quantizer.step is not None
+        assert torch.allclose(part.weight, part.parametrizations["weight"].original, atol=1e-6), name
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
