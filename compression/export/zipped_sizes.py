@@ -23,7 +23,7 @@ from leanfront.compression.policy.batch import PolicyBatch, size_bytes
 from leanfront.compression.policy.file_size import storage_bits
 from leanfront.compression.policy.flatbuffer_size import KIND, MANY, PACKED
 from leanfront.compression.policy.zeros import PATTERNS, Pattern
-from leanfront.compression.policy.zipped import FLOAT, LEVEL
+from leanfront.compression.policy.zipped import FLOAT, HALF, LEVEL
 from leanfront.compression.techniques.compress import compress
 from leanfront.compression.techniques.masks import least
 from leanfront.compression.techniques.quantize import best_clip, calibrate, channel_scales, weight_codes
@@ -47,7 +47,7 @@ def zipped(
         bits: of weights, that are asked for.
         shares: of zeros, beside those that a search usually offers; what lies between them is a line.
     """
-    widths = sorted({*(one if one <= 8 else FLOAT for one in bits), 8, FLOAT})
+    widths = sorted({*bits, 8, FLOAT})
     each: dict[str, tuple[tuple[str, int, int, tuple[float, ...], tuple[float, ...]], ...]] = {}
     for layer in network.layers:
         sample = _sample(traced.module.get_submodule(layer.name))
@@ -101,6 +101,7 @@ def _each(sample: _Sample, bits: int, held: int, pattern: Pattern | None, share:
     if pattern is not None:
         weight = weight.masked_fill(least(weight, pattern, share, kind, sample.groups), 0.0)
     if bits > 8:
+        weight = weight.half() if bits == HALF else weight
         return deflated(weight.contiguous().numpy().tobytes()) / weight.numel()
     clip = best_clip(weight, bits, kind.out_axis, sample.channels)
     codes = weight_codes(weight, channel_scales(weight, bits, clip, kind.out_axis), bits, kind.out_axis)

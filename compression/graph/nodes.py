@@ -72,9 +72,9 @@ class LayerShape:
 class Zipped:
     """What the weights of a layer take in a zipped file, as they were measured by zipping them.
 
-    each: of a pattern of zeros ("" of none) and bits of a weight (32: floats) the bits that it is stored in,
-    the shares of zeros, ascending from 0, and the bytes that a weight takes at each. rest: of a file of the
-    network in floats, and in integers, the share of its size that all but weights has when zipped.
+    each: of a pattern of zeros ("" of none) and bits of a weight (32, 16: floats) the bits that it is stored
+    in, the shares of zeros, ascending from 0, and the bytes that a weight takes at each. rest: of a file of
+    the network in floats, and in integers, the share of its size that all but weights has when zipped.
     """
 
     each: tuple[tuple[str, int, int, tuple[float, ...], tuple[float, ...]], ...]

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from leanfront.compression.policy.batch import PolicyBatch
 
-FLOAT = 32
+FLOAT, HALF = 32, 16
+"""Bits of weights that are no codes."""
 LEVEL = 6
 """Of zlib's deflate, which zip, gzip and most updaters use."""
 
@@ -35,7 +36,7 @@ def zipped_bytes(batch: "PolicyBatch") -> NDArray[np.float64]:
         one, held = np.full(batch.count, np.inf), np.zeros(batch.count)
         for pattern, width, in_file, shares, sizes in layer.zipped.each:
             share = batch.more[pattern][row] if pattern in batch.more else np.zeros(batch.count)
-            here = bits == width if width < FLOAT else bits > 8
+            here = bits == width
             one = np.where(here, np.minimum(one, np.interp(share, shares, sizes)), one)
             held = np.where(here, in_file / 8, held)
         if not np.isfinite(one).all():

@@ -50,14 +50,16 @@ class Reference:
     to.
 
     inputs: as the network takes them. classes: of its channels, as ``Traced`` has them. places: layer -> the
-    places of its output that were looked at (pixels of some images), (places,). outputs: (places, channels);
-    others: of layers in front of an addition, the same of its other operand.
+    places of its output that were looked at (pixels of some images), (places,). shapes: of its output.
+    outputs: (places, channels); others: of layers in front of an addition, the same of its other operand,
+    where that is of the same shape.
     """
 
     inputs: Arguments
     network: Network
     classes: Classes
     places: Mapping[str, Tensor]
+    shapes: Mapping[str, torch.Size]
     outputs: Mapping[str, Tensor]
     others: Mapping[str, Tensor]
 
@@ -67,7 +69,7 @@ class Reference:
         with evaluating(module), torch.autocast(_device(inputs).type, enabled=False):
             heard = _Listener(module)
             heard.run(*inputs.tensors, enable_io_processing=False)
-        return Reference(inputs, network, classes, heard.places, heard.outputs, heard.others)
+        return Reference(inputs, network, classes, heard.places, heard.shapes, heard.outputs, heard.others)
 
 
 def reconstruct(compressed: Compressed, reference: Reference, changed: frozenset[str]) -> None:
@@ -157,6 +159,7 @@ class _Listener(fx.Interpreter):
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.places: dict[str, Tensor] = {}
+        self.shapes: dict[str, torch.Size] = {}
         self.outputs: dict[str, Tensor] = {}
         self.others: dict[str, Tensor] = {}
         self._uses = _uses(module)
@@ -169,12 +172,20 @@ class _Listener(fx.Interpreter):
         """Compute a node and note it."""
         made = super().run_node(n)
         if n in self._uses:
-            kind = self._uses[n].kind
-            self.places[n.name] = some_places(kind, made)
-            self.outputs[n.name] = values_at(kind, made, self.places[n.name]).float()
+            use = self._uses[n]
+            self.places[n.name], self.shapes[n.name] = some_places(use.kind, made), made.shape
+            self.outputs[n.name] = values_at(use.kind, made, self.places[n.name]).float()
+            if use.other is not None and use.other in self.env:
+                self._join(use, self.env[use.other])
         for use in self._joins.get(n, ()):
-            self.others[use.node.name] = values_at(use.kind, made, some_places(use.kind, made)).float()
+            if use.node.name in self.shapes:  # else it waits for the layer
+                self._join(use, made)
         return made
+
+    def _join(self, use: _Use, other: Any) -> None:
+        name = use.node.name
+        if isinstance(other, Tensor) and other.shape == self.shapes[name]:
+            self.others[name] = values_at(use.kind, other, self.places[name]).float()
 
 
 class _Fitter(fx.Interpreter):
@@ -236,8 +247,10 @@ class _Fitter(fx.Interpreter):
         other = self._others.get(use.other) if use.other is not None else None
         if other is None or name not in self._reference.others:
             return wanted
+        if not _spread_alike(use.kind, other, self._reference.shapes[name]):
+            return wanted
         had, places = self._reference.others[name][:, stays], self._reference.places[name]
-        has = values_at(use.kind, other, places).float() if other.dim() else had
+        has = values_at(use.kind, other, places).float()
         if has.shape != had.shape:
             return wanted
         if use.norm is None:
@@ -247,6 +260,14 @@ class _Fitter(fx.Interpreter):
         gain = gain * use.norm.weight if use.norm.affine else gain
         heard = gain.abs() > _LEAST_GAIN * gain.abs().max()
         return wanted + torch.where(heard, (had - has) / torch.where(heard, gain, 1.0), 0.0)
+
+
+def _spread_alike(kind: LayerKind, other: Any, shape: torch.Size) -> bool:
+    """Whether something is a tensor of the shape of what a layer puts out, but for the number of channels."""
+    if not isinstance(other, Tensor) or other.dim() != len(shape):
+        return False
+    axis = kind.channel_axis(len(shape))
+    return all(d == axis or size == shape[d] for d, size in enumerate(other.shape))
 
 
 def _held(part: nn.Module) -> tuple[Tensor | None, WeightQuantizer | None]:
@@ -270,12 +291,14 @@ def _set(
         held.copy_(weight_of(use.kind, use.part, weight, held))
         if quantizer is not None:
             quantizer.clip.fill_(1.0)
-        shown = use.part.weight
-        assert isinstance(shown, Tensor)
-        return matrices(use.kind, use.part, shown.detach()).float()
-    found = rounded(weight, moments, quantizer.bits)
-    held.copy_(weight_of(use.kind, use.part, found.weight, held))
-    largest = found.codes.abs().amax(dim=2)
-    top = highest_code(quantizer.bits)
-    quantizer.clip.copy_(torch.where(largest > 0, top / largest.clamp(min=1.0), 1.0).reshape(-1))
-    return found.weight
+    else:
+        found = rounded(weight, moments, quantizer.bits)
+        held.copy_(weight_of(use.kind, use.part, found.weight, held))
+        largest = found.codes.abs().amax(dim=2)
+        top = highest_code(quantizer.bits)
+        quantizer.clip.copy_(torch.where(largest > 0, top / largest.clamp(min=1.0), 1.0).reshape(-1))
+        if quantizer.step is not None:
+            quantizer.step.copy_(found.scales.reshape(-1))
+    shown = use.part.weight
+    assert isinstance(shown, Tensor)
+    return matrices(use.kind, use.part, shown.detach()).float()

@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import json
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 from leanfront.compression.export.dialects import DialectError
 from leanfront.compression.export.walk import random_builder
+from leanfront.compression.export.zipped_sizes import deflated
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.compression.training.finetune import Diverged
 from leanfront.latency_models.benchmark.measuring_lock import measuring
@@ -206,7 +206,7 @@ def _row(prices: "_Prices", table: Comparison, wanted: _Wanted) -> Row:
         row |= {"macs": int(batch.macs.sum()), "bops": float(batch.bops()[0])}
     row |= {
         "size_bytes": len(made.content),
-        "zipped_bytes": len(zlib.compress(made.content, 9)),
+        "zipped_bytes": deflated(made.content),
         "epochs": made.epochs,
         "seconds_training": round(made.seconds_training, 1),
         **prices.of(made),

@@ -67,7 +67,7 @@ def judged_by(
         raise ConfigError(
             f"{file} must be there: which channels are cut is in it; copy it from the run's folder"
         )
-    return replace(loaded, traced=replace(loaded.traced, importance=np.load(file)))
+    return replace(loaded, traced=replace(loaded.traced, importance=np.load(file, allow_pickle=False)))
 
 
 def _chosen(
@@ -106,11 +106,13 @@ def importances(scorer: "Scorer", names: "Sequence[str]") -> "dict[str, Scores |
         ConfigError: one needs gradients of a loss that the task has not.
     """
     from leanfront.compression.techniques.criteria import Evidence, criteria_of, importance
+    from leanfront.search.trial.in_task import on
 
     rows = criteria_of(names)
     inputs = scorer.fitted_inputs if any(row.needs == "inputs" for row in rows) else None
     by_gradients = [row.name for row in rows if row.needs == "gradients"]
-    evidence = Evidence(inputs, _gradients(scorer, by_gradients[0]) if by_gradients else ())
+    gradients = _gradients(scorer, by_gradients[0]) if by_gradients else ()
+    evidence = Evidence(on("cpu", inputs), on("cpu", gradients))  # there the traced network is
     return {
         row.name: None if row.name == USUAL else importance(scorer.traced, row.name, evidence) for row in rows
     }

@@ -45,9 +45,10 @@ class AsFile(nn.Module):
         self._spec = spec
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Called as the network is, with a batch; its outputs, in their containers."""
-        found = self._file.answers(one_by_one(Arguments(args, kwargs).like(self._example)))
-        return pytree.tree_unflatten(found, self._spec)
+        """Called as the network is, with a batch; its outputs, in their containers, where its inputs lie."""
+        given = Arguments(args, kwargs).like(self._example)
+        found = self._file.answers(one_by_one(given))
+        return on(given.tensors[0].device, pytree.tree_unflatten(found, self._spec))
 
 
 class InHalves(nn.Module):

@@ -595,7 +595,9 @@ class Scorer:
 
     @cached_property
     def _shift(self) -> Shift:
-        return Shift.of(self.traced, self._plain)
+        module = self.teacher.inner  # the traced one, where the images lie
+        assert isinstance(module, fx.GraphModule)
+        return Shift.of(replace(self.traced, module=module), self._plain)
 
     def settings(self, learning_rate: float) -> FineTune:
         """How this search fine-tunes."""

@@ -10,8 +10,10 @@ from leanfront.compression.capture.program import Arguments, tensors_in
 from leanfront.compression.capture.trace import Traced, trace
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import Compressed, compress
+from leanfront.compression.techniques.quantize import weight_quantizers
 from leanfront.compression.training.batch_norms import changed_nodes, re_estimate
 from leanfront.compression.training.reconstruction import Reference, reconstruct
+from leanfront.compression.training.weight_inheritance import inherit
 from tests.networks import ALL, built, example, inputs
 
 
@@ -113,6 +115,65 @@ def test_a_left_out_branch_is_made_up_for() -> None:
     before = apart(model, made.module, inputs("Residual", 128, 1))
     reconstruct(made, reference, changed_nodes(traced.network, made))
     assert apart(model, made.module, inputs("Residual", 128, 1)) < 0.9 * before
+
+
+class Embedded(nn.Module):
+    """Linear layers whose outputs a constant of one example is added to, (1, places, channels)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.places = nn.Parameter(torch.randn(1, 5, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x) + self.places))
+
+
+class Told(nn.Module):
+    """A convolution whose outputs a number for each example and channel is added to, (examples, channels, 1,
+    1), which is computed before it or behind it."""
+
+    def __init__(self, before: bool) -> None:
+        super().__init__()
+        self.before = before
+        self.conv, self.told, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.before:
+            told = self.told(x.mean((2, 3), keepdim=True))
+            return self.last(torch.relu(self.conv(x) + told))
+        made = self.conv(x)
+        return self.last(torch.relu(made + self.told(x.mean((2, 3), keepdim=True))))
+
+
+@pytest.mark.parametrize("policy", [LayerPolicy(0.0, 3, 8), LayerPolicy(0.25)], ids=["rounded", "cut"])
+@pytest.mark.parametrize("name", ["embedded", "told before", "told behind"])
+def test_what_is_added_to_a_layer_may_have_another_shape(name: str, policy: LayerPolicy) -> None:
+    torch.manual_seed(0)
+    model = (Embedded() if name == "embedded" else Told(name == "told before")).eval()
+    images = torch.randn(64, 5, 8) if name == "embedded" else torch.randn(64, 3, 8, 8)
+    traced = trace(model, images[:1])
+    made = compress(traced, Policy.uniform(traced.network, policy))
+    before = apart(model, made.module, images)
+    reference = Reference.of(traced.module, traced.network, traced.classes, Arguments.of(images))
+    reconstruct(made, reference, changed_nodes(traced.network, made))
+    assert apart(model, made.module, images) < before
+
+
+def test_learned_steps_of_an_heir_are_those_that_its_weights_were_rounded_to() -> None:
+    traced = captured(network("Residual"))
+    trained = compress(traced, Policy.uniform(traced.network, LayerPolicy(0.0, 3, 8)))
+    for name, quantizer in weight_quantizers(trained.module).items():
+        held = trained.module.get_submodule(name).parametrizations["weight"].original
+        quantizer.learn(1.3 * quantizer.scales(held))
+    heir = inherit(traced, trained, Policy.uniform(traced.network, LayerPolicy(0.25, 3, 8)))
+    images = inputs("Residual", 64, 0)
+    reference = Reference.of(trained.module, trained.network, trained.classes, Arguments.of(images))
+    reconstruct(heir, reference, changed_nodes(trained.network, heir))
+    for name, quantizer in weight_quantizers(heir.module).items():
+        part = heir.module.get_submodule(name)
+        assert quantizer.step is not None
+        assert torch.allclose(part.weight, part.parametrizations["weight"].original, atol=1e-6), name
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])

@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 import leanfront as lf
+from leanfront.compression.export.zipped_sizes import deflated
 from leanfront.search.compare.compare import COLUMNS
 from leanfront.search.compare.recipes import RECIPES
 from leanfront.search.compare.told import beyond, headline
@@ -58,6 +59,8 @@ def test_every_row_is_a_real_file(compared: tuple[Path, dict[str, Any]]) -> None
     assert {row["state"] for row in rows.values()} == {"done"}
     sizes = {len(file.read_bytes()) for file in (out / "rows").glob("*.model")}
     assert sizes == {row["size_bytes"] for row in rows.values() if row["state"] == "done"}
+    zipped = {deflated(file.read_bytes()) for file in (out / "rows").glob("*.model")}
+    assert zipped == {row["zipped_bytes"] for row in rows.values() if row["state"] == "done"}
     for file in (out / "rows").glob("*.model"):
         onnx.checker.check_model(onnx.load(file))
     assert rows["int8"]["size_bytes"] < rows["uncompressed"]["size_bytes"]

@@ -4,10 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from leanfront.compression.capture.program import Arguments
+from leanfront.compression.techniques import criteria
 from leanfront.search.config import ConfigError, load_config, parse_config
 from leanfront.search.run.run_folder import RunFolder
-from leanfront.search.study.criterion import judged_by
+from leanfront.search.study.criterion import importances, judged_by, untrained_scorer
 from leanfront.search.study.prepare import Loaded, load
 
 TASK = """
@@ -54,6 +58,22 @@ def test_of_several_the_nearest_is_kept_with_the_run(tmp_path: Path) -> None:
     again = judged_by(made, run, said.append, write=False)
     one, other = again.traced.importance, judged.traced.importance
     assert (one is None and other is None) or np.array_equal(one, other, equal_nan=True)
+
+
+def test_criteria_look_at_evidence_where_the_uncompressed_network_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer, told = untrained_scorer(loaded(tmp_path), print), []
+    monkeypatch.setattr(criteria, "importance", lambda traced, name, evidence: told.append(evidence))
+    with FakeTensorMode(allow_non_fake_inputs=True):  # a GPU that need not be there
+        far = torch.empty(2, 3, device="cuda")
+        scorer.__dict__["fitted_inputs"] = Arguments.of(far)
+        monkeypatch.setattr(scorer, "gradients", lambda images: [{"weight": far}])
+        importances(scorer, ["taylor", "second-order"])
+    for evidence in told:
+        assert {tensor.device.type for tensor in evidence.inputs.tensors} == {"cpu"}
+        assert [gradients["weight"].device.type for gradients in evidence.gradients] == ["cpu"]
+    assert len(told) == 2
 
 
 def test_one_of_the_weights_is_not_tried(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import leanfront as lf
 from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.training.batch_norms import Shift
 from leanfront.compression.training.distillation import LOGITS, VALUES
 from leanfront.networks import file_of
 from leanfront.search.gate.prove import prove
@@ -79,3 +80,23 @@ def test_a_policy_with_some_layers_of_16_bits_is_scored_with_them_in_half_precis
         floats = compressed.module(x)
         assert 0 < float((found(x) - floats).abs().max()) < 2.0**-7 * float(floats.abs().max())
         assert found.whole == all(layer == half for layer in policy.values())
+
+
+def test_what_a_file_puts_out_comes_back_to_where_its_inputs_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Linear(4, 5).eval()
+    captured = lf.capture(model, torch.randn(1, 4))
+    plain = lf.compress(captured, lf.uniform(captured))
+    file = AsFile(file_of(plain), captured.traced, answer_spec(captured.traced))
+    monkeypatch.setattr(file._file, "answers", lambda examples: [torch.zeros(len(examples), 5)])
+    for device in ("cpu", "meta"):  # one that need not be there
+        assert file(torch.empty(3, 4, device=device)).device.type == device
+
+
+def test_what_a_cut_shifts_is_told_where_the_images_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    judge, looked_at = scorer(small_task()), []
+    judge.teacher.inner.to("meta")  # a device that need not be there
+    monkeypatch.setattr(Shift, "of", lambda traced, batches: looked_at.append(traced.module))
+    judge.__dict__["_plain"] = []
+    assert judge._shift is None
+    assert {each.device.type for each in looked_at[0].state_dict().values()} == {"meta"}
+    assert {each.device.type for each in judge.traced.module.state_dict().values()} == {"cpu"}
