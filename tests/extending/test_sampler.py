@@ -1,4 +1,4 @@
-"""A sampler of one's own, with rungs: what stands badly after the first is not trained to the last.
+"""A sampler of one's own, with rungs: what it gives up after the first is not trained to the last.
 
 What to write, in the task's file: a ``Sampler`` with ``register("mine")``, chosen by ``sampler = "mine"``.
 ``proposer`` is one of Optuna's samplers; ``rungs`` says after how many images trials are scored, and
@@ -8,6 +8,7 @@ What to write, in the task's file: a ``Sampler`` with ``register("mine")``, chos
 import re
 from pathlib import Path
 
+from leanfront.compression.policy import Policy
 from tests.extending.walk import walked
 
 ADDED = """
@@ -25,15 +26,17 @@ class Mine(Sampler):
         return RandomSampler(seed=seed)
 
     def given_up(self, policy, reached):
-        return "far from its teacher" if reached["divergence"] > 0.1 else ""
+        return "its first layer has 4 bits" if policy["0"].weight_bits == 4 else ""
 """
 
 
 def test_it_proposes_and_gives_up(tmp_path: Path) -> None:
     walk = walked(tmp_path, ADDED, "search.sampler=mine", "finetune.rungs=[0.0, 0.5, 1.0]", "search.trials=5")
-    given_up = [row for row in walk.trials if row.reason == "not promoted from rung 0: far from its teacher"]
+    given_up = [
+        row for row in walk.trials if row.reason == "not promoted from rung 0: its first layer has 4 bits"
+    ]
     assert given_up
-    assert min(row.divergence for row in given_up) > 0.1
+    assert {Policy.from_json(row.policy)["0"].weight_bits for row in given_up} == {4}
     assert {row.rung for row in walk.trials if row.state == "complete"} == {2}
     assert {row.state for row in walk.trials} == {"complete", "pruned"}
     shown = {point["trial"] for point in walk.front["front"]}
