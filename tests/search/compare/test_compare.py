@@ -149,6 +149,7 @@ def test_wrong_input_is_one_sentence(folder: Path, words: tuple[str, ...], said:
     assert said in line
 
 
+@pytest.mark.slow
 def test_other_data_and_other_runs_make_rows_anew(folder: Path) -> None:
     task = folder / "task.py"
     with placed(folder):

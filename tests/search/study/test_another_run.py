@@ -99,6 +99,7 @@ def _model() -> tuple[object, object]:
     return task.model, task.example_input
 
 
+@pytest.mark.slow
 def test_new_limits_are_held(folder: Path) -> None:
     sizes = sorted(r.size_bytes or 0 for r in open_run(folder / "first").trials() if r.state == "complete")
     with placed(folder):

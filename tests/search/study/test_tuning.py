@@ -75,6 +75,7 @@ def test_settings_that_diverge_lose(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not found.kept
 
 
+@pytest.mark.slow
 def test_a_search_trains_with_what_it_found(tmp_path: Path) -> None:
     (tmp_path / "task.py").write_text(TASK)
     (tmp_path / "search.toml").write_text(CONFIG)

@@ -249,6 +249,7 @@ def test_a_long_training_that_brings_nothing_ends_and_its_start_is_kept(
     assert said[-1].startswith("after 3 epochs: ")
 
 
+@pytest.mark.slow
 def test_zeros_that_come_by_a_schedule_come_in_one_round_from_the_uncompressed_weights(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
