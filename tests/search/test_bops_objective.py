@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.extending.walk import command, walked
 
 
+@pytest.mark.slow
 def test_it_is_searched_for_shown_and_picked_by(tmp_path: Path) -> None:
     setting = 'search.objectives=["accuracy", "bops"]'
     walk = walked(tmp_path, "", setting, wish=("--prefer", "bops"))

@@ -113,6 +113,7 @@ def hold(name: str, folder: Path, *settings: str) -> None:
         assert "| lost, with its 95 % interval" in said["card"]
 
 
+@pytest.mark.slow
 def test_one_whose_error_has_a_unit_goes_from_check_to_the_picked_file(tmp_path: Path) -> None:
     few = ("search.sampler=tpe", "finetune.images=64", "finetune.calibration_images=32")
     hold("regression", tmp_path, "--trials", "3", *(f"--set={one}" for one in few))
