@@ -41,6 +41,10 @@ from leanfront.compression.training.batch_norms import COARSE_BITS
 _LEAST_GAIN = 0.01
 """Share of the largest gain of a batch norm below which a channel says next to nothing in its sum."""
 
+MOST_OPERATIONS = 1.5e11
+"""Multiplications that one layer may take to be fitted and rounded: some seconds of two cores. One that reads
+25,088 values (VGG-16's first dense one) would take minutes in every trial."""
+
 Classes = Mapping[str, NDArray[np.int64]]
 
 
@@ -220,6 +224,8 @@ class _Fitter(fx.Interpreter):
         if held is None:
             return
         weight = matrices(kind, part, held).float()
+        if _operations(weight, quantizer) > MOST_OPERATIONS:
+            return
         read = values_read(kind, part, given.float(), self._reference.places[use.node.name])
         wanted = self._wanted(use)
         wanted = wanted.reshape(len(wanted), *weight.shape[:2]).transpose(0, 1)
@@ -283,11 +289,25 @@ def _held(part: nn.Module) -> tuple[Tensor | None, WeightQuantizer | None]:
     return None, None
 
 
+def _rounds(quantizer: WeightQuantizer) -> bool:
+    """Whether its weights are so coarse that it matters how they are rounded; the scale of 1 bit follows
+    them."""
+    return 1 < quantizer.bits <= COARSE_BITS
+
+
+def _operations(weight: Tensor, quantizer: WeightQuantizer | None) -> float:
+    """Multiplications that it takes to fit weights (groups, outputs, values): a Cholesky factor of their
+    second moments, and a product with these, or four where weights are rounded one after the other."""
+    groups, outputs, values = weight.shape
+    coarse = quantizer is not None and _rounds(quantizer)
+    return float(groups) * values**2 * (values / 3 + (4 * outputs if coarse else outputs))
+
+
 def _set(
     use: _Use, held: Tensor, quantizer: WeightQuantizer | None, weight: Tensor, moments: Tensor
 ) -> Tensor:
     """Give a layer weights (groups, outputs, values), on its grid where it has one; what it shows of them."""
-    if quantizer is None or not 1 < quantizer.bits <= COARSE_BITS:  # the scale of 1 bit follows the weight
+    if quantizer is None or not _rounds(quantizer):
         held.copy_(weight_of(use.kind, use.part, weight, held))
         if quantizer is not None:
             quantizer.clip.fill_(1.0)

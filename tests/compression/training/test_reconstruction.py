@@ -11,6 +11,7 @@ from leanfront.compression.capture.trace import Traced, trace
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import Compressed, compress
 from leanfront.compression.techniques.quantize import weight_quantizers
+from leanfront.compression.training import reconstruction
 from leanfront.compression.training.batch_norms import changed_nodes, re_estimate
 from leanfront.compression.training.reconstruction import Reference, reconstruct
 from leanfront.compression.training.weight_inheritance import inherit
@@ -72,6 +73,25 @@ def test_a_channel_that_another_knows_of_is_not_missed() -> None:
     images = torch.randn(64, 3, 8, 8, generator=generator)
     as_cut, made = fitted(model, LayerPolicy(0.25), images)
     assert apart(model, made.module, images) < 0.2 * apart(model, as_cut.module, images)
+
+
+def test_a_layer_that_would_take_minutes_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 40), nn.ReLU(), nn.Linear(40, 3)).eval()
+    monkeypatch.setattr(reconstruction, "MOST_OPERATIONS", 40 * 16**2 * 4)  # the middle one takes more
+    traced = trace(model, torch.zeros(1, 6))
+    wanted = Policy.uniform(traced.network, LayerPolicy(0.0, 3, 32))
+    as_cut, made = compress(traced, wanted), compress(traced, wanted)
+    images = Arguments.of(torch.randn(64, 6, generator=generator))
+    reference = Reference.of(traced.module, traced.network, traced.classes, images)
+    reconstruct(made, reference, changed_nodes(traced.network, made))
+    moved = {
+        name: not torch.equal(
+            as_cut.module.get_submodule(name).weight, made.module.get_submodule(name).weight
+        )  # type: ignore[arg-type]
+        for name in ("0", "2", "4")
+    }
+    assert moved == {"0": True, "2": False, "4": True}
 
 
 @pytest.mark.parametrize("bits", [2, 4])
