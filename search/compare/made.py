@@ -132,7 +132,7 @@ class Maker:
 
     def _compressed(self, recipe: Recipe) -> Made:
         loaded, started = self.loaded, time.perf_counter()
-        policies = recipe.policies(loaded.space.network)
+        policies = recipe.policies(loaded.space.network, loaded.profile)
         self._check(recipe, policies[-1])
         compressed = self.scorer.prepared(policies[0])
         if not recipe.trained:

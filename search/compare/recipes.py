@@ -6,6 +6,8 @@ from typing import Literal
 
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.hw_profiles import HardwareProfile
+from leanfront.search.study.free import uniform_on
 
 Note = Callable[[str], None]
 Origin = Literal["policy", "dynamic", "student"]
@@ -28,9 +30,9 @@ class Recipe:
     distilled: bool = False
     origin: Origin = "policy"
 
-    def policies(self, network: Network) -> tuple[Policy, ...]:
-        """The policy of each step, for a network."""
-        return tuple(Policy.uniform(network, step) for step in self.steps)
+    def policies(self, network: Network, profile: HardwareProfile) -> tuple[Policy, ...]:
+        """The policy of each step, for a network on a part."""
+        return tuple(uniform_on(network, profile, step) for step in self.steps)
 
     @property
     def bits(self) -> tuple[int, int]:
@@ -47,7 +49,7 @@ def _zeros(share: float, pattern: str = "unstructured", bits: tuple[int, int] = 
 
 
 INT8 = (8, 8)
-PRUNING, QUANTIZATION, DISTILLATION = "channel pruning", "quantization", "distillation"
+PRUNING, DISTILLATION = "channel pruning", "distillation"
 AFTER, DURING = "post-training quantization", "quantization-aware training"
 ALL = (PRUNING, DURING, DISTILLATION)
 WEIGHTS = "weight pruning"

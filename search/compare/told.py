@@ -35,16 +35,24 @@ def headline(
         for name in costs:
             row = min(kept, key=lambda row: row.get(name) or float("inf"))
             if row.get(name):
-                times = base[name] / row[name]
                 best.append(
-                    f"{objective(name).label} is least with {row['row']!r}"
-                    f" ({quantity(name, row[name])}, {times:.1f} times less)"
+                    f"{objective(name).label} is least with {row['row']!r} ({_amount(name, row, base)})"
                 )
         said = f"Of {len(kept)} rows that lose no {score} beyond noise, " + " and ".join(best)
+        if len(kept) == 1:
+            known = [f"{objective(n).label} {_amount(n, kept[0], base)}" for n in costs if kept[0].get(n)]
+            said = f"Only {kept[0]['row']!r} loses no {score} beyond noise: " + ", ".join(known)
     searched = [row for row in done if row["techniques"] == ["searched"]]
     if not searched:
         return said + "."
     return f"{said}. {_beside(done[1:], searched, evidence, costs)}."
+
+
+def _amount(name: str, row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """A cost of a row, and how many times less it is than the uncompressed network's."""
+    times = base[name] / row[name]
+    than = f"{times:.1f} times less" if times >= 1 else f"{1 / times:.1f} times more"
+    return f"{quantity(name, row[name])}, {than}"
 
 
 def beyond(

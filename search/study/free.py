@@ -5,6 +5,7 @@ is handed over that is worse.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from leanfront.compression.graph import Network
@@ -20,17 +21,21 @@ KINDS: Mapping[str, tuple[int, int]] = {"int8": (8, 8), "float16": (16, 16)}
 """What it is called -> bits of weights and activations, in all layers."""
 
 
+def uniform_on(network: Network, profile: HardwareProfile, wanted: LayerPolicy) -> Policy:
+    """The same for every layer, as far as each can on a part: layers of weight bits alone keep their floats
+    where it does not decode such weights."""
+    policy = Policy.uniform(network, wanted)
+    kept = () if profile.supports(wanted.weight_bits, 32) else network.weight_only
+    return Policy.of({**policy, **{name: replace(policy[name], weight_bits=32) for name in kept}})
+
+
 def free_policies(network: Network, profile: HardwareProfile) -> dict[str, Policy]:
-    """Name -> policy, of those kinds that the part runs. Layers of weight bits alone keep their floats where
-    it does not decode these."""
-    found = {}
-    for name, (weights, activations) in KINDS.items():
-        if (weights, activations) not in profile.supported:
-            continue
-        policy = Policy.uniform(network, LayerPolicy(weight_bits=weights, activation_bits=activations))
-        kept = () if profile.supports(weights, 32) else network.weight_only
-        found[name] = Policy.of({**policy, **dict.fromkeys(kept, LayerPolicy())})
-    return found
+    """Name -> policy, of those kinds that the part runs."""
+    return {
+        name: uniform_on(network, profile, LayerPolicy(weight_bits=weights, activation_bits=activations))
+        for name, (weights, activations) in KINDS.items()
+        if (weights, activations) in profile.supported
+    }
 
 
 def scored_free(

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 
 import leanfront as lf
 from leanfront.compression.export.zipped_sizes import deflated
+from leanfront.hw_profiles import load_profile
 from leanfront.search.compare.compare import COLUMNS
 from leanfront.search.compare.recipes import RECIPES
 from leanfront.search.compare.told import beyond, headline
@@ -196,3 +198,25 @@ def test_the_first_line_names_what_a_search_has_not() -> None:
     assert said.endswith("not for 'better'.")
     lost = [rows[0], _row("cut", 800, 1.0, drop=0.1, drop_low=0.08)]
     assert "Every row loses accuracy beyond noise" in headline(lost, evidence, ("accuracy", "latency_ms"))
+
+
+def test_the_first_line_of_one_row_that_loses_nothing() -> None:
+    rows = [
+        _row("uncompressed", 900, 4.0),
+        _row("slower", 900, 8.0),
+        _row("cut", 800, 1.0, drop=0.1, drop_low=0.08),
+    ]
+    evidence = {row["row"]: _scores(round(1000 * row["accuracy"])) for row in rows}
+    said = headline(rows, evidence, ("accuracy", "latency_ms"))
+    assert said == "Only 'slower' loses no accuracy beyond noise: latency 8.00 ms, 2.0 times more."
+
+
+def test_tables_keep_floats_where_the_part_does_not_decode_them() -> None:
+    captured = lf.capture(
+        torch.nn.Sequential(torch.nn.Embedding(30, 8), torch.nn.Linear(8, 2)).eval(),
+        torch.zeros(1, 4, dtype=torch.int64),
+    )
+    (policy,) = RECIPES["int8"].policies(captured.network, load_profile("raspberry-pi-4"))
+    assert [(one.weight_bits, one.activation_bits) for one in policy.values()] == [(32, 32), (8, 8)]
+    (policy,) = RECIPES["int8"].policies(captured.network, load_profile("this-machine"))
+    assert [(one.weight_bits, one.activation_bits) for one in policy.values()] == [(8, 32), (8, 8)]
