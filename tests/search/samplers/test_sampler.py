@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from optuna.samplers import RandomSampler
 
 from leanfront.search.config import ConfigError, load_config
 from leanfront.search.run.front import front_of
@@ -110,16 +109,3 @@ def test_ours_do_nothing_where_they_were_not_asked_to(name: str) -> None:
     assert sampler.start == 0
     assert sampler.warning(1) == ""
     assert sampler.rungs((0, 8)) == ((0, 8) if name == "cascade" else (8,))
-
-
-def test_the_example_of_the_docs(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[3] / "docs" / "search.md").read_text()
-    _, _, example = page.partition("## A sampler of your own")
-    code = example.partition("```python\n")[2].partition("```")[0]
-    loaded = load(load_config(configured(tmp_path, code + TASK, "mine")))
-    assert loaded.sampler.rungs(loaded.config.rung_images) == (0, 32, 64)
-    policy = loaded.space.seeds()[0]
-    assert loaded.sampler.given_up(policy, {"rung": 0, "divergence": 1.5}) == "far from its teacher"
-    assert loaded.sampler.given_up(policy, {"rung": 0, "divergence": 0.5}) == ""
-    assert loaded.sampler.expected_accuracy(policy) is None
-    assert isinstance(loaded.sampler.proposer(0), RandomSampler)
