@@ -4,8 +4,10 @@ A criterion is one row of ``CRITERIA``. What it says of a class of channels is c
 same block alone, so only the order counts.
 """
 
+import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +21,7 @@ from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.weights import in_groups
 from leanfront.compression.layers import kind_of
 from leanfront.compression.layers.products import matrices, some_places, values_read
+from leanfront.compression.techniques.nni_pruners import asked
 from leanfront.compression.techniques.prune import weighed
 from leanfront.compression.techniques.rounding import damped
 
@@ -38,11 +41,13 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Criterion:
-    """One way to say what a channel is worth. needs: "weights" alone, "inputs" or "gradients", too."""
+    """One way to say what a channel is worth. needs: "weights" alone, "inputs" or "gradients", too; package:
+    what must be installed."""
 
     name: str
     of: Callable[[Traced, Evidence], Scores]
     needs: Literal["weights", "inputs", "gradients"] = "weights"
+    package: str = ""
 
 
 def importance(traced: Traced, name: str, evidence: Evidence | None = None) -> Scores:
@@ -102,6 +107,15 @@ def _rows(module: nn.Module, weight: Tensor) -> Tensor | None:
     return in_groups(weight, outputs, kind.out_axis).transpose(1, 2).reshape(outputs, -1)
 
 
+def _layers(traced: Traced) -> Iterator[tuple[str, nn.Module, Tensor, _Line]]:
+    """Each layer that computes something, with its weight (outputs, values)."""
+    for name, module, line in _modules(traced):
+        weight = getattr(module, "weight", None)
+        rows = None if weight is None else _rows(module, weight.detach())
+        if rows is not None:
+            yield name, module, rows, line
+
+
 def _batch_norms(traced: Traced, evidence: Evidence) -> Scores:
     """The gain of the batch norm behind a channel (Liu et al. 2017, Network Slimming, section 3)."""
     means = _Means(traced)
@@ -115,12 +129,9 @@ def _median(traced: Traced, evidence: Evidence) -> Scores:
     """The sum of distances to all other filters of its layer: what is near the geometric median can be made
     of the others (He et al. 2019, FPGM, equation 6). In shares of the layer's mean."""
     means = _Means(traced)
-    for _, module, line in _modules(traced):
-        weight = getattr(module, "weight", None)
-        rows = None if weight is None else _rows(module, weight.detach())
-        if rows is not None:
-            apart = torch.cdist(rows, rows).sum(dim=1)
-            means.add(line, apart / apart.mean().clamp(min=1e-30))
+    for _, _, rows, line in _layers(traced):
+        apart = torch.cdist(rows, rows).sum(dim=1)
+        means.add(line, apart / apart.mean().clamp(min=1e-30))
     return means.found()
 
 
@@ -222,6 +233,25 @@ def _random(traced: Traced, evidence: Evidence) -> Scores:
     return np.random.default_rng(0).permutation(len(traced.blocks)).astype(np.float64)
 
 
+def _by_nni(pruner: str, traced: Traced, evidence: Evidence) -> Scores:
+    """What a pruner of nni says of the layers that put a channel out, in shares of the layer's mean."""
+    layers = list(_layers(traced))
+    batches = [
+        [_gradient_rows(module, rows, batch.get(f"{name}.weight")) for name, module, rows, _ in layers]
+        for batch in evidence.gradients
+    ]
+    means = _Means(traced)
+    worth = asked(pruner, [rows for _, _, rows, _ in layers], batches)
+    for found, (_, _, _, line) in zip(worth, layers, strict=True):
+        means.add(line, found / found.mean().clamp(min=1e-30))
+    return means.found()
+
+
+def _gradient_rows(module: nn.Module, rows: Tensor, gradient: Tensor | None) -> Tensor:
+    found = None if gradient is None else _rows(module, gradient)
+    return torch.zeros_like(rows) if found is None else found
+
+
 CRITERIA: Mapping[str, Criterion] = {
     row.name: row
     for row in (
@@ -232,6 +262,10 @@ CRITERIA: Mapping[str, Criterion] = {
         Criterion("taylor", _taylor, "gradients"),
         Criterion("second-order", _second_order, "inputs"),
         Criterion("random", _random),
+        Criterion("nni.l1", partial(_by_nni, "L1NormPruner"), "weights", "nni"),
+        Criterion("nni.l2", partial(_by_nni, "L2NormPruner"), "weights", "nni"),
+        Criterion("nni.fpgm", partial(_by_nni, "FPGMPruner"), "weights", "nni"),
+        Criterion("nni.taylor", partial(_by_nni, "TaylorPruner"), "gradients", "nni"),
     )
 }
 """Name -> criterion; the first is the usual one."""
@@ -245,12 +279,19 @@ def criteria_of(names: Sequence[str]) -> list[Criterion]:
     """The rows of these names.
 
     Raises:
-        CriterionError: there is none of a name.
+        CriterionError: there is none of a name, or what it is asked of is not installed.
     """
     for name in names:
         if name not in CRITERIA:
             raise CriterionError(
                 f"criterion must name what says which channels are cut, not {name!r}; there are"
                 f" {', '.join(CRITERIA)}"
+            )
+        package = CRITERIA[name].package
+        if package and importlib.util.find_spec(package) is None:
+            raise CriterionError(
+                f"criterion {name!r} asks {package}, which is not installed: pip install"
+                f" 'leanfront[{package}]', or take one of"
+                f" {', '.join(row.name for row in CRITERIA.values() if not row.package)}"
             )
     return [CRITERIA[name] for name in names]

@@ -73,14 +73,22 @@ def judged_by(
 def _chosen(
     loaded: Loaded, names: "Sequence[str]", note: "Callable[[str], None]"
 ) -> "tuple[dict[str, object], Scores | None]":
-    """What environment.json says of the criterion, and what it says of the channels."""
+    """What environment.json says of the criterion, and what it says of the channels.
+
+    Raises:
+        ConfigError: one needs gradients of a loss that the task has not, or nni failed.
+    """
     from leanfront.compression.techniques.criteria import criteria_of, importance
+    from leanfront.compression.techniques.nni_pruners import NniError
 
     rows = criteria_of(names)
-    if len(rows) == 1 and rows[0].needs == "weights":
-        return {"name": rows[0].name}, importance(loaded.traced, rows[0].name)
-    scorer = untrained_scorer(loaded, note)
-    found = importances(scorer, names)
+    try:
+        if len(rows) == 1 and rows[0].needs == "weights":
+            return {"name": rows[0].name}, importance(loaded.traced, rows[0].name)
+        scorer = untrained_scorer(loaded, note)
+        found = importances(scorer, names)
+    except NniError as problem:
+        raise ConfigError(f"space.criterion: {problem}; leanfront's own need no nni") from problem
     if len(rows) == 1:
         return {"name": rows[0].name}, found[rows[0].name]
     apart = {}

@@ -19,6 +19,7 @@ from leanfront.compression.techniques.criteria import (
     criteria_of,
     importance,
 )
+from leanfront.compression.techniques.nni_pruners import NniError, asked
 from leanfront.compression.techniques.prune import victims
 from leanfront.compression.techniques.rounding import DAMPING, damped
 from tests.networks import built, example, inputs
@@ -42,7 +43,10 @@ def evidence(made: Traced, images: Tensor) -> Evidence:
     return Evidence(Arguments.of(images), found)
 
 
-@pytest.mark.parametrize("criterion", list(CRITERIA))
+OURS = [name for name, row in CRITERIA.items() if not row.package]
+
+
+@pytest.mark.parametrize("criterion", OURS)
 @pytest.mark.parametrize("name", ["Residual", "Depthwise", "Odd"])
 def test_every_criterion_knows_every_network(name: str, criterion: str) -> None:
     made = traced(name)
@@ -160,5 +164,51 @@ def test_groups_of_which_a_criterion_knows_nothing_are_judged_as_usual() -> None
 
 def test_unknown_names_are_told_apart() -> None:
     assert [row.name for row in criteria_of(("l2", "taylor"))] == ["l2", "taylor"]
-    with pytest.raises(CriterionError, match=r"not 'nni.l2'; there are l2, l1, batchnorm, median"):
+    with pytest.raises(CriterionError, match=r"not 'nni.l3'; there are l2, l1, batchnorm, median"):
+        criteria_of(("l2", "nni.l3"))
+
+
+BY_NNI = {
+    "nni.l1": lambda rows, batches: rows.abs().sum(dim=1),
+    "nni.l2": lambda rows, batches: rows.norm(dim=1),
+    "nni.fpgm": lambda rows, batches: (rows[:, None] - rows).norm(dim=2).sum(dim=1),
+    "nni.taylor": lambda rows, batches: (
+        sum((rows * own).square().sum(dim=1) for own in batches) / len(batches)
+    ),
+}
+
+
+@pytest.mark.parametrize("criterion", BY_NNI)
+def test_what_nni_says_is_what_its_papers_say(criterion: str) -> None:
+    pytest.importorskip("nni")
+    made = traced("Residual")
+    told = evidence(made, inputs("Residual", 8, 0))
+    found = importance(made, criterion, told if CRITERIA[criterion].needs == "gradients" else None)
+    sums, counts = np.zeros(len(made.blocks)), np.zeros(len(made.blocks))
+    for node in made.module.graph.nodes:
+        part = made.module.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            rows = part.weight.detach().flatten(1)
+            batches = [batch[f"{node.target}.weight"].flatten(1) for batch in told.gradients]
+            worth = BY_NNI[criterion](rows, batches).double().numpy()
+            line = made.classes[node.name]
+            np.add.at(sums, line[line >= 0], (worth / worth.mean())[line >= 0])
+            np.add.at(counts, line[line >= 0], 1)
+    there = counts > 0
+    assert np.allclose(found[there], sums[there] / counts[there], rtol=1e-4)
+    assert np.isfinite(found[made.blocks >= 0]).all()
+
+
+def test_nni_is_asked_for_where_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        CriterionError, match=r"'nni.l2' asks nni, which is not .*pip install 'leanfront\[nni\]'"
+    ):
         criteria_of(("l2", "nni.l2"))
+    assert criteria_of(("l2",))
+
+
+def test_a_failure_of_nni_is_said_in_a_sentence() -> None:
+    pytest.importorskip("nni")
+    with pytest.raises(NniError, match=r"nni's NoPruner failed on this network: \w+: .*NoPruner"):
+        asked("NoPruner", [torch.ones(2, 2)])
