@@ -54,11 +54,12 @@ def words_of_processes() -> bytes:
     return b"\n".join(lines)
 
 
-def test_4_workers_while_the_server_is_restarted_twice(
-    server: Server, with_password: str, tmp_path: Path
+@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_workers_while_the_server_is_restarted_twice(
+    server: Server, with_password: str, tmp_path: Path, workers: int
 ) -> None:
     folder, trials = tmp_path / "run", 60
-    process = start(folder, trials, 4)
+    process = start(folder, trials, workers)
     try:
         for done in (8, 24):
             until(lambda done=done: len(logged(folder)) >= done or process.poll() is not None)
@@ -74,9 +75,9 @@ def test_4_workers_while_the_server_is_restarted_twice(
     run = open_run(folder)
     rows = run.trials()
     complete = [row for row in rows if row.state == "complete"]
-    assert trials <= len(complete) <= trials + 3
+    assert trials <= len(complete) < trials + workers
     assert {row.state for row in rows} <= {"complete", "pruned"}
-    assert len({row.worker for row in complete}) >= 4
+    assert len({row.worker for row in complete}) >= workers
     study = open_study(run, run.config().search)
     assert ResultsTables(run, study).rows() == rows
     assert study.get_trials(states=(TrialState.RUNNING,)) == []

@@ -310,28 +310,7 @@ def trial_lines(process: "subprocess.Popen[str]", count: int) -> None:
     raise AssertionError("it ended before that many trials")
 
 
-def test_two_workers_ctrl_c_and_the_same_line_again(folder, tmp_path):
-    run = tmp_path / "run"
-    process = start(folder, run, "--workers", "2", "--trials", "1000")
-    trial_lines(process, 3)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert f"leanfront search {folder} --run {run} --workers 2 --trials 1000" in out
-    from leanfront.search.run.run_folder import open_run
-
-    rows = open_run(run).trials()
-    assert not [row for row in rows if row.state in ("running", "failed")]
-    done = sum(row.state == "complete" for row in rows)
-    assert done >= 3
-    assert len({row.worker for row in rows}) == 2
-    again = start(folder, run, "--workers", "2", "--trials", str(done + 2))
-    out, _ = again.communicate(timeout=60)
-    assert again.returncode == 0, out
-    assert sum(row.state == "complete" for row in open_run(run).trials()) in (done + 2, done + 3)
-
-
-def test_a_killed_search_takes_its_workers_with_it_and_is_resumed(folder, tmp_path):
+def test_a_killed_search_takes_its_workers_with_it_and_ends_with_ctrl_c(folder, tmp_path):
     from leanfront.search.run.run_folder import open_run
 
     run = tmp_path / "run"
@@ -345,9 +324,20 @@ def test_a_killed_search_takes_its_workers_with_it_and_is_resumed(folder, tmp_pa
     assert not open_run(run).live_workers()
     done = [row.trial for row in open_run(run).trials() if row.state == "complete"]
     assert len(done) >= 2
-    again = start(folder, run, "--trials", str(len(done) + 1))
+    again = start(folder, run, "--workers", "2", "--trials", "1000")
+    trial_lines(again, 3)
+    again.send_signal(signal.SIGINT)
     out, _ = again.communicate(timeout=60)
     assert again.returncode == 0, out
+    assert f"leanfront search {folder} --run {run} --workers 2 --trials 1000" in out
     rows = {row.trial: row for row in open_run(run).trials()}
     assert all(rows[trial].state == "complete" for trial in done)
-    assert not [row for row in rows.values() if row.state == "running"]
+    assert not [row for row in rows.values() if row.state in ("running", "failed")]
+    complete = [row for row in rows.values() if row.state == "complete"]
+    assert len(complete) >= len(done) + 3
+    assert len({row.worker for row in complete}) >= 3
+    last = start(folder, run, "--workers", "2", "--trials", str(len(complete) + 2))
+    out, _ = last.communicate(timeout=60)
+    assert last.returncode == 0, out
+    ended = sum(row.state == "complete" for row in open_run(run).trials())
+    assert ended in (len(complete) + 2, len(complete) + 3)
