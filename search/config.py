@@ -158,7 +158,8 @@ class FinetuneSection(_Section):
     """The short training inside the search: images seen, not epochs. ``rungs``: shares of it after which a
     trial is scored and goes on only where no other is better. ``tune``: temperature, distillation_weight and
     learning_rate are looked for first; None: where the search has TUNED_FROM_HOURS or more. ``steps``: of
-    grids in all training, also that of a pick: "learned", "observed", or "few bits": of few bits learned."""
+    grids in all training, also that of a pick: "learned", "observed", or "few bits": of few bits learned.
+    ``features``: weight of what layers inside say (compression.training.features), beside the answers."""
 
     images: int = Field(default=8192, ge=0)
     rungs: Annotated[tuple[WholeShare, ...], Strict(False)] = (0.0, 0.1875, 1.0)
@@ -166,6 +167,7 @@ class FinetuneSection(_Section):
     learning_rate: float = Field(default=0.02, gt=0.0)
     temperature: float = Field(default=4.0, gt=0.0)
     distillation_weight: float = Field(default=0.9, ge=0.0, le=1.0)
+    features: float = Field(default=0.0, ge=0.0)
     calibration_images: int = Field(default=512, ge=1)
     tune: bool | None = None
     steps: Literal["few bits", "learned", "observed"] = "few bits"
@@ -238,9 +240,10 @@ class SearchConfig(_Section):
 
     def tuned(self, found: Mapping[str, Any]) -> "SearchConfig":
         """With settings of the fine-tune that were found (``Tuned.to_dict``), where they were kept."""
-        if not found.get("kept"):
-            return self
-        return self.model_copy(update={"finetune": self.finetune.model_copy(update=dict(found["settings"]))})
+        better = dict(found["settings"]) if found.get("kept") else {}
+        if found.get("length"):
+            better["images"] = found["length"]
+        return self.model_copy(update={"finetune": self.finetune.model_copy(update=better)})
 
     @property
     def shared(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class Diverged(RuntimeError):
 class FineTune:
     """How to fine-tune. temperature and distillation_weight as in Hinton et al. 2015, section 2.
     learned_bits: the steps of grids of so many bits and fewer are trained, too (``learn_steps``).
+    features: weight of what layers inside say (``features.with_features``).
     """
 
     learning_rate: float = 0.02
@@ -36,6 +37,7 @@ class FineTune:
     momentum: float = 0.9
     warm_up: float = 0.1
     learned_bits: int = 0
+    features: float = 0.0
 
 
 def lesson(

@@ -108,7 +108,8 @@ def take_tuned(other: RunFolder | None, run: RunFolder, config: SearchConfig) ->
     if other is not None:
         theirs = other.settings().finetune.model_copy(update={"tune": config.finetune.tune})
         found = other.environment().get("tuned") if theirs == config.finetune else None
-    run.update_environment(tuned=found if found and found.get("kept") else None)
+    useful = found and (found.get("kept") or found.get("length"))
+    run.update_environment(tuned=found if useful else None)
 
 
 def _check_network(other: RunFolder, run: RunFolder) -> None:

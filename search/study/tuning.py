@@ -28,6 +28,10 @@ MOST_IMAGES = 2048
 SHARE_OF_HOURS = 0.1
 """Of a search, after which no further setting is tried."""
 WHAT = ("temperature", "distillation_weight", "learning_rate")
+LENGTHS = (0.25, 0.5)
+"""Shares of a trial's training images that are tried instead of all."""
+MOST_LOST = 0.05
+"""A shorter training loses at most this share of what counts in a score (``Objective.reach``)."""
 _SEEN, _FRESH = 1000, 2000
 """Draws of training images: what settings are chosen on, and what the chosen ones are held against on."""
 
@@ -36,7 +40,8 @@ _SEEN, _FRESH = 1000, 2000
 class Tuned:
     """What was found. settings: the best; won: by how much they are better than the configuration's, mean of
     the policies on training images and search examples that they were not chosen on, with its 95 % interval;
-    kept: whether that is more than noise."""
+    kept: whether that is more than noise. length: images that train a trial, where fewer than the
+    configuration's do as well."""
 
     settings: Mapping[str, float]
     before: Mapping[str, float]
@@ -45,6 +50,7 @@ class Tuned:
     kept: bool
     tried: int
     images: int
+    length: int | None = None
 
     @property
     def sentence(self) -> str:
@@ -53,7 +59,8 @@ class Tuned:
         shown = ", ".join(f"{name} {self.settings[name]:.3g}" for name in WHAT)
         ends = f"{row.change(self.interval[0])} .. {row.change(self.interval[1])}"
         what = "kept" if self.kept else "not kept, that may be noise"
-        return f"tuned on {self.tried} settings: {shown} win {row.change(self.won)} ({ends}): {what}"
+        shorter = "" if self.length is None else f"; {self.length:,} images train as well as more"
+        return f"tuned on {self.tried} settings: {shown} win {row.change(self.won)} ({ends}): {what}{shorter}"
 
     def to_dict(self) -> dict[str, Any]:
         """For environment.json; None where one of the two could not be trained."""
@@ -67,8 +74,9 @@ def tune(
     """Look for temperature, distillation weight and learning rate with Optuna's TPE, on three policies, each
     trained to the shortest rung that trains; the best are then held against the configuration's own on other
     training images and other search examples. A weight of 0 or 1 stays: there one of the losses is not used.
+    With what is kept the policies then train on all of a trial's images, and on shares of them.
 
-    ``seconds``: after which no further setting is tried.
+    ``seconds``: after which nothing further is tried.
     """
     started = time.monotonic()
     bench = _Bench(scorer, policies(space))
@@ -101,6 +109,7 @@ def tune(
         for found in (bench.scores(own, _FRESH), bench.scores(best, _FRESH))
     )
     won, interval = _won(before, after)
+    late = time.monotonic() - started > seconds
     return Tuned(
         settings={name: float(getattr(best, name)) for name in WHAT},
         before={name: float(getattr(own, name)) for name in WHAT},
@@ -109,7 +118,24 @@ def tune(
         kept=interval[0] > 0,
         tried=len(study.trials),
         images=bench.images,
+        length=None if late else _length(bench, best if interval[0] > 0 else own),
     )
+
+
+def _length(bench: "_Bench", settings: FineTune) -> int | None:
+    """The least images of ``LENGTHS`` after which networks are surely (95 %) at most ``MOST_LOST`` worse than
+    after all; None where all are needed."""
+    shorter = [round(share * bench.whole) for share in LENGTHS]
+    shorter = [images for images in shorter if images >= bench.images]
+    most = bench.scores(settings, _FRESH, bench.whole) if shorter else None
+    if most is None:
+        return None
+    lost = MOST_LOST * objective("accuracy").reach(value_of(most[0]))
+    for images in shorter:
+        found = bench.scores(settings, _FRESH, images)
+        if found is not None and _won(most, found)[1][0] >= -lost:
+            return images
+    return None
 
 
 def policies(space: Space) -> list[Policy]:
@@ -129,24 +155,26 @@ class _Bench:
     def __init__(self, scorer: Scorer, wanted: Sequence[Policy]) -> None:
         self.scorer = scorer
         trained = [images for images in scorer.rungs if images]
+        self.whole = max(trained, default=0)
         self.images = min([*trained, MOST_IMAGES]) if trained else 0
-        self._steps = max(1, self.images // scorer.config.finetune.batch)
         with training(scorer.note):
             self.networks = [scorer.prepared(policy, rough=True) for policy in wanted]
 
-    def scores(self, settings: FineTune, seed: int) -> list[Evidence] | None:
-        """Of each network after its training; None where one diverged, or has no score then."""
+    def scores(self, settings: FineTune, seed: int, images: int | None = None) -> list[Evidence] | None:
+        """Of each network after its training; None where one diverged, or has no score then. ``images``: of
+        the shortest rung by default."""
+        steps = max(1, (images or self.images) // self.scorer.config.finetune.batch)
         try:
-            return [self._score(network, settings, seed) for network in self.networks]
+            return [self._score(network, settings, seed, steps) for network in self.networks]
         except (Diverged, TrialFailed):
             return None
 
-    def _score(self, network: Compressed, settings: FineTune, seed: int) -> Evidence:
+    def _score(self, network: Compressed, settings: FineTune, seed: int, steps: int) -> Evidence:
         scorer = self.scorer
         with training(scorer.note), explained():
             own = replace(network, module=copy.deepcopy(network.module))
-            batches = scorer.long_batches(self._steps, seed)
-            scorer.fine_tune(own, batches, self._steps, settings.learning_rate, settings)
+            batches = scorer.long_batches(steps, seed)
+            scorer.fine_tune(own, batches, steps, settings.learning_rate, settings)
             scorer.settle_norms(own, frozenset(norms_of(own.module)), trained=True)
             with scorer.rough():
                 return scorer.scored(scorer.in_task(fold(own).module), 0.0, 0.0).scores

@@ -39,6 +39,7 @@ from leanfront.compression.training.batch_norms import (
     statistics,
 )
 from leanfront.compression.training.distillation import Comparison, Divergence
+from leanfront.compression.training.features import listened_to, with_features
 from leanfront.compression.training.finetune import Batch, Diverged, FineTune, fine_tune
 from leanfront.compression.training.reconstruction import Reference, reconstruct
 from leanfront.compression.training.schedule import SCHEDULES, Schedule, one_shot
@@ -411,6 +412,10 @@ class Scorer:
         instead, their learning rate included; ``schedule``: when its zeros come."""
         settings = settings or self.settings(learning_rate)
         lesson = self.in_task(compressed.module).lesson(self.comparison, settings)
+        if settings.features > 0:
+            layers = listened_to(compressed.network, compressed.module)
+            teacher = self.teacher.inner, self.teacher.both
+            lesson = with_features(lesson, compressed.module, teacher, layers, settings.features)
         masked = zeros_by(compressed.module, SCHEDULES[schedule])
         fine_tune(compressed.module, batches, steps, lesson, settings, masked)
 
@@ -607,6 +612,7 @@ class Scorer:
             temperature=options.temperature,
             distillation_weight=options.distillation_weight,
             learned_bits=LEARNED_BITS[options.steps],
+            features=options.features,
         )
 
     def scored(

@@ -20,20 +20,24 @@ OWN = FineTune(learning_rate=0.01)
 
 
 def tuned_with(
-    monkeypatch: pytest.MonkeyPatch, right: Callable[[FineTune, int], float | None]
+    monkeypatch: pytest.MonkeyPatch,
+    right: Callable[[FineTune, int], float | None],
+    gained: Callable[[int], float] = lambda images: 0.0 if images == 64 else math.log2(images / 64) / 100,
 ) -> tuning.Tuned:
-    """``tune`` where a network trained with settings has so large a share of 2,000 examples right."""
+    """``tune`` where a network trained with settings has so large a share of 2,000 examples right, and by
+    more images ``gained`` more."""
 
     class Bench:
-        images, networks = 64, (1, 2)
+        images, whole, networks = 64, 1024, (1, 2)
 
         def __init__(self, scorer: Any, wanted: Sequence[Any]) -> None:
             pass
 
-        def scores(self, settings: FineTune, seed: int) -> list[Any] | None:
+        def scores(self, settings: FineTune, seed: int, images: int = 64) -> list[Any] | None:
             share = right(settings, seed)
             if share is None:
                 return None
+            share += gained(images)
             order = np.random.default_rng(0).permutation(2000)
             return [(order < share * 2000).astype(np.float32) for _ in range(2)]
 
@@ -67,6 +71,27 @@ def test_what_wins_by_chance_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not found.kept
     assert found.won == 0
     assert "may be noise" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("gained", "length"),
+    [
+        (lambda images: 0.05, 256),  # a quarter does as well
+        (lambda images: min(images, 512) / 10_000, 512),
+        (lambda images: 0.05 - (images < 1024) * 0.001, 256),  # surely less than half a point
+        (lambda images: images / 10_000, None),
+        (lambda images: 0.05 if images == 1024 else 0.046, None),  # which may be noise, but may be more
+    ],
+)
+def test_the_shortest_training_that_does_as_well(
+    monkeypatch: pytest.MonkeyPatch, gained: Callable[[int], float], length: int | None
+) -> None:
+    found = tuned_with(monkeypatch, lambda settings, seed: 0.8, gained)
+    assert found.length == length
+    assert ("images train as well as more" in found.sentence) is (length is not None)
+    config = parse_config({"task": {"file": "task.py"}, "finetune": {"images": 1024}})
+    assert config.tuned(found.to_dict()).finetune.images == (length or 1024)
+    assert config.tuned(found.to_dict()).finetune.learning_rate == config.finetune.learning_rate
 
 
 def test_settings_that_diverge_lose(monkeypatch: pytest.MonkeyPatch) -> None:

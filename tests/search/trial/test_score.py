@@ -19,6 +19,7 @@ from leanfront.compression.techniques.compress import Compressed
 from leanfront.compression.techniques.masks import zero_share
 from leanfront.compression.training.batch_norms import re_estimate
 from leanfront.compression.training.distillation import VALUES, Comparison
+from leanfront.compression.training.features import LAYERS, with_features
 from leanfront.search.config import parse_config
 from leanfront.search.run.significance import wilson_interval
 from leanfront.search.samplers import sampler_named
@@ -77,6 +78,23 @@ def test_the_baseline_is_scored_on_the_search_split() -> None:
     score = judge.baseline()
     assert score.accuracy == 1.0
     assert score.accuracy_ci == wilson_interval(1.0, 120)
+
+
+def test_what_layers_inside_say_is_trained_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[list[str], float]] = []
+
+    def spied(lesson: Any, student: Any, teacher: Any, layers: list[str], weight: float) -> Any:
+        told.append((layers, weight))
+        return with_features(lesson, student, teacher, layers, weight)
+
+    monkeypatch.setattr("leanfront.search.trial.scorer.with_features", spied)
+    for weight in (0.0, 5.0):
+        judge = scorer(small_task(), features=weight)
+        candidate = judge.start(policy(judge, 0.5))
+        scores = [candidate.score(rung).accuracy for rung in range(len(judge.rungs))]
+        assert all(0 <= score <= 1 for score in scores)
+    assert {weight for _, weight in told} == {5.0}
+    assert all(1 <= len(layers) <= LAYERS for layers, _ in told)
 
 
 def test_a_network_that_guesses_stops_the_search() -> None:
