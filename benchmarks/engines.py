@@ -84,7 +84,7 @@ def held(
 ) -> tuple[dict[str, float], list[Any], list[Any]]:
     """Steps between torch and file, and torch and itself in float64; the outputs of torch and file."""
     compressed = Compressed(made.module, made.network, made.policy)  # type: ignore[arg-type]
-    module = fold(compressed, dialect.rounds_biases).module.eval()
+    module = fold(compressed, dialect).module.eval()
     doubled = copy.deepcopy(module).double()
     with torch.no_grad():
         ours = [tensors_in(module(*one.args, **one.kwargs)) for one in inputs]

@@ -10,26 +10,23 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from leanfront.compression.export.dialects import QDQ, Dialect
 from leanfront.compression.export.weights import LayerWeights, along, bias_codes, finer_steps, in_groups
 from leanfront.compression.graph import kernels
 from leanfront.compression.layers import kind_of
 from leanfront.compression.policy.grids import ActivationGrid
-from leanfront.compression.policy.precision import computes_in_integers, source_of_range
+from leanfront.compression.policy.precision import computes_in_integers, source_of_range, summands
 from leanfront.compression.techniques.compress import Compressed
-from leanfront.compression.techniques.quantize import (
-    WeightQuantizer,
-    quantizers,
-    taken_off,
-)
+from leanfront.compression.techniques.quantize import QUANTIZER, WeightQuantizer, quantizers, taken_off
 
 _USE = "use_"
 """Prefix of what a further use of a layer calls in the deployed form; the rest of the name is its node's."""
 
 
 @torch.no_grad()
-def fold(compressed: Compressed, rounded: bool = True) -> Compressed:
-    """A copy with batch norms folded, weights as their codes show them, and biases as exported: ``rounded``,
-    or in floats for an engine whose kernels add floats (``Dialect.rounds_biases``).
+def fold(compressed: Compressed, dialect: Dialect = QDQ) -> Compressed:
+    """A copy with batch norms folded, weights as their codes show them, biases and sums as in a file of that
+    kind (``Dialect.rounds_biases``, ``Dialect.rounds_summands``).
 
     An integer kernel adds its bias in steps of weight scale times activation scale. Those roundings are
     small, but in a deep network they change which way later values are rounded: a ResNet-20 that keeps its
@@ -55,7 +52,7 @@ def fold(compressed: Compressed, rounded: bool = True) -> Compressed:
         taken_off(layer)
         bias = torch.from_numpy(held.bias)
         layer_policy = compressed.policy[kernel.layer.name]
-        if rounded and computes_in_integers(kernel.layer, layer_policy):
+        if dialect.rounds_biases and computes_in_integers(kernel.layer, layer_policy):
             grid = grids[source_of_range(kernel.inputs[0], fused)]
             codes, steps = bias_codes(held, layer_policy.weight_bits, grid.scale)
             bias = (torch.from_numpy(codes).double() * torch.from_numpy(steps).double()).float()
@@ -69,6 +66,9 @@ def fold(compressed: Compressed, rounded: bool = True) -> Compressed:
                 name = str(node.target)
                 if isinstance(module.get_submodule(name), _BatchNorm):
                     module.set_submodule(name, nn.Identity())
+    if not dialect.rounds_summands:
+        for name in summands(fused, compressed.network.outputs) & quantizers(module).keys():
+            module.set_submodule(QUANTIZER + name, nn.Identity())
     module.recompile()
     return replace(compressed, module=module)
 

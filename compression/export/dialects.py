@@ -134,7 +134,8 @@ class Dialect:
     bits of the narrowest integers that its kernels read; narrowest_weight: of the type that weights are
     stored in. rules: what its engine asks of it. grids: where the zeros of tensors' grids lie, for a
     network that is trained for such a file. rounds_biases: integer kernels add codes, so that biases have
-    steps; else floats. priced: latency tables are made of such files, so that
+    steps; else floats. rounds_summands: what a layer puts out is rounded to its grid before a sum; else the
+    engine adds it as it is. priced: latency tables are made of such files, so that
     latencies are promises about it. restates: a tensor that is only moved is held on its grid once more,
     as onnxruntime wants it. exact: such a file puts out what the torch network does, but for the rounding
     of floats and of values between two steps: it is held against the network before it is written.
@@ -157,6 +158,7 @@ class Dialect:
     rules: tuple[Rule, ...] = ()
     grids: GridKind = "affine"
     rounds_biases = True
+    rounds_summands = True
     priced = False
     restates = True
     exact = False

@@ -13,6 +13,9 @@ from leanfront.compression.export.dialects import DialectError, Opened, Qdq, reg
 class OpenVino(Qdq):
     """QDQ, as OpenVINO's compiler takes it.
 
+    It makes a sum, and the rounding behind it, part of the convolution before, and leaves out the rounding
+    between: with that in the file 14.6 % of ResNet-20's first sums were one step off, without it 0.004 %.
+
     Sources: docs.openvino.ai, "Supported Operations: ONNX" (QuantizeLinear, DequantizeLinear, and Clip).
     """
 
@@ -21,6 +24,7 @@ class OpenVino(Qdq):
     modules = ("openvino",)
     extra = "openvino"
     fused = False
+    rounds_summands = False
     narrowest_tensor = 8  # its kernels have no narrower integers
     narrowest_weight = 4  # its reader of ONNX knows no type of 2 bits
     priced = False

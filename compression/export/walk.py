@@ -21,6 +21,7 @@ from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy import Policy, tensor_bits
 from leanfront.compression.policy.grids import ActivationGrid, stand_in_grids, with_moved
 from leanfront.compression.policy.guards import guarded
+from leanfront.compression.policy.precision import summands
 from leanfront.compression.techniques.compress import Compressed
 
 
@@ -101,6 +102,8 @@ class Walk:
         self.parameters: Mapping[str, NDArray[np.generic]] = {}
         self.kernels = fused = kernels(network)
         self.bits, self.guards = tensor_bits(fused, policy), guarded(fused, policy)
+        if not dialect.rounds_summands:
+            self.bits |= dict.fromkeys(summands(fused, network.outputs), 32)
         self.calls: Mapping[str, fx.Node] = {}
         self.graph = template.model().graph
         self.layer_of = {TENSOR + k.nodes[0].name: k for k in fused if k.layer is not None}

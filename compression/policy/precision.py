@@ -1,6 +1,7 @@
 """Which tensors a policy holds in integers: one rule, shared by training, export and the cost models."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,21 @@ def tensor_bits(kernels: tuple[Kernel, ...], policy: Mapping[str, LayerPolicy]) 
     """Kernel -> bits at which its output tensor is held, 32: float; see ``Precision``."""
     bits, _ = Precision(kernels).of_one(policy)
     return {kernel.name: int(held) for kernel, held in zip(kernels, bits, strict=True)}
+
+
+def summands(kernels: tuple[Kernel, ...], outputs: Collection[str]) -> frozenset[str]:
+    """Kernels of layers whose output nothing reads but one sum. ``outputs``: of the network."""
+    readers = Counter(name for kernel in kernels for name in kernel.inputs)
+    summed = {name for kernel in kernels if operation(kernel.op).adds for name in kernel.inputs}
+    return frozenset(
+        kernel.name
+        for kernel in kernels
+        if kernel.layer is not None
+        and not kernel.activation
+        and kernel.name in summed
+        and readers[kernel.name] == 1
+        and kernel.name not in outputs
+    )
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def held(
     far = f"no nearer than {apart.said(largest)}"
     if named := operations(template, compressed, examples[0], dialect).first:
         return Found(False, largest, apart.unit, f"{far}; {named}")
-    itself = against or fold(compressed, dialect.rounds_biases).module
+    itself = against or fold(compressed, dialect).module
     rounded = apart.of(answers_of_each(itself, examples), theirs)
     own = apart.own(itself, examples)
     if math.isfinite(rounded) and rounded <= max(apart.limit, OWN * own):

@@ -317,7 +317,7 @@ def export_and_verify(
     with training(log):
         test = test_once(
             made[dialect.name].tested,
-            fold(compressed, dialect.rounds_biases).module,
+            fold(compressed, dialect).module,
             loaded.traced,
             task,
             as_data(task.test),

@@ -11,13 +11,17 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 import leanfront as lf
+from leanfront.compression.capture.program import Arguments
 from leanfront.compression.export import dialects
 from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.export.dialects import BUILT_IN, DialectError, dialect_for, dialect_of
+from leanfront.compression.graph import kernels
 from leanfront.compression.policy.grids import GridKind
+from leanfront.compression.policy.precision import summands
 from leanfront.compression.techniques.compress import Compressed
 from leanfront.hw_profiles import load_profile
 from leanfront.networks import Captured, CompressedNetwork
+from leanfront.search.gate.tensors import File, one_by_one
 from tests.networks import built, example, inputs
 
 NETWORKS = ["Residual", "UNet", "Sequence", "OptionA"]
@@ -52,11 +56,36 @@ def test_biases_in_floats_are_not_rounded(tmp_path: Path) -> None:
     lf.export(made, tmp_path / "model.onnx", to="tensorrt")
     held = [numpy_helper.to_array(one) for one in onnx.load(tmp_path / "model.onnx").graph.initializer]
     of = Compressed(made.module, made.network, made.policy)  # type: ignore[arg-type]
-    for rounded in (True, False):
-        module = fold(of, rounded).module
+    for dialect in (dialect_of("onnx"), dialect_of("tensorrt")):
+        module = fold(of, dialect).module
         biases = [module.get_submodule(name).bias.detach().numpy() for name in made.network.layer_names]  # type: ignore[union-attr,operator]
         found = [any(x.shape == b.shape and np.array_equal(x, b) for x in held) for b in biases]
-        assert all(found) is (rounded is dialect_of("tensorrt").rounds_biases)
+        assert all(found) is not dialect.rounds_biases
+
+
+def test_openvino_adds_what_a_layer_puts_out_as_it_is(tmp_path: Path) -> None:
+    """Layer, rounding, sum, rounding: the first rounding is in no file for OpenVINO, which leaves it out."""
+    kind = dialect_of("openvino")
+    made = compressed("Residual", "openvino", (8, 8))
+    lf.export(made, tmp_path / "model.onnx", to="openvino")
+    lf.export(compressed("Residual", "onnx", (8, 8)), tmp_path / "usual.onnx")
+    roundings = [
+        sum(node.op_type == "QuantizeLinear" for node in onnx.load(tmp_path / file).graph.node)
+        for file in ("usual.onnx", "model.onnx")
+    ]
+    found = summands(kernels(made.network), made.network.outputs)
+    assert found
+    assert roundings[0] - roundings[1] == len(found)
+    of = Compressed(made.module, made.network, made.policy)  # type: ignore[arg-type]
+    file = File((tmp_path / "model.onnx").read_bytes(), dialect=kind)
+    images = one_by_one(Arguments.of(inputs("Residual", 40, 3)))
+    with torch.no_grad():
+        ours = torch.cat([fold(of, kind).module(*one.args) for one in images])
+        rounded = torch.cat([fold(of).module(*one.args) for one in images])
+    theirs = torch.cat([torch.from_numpy(np.asarray(file.arrays(one)[0])) for one in images])
+    step = float(ours.max() - ours.min()) / 255
+    assert (ours - theirs).abs().max() <= 1.01 * step
+    assert (ours - theirs).abs().mean() < 0.2 * (rounded - theirs).abs().mean()
 
 
 def test_weights_of_two_bits_are_held_in_four_for_openvino(tmp_path: Path) -> None:
