@@ -15,6 +15,8 @@ from typing import Any
 from leanfront.compression.export.dialects import DialectError
 from leanfront.compression.export.walk import random_builder
 from leanfront.compression.export.zipped_sizes import deflated
+from leanfront.compression.graph import Network
+from leanfront.compression.policy import Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.compression.training.finetune import Diverged
 from leanfront.latency_models.benchmark.measuring_lock import measuring
@@ -151,7 +153,7 @@ def compare(
         if row is None:
             note(f"{number} of {len(wanted)}: {one.name}")
             row = _row(prices, table, one)
-        found.append(row)
+        found.append(prices.again(row))
     found = _timed(loaded, table, found, note)
     evidence = {row["row"]: table.scores(row["row"]) for row in found if row["state"] == "done"}
     compared = Compared(folder, tuple(found), headline(found, evidence, config.search.objectives))
@@ -204,6 +206,7 @@ def _row(prices: "_Prices", table: Comparison, wanted: _Wanted) -> Row:
     if made.network is not None and made.policy is not None:
         batch = PolicyBatch.one(made.network, made.policy)
         row |= {"macs": int(batch.macs.sum()), "bops": float(batch.bops()[0])}
+        row |= {"policy": made.policy.to_json()} if made.of_the_task else {}
     row |= {
         "size_bytes": len(made.content),
         "zipped_bytes": deflated(made.content),
@@ -213,6 +216,9 @@ def _row(prices: "_Prices", table: Comparison, wanted: _Wanted) -> Row:
     }
     table.keep(row, made, wanted.key)
     return row
+
+
+_PRICES = ("latency_ms", "energy_mj", "latency_is")
 
 
 class _Prices:
@@ -232,15 +238,27 @@ class _Prices:
             loaded.space, builder, loaded.profile, hardware.threads, lambda line: None, hardware.provider
         )
 
+    def again(self, row: Row) -> Row:
+        """A row that was kept, with the prices of today: a table of a board may have been measured since."""
+        if "policy" not in row or self._model is None:
+            return row
+        policy = Policy.from_json(row["policy"])
+        network = policy.cut(self._loaded.space.network, self._loaded.profile.channel_multiple)
+        bare = {name: value for name, value in row.items() if name not in _PRICES}
+        return bare | self._of(network, policy)
+
     def of(self, made: Made) -> Row:
         """Nothing where the model does not know this network, or the part does not run it."""
-        if self._model is None or made.network is None or made.policy is None:
+        if made.network is None or made.policy is None:
             return {}
-        bits = {(one.weight_bits, one.activation_bits) for one in made.policy.there().values()}
-        if not all(self._loaded.profile.supports(*pair) for pair in bits):
+        return self._of(made.network, made.policy)
+
+    def _of(self, network: Network, policy: Policy) -> Row:
+        bits = {(one.weight_bits, one.activation_bits) for one in policy.there().values()}
+        if self._model is None or not all(self._loaded.profile.supports(*pair) for pair in bits):
             return {}
         try:
-            cost = self._model.cost(made.network, made.policy)
+            cost = self._model.cost(network, policy)
         except TableError:
             return {}
         kind = "estimated" if cost.estimated else "predicted"

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class Member:
 class Made:
     """A row's network. content: its file. network, policy: what is priced; None: nothing here prices it.
     parameters: numbers that are learnt, zeros not counted. seconds_training: with everything that is done
-    before its score; epochs: that it was trained for here."""
+    before its score; epochs: that it was trained for here; of_the_task: made from the task's own network."""
 
     content: bytes
     score: Score
@@ -71,7 +71,7 @@ class Made:
     parameters: int
     epochs: float
     seconds_training: float
-    more: Mapping[str, Any] = field(default_factory=dict)
+    of_the_task: bool = True
 
 
 class Maker:
@@ -250,8 +250,9 @@ class Maker:
         score = scorer.scored(network, 0.0, time.perf_counter())
         spent = time.perf_counter() - started - score.seconds_scoring
         return Made(
-            content, score, plain.network, plain.policy, _learnt(fold(plain).module), self.epochs, spent
-        )
+            content, score, plain.network, plain.policy, _learnt(fold(plain).module), self.epochs, spent,
+            of_the_task=False,
+        )  # fmt: skip
 
 
 def members_of(run: RunFolder, most: int, hashes: Mapping[str, str]) -> list[Member]:

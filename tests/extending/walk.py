@@ -14,6 +14,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
@@ -39,6 +40,9 @@ _DELIVERED: list[tuple[dict[Any, Any], dict[Any, Any]]] = [
         samplers.registry._SAMPLERS, dialects._REGISTERED,
     )
 ]  # fmt: skip
+
+
+_CACHE = TemporaryDirectory(prefix="leanfront-tests-")
 
 
 @dataclass(frozen=True)
@@ -124,9 +128,10 @@ def _fill(found: dict[Any, Any], entries: dict[Any, Any]) -> None:
 
 @contextmanager
 def placed(folder: Path) -> Iterator[None]:
-    """In a folder with a cache of its own; what commands set for their process is put back."""
+    """In a folder, with the cache of all walks of this process: what is proved of a network, and sizes that
+    were measured, once. What commands set for their process is put back."""
     here, threads = Path.cwd(), torch.get_num_threads()
-    with patch.dict(os.environ, {"LEANFRONT_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}):
+    with patch.dict(os.environ, {"LEANFRONT_CACHE": _CACHE.name, "OMP_NUM_THREADS": "1"}):
         os.chdir(folder)
         try:
             yield

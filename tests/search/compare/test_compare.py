@@ -94,6 +94,9 @@ def test_what_is_written_says_the_same(compared: tuple[Path, dict[str, Any]]) ->
 def test_the_same_call_goes_on_behind_what_is_there(folder: Path, compared: tuple[Path, Any]) -> None:
     out, answer = compared
     before = {file: file.stat().st_mtime_ns for file in (out / "rows").glob("*.model")}
+    for file in (out / "rows").glob("*.json"):  # as if the part had had another price then
+        row = json.loads(file.read_text())
+        file.write_text(json.dumps({**row, "latency_ms": 1e6} if row["row"] == "int8" else row))
     with placed(folder):
         again = json.loads(
             command(
