@@ -79,7 +79,7 @@ def test_a_kernel_on_a_gpu_takes_microseconds_to_start() -> None:
         assert 0.002 <= roofline_of(device).overhead_ms <= 0.008
 
 
-@pytest.mark.parametrize("left_out", ["0.5", "1"])
+@pytest.mark.parametrize("left_out", ["0.5", pytest.param("1", marks=pytest.mark.slow)])
 def test_raspberry_pi_widths_left_out(left_out: str) -> None:
     rows = arm_rows(PI)
     known = [row for row in rows if width(row) != left_out]
@@ -112,7 +112,8 @@ def test_raspberry_pi_over_all_widths() -> None:
         assert spearmanr(found[here], truths).statistic >= 0.99
 
 
-@pytest.mark.parametrize("device", ["odroid-n2-plus", pytest.param("firefly-rk3399", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["odroid-n2-plus", "firefly-rk3399"])
 def test_families_that_a_board_was_not_calibrated_on(device: str) -> None:
     """Its own numbers from MobileNets alone; a ResNet and EfficientNets predicted within 15 %."""
     rows = arm_rows(device)
@@ -141,7 +142,13 @@ def test_an_orin_board_left_out(device: str) -> None:
     assert mape(found, [row.latency_ms for row in tested]) <= 0.15
 
 
-@pytest.mark.parametrize("network", ["yolo11m_640", "yolov8n_640", "ssd-mobilenet-v1_300"])
+@pytest.mark.parametrize(
+    "network",
+    [
+        "yolo11m_640",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("yolov8n_640", "ssd-mobilenet-v1_300")),
+    ],
+)
 def test_an_orin_network_left_out(network: str) -> None:
     """At all its precisions and on all boards; docs/validation.md has the figures over all networks."""
     rows = jetson_rows(*ORIN)

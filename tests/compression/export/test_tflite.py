@@ -68,7 +68,9 @@ def test_float_layers_between_integer_ones_stay_floats(tmp_path: Path, name: str
     assert {"QUANTIZE", "DEQUANTIZE"} <= set(operators((tmp_path / "model.tflite").read_bytes()))
 
 
-@pytest.mark.parametrize("first", range(0, RANDOM, 10))
+@pytest.mark.parametrize(
+    "first", [0, *(pytest.param(first, marks=pytest.mark.slow) for first in range(10, RANDOM, 10))]
+)
 def test_random_networks(tmp_path: Path, first: int) -> None:
     written = 0
     for seed in range(first, first + 10):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -168,6 +169,7 @@ def test_unknown_names_are_told_apart() -> None:
         criteria_of(("l2", "nni.l3"))
 
 
+NEEDS_NNI = pytest.mark.skipif(find_spec("nni") is None, reason="nni is not installed")  # never imported here
 BY_NNI = {
     "nni.l1": lambda rows, batches: rows.abs().sum(dim=1),
     "nni.l2": lambda rows, batches: rows.norm(dim=1),
@@ -178,9 +180,16 @@ BY_NNI = {
 }
 
 
-@pytest.mark.parametrize("criterion", BY_NNI)
+@NEEDS_NNI
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        "nni.l2",
+        "nni.taylor",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("nni.l1", "nni.fpgm")),
+    ],
+)
 def test_what_nni_says_is_what_its_papers_say(criterion: str) -> None:
-    pytest.importorskip("nni")
     made = traced("Residual")
     told = evidence(made, inputs("Residual", 8, 0))
     found = importance(made, criterion, told if CRITERIA[criterion].needs == "gradients" else None)
@@ -208,7 +217,7 @@ def test_nni_is_asked_for_where_it_is_not(monkeypatch: pytest.MonkeyPatch) -> No
     assert criteria_of(("l2",))
 
 
+@NEEDS_NNI
 def test_a_failure_of_nni_is_said_in_a_sentence() -> None:
-    pytest.importorskip("nni")
     with pytest.raises(NniError, match=r"nni's NoPruner failed on this network: \w+: .*NoPruner"):
         asked("NoPruner", [torch.ones(2, 2)])

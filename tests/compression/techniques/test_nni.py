@@ -102,9 +102,10 @@ def _seeded():
             {"blocks.0.conv1": 3, "blocks.1.conv1": 11, "blocks.2.conv1": 6},
             marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             lambda: Residual(projection=True),
             {"conv1": 5, "blocks.0.conv1": 3, "blocks.1.conv1": 11, "blocks.1.conv2": 10},
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["sequential", "option A", "projections"],

@@ -71,7 +71,13 @@ def made(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
         return Up(kind, *rest).eval(), (torch.randn(1, 3, *sizes),)
 
 
-@pytest.mark.parametrize("name", list(KINDS))
+FOR_EVERY_CHANGE = ("depthwise", "volume")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in FOR_EVERY_CHANGE else pytest.param(name, marks=pytest.mark.slow) for name in KINDS],
+)
 def test_the_gate_proves_them(name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LEANFRONT_CACHE", str(tmp_path))
     model, example = made(name)

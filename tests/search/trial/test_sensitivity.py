@@ -20,8 +20,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "sensitivities"
 
 
-def space_of(judge: Scorer, weight_bits: tuple[int, ...] = (2, 8, 32)) -> Space:
-    return Space(judge.traced.network, load_profile("toy"), (0.0, 0.25, 0.75), weight_bits, (8, 32))
+def space_of(
+    judge: Scorer, weight_bits: tuple[int, ...] = (2, 8, 32), cuts: tuple[float, ...] = (0.0, 0.25, 0.75)
+) -> Space:
+    return Space(judge.traced.network, load_profile("toy"), cuts, weight_bits, (8, 32))
+
+
+def little_of(judge: Scorer, weight_bits: tuple[int, ...] = (8, 32)) -> Space:
+    return space_of(judge, weight_bits, (0.0, 0.75))
 
 
 def test_each_decision_is_taken_alone() -> None:
@@ -78,22 +84,22 @@ def test_without_floats_the_widest_bits_are_the_reference() -> None:
 def test_they_are_measured_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     judge = scorer(small_task())
-    first = sensitivity.measure(judge, space_of(judge), said.append)
+    first = sensitivity.measure(judge, little_of(judge), said.append)
     assert len(said) == 2
     with monkeypatch.context() as patch:
         patch.setattr(Scorer, "untrained", lambda *_: pytest.fail("measured again"))
         judge = scorer(small_task())
-        assert sensitivity.measure(judge, space_of(judge), said.append) == first
+        assert sensitivity.measure(judge, little_of(judge), said.append) == first
         assert len(said) == 2
-    sensitivity.measure(judge, space_of(judge, (8, 32)), said.append)  # another space
+    sensitivity.measure(judge, little_of(judge, (2, 8, 32)), said.append)  # another space
     task = small_task()
     with torch.no_grad():
         next(task.model.parameters()).add_(0.01)
     other = scorer(task)
-    assert sensitivity.measure(other, space_of(other), said.append) != first
+    assert sensitivity.measure(other, little_of(other), said.append) != first
     assert len(list(cache.iterdir())) == 3
     next(iter(cache.iterdir())).write_text("torn")
-    sensitivity.measure(judge, space_of(judge), said.append)
+    sensitivity.measure(judge, little_of(judge), said.append)
     assert len(list(cache.iterdir())) == 3
 
 
