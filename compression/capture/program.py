@@ -18,6 +18,7 @@ from torch.export import Dim, ShapesCollection
 from torch.utils import _pytree as pytree
 
 from leanfront.compression.capture.functional import made_functional
+from leanfront.compression.capture.recurrent_shapes import shapes_alone
 
 # torch's own, about the pytrees of graphs that are copied: nobody here can do anything about it
 warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
@@ -231,7 +232,7 @@ def _exported(model: nn.Module, example: Arguments, name: str) -> torch.export.E
         if _batched(own):
             shapes[tensor] = {0: Dim.AUTO}
     try:
-        with _quiet():
+        with _quiet(), shapes_alone():
             return torch.export.export(
                 model, doubled.args, dict(doubled.kwargs), dynamic_shapes=shapes, strict=False
             )

@@ -20,6 +20,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, fx
 
+from leanfront.compression.capture.recurrent_shapes import shapes_alone
 from leanfront.compression.export.onnx_writer import OPSET
 
 aten = torch.ops.aten
@@ -81,7 +82,8 @@ def _exported(module: fx.GraphModule, inputs: Sequence[Tensor], names: Mapping[s
     }  # fmt: skip
     try:
         with suppress(Exception), _known_once(as_it_is=True):
-            program = torch.export.export(module, tuple(inputs), strict=False)
+            with shapes_alone():
+                program = torch.export.export(module, tuple(inputs), strict=False)
             return torch.onnx.export(_as_it_is(program), **options)
         with _known_once(as_it_is=False):
             return torch.onnx.export(module, tuple(inputs), **options)

@@ -55,26 +55,38 @@ def _amount(name: str, row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
     return f"{quantity(name, row[name])}, {than}"
 
 
-def beyond(
+def beats(
     row: Mapping[str, Any],
-    searched: Sequence[Mapping[str, Any]],
+    other: Mapping[str, Any],
     evidence: Mapping[str, Evidence | None],
     costs: Sequence[str],
 ) -> bool:
-    """Whether no searched network costs as little as a row in all ``costs`` and scores as well within
-    noise."""
-    for one in searched:
-        known = all(one.get(name) and row.get(name) for name in costs)
-        if not known or any(one[name] > NOISE * row[name] for name in costs):
-            continue
-        ours, theirs = evidence.get(row["row"]), evidence.get(one["row"])
-        if not comparable(ours, theirs):
-            continue
-        assert ours is not None
-        assert theirs is not None
-        if paired_interval(ours, theirs)[0] <= 0:
-            return False
-    return True
+    """Whether a row costs no more than another in any of ``costs`` and scores better beyond noise."""
+    ours, theirs = evidence.get(row["row"]), evidence.get(other["row"])
+    if not _costs_no_more(row, other, costs) or not comparable(ours, theirs):
+        return False
+    assert ours is not None
+    assert theirs is not None
+    return paired_interval(ours, theirs)[0] > 0
+
+
+def matches(
+    row: Mapping[str, Any],
+    other: Mapping[str, Any],
+    evidence: Mapping[str, Evidence | None],
+    costs: Sequence[str],
+) -> bool:
+    """Whether a row costs no more than another in any of ``costs`` and scores as well within noise."""
+    ours, theirs = evidence.get(row["row"]), evidence.get(other["row"])
+    if not _costs_no_more(row, other, costs) or not comparable(ours, theirs):
+        return False
+    assert ours is not None
+    assert theirs is not None
+    return paired_interval(theirs, ours)[0] <= 0
+
+
+def _costs_no_more(row: Mapping[str, Any], other: Mapping[str, Any], costs: Sequence[str]) -> bool:
+    return all(row.get(name) and other.get(name) and row[name] <= NOISE * other[name] for name in costs)
 
 
 def _beside(
@@ -83,16 +95,19 @@ def _beside(
     evidence: Mapping[str, Evidence | None],
     costs: Sequence[str],
 ) -> str:
-    """What the search adds."""
+    """What the search adds: which rows beat one of its networks, and which of them it matches."""
     others = [row for row in rows if row not in searched and all(row.get(name) for name in costs)]
-    ahead = [row["row"] for row in others if beyond(row, searched, evidence, costs)]
+    beating = [row["row"] for row in others if any(beats(row, one, evidence, costs) for one in searched)]
+    missed = [row["row"] for row in others if not any(matches(one, row, evidence, costs) for one in searched)]
     names = " and ".join(objective(name).label for name in costs)
-    if not ahead:
-        return (
-            f"For each of the {len(others)} other rows the search has a network that needs no more"
-            f" {names} and is as good within noise"
-        )
+    how = f"at no more {names} and beyond noise"
+    first = (
+        f"{', '.join(map(repr, beating))} beats a network of the search {how}"
+        if beating
+        else f"No other row beats a network of the search {how}"
+    )
+    rest = f", not for {', '.join(map(repr, missed))}" if missed else ""
     return (
-        f"For {len(others) - len(ahead)} of the {len(others)} other rows the search has a network that needs"
-        f" no more {names} and is as good within noise; not for {', '.join(map(repr, ahead))}"
+        f"{first}. The search has a network that costs no more and is as good within noise for"
+        f" {len(others) - len(missed)} of the {len(others)} other rows{rest}"
     )

@@ -17,7 +17,7 @@ from leanfront.compression.export.zipped_sizes import deflated
 from leanfront.hw_profiles import load_profile
 from leanfront.search.compare.compare import COLUMNS
 from leanfront.search.compare.recipes import RECIPES
-from leanfront.search.compare.told import beyond, headline
+from leanfront.search.compare.told import beats, headline, matches
 from tests.bright import CONFIG, TASK
 from tests.extending.walk import command, placed
 
@@ -132,7 +132,8 @@ def test_a_search_stands_beside(folder: Path) -> None:
     front = lf.Run(folder / "run").front
     assert {row["row"] for row in searched} <= {f"trial {trial}" for trial in front.trial}
     assert searched
-    assert "the search has a network" in answer["headline"]
+    assert "beats a network of the search at no more " in answer["headline"]
+    assert "The search has a network that costs no more" in answer["headline"]
 
 
 @pytest.mark.parametrize(
@@ -192,13 +193,20 @@ def test_the_first_line_names_what_a_search_has_not() -> None:
         _row("trial 3", 899, 1.0, techniques=["searched"], drop_low=-0.01),
     ]
     evidence = MappingProxyType({row["row"]: _scores(round(1000 * row["accuracy"])) for row in rows})
-    assert not beyond(rows[1], rows[3:], evidence, ["latency_ms"])  # 0.1 points are noise
-    assert beyond(rows[2], rows[3:], evidence, ["latency_ms"])
-    assert beyond(_row("fast", 900, 0.9), rows[3:], {**evidence, "fast": _scores(900)}, ["latency_ms"])
+    assert matches(rows[3], rows[1], evidence, ["latency_ms"])  # 0.1 points are noise
+    assert not matches(rows[3], rows[2], evidence, ["latency_ms"])
+    assert not beats(rows[2], rows[3], evidence, ["latency_ms"])  # it takes longer
+    fast, more = _row("fast", 900, 0.9), {**evidence, "fast": _scores(900), "best": _scores(950)}
+    assert not matches(rows[3], fast, more, ["latency_ms"])
+    assert not beats(fast, rows[3], more, ["latency_ms"])
+    best = _row("best", 950, 1.01)  # within what latencies of one run are apart
+    assert beats(best, rows[3], more, ["latency_ms"])
+    told = headline([*rows, best], more, ("accuracy", "latency_ms"))
+    assert "'best' beats a network of the search at no more latency and beyond noise" in told
     said = headline(rows, evidence, ("accuracy", "latency_ms"))
     assert "latency is least with 'trial 3' (1.00 ms, 4.0 times less)" in said
-    assert "For 1 of the 2 other rows" in said
-    assert said.endswith("not for 'better'.")
+    assert "No other row beats a network of the search at no more latency and beyond noise" in said
+    assert said.endswith("for 1 of the 2 other rows, not for 'better'.")
     lost = [rows[0], _row("cut", 800, 1.0, drop=0.1, drop_low=0.08)]
     assert "Every row loses accuracy beyond noise" in headline(lost, evidence, ("accuracy", "latency_ms"))
 
