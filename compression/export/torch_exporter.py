@@ -81,9 +81,8 @@ def _exported(module: fx.GraphModule, inputs: Sequence[Tensor], names: Mapping[s
         "dynamo": True, "opset_version": OPSET, "verbose": False, "optimize": False, **names,
     }  # fmt: skip
     try:
-        with suppress(Exception), _known_once(as_it_is=True):
-            with shapes_alone():
-                program = torch.export.export(module, tuple(inputs), strict=False)
+        with suppress(Exception), _known_once(as_it_is=True), shapes_alone():
+            program = torch.export.export(module, tuple(inputs), strict=False)
             return torch.onnx.export(_as_it_is(program), **options)
         with _known_once(as_it_is=False):
             return torch.onnx.export(module, tuple(inputs), **options)

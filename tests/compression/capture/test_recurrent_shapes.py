@@ -1,6 +1,7 @@
 """What recurrent operations put out, by rule: as torch has it step by step, in no time."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ def test_the_rule_says_what_torch_finds_step_by_step(kind: str) -> None:
     assert [dict(op.py_kernels) for op in RULES] == kernels
 
 
-def test_a_long_sequence_is_captured_as_fast_as_a_short_one() -> None:
+def test_a_long_sequence_is_followed_as_fast_as_a_short_one(tmp_path: Path) -> None:
     class Long(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -71,7 +72,8 @@ def test_a_long_sequence_is_captured_as_fast_as_a_short_one() -> None:
     model, x = Long().eval(), torch.randn(1, 1000, 4)
     started = time.process_time()
     captured = lf.capture(model, x)
-    assert time.process_time() - started < 10  # step by step: minutes
+    lf.export(lf.compress(captured, lf.uniform(captured)), tmp_path / "model.onnx")  # it proves the file
+    assert time.process_time() - started < 15  # step by step: minutes
     more = torch.randn(3, 1000, 4)
     with torch.no_grad():
         assert torch.allclose(captured.module(more), model(more), atol=1e-6)
