@@ -100,12 +100,8 @@ def _beside(
     beating = [row["row"] for row in others if any(beats(row, one, evidence, costs) for one in searched)]
     missed = [row["row"] for row in others if not any(matches(one, row, evidence, costs) for one in searched)]
     names = " and ".join(objective(name).label for name in costs)
-    how = f"at no more {names} and beyond noise"
-    first = (
-        f"{', '.join(map(repr, beating))} beats a network of the search {how}"
-        if beating
-        else f"No other row beats a network of the search {how}"
-    )
+    who = ", ".join(map(repr, beating)) or "No other row"
+    first = f"{who} needs as little {names} as a network of the search and scores better beyond noise"
     rest = f", not for {', '.join(map(repr, missed))}" if missed else ""
     return (
         f"{first}. The search has a network that costs no more and is as good within noise for"

@@ -71,7 +71,7 @@ def page(title: str, headline: str, rows: Sequence[Row]) -> str:
     others = [row for row in rows if row["state"] != "done"]
     return environment.get_template("compare.html.j2").render(
         title=title,
-        headline=headline,
+        headline=[sentence.rstrip(".") + "." for sentence in headline.split(". ")],
         score=score.label,
         epochs=max(row["epochs"] for row in done),
         columns=[label(name) for name in columns],

@@ -132,7 +132,7 @@ def test_a_search_stands_beside(folder: Path) -> None:
     front = lf.Run(folder / "run").front
     assert {row["row"] for row in searched} <= {f"trial {trial}" for trial in front.trial}
     assert searched
-    assert "beats a network of the search at no more " in answer["headline"]
+    assert "as a network of the search and scores better beyond noise" in answer["headline"]
     assert "The search has a network that costs no more" in answer["headline"]
 
 
@@ -202,10 +202,10 @@ def test_the_first_line_names_what_a_search_has_not() -> None:
     best = _row("best", 950, 1.01)  # within what latencies of one run are apart
     assert beats(best, rows[3], more, ["latency_ms"])
     told = headline([*rows, best], more, ("accuracy", "latency_ms"))
-    assert "'best' beats a network of the search at no more latency and beyond noise" in told
+    assert "'best' needs as little latency as a network of the search and scores better beyond" in told
     said = headline(rows, evidence, ("accuracy", "latency_ms"))
     assert "latency is least with 'trial 3' (1.00 ms, 4.0 times less)" in said
-    assert "No other row beats a network of the search at no more latency and beyond noise" in said
+    assert "No other row needs as little latency as a network of the search and scores better" in said
     assert said.endswith("for 1 of the 2 other rows, not for 'better'.")
     lost = [rows[0], _row("cut", 800, 1.0, drop=0.1, drop_low=0.08)]
     assert "Every row loses accuracy beyond noise" in headline(lost, evidence, ("accuracy", "latency_ms"))
