@@ -1,6 +1,8 @@
 """One row made: its network compressed and trained, scored on the search split, and written as a file."""
 
 import hashlib
+import itertools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -25,7 +27,7 @@ from leanfront.compression.training.batch_norms import norms_of
 from leanfront.compression.training.finetune import Diverged, FineTune
 from leanfront.compression.training.weight_inheritance import inherit
 from leanfront.search.compare.recipes import CompareError, Note, Recipe
-from leanfront.search.run.run_folder import RunError, RunFolder
+from leanfront.search.run.run_folder import RunError, RunFolder, TrialRow
 from leanfront.search.study.prepare import Loaded
 from leanfront.search.trial.in_task import AsFile, InTask, answer_spec
 from leanfront.search.trial.scorer import Score, Scorer, load_weights, state_of
@@ -256,7 +258,7 @@ class Maker:
 
 
 def members_of(run: RunFolder, most: int, hashes: Mapping[str, str]) -> list[Member]:
-    """At most so many networks of a run's front, evenly from the fastest to the most accurate.
+    """At most so many networks of a run's front (``spread``).
 
     Raises:
         RunError: the run is of another task or model, or its front is empty.
@@ -272,12 +274,41 @@ def members_of(run: RunFolder, most: int, hashes: Mapping[str, str]) -> list[Mem
     front = [row for row in front_of(run) if row.policy]
     if not front:
         raise RunError(f"the front of {run.path} is empty: no trial of it is complete yet")
-    places = {round(i * (len(front) - 1) / max(1, most - 1)) for i in range(most)}
-    rows = [front[place] for place in sorted(places)]
+    rows = spread(front, run.config().search.objectives[1:], most)
     multiple = run.environment().get("channel_multiple", 1)
     return [
         Member(row.trial, Policy.from_json(row.policy), run.checkpoint(row.trial), multiple) for row in rows
     ]
+
+
+def spread(front: Sequence[TrialRow], costs: Sequence[str], most: int) -> list[TrialRow]:
+    """At most so many of a front, in its order: for each cost by turns those that no other beats in accuracy
+    and that cost, the most accurate first, then evenly in its logarithm from the cheapest on."""
+    each = -(-most // len(costs))
+    turns = itertools.zip_longest(*(_evenly(_edge(front, name), name, each) for name in costs))
+    by_turns = [row.trial for turn in turns for row in turn if row is not None]
+    kept = list(dict.fromkeys(by_turns))[:most]
+    return [row for row in front if row.trial in kept]
+
+
+def _edge(front: Sequence[TrialRow], cost: str) -> list[TrialRow]:
+    """Those that are more accurate than all that cost less, the cheapest first."""
+    edge: list[TrialRow] = []
+    known = [row for row in front if row.value(cost) and row.accuracy is not None]
+    for row in sorted(known, key=lambda row: (row.value(cost), -(row.accuracy or 0.0))):
+        if not edge or (row.accuracy or 0.0) > (edge[-1].accuracy or 0.0):
+            edge.append(row)
+    return edge
+
+
+def _evenly(edge: Sequence[TrialRow], cost: str, count: int) -> list[TrialRow]:
+    """So many of them, or fewer: the last, then those that are nearest to even steps from the first."""
+    if not edge:
+        return []
+    logs = [math.log(row.value(cost) or 1.0) for row in edge]
+    steps = [logs[0] + (logs[-1] - logs[0]) * step / max(1, count - 1) for step in range(count - 1)]
+    nearest = [min(range(len(logs)), key=lambda at, to=to: abs(logs[at] - to)) for to in steps]
+    return [edge[at] for at in dict.fromkeys([len(edge) - 1, *nearest])]
 
 
 def _shapes(model: nn.Module, example: Any) -> list[tuple[int, ...]]:

@@ -4,7 +4,7 @@ import csv
 import json
 import re
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import leanfront as lf
 from leanfront.compression.export.zipped_sizes import deflated
 from leanfront.hw_profiles import load_profile
 from leanfront.search.compare.compare import COLUMNS
+from leanfront.search.compare.made import spread
 from leanfront.search.compare.recipes import RECIPES
 from leanfront.search.compare.told import beats, headline, matches
 from tests.bright import CONFIG, TASK
@@ -231,3 +232,21 @@ def test_tables_keep_floats_where_the_part_does_not_decode_them() -> None:
     assert [(one.weight_bits, one.activation_bits) for one in policy.values()] == [(32, 32), (8, 8)]
     (policy,) = RECIPES["int8"].policies(captured.network, load_profile("this-machine"))
     assert [(one.weight_bits, one.activation_bits) for one in policy.values()] == [(8, 32), (8, 8)]
+
+
+def test_members_lie_along_what_no_other_beats() -> None:
+    """Of 21 networks the slow are accurate and the small are not; others are worse than some in both."""
+
+    def row(trial: int, accuracy: float, latency_ms: float, size_bytes: float) -> Any:
+        costs = {"latency_ms": latency_ms, "size_bytes": size_bytes}
+        return SimpleNamespace(trial=trial, accuracy=accuracy, value=costs.get)
+
+    front = [row(n, 0.7 + 0.01 * n, 2.0 ** (n / 4), 1000 * 1.1**n) for n in range(21)]
+    front += [row(50 + n, 0.5, 2.0 ** (n / 4), 5000.0) for n in range(20)]
+    found = spread(front, ("latency_ms", "size_bytes"), 6)
+    assert [one.trial for one in found] == [0, 10, 20]
+    assert spread(front, ("latency_ms",), 2) == [front[0], front[20]]
+    assert spread(front, ("latency_ms",), 1) == [front[20]]
+    assert spread(front[:1], ("latency_ms", "size_bytes"), 6) == front[:1]
+    small = row(99, 0.9, 100.0, 10.0)  # as good as any at its size, and slow
+    assert small in spread([*front, small], ("latency_ms", "size_bytes"), 6)
