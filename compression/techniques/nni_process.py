@@ -74,7 +74,7 @@ def _training(model: nn.Module, gradients: list[Rows]) -> tuple[Any, ...]:
 def main(source: str, target: str) -> None:
     """Read the input file, write the output file."""
     warnings.simplefilter("ignore")
-    torch.save(metrics(*torch.load(source)), target)
+    torch.save(metrics(*torch.load(source, weights_only=True)), target)
 
 
 if __name__ == "__main__":

@@ -40,5 +40,5 @@ def asked(pruner: str, weights: Sequence[Tensor], gradients: Sequence[Sequence[T
         if done.returncode != 0:
             said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise NniError(f"nni's {pruner} failed on this network: {said[-1]}")
-        found: list[Tensor] = torch.load(target)
+        found: list[Tensor] = torch.load(target, weights_only=True)
     return found
