@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -11,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -305,9 +305,9 @@ def _evenly(edge: Sequence[TrialRow], cost: str, count: int) -> list[TrialRow]:
     """So many of them, or fewer: the last, then those that are nearest to even steps from the first."""
     if not edge:
         return []
-    logs = [math.log(row.value(cost) or 1.0) for row in edge]
-    steps = [logs[0] + (logs[-1] - logs[0]) * step / max(1, count - 1) for step in range(count - 1)]
-    nearest = [min(range(len(logs)), key=lambda at, to=to: abs(logs[at] - to)) for to in steps]
+    logs = np.log([row.value(cost) or 1.0 for row in edge])
+    steps = np.linspace(logs[0], logs[-1], count)[:-1]
+    nearest = [int(np.argmin(np.abs(logs - step))) for step in steps]
     return [edge[at] for at in dict.fromkeys([len(edge) - 1, *nearest])]
 
 
