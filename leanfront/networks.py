@@ -228,8 +228,8 @@ def compress(
 
     Args:
         calibration: batches of inputs, as the user's module takes them (of a part, the whole), or one such
-            tensor: integer activations need their ranges, and batch norms of a cut network are estimated
-            again on them.
+            tensor or dictionary: integer activations need their ranges, and batch norms of a cut network are
+            estimated again on them.
         multiple: channel counts are rounded to it (a profile's ``channel_multiple``).
         to: the kind of file that it is meant for: engines differ in where the zero of a tensor's integers
             may lie, and what is trained has to have it there.
@@ -239,7 +239,7 @@ def compress(
         PolicyError: the policy does not fit the network, or has integer activations and nothing to calibrate.
     """
     given = () if calibration is None else calibration
-    each = [given] if isinstance(given, torch.Tensor | np.ndarray) else given
+    each = [given] if isinstance(given, torch.Tensor | np.ndarray | Mapping) else given
     batches = [call for batch in each for call in captured.gets(batch)]
     made = compressed_by(replace(captured.traced, grids=dialect_of(to).grids), policy, multiple)
     if any(layer.activation_bits < 16 for layer in policy.there().values()) and not batches:

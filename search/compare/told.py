@@ -62,12 +62,8 @@ def beats(
     costs: Sequence[str],
 ) -> bool:
     """Whether a row costs no more than another in any of ``costs`` and scores better beyond noise."""
-    ours, theirs = evidence.get(row["row"]), evidence.get(other["row"])
-    if not _costs_no_more(row, other, costs) or not comparable(ours, theirs):
-        return False
-    assert ours is not None
-    assert theirs is not None
-    return paired_interval(ours, theirs)[0] > 0
+    ahead = _ahead(row, other, evidence, costs)
+    return ahead is not None and ahead[0] > 0
 
 
 def matches(
@@ -77,16 +73,23 @@ def matches(
     costs: Sequence[str],
 ) -> bool:
     """Whether a row costs no more than another in any of ``costs`` and scores as well within noise."""
+    ahead = _ahead(row, other, evidence, costs)
+    return ahead is not None and ahead[1] >= 0
+
+
+def _ahead(
+    row: Mapping[str, Any],
+    other: Mapping[str, Any],
+    evidence: Mapping[str, Evidence | None],
+    costs: Sequence[str],
+) -> tuple[float, float] | None:
+    """By how much a row scores better than another, the 95 % interval; None where it costs more."""
+    if not all(row.get(name) and other.get(name) and row[name] <= NOISE * other[name] for name in costs):
+        return None
     ours, theirs = evidence.get(row["row"]), evidence.get(other["row"])
-    if not _costs_no_more(row, other, costs) or not comparable(ours, theirs):
-        return False
-    assert ours is not None
-    assert theirs is not None
-    return paired_interval(theirs, ours)[0] <= 0
-
-
-def _costs_no_more(row: Mapping[str, Any], other: Mapping[str, Any], costs: Sequence[str]) -> bool:
-    return all(row.get(name) and other.get(name) and row[name] <= NOISE * other[name] for name in costs)
+    if ours is None or theirs is None or not comparable(ours, theirs):
+        return None
+    return paired_interval(ours, theirs)
 
 
 def _beside(

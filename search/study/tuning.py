@@ -110,6 +110,7 @@ def tune(
     )
     won, interval = _won(before, after)
     late = time.monotonic() - started > seconds
+    assert scorer.uncompressed is not None
     return Tuned(
         settings={name: float(getattr(best, name)) for name in WHAT},
         before={name: float(getattr(own, name)) for name in WHAT},
@@ -118,11 +119,13 @@ def tune(
         kept=interval[0] > 0,
         tried=len(study.trials),
         images=bench.images,
-        length=None if late else _length(bench, best if interval[0] > 0 else own),
+        length=None
+        if late
+        else _length(bench, best if interval[0] > 0 else own, scorer.uncompressed.accuracy),
     )
 
 
-def _length(bench: "_Bench", settings: FineTune) -> int | None:
+def _length(bench: "_Bench", settings: FineTune, uncompressed: float) -> int | None:
     """The least images of ``LENGTHS`` after which networks are surely (95 %) at most ``MOST_LOST`` worse than
     after all; None where all are needed."""
     shorter = [round(share * bench.whole) for share in LENGTHS]
@@ -130,7 +133,7 @@ def _length(bench: "_Bench", settings: FineTune) -> int | None:
     most = bench.scores(settings, _FRESH, bench.whole) if shorter else None
     if most is None:
         return None
-    lost = MOST_LOST * objective("accuracy").reach(value_of(most[0]))
+    lost = MOST_LOST * objective("accuracy").reach(uncompressed)
     for images in shorter:
         found = bench.scores(settings, _FRESH, images)
         if found is not None and _won(most, found)[1][0] >= -lost:

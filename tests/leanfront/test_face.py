@@ -19,7 +19,7 @@ from leanfront.compression.policy import PolicyError
 from leanfront.hw_profiles import ProfileError
 from leanfront.search.run.run_folder import COLUMNS
 from tests.bright import TASK
-from tests.networks import ALL, built, example
+from tests.networks import ALL, built, example, inputs
 from tests.residual_networks import RESIDUAL
 from tests.residual_networks import built as residual
 
@@ -227,3 +227,11 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
         exec(code, place)
     assert (tmp_path / "model.onnx").is_file()
     assert (tmp_path / "runs" / "night" / "report.html").is_file()
+
+
+def test_one_batch_may_stand_by_itself() -> None:
+    captured, batch = lf.capture(built("Chain"), example("Chain")), inputs("Chain", 16, 0)
+    policy = lf.uniform(captured, weight_bits=8, activation_bits=8)
+    alone, listed = (lf.compress(captured, policy, given) for given in (batch, [batch]))
+    with torch.no_grad():
+        assert torch.equal(alone.module(batch), listed.module(batch))

@@ -44,7 +44,9 @@ def tuned_with(
     monkeypatch.setattr(tuning, "_Bench", Bench)
     monkeypatch.setattr(tuning, "policies", lambda space: [])
     scorer = SimpleNamespace(
-        config=SimpleNamespace(finetune=SimpleNamespace(learning_rate=0.01)), settings=lambda rate: OWN
+        config=SimpleNamespace(finetune=SimpleNamespace(learning_rate=0.01)),
+        settings=lambda rate: OWN,
+        uncompressed=SimpleNamespace(accuracy=0.8),
     )
     return tuning.tune(scorer, None, 0, lambda line: None)  # type: ignore[arg-type]
 
