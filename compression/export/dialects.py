@@ -21,12 +21,12 @@ from onnx import TensorProto
 
 from leanfront.compression.export.onnx_writer import Writer
 from leanfront.compression.export.weights import LayerWeights, along, bias_codes, finer_steps, in_groups
-from leanfront.compression.graph import Kernel, Layer, Network
+from leanfront.compression.graph import Kernel, Layer, Network, Spelling
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.dynamic import check_dynamic, is_dynamic
-from leanfront.compression.policy.file_size import storage_bits
 from leanfront.compression.policy.grids import ActivationGrid, GridKind, all_of
 from leanfront.compression.policy.guards import Guarded
+from leanfront.compression.policy.layer_size import stored_bits
 from leanfront.compression.policy.precision import computes_in_integers
 
 if TYPE_CHECKING:
@@ -129,18 +129,18 @@ class Dialect:
     leanfront brings them. runs_here: its answers can be had on this machine; what is promised of a file
     whose answers cannot is not checked, and said to be so. fused: onnxruntime runs it, and the kernels
     that it fuses are held against ``promises_integers``. limited: its engine has not all operations of
-    ONNX; ``cannot`` says which. halves: layers of 16 bits are in float16 in the file. dynamic: layers may be
-    quantized while they run (``compression.policy.dynamic``). narrowest_tensor:
-    bits of the narrowest integers that its kernels read; narrowest_weight: of the type that weights are
-    stored in. rules: what its engine asks of it. grids: where the zeros of tensors' grids lie, for a
-    network that is trained for such a file. rounds_biases: integer kernels add codes, so that biases have
-    steps; else floats. rounds_summands: what a layer puts out is rounded to its grid before a sum; else the
-    engine adds it as it is. priced: latency tables are made of such files, so that
-    latencies are promises about it. restates: a tensor that is only moved is held on its grid once more,
-    as onnxruntime wants it. exact: such a file puts out what the torch network does, but for the rounding
-    of floats and of values between two steps: it is held against the network before it is written.
-    accuracy_tolerance, agreement: how far accuracies of file and torch network may lie apart, and the
-    least share of examples on which both give the same answer.
+    ONNX; ``cannot`` says which. halves: layers of 16 bits are in float16 in the file. dynamic: layers may
+    be quantized while they run (``compression.policy.dynamic``). narrowest_tensor: bits of the narrowest
+    integers that its kernels read. rules: what its engine asks of it. grids: where the zeros of tensors'
+    grids lie, for a network that is trained for such a file. rounds_biases: integer kernels add codes, so
+    that biases have steps; else floats. rounds_summands: what a layer puts out is rounded to its grid
+    before a sum; else the engine adds it as it is. spelling: what the size of a file depends on. priced:
+    latency tables are made of such files, so that latencies are promises about it. restates: a tensor
+    that is only moved is held on its grid once more, as onnxruntime wants it. exact: such a file puts out
+    what the torch network does, but for the rounding of floats and of values between two steps: it is
+    held against the network before it is written. accuracy_tolerance, agreement: how far accuracies of
+    file and torch network may lie apart, and the least share of examples on which both give the same
+    answer.
     """
 
     name = ""
@@ -154,11 +154,11 @@ class Dialect:
     halves = False
     dynamic = False
     narrowest_tensor = 1
-    narrowest_weight = 2
     rules: tuple[Rule, ...] = ()
     grids: GridKind = "affine"
     rounds_biases = True
     rounds_summands = True
+    spelling = Spelling()
     priced = False
     restates = True
     exact = False
@@ -373,7 +373,7 @@ class Qdq(Dialect):
     def stored_bits(self, weight_bits: int) -> int:
         """Bits of the type that holds a weight's codes; single bits are unpacked from bytes, whatever types
         there are."""
-        return 1 if weight_bits == 1 else max(self.narrowest_weight, storage_bits(weight_bits))
+        return stored_bits(weight_bits, self.spelling)
 
     def decoded(
         self, out: Writer, call: LayerCall, codes: NDArray[np.int8], scales: NDArray[np.float32]

@@ -16,7 +16,7 @@ from leanfront.compression.export.onnx_writer import Writer, nodes_read
 from leanfront.compression.export.template import TENSOR, Template, template
 from leanfront.compression.export.walk import Walk
 from leanfront.compression.export.weights import LayerWeights
-from leanfront.compression.graph import Network, Node, Written, kernels
+from leanfront.compression.graph import Network, Node, Spelling, Written, kernels
 from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.file_size import NAME_BYTES, framed
@@ -28,16 +28,18 @@ def measured(traced: Traced, dialect: Dialect = QDQ) -> Network:
     """The network of a traced model, where each node says what it takes in a file (``Node.written``); as it
     is, where no file can be written: whoever writes one says why. Takes as long as ``template`` (seconds)."""
     try:
-        return dialect.measured(template(traced)) or _measured(template(traced))
+        return dialect.measured(template(traced)) or _measured(template(traced), dialect)
     except Exception:  # whatever comes out of torch or onnx
         return traced.network
 
 
-def _measured(graph: Template) -> Network:
+def _measured(graph: Template, dialect: Dialect) -> Network:
+    weightless = _without_weights(dialect)
     whole = graph.network
     half = whole.resized({group: max(1, size // 2) for group, size in whole.group_sizes.items()})
     floats, fewer, coded, narrow = (
-        _parts(graph, network, bits) for network, bits in ((whole, 32), (half, 32), (whole, 8), (whole, 4))
+        _parts(graph, network, bits, weightless)
+        for network, bits in ((whole, 32), (half, 32), (whole, 8), (whole, 4))
     )
     more = {}
     for kernel in kernels(whole):
@@ -50,7 +52,7 @@ def _measured(graph: Template) -> Network:
         fixed = floats.own[node.name] + floats.constants[node.name] - each * node.width
         shared = tuple(sorted(floats.shared[node.name].items()))
         eight, four = more.get(node.name, (0, 0))
-        written = Written(fixed, each, eight, four, shared, floats.values[node.name])
+        written = Written(fixed, each, eight, four, shared, floats.values[node.name], dialect.spelling)
         nodes.append(replace(node, written=written))
     return Network(tuple(_with_twins(nodes, _twins(graph))), whole.layers, whole.outputs)
 
@@ -98,12 +100,16 @@ class _Parts:
     shared: dict[str, dict[str, int]]
 
 
-def _parts(graph: Template, network: Network, bits: int) -> _Parts:
+def _parts(graph: Template, network: Network, bits: int, weightless: Dialect) -> _Parts:
     """Of a file in which every tensor is held at so many bits, whoever wants that."""
-    walk = Walk(graph, network, Policy.uniform(network, LayerPolicy()), _WEIGHTLESS)
-    walk.bits = {kernel.name: bits for kernel in walk.kernels}
+    walk = Walk(graph, network, Policy.uniform(network, LayerPolicy()), weightless)
+    walk.bits = walk.rounded(dict.fromkeys((kernel.name for kernel in walk.kernels), bits))
     unsigned = never_negative(walk.kernels)
-    grids = {name: ActivationGrid(1.0, int(name not in unsigned), bits) for name in walk.bits if bits <= 8}
+    grids = {
+        name: ActivationGrid(1.0, int(name not in unsigned), bits)
+        for name, held in walk.bits.items()
+        if held <= 8
+    }
     walk.out = out = _Weightless()
     walk.weights = dict.fromkeys(network.layer, _NO_WEIGHTS)
     walk.grids = walk.held(grids)
@@ -217,5 +223,12 @@ class _Nothing(Qdq):
         return Dialect.looked_up(self, out, call, output)
 
 
-_WEIGHTLESS = _Nothing()
+def _without_weights(dialect: Dialect) -> Dialect:
+    """Files of this kind without weights; of onnxruntime's, where its sizes are those."""
+    if dialect.spelling == Spelling():
+        return _Nothing()
+    kind: type[Dialect] = type("_Nothing", (_Nothing, type(dialect)), {})
+    return kind()
+
+
 _NO_WEIGHTS = LayerWeights(np.zeros(0, np.float32), np.zeros((0, 0), np.float32))

@@ -10,8 +10,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from leanfront.compression.policy.file_size import LARGE, storage_bits
 from leanfront.compression.policy.grids import ActivationGrid
+from leanfront.compression.policy.layer_size import LARGE, storage_bits
 
 OPSET = 21  # the first with 4-bit integers; onnxruntime 1.20 and later read it
 IR_VERSION = 10
@@ -68,12 +68,17 @@ class Writer:
             self.written[key] = write()
         return self.written[key]
 
-    def grid(self, grid: ActivationGrid) -> tuple[str, str]:
+    def grid(self, grid: ActivationGrid, signed: bool = False) -> tuple[str, str]:
         """Scale and zero point of a grid, stored once for all tensors that are on this one, and not on one
-        that happens to be equal. A zero point of 0 is that of every tensor without negative values."""
+        that happens to be equal. A zero point of 0 is that of every tensor without negative values.
+        ``signed``: of every tensor, a signed one."""
         if id(grid) not in self.grids:
-            scale, zero = np.asarray(np.float32(grid.scale)), np.asarray(np.uint8(grid.zero_point))
-            place = self.own(zero) if grid.zero_point else self.constant(zero)
+            scale = np.asarray(np.float32(grid.scale))
+            if signed:
+                place = self.constant(np.int8(0))
+            else:
+                zero = np.asarray(np.uint8(grid.zero_point))
+                place = self.own(zero) if grid.zero_point else self.constant(zero)
             self.grids[id(grid)] = grid, self.own(scale), place
         _, stored, place = self.grids[id(grid)]
         return stored, place

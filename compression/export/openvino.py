@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanfront.compression.export.dialects import DialectError, Opened, Qdq, register
+from leanfront.compression.graph import Spelling
 
 
 class OpenVino(Qdq):
@@ -26,7 +27,7 @@ class OpenVino(Qdq):
     fused = False
     rounds_summands = False
     narrowest_tensor = 8  # its kernels have no narrower integers
-    narrowest_weight = 4  # its reader of ONNX knows no type of 2 bits
+    spelling = Spelling(narrowest_weight=4, clips=False)  # its reader of ONNX knows no type of 2 bits
     priced = False
 
     @property

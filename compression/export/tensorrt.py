@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from leanfront.compression.export.dialects import LayerCall, Qdq, Rule, register
 from leanfront.compression.export.in_halves import with_halves
 from leanfront.compression.export.onnx_writer import Writer
-from leanfront.compression.graph import Layer, Network
+from leanfront.compression.graph import Layer, Network, Spelling
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.grids import ActivationGrid
 
@@ -127,6 +127,7 @@ class TensorRT(Qdq):
     engine = "tensorrt"
     grids = "signed"
     rounds_biases = False
+    spelling = Spelling(centred=True, guards=False, clips=False)
     fused = False
     priced = False
     limited = True
@@ -165,7 +166,7 @@ class TensorRT(Qdq):
 
     def quantized(self, out: Writer, tensor: str, grid: ActivationGrid) -> str:
         """QuantizeLinear and DequantizeLinear with a signed zero."""
-        scale, zero = out.constant(np.float32(grid.scale)), out.constant(np.int8(0))
+        scale, zero = out.grid(grid, signed=True)
         return out.dequantized(out.add("QuantizeLinear", [tensor, scale, zero]), scale, zero)
 
     def padded(self, out: Writer, tensor: str, pads: str, grid: ActivationGrid) -> str:

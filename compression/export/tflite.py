@@ -14,10 +14,10 @@ from leanfront.compression.export.onnx_writer import Writer
 from leanfront.compression.export.template import Template
 from leanfront.compression.export.weights import bias_codes, finer_steps
 from leanfront.compression.export.zeros_in_file import Counted
-from leanfront.compression.graph import Network
+from leanfront.compression.graph import Network, Spelling
 from leanfront.compression.policy import Policy
-from leanfront.compression.policy.file_size import storage_bits
 from leanfront.compression.policy.flatbuffer_size import MANY, PACKED
+from leanfront.compression.policy.layer_size import storage_bits
 
 
 class TFLite(Qdq):
@@ -30,7 +30,7 @@ class TFLite(Qdq):
     extra = "tflite"
     fused = False
     narrowest_tensor = 8  # its kernels have no narrower integers
-    narrowest_weight = 4
+    spelling = Spelling("tflite", narrowest_weight=4)
     priced = False
     limited = True
     halves = True
@@ -83,7 +83,7 @@ class TFLite(Qdq):
 
     def stored_bits(self, weight_bits: int) -> int:
         """Single bits as those of 4: nothing unpacks them."""
-        return max(self.narrowest_weight, storage_bits(weight_bits))
+        return max(self.spelling.narrowest_weight, storage_bits(weight_bits))
 
     def finished(self, model: onnx.ModelProto, network: Network, policy: Policy) -> bytes:
         """The flatbuffer, with float16 weights where the policy wants them."""

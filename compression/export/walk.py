@@ -101,9 +101,7 @@ class Walk:
         self.template, self.network, self.policy, self.dialect = template, network, policy, dialect
         self.parameters: Mapping[str, NDArray[np.generic]] = {}
         self.kernels = fused = kernels(network)
-        self.bits, self.guards = tensor_bits(fused, policy), guarded(fused, policy)
-        if not dialect.rounds_summands:
-            self.bits |= dict.fromkeys(summands(fused, network.outputs), 32)
+        self.bits, self.guards = self.rounded(tensor_bits(fused, policy)), guarded(fused, policy)
         self.calls: Mapping[str, fx.Node] = {}
         self.graph = template.model().graph
         self.layer_of = {TENSOR + k.nodes[0].name: k for k in fused if k.layer is not None}
@@ -132,6 +130,12 @@ class Walk:
         self.value: dict[str, str] = {}  # value of the template -> value of the file
         self.begun: list[tuple[int, onnx.NodeProto]] = []  # node of the template, and its first in the file
         self.stored: dict[tuple[str, tuple[int, ...]], str] = {}  # weights that several nodes read
+
+    def rounded(self, bits: Mapping[str, int]) -> dict[str, int]:
+        """Bits of tensors, where those that the engine adds as they are stay floats."""
+        if self.dialect.rounds_summands:
+            return dict(bits)
+        return {**bits, **dict.fromkeys(summands(self.kernels, self.network.outputs), 32)}
 
     def held(self, grids: Mapping[str, ActivationGrid]) -> dict[str, ActivationGrid]:
         """Grids of all tensors that the policy holds in integers, from those that have a quantizer."""

@@ -20,8 +20,8 @@ from leanfront.compression.layers import kind_of
 from leanfront.compression.layers.kinds import LayerKind
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch, size_bytes
-from leanfront.compression.policy.file_size import storage_bits
 from leanfront.compression.policy.flatbuffer_size import KIND, MANY, PACKED
+from leanfront.compression.policy.layer_size import storage_bits
 from leanfront.compression.policy.zeros import PATTERNS, Pattern
 from leanfront.compression.policy.zipped import FLOAT, HALF, LEVEL
 from leanfront.compression.techniques.compress import compress
@@ -110,7 +110,7 @@ def _each(sample: _Sample, bits: int, held: int, pattern: Pattern | None, share:
 
 def _held_bits(network: Network, layer: Layer, bits: int) -> int:
     """Bits that a weight is stored in: in a flatbuffer only some layers have room for 4 alone."""
-    kinds = {node.written.kind for node in network.nodes if node.written is not None}
+    kinds = {node.written.spelling.kind for node in network.nodes if node.written is not None}
     shape = layer.shape
     if kinds != {KIND} or bits > 4:
         return storage_bits(bits)

@@ -3,7 +3,7 @@
 from leanfront.compression.graph.branches import Branch
 from leanfront.compression.graph.kernels import Kernel, kernels
 from leanfront.compression.graph.network import Network
-from leanfront.compression.graph.nodes import Layer, LayerShape, Node, Segment, Written, Zipped
+from leanfront.compression.graph.nodes import Layer, LayerShape, Node, Segment, Spelling, Written, Zipped
 from leanfront.compression.graph.operations import Operation, operation
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Node",
     "Operation",
     "Segment",
+    "Spelling",
     "Written",
     "Zipped",
     "kernels",

@@ -137,13 +137,30 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Spelling:
+    """How a kind of file spells integers, as far as its size depends on it; a dialect says it.
+
+    kind: "onnx", or the name of a dialect of other files. narrowest_weight: bits of the narrowest type that
+    weights are stored in (those of 1 bit lie in bytes). centred: the zeros of tensors and weights are signed
+    0s, and biases are floats; else tensors have zero points of their own, and biases are codes. guards,
+    clips: what keeps layers from being fused is written, see ``policy.guards.Guarded``.
+    """
+
+    kind: str = "onnx"
+    narrowest_weight: int = 2
+    centred: bool = False
+    guards: bool = True
+    clips: bool = True
+
+
+@dataclass(frozen=True)
 class Written:
     """Bytes that an operation takes in a file, as they were measured in one.
 
     fixed: its nodes, and the constants that it alone reads, in floats; each: of those for each channel of its
     output. coded, narrow: what it takes more where its tensor is held in integers, of 8 bits and of fewer.
     shared: name of what it reads together with others -> bytes of it. values: that bear a name; in a
-    flatbuffer tensors, of a file in integers, as operators. kind: of the file, by the name of its dialect.
+    flatbuffer tensors, of a file in integers, as operators. spelling: of the file.
     """
 
     fixed: int
@@ -152,7 +169,7 @@ class Written:
     narrow: int
     shared: tuple[tuple[str, int], ...] = ()
     values: int = 1
-    kind: str = "onnx"
+    spelling: Spelling = Spelling()
     operators: int = 0
 
 

@@ -49,7 +49,7 @@ class _Plan:
         self.layer_index = {layer.name: row for row, layer in enumerate(network.layers)}
         self.kernel_index = {kernel.name: row for row, kernel in enumerate(self.kernels)}
         self.rule = Precision(self.kernels)
-        kinds = {kernel.output.written.kind for kernel in self.kernels if kernel.output.written}
+        kinds = {kernel.output.written.spelling.kind for kernel in self.kernels if kernel.output.written}
         self.file_size: FileSize | FlatbufferSize = (
             FlatbufferSize(self.kernels) if kinds == {KIND} else FileSize(self.kernels, self.places)
         )

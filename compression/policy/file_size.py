@@ -8,10 +8,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanfront.compression.graph.kernels import Kernel
-from leanfront.compression.graph.nodes import Layer
+from leanfront.compression.graph.nodes import Spelling
 from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy.grids import never_negative
 from leanfront.compression.policy.guards import Guards
+from leanfront.compression.policy.layer_size import (
+    BYTE_BYTES,
+    CLIP_BYTES,
+    DECODE_BYTES,
+    DEQUANTIZE_BYTES,
+    FILE_BYTES,
+    FLOATS,
+    LARGE,
+    MASKS_BYTES,
+    MAX_BYTES,
+    QUANTIZE_BYTES,
+    READ_BYTES,
+    SCALAR_BYTES,
+    TENSOR_BYTES,
+    UNEVEN_BYTES,
+    layer_sizes,
+    length_bytes,
+    vector_bytes,
+    way_of,
+)
 from leanfront.compression.policy.rows import Rows, classes
 
 NAME_BYTES = 3
@@ -20,27 +40,6 @@ SHORT_NAMES = 62**2
 """Names of values that have so many bytes; those of more values have one more."""
 _AT_ONCE = 2048
 """Policies that are priced at once: what is computed for them stays in a processor's cache."""
-LARGE = 4096
-"""Bytes of a constant, up to which equal ones are stored once."""
-
-# What is in every file, and what protobuf makes of it: the nodes and constants that hold a policy's integers.
-FILE_BYTES = 31
-TENSOR_BYTES = 11  # type, name, and how long all is; two bytes more for each dimension
-SCALAR_BYTES = 15  # a float
-BYTE_BYTES = 12  # an integer of 8 bits
-QUANTIZE_BYTES, DEQUANTIZE_BYTES, CLIP_BYTES = 38, 40, 28
-CODED_BYTES = QUANTIZE_BYTES + DEQUANTIZE_BYTES + SCALAR_BYTES + BYTE_BYTES
-CAST_BYTES, MUL_BYTES, MAX_BYTES = 29, 22, 22
-RESHAPE_BYTES = 71  # with the sizes of an image's weight
-DECODE_BYTES = 48  # DequantizeLinear with an axis
-READ_BYTES = 5  # one more input of a node
-AND_BYTES, WHERE_BYTES, SHAPE_BYTES = 29, 29, 26  # BitwiseAnd, Where, Reshape
-SIGNS_BYTES = AND_BYTES + CAST_BYTES + WHERE_BYTES + SHAPE_BYTES + TENSOR_BYTES + 2  # unpacks single bits
-MASKS_BYTES = TENSOR_BYTES + 2 + 8  # of the bits in a byte
-UNEVEN_BYTES = (
-    SHAPE_BYTES + 29 + 3 * (TENSOR_BYTES + 2 + 8)
-)  # where the weights fill no whole number of bytes
-
 # Where nothing was measured: fitted to exported files of a dozen kinds of network.
 INFO_BYTES = 120  # inputs and outputs of the network
 NAME_COPIES = 3  # a layer's name stands at its node, at its output and where that is read
@@ -52,11 +51,6 @@ STORED_TENSOR_BYTES = 47  # its name where it is read, its shape, its type
 VALUES = 2  # of an operation, and of what it reads
 VALUES_OF_QUANTIZER = 3  # codes, what they stand for, and a scale
 VALUES_OF_INTEGER_LAYER = 5  # codes and scales of weights and bias, decoded
-
-
-def storage_bits(weight_bits: int) -> int:
-    """Bits that one weight takes in the file: 1, 2, 4, 8, 16 or 32 (3 bits are stored in 4, 5 to 7 in 8)."""
-    return next(bits for bits in (1, 2, 4, 8, 16, 32) if weight_bits <= bits)
 
 
 def framed(size: int) -> int:
@@ -84,14 +78,16 @@ class FileSize:
         self._windows = column([math.prod(shape.kernel) for shape in shapes])[self._once]
         linear = column([shape.op == "linear" for shape in shapes])
         self._linear_again = linear[self._again]
-        spelled = [_spelled(layer) for _, _, layer in layers]
-        self._spelled = column(spelled)[self._once] * len(_KINDS[0])
+        self._spelling = _spelling(kernels)
+        self._sizes = layer_sizes(self._spelling)
+        ways = [way_of(layer) for _, _, layer in layers]
+        self._first_kind = self._sizes.first(column(ways)[self._once])
         most = max((4 * shape.weight_count for shape in shapes), default=0)
         self._lengths = [2**power for power in (7, 14, 21, 28) if 2**power <= most]
         reads = max((shape.in_channels for shape in shapes), default=0)
         self._long_sizes = [2**power for power in (7, 14, 21, 28) if 2**power <= reads]
         self._products = np.flatnonzero(linear[:, 0] & self._once)
-        self._by_width = _by_width(max((shape.out_channels for shape in shapes), default=0) + 1)
+        self._by_width = self._sizes.by_width(max((shape.out_channels for shape in shapes), default=0) + 1)
 
         measured = any(k.output.written for k in kernels)
         per_channel = [_channel_bytes(k) for k in kernels]
@@ -99,20 +95,24 @@ class FileSize:
         self._stored_bytes = column([per_channel[row] for row in self._stored])
         self._own = np.array([_own_bytes(k) for k in kernels], dtype=np.int64)
         self._own[self._rows] += [
-            _layer_bytes(each, 32, False)[0] if k.use == 1 else 0
-            for each, (_, k, _) in zip(spelled, layers, strict=True)
+            FLOATS[way] if k.use == 1 else 0 for way, (_, k, _) in zip(ways, layers, strict=True)
         ]
         self._constant = FILE_BYTES + int(self._own.sum()) + (0 if measured else INFO_BYTES)
         self._shared = _shared_parts(kernels)
         self._constant += sum(size for size, _ in self._shared)
 
-        written = [row for row, k in enumerate(kernels) if operation(k.op).written or operation(k.op).given]
-        self._tensors = np.array(written, dtype=np.int64)
         self._quantizer_bytes = _quantizers(kernels)
+        written = [
+            row
+            for row, k in enumerate(kernels)
+            if (operation(k.op).written or operation(k.op).given) and any(self._quantizer_bytes[row])
+        ]
+        self._tensors = np.array(written, dtype=np.int64)
         both = np.array([self._quantizer_bytes[row] for row in written], dtype=np.float32).reshape(-1, 2)
         self._coded, self._clipped = both[:, 0], both[:, 1] - both[:, 0]
         unsigned = never_negative(kernels)
-        self._unsigned = np.array([33 * (kernels[row].name in unsigned) for row in written], dtype=np.int16)
+        zero = [self._spelling.centred or kernels[row].name in unsigned for row in written]
+        self._unsigned = 33 * np.array(zero, dtype=np.int16)  # a zero point that all such tensors read
         self._unsigned = self._unsigned.reshape(-1, 1)
         self._place, self._first = classes(places)
         self._own_of_place = np.bincount(self._place, self._own, len(self._first)).astype(np.int64)
@@ -188,15 +188,25 @@ class FileSize:
         gone = Rows(np.asarray(widths[self._first] == 0), self._place)
         some = bool(gone.values.any())
         total += self._quantizers(bits, computes, self._newly_unsigned(gone) if some else {})
-        guarded = np.concatenate(self._guards.of(bits, integer, gone if some else None))
-        total += MAX_BYTES * _count(guarded) + SCALAR_BYTES * guarded.any(axis=0)
-        if len(self._products) > 1:
+        if self._spelling.guards or self._spelling.clips:
+            total += self._guarded(bits, integer, gone if some else None)
+        if len(self._products) > 1 and not self._spelling.centred:
             total -= _shared_bytes(out[self._products] * computes[self._products])
         if self._stored:
             total += (self._stored_bytes * widths[self._stored]).sum(axis=0)
         if some:
             total -= self._left_out(gone, bits)
-        return np.asarray(total + _length_bytes(total))
+        return np.asarray(total + length_bytes(total))
+
+    def _guarded(
+        self, bits: NDArray[np.int16], integer: NDArray[Any], gone: Rows | None
+    ) -> NDArray[np.int64]:
+        """(n,): bytes of what keeps layers from being fused."""
+        between, clipped = self._guards.of(bits, integer, gone)
+        found = np.concatenate(
+            [between[: len(between) * self._spelling.guards], clipped[: len(clipped) * self._spelling.clips]]
+        )
+        return np.asarray(MAX_BYTES * _count(found) + SCALAR_BYTES * found.any(axis=0))
 
     def _stored_bits(self, bits: NDArray[np.int16]) -> NDArray[np.int16]:
         """The same, but for tensors whose values were only moved: they are on the grid of what they were
@@ -251,9 +261,11 @@ class FileSize:
         computes: NDArray[Any],
     ) -> NDArray[np.int64]:
         """(n,): bytes of weights and biases, of what decodes them, and of how long they are."""
+        kind = self._first_kind + 2 * weight_bits
+        kind += computes
         weights = reduced * out
         weights *= self._windows
-        weights *= _STORAGE_BITS.take(weight_bits)
+        weights *= self._sizes.held.take(kind)
         weights += 7
         weights >>= 3
         long = 2 * sum(_count(weights >= power) for power in self._lengths)
@@ -262,11 +274,9 @@ class FileSize:
         more: Any = 0
         if (single := (weight_bits == 1) & (out > 0)).any():
             more = self._signs(single, weights, reduced, out)
-        kind = self._spelled + 2 * weight_bits
-        kind += computes
-        if (coded := _FINER.take(kind)).any():
+        if (coded := self._sizes.finer.take(kind)).any():
             long = long + SCALAR_BYTES * _ONES.take(np.bitwise_or.reduce(coded, axis=0))
-        place = _CLASS.take(kind)
+        place = self._sizes.class_of.take(kind)
         place *= self._by_width.shape[1]
         place += out
         weights += self._by_width.take(place)
@@ -275,7 +285,7 @@ class FileSize:
     def _signs(
         self, single: NDArray[np.bool_], stored: NDArray[Any], reduced: NDArray[Any], out: NDArray[Any]
     ) -> NDArray[np.int64]:
-        """(n,): bytes of weights of 1 bit besides what ``_layer_bytes`` says: they are bytes in one dimension
+        """(n,): bytes of weights of 1 bit besides what ``layer_sizes`` says: they are bytes in one dimension
         (another of size 1), and not every number of weights fills these. ``single``: which are such."""
         found = MASKS_BYTES * single.any(axis=0) - np.where(single & (out >= 2**7), 1, 0).sum(axis=0)
         for power in self._lengths:
@@ -288,7 +298,9 @@ class FileSize:
     def _further_uses(self, out: NDArray[np.int64], computes: NDArray[Any]) -> NDArray[np.int64]:
         """(n,): bytes of what layers take in each use but the first. A layer that computes in integers adds
         its bias in steps of what it reads, so that each use has its own; all else is there once."""
-        there, vector = out * computes, _vector_bytes(out, 4)
+        if self._spelling.centred:  # floats, which all uses read
+            return np.zeros(out.shape[1], dtype=np.int64)
+        there, vector = out * computes, vector_bytes(out, 4)
         fixed = 2 * (TENSOR_BYTES + 2) + DECODE_BYTES
         # of linear layers with zero points; up to a size they are those of the first use
         zeros = READ_BYTES + (TENSOR_BYTES + 2 + vector) * (4 * out > LARGE)
@@ -300,6 +312,8 @@ class FileSize:
         that had them."""
         found: dict[int, NDArray[np.bool_]] = {}
         there: dict[int, NDArray[np.bool_]] = {}
+        if self._spelling.centred:
+            return found
         for row, inputs in self._signed:
             each = [
                 found[source] | gone[source] if source in found else gone[source]
@@ -342,6 +356,11 @@ class FileSize:
         """(33,): bytes of a kernel and of what quantizes its tensor, for the bits of that."""
         coded, narrow = self._quantizer_bytes[row]
         return np.asarray(self._own[row] + np.array([0, *[narrow] * 7, coded, *[0] * 24]))
+
+
+def _spelling(kernels: tuple[Kernel, ...]) -> Spelling:
+    """How the file is spelled for which the kernels were measured; onnxruntime's where they were not."""
+    return next((kernel.output.written.spelling for kernel in kernels if kernel.output.written), Spelling())
 
 
 def _usual_quantizers(kernels: tuple[Kernel, ...]) -> list[int]:
@@ -389,11 +408,6 @@ def _shared_parts(kernels: tuple[Kernel, ...]) -> list[tuple[int, list[int]]]:
     return list(found.values())
 
 
-def _length_bytes(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Bytes that say how many bytes follow."""
-    return np.asarray(1 + sum((sizes >= 2**power).astype(np.int64) for power in (7, 14, 21, 28)))
-
-
 def _shared_bytes(widths: NDArray[np.int64]) -> NDArray[np.int64]:
     """(n,): bytes of zero points that integer linear layers share with another one, as equal constants are
     stored once, unless they are large. ``widths``: (layers, n), 0 where a layer is no integer one."""
@@ -439,73 +453,6 @@ def _said_channel_bytes(kernel: Kernel) -> int:
     return sum(node.channel_bytes for node in kernel.nodes if not operation(node.op).parameters)
 
 
-_CONVOLUTION, _LINEAR, _TABLE, _ALONE, _GROUPS_APART = range(5)
-"""Ways in which layers are spelled."""
-
-
-def _spelled(layer: Layer) -> int:
-    if layer.looked_up:
-        return _TABLE
-    if layer.weight_only:
-        return _ALONE
-    if layer.groups_apart:
-        return _GROUPS_APART
-    return _LINEAR if layer.shape.op == "linear" else _CONVOLUTION
-
-
-def _layer_bytes(spelled: int, weight_bits: int, integer: bool) -> tuple[int, int, int]:
-    """What a layer's weights and bias take besides the values of the weights: bytes, vectors of numbers of 4
-    bytes for each output channel, and of 1 byte."""
-    linear = spelled == _LINEAR
-    convolution = spelled in (_CONVOLUTION, _GROUPS_APART)
-    scales = TENSOR_BYTES + (8 if convolution else 4)  # of as many dimensions as the weight
-    weight, vector = scales, TENSOR_BYTES + 2
-    halves = CAST_BYTES if storage_bits(weight_bits) == 16 else 0
-    decoding = CAST_BYTES  # to floats
-    if weight_bits == 1:
-        weight, decoding = TENSOR_BYTES + 4, SIGNS_BYTES + (32 if convolution else 16)
-    if spelled == _TABLE:
-        if weight_bits > 8:
-            return weight + halves, 0, 0
-        unpacking = CAST_BYTES if storage_bits(weight_bits) < 8 else 0
-        unpacking += decoding if weight_bits == 1 else 0
-        return weight + vector + unpacking + CAST_BYTES + MUL_BYTES, 1, 0
-    if spelled == _ALONE:
-        return (weight + halves, 0, 0) if weight_bits > 8 else (weight + scales + decoding + MUL_BYTES, 1, 0)
-    if integer:
-        unpacking = decoding + CAST_BYTES if storage_bits(weight_bits) < 8 else 0
-        unpacking += MUL_BYTES if unpacking and weight_bits > 1 else 0
-        zeros = 2 * (READ_BYTES + vector) if linear else 0
-        return weight + 3 * vector + 2 * DECODE_BYTES + unpacking + zeros, 3 + linear, int(linear)
-    if weight_bits <= 8:
-        apart = RESHAPE_BYTES if spelled == _GROUPS_APART else 0
-        return weight + scales + vector + decoding + MUL_BYTES + apart, 2, 0
-    return weight + vector + halves, 1, 0
-
-
-_KINDS = [
-    [_layer_bytes(spelled, bits, integer) for bits in range(33) for integer in (False, True)]
-    for spelled in (_CONVOLUTION, _LINEAR, _TABLE, _ALONE, _GROUPS_APART)
-]
-_CLASSES = sorted({(fixed - kinds[-2][0], *rest) for kinds in _KINDS for fixed, *rest in kinds})
-"""What can be of a layer: bytes more than of one in floats, and its vectors."""
-_CLASS = np.array(
-    [[_CLASSES.index((fixed - kinds[-2][0], *rest)) for fixed, *rest in kinds] for kinds in _KINDS]
-)
-
-
-def _stored_once(weight_bits: int, integer: int) -> int:
-    """A bit for each number that is stored once for all such weights: in how many steps an integer kernel's
-    packed codes are finer; of 1 bit what its two codes stand for."""
-    if weight_bits == 1:
-        return 0b00100010 if integer else 0b01000001
-    return integer << weight_bits if 0 < storage_bits(weight_bits) < 8 else 0
-
-
-_FINER = np.array(
-    [[_stored_once(bits, integer) for bits in range(33) for integer in (0, 1)] for _ in _KINDS],
-    dtype=np.uint8,
-)
 _GRIDS = np.zeros((2, 33), dtype=np.uint8)
 """The same for the highest codes of narrow tensors, and for 0: the lowest, and a zero point."""
 _GRIDS[:, 2:8] = [1 << bits | 1 for bits in range(2, 8)]
@@ -513,25 +460,10 @@ _GRIDS[1, 8] = 1
 _ONES = np.array([number.bit_count() for number in range(256)])
 
 
-def _by_width(most: int) -> NDArray[np.int64]:
-    """(classes, widths): bytes of the vectors of a layer of so many output channels."""
-    width = np.arange(most)
-    four, one = _vector_bytes(width, 4), _vector_bytes(width, 1)
-    weight = width >= 2**7  # its own shape
-    there = width > 0
-    return np.array([there * fixed + wide * four + narrow * one + weight for fixed, wide, narrow in _CLASSES])
-
-
-def _vector_bytes(width: NDArray[np.int64], each: int) -> NDArray[np.int64]:
-    """Values and shape of a vector, besides what every tensor takes."""
-    content = each * width
-    return np.asarray(content + (width >= 2**7) + 2 * (_length_bytes(content) - 1))
-
-
 _SHARED_BYTES = np.array(
     [
         sum(
-            TENSOR_BYTES + 2 + int(_vector_bytes(np.array(width), each))
+            TENSOR_BYTES + 2 + int(vector_bytes(np.array(width), each))
             for each in (1, 4)
             if 0 < each * width <= LARGE
         )
@@ -539,4 +471,3 @@ _SHARED_BYTES = np.array(
     ]
 )
 """Of the zero points of a layer so wide: those of its weights, and of its bias."""
-_STORAGE_BITS = np.array([0, *(storage_bits(bits) for bits in range(1, 33))])

@@ -8,7 +8,7 @@ import typer
 
 from leanfront.compression.graph import Network, Written, kernels
 from leanfront.compression.policy import LayerPolicy, Policy, PolicyError
-from leanfront.compression.policy.file_size import CLIP_BYTES, CODED_BYTES
+from leanfront.compression.policy.layer_size import CLIP_BYTES, CODED_BYTES
 from leanfront.hw_profiles import (
     HardwareProfile,
     ProfileError,

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from leanfront.compression.graph import Network, Written, Zipped
+from leanfront.compression.graph import Network, Spelling, Written, Zipped
 from leanfront.latency_models.remembered import remembered, source_digest
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def _read(raw: dict[str, dict[str, Any]], network: Network) -> Network:
     for node in network.nodes:
         known = raw[node.name]
         shared = tuple((str(name), int(size)) for name, size in known.pop("shared"))
-        nodes.append(replace(node, written=Written(**known, shared=shared)))
+        spelling = Spelling(**known.pop("spelling"))
+        nodes.append(replace(node, written=Written(**known, shared=shared, spelling=spelling)))
     return Network(tuple(nodes), network.layers, network.outputs)
 
 

@@ -10,7 +10,7 @@ from leanfront.compression.export.onnx_writer import nodes_read
 from leanfront.compression.export.template import Template
 from leanfront.compression.export.walk import Walk
 from leanfront.compression.export.weights import random_weights
-from leanfront.compression.graph import Network, Written, operation
+from leanfront.compression.graph import Network, Spelling, Written, operation
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.compression.policy.flatbuffer_size import (
@@ -51,7 +51,7 @@ def measured_in(graph: Template) -> Network:
                     0,
                     (),
                     counts[node.name, "tensors"],
-                    KIND,
+                    Spelling(KIND),
                     counts[node.name, "operators"],
                 ),
             )

@@ -15,7 +15,9 @@ from leanfront.compression.capture.program import Arguments
 from leanfront.compression.export import dialects
 from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.export.dialects import BUILT_IN, DialectError, dialect_for, dialect_of
+from leanfront.compression.export.measured_sizes import measured
 from leanfront.compression.graph import kernels
+from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.compression.policy.grids import GridKind
 from leanfront.compression.policy.precision import summands
 from leanfront.compression.techniques.compress import Compressed
@@ -86,6 +88,27 @@ def test_openvino_adds_what_a_layer_puts_out_as_it_is(tmp_path: Path) -> None:
     step = float(ours.max() - ours.min()) / 255
     assert (ours - theirs).abs().max() <= 1.01 * step
     assert (ours - theirs).abs().mean() < 0.2 * (rounded - theirs).abs().mean()
+
+
+def _predicted(name: str, to: str, bits: tuple[int, int]) -> int:
+    network = measured(captured(name).traced, dialect_of(to))
+    policy = lf.uniform(captured(name), sparsity=0.5, weight_bits=bits[0], activation_bits=bits[1])
+    return int(PolicyBatch.of(network, [policy]).size_bytes()[0])
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, "Depthwise", "Dense"])
+@pytest.mark.parametrize(
+    ("to", "bits", "off"),
+    [("tensorrt", (8, 8), 12), ("tensorrt", (32, 32), 0), ("tensorrt", (16, 16), 400),
+     ("openvino", (8, 8), 12), ("openvino", (4, 8), 12), ("openvino", (2, 8), 12), ("openvino", (3, 32), 0),
+     ("openvino", (1, 8), 12)],
+)  # fmt: skip
+def test_the_size_is_that_of_the_engines_own_file(
+    tmp_path: Path, name: str, to: str, bits: tuple[int, int], off: int
+) -> None:
+    """But for a zero point that turns out to be 0, as others are (12 bytes), and casts to float16."""
+    size = lf.export(compressed(name, to, bits), tmp_path / "model.onnx", to=to).size_bytes
+    assert _predicted(name, to, bits) == pytest.approx(size, abs=off)
 
 
 def test_weights_of_two_bits_are_held_in_four_for_openvino(tmp_path: Path) -> None:

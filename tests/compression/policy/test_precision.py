@@ -9,7 +9,7 @@ from leanfront.compression.capture.trace import trace
 from leanfront.compression.graph import Network, kernels
 from leanfront.compression.policy import LayerPolicy, Policy, integer_kernels, tensor_bits
 from leanfront.compression.policy.batch import size_bytes
-from leanfront.compression.policy.file_size import storage_bits
+from leanfront.compression.policy.layer_size import storage_bits
 
 FLOAT = LayerPolicy()
 INT8 = LayerPolicy(weight_bits=8, activation_bits=8)
