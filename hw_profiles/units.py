@@ -44,6 +44,7 @@ PURE_NUMBERS = frozenset(
         "usable", "per_lut6", "triplication", "memory_ecc", "clock_derating", "scrub_share",
         # choices, which have a source like numbers
         "fused_activations", "folds_kernel_width", "weights", "features_outside", "configuration_immune",
+        "unrolled_zeros",
         "name",
     }
 )  # fmt: skip

@@ -16,6 +16,8 @@ class Dataflow(Section):
         multiply-accumulate adds up.
     lut_multiplier_bits: weight and activation bits together up to which multipliers are made of logic.
     dsp_per_scale, dsp_base: DSP blocks per lane of a requantization above 4 bits, and of the interfaces.
+    unrolled_zeros: an engine that makes all products of a position at once has its weights in its logic, and
+        those that are 0 take none (hls4ml, strategy "latency").
     """
 
     clock_mhz: Positive
@@ -28,6 +30,7 @@ class Dataflow(Section):
     lut_multiplier_bits: NotNegative
     dsp_per_scale: NotNegative
     dsp_base: NotNegative
+    unrolled_zeros: bool = False
 
     def check(self, part: Part) -> None:
         """Raise ValueError for bits that the part has not, or where its blocks are not listed."""
@@ -36,3 +39,8 @@ class Dataflow(Section):
             raise ValueError(
                 'model "dataflow" needs a table [resources]: the folding is chosen to fit the part'
             )
+
+    def gain_of_zeros(self, pattern: str, share: float) -> float:
+        """What is left of an unrolled engine is smaller by that much; the room goes to all engines. Zeros may
+        lie anywhere, so that other patterns gain nothing over that."""
+        return 1.0 / (1.0 - share) if self.unrolled_zeros and pattern == "unstructured" and share < 1 else 1.0

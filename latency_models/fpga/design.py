@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanfront.hw_profiles import HardwareProfile
-from leanfront.latency_models.fpga.folding import Folding, candidates, folding, lanes
+from leanfront.latency_models.fpga.folding import Folding, at_once, candidates, folding, lanes
 from leanfront.latency_models.fpga.kernels import Array
 from leanfront.latency_models.fpga.pipeline import Stage, Times, stream
 from leanfront.latency_models.fpga.plan import Plan, sections
@@ -96,7 +96,7 @@ class Engines:
 def folds_at(plan: Plan, pace: Array) -> Folding:
     """How parallel the engines of layers are that take so many cycles, where it can be that fast."""
     budget = np.maximum(1.0, np.floor(pace / plan.steps))
-    return folding(plan.outputs, plan.products, plan.reduced, plan.packed, budget)
+    return folding(plan.outputs, plan.products, plan.reduced, plan.packed, plan.unrolled, budget)
 
 
 def engines_at(plan: Plan, pace: Array, profile: HardwareProfile) -> Engines:
@@ -108,9 +108,7 @@ def engines_at(plan: Plan, pace: Array, profile: HardwareProfile) -> Engines:
     )
     compute = plan.steps * np.ceil(plan.outputs / folds.pe) * np.ceil(plan.products / folds.simd)
     cycles[plan.layer_rows] = np.maximum(cycles[plan.layer_rows], compute)
-    return Engines(
-        cycles, out_lanes, _demand(plan, pace, folds.slots, folds.wide, (read_lanes, out_lanes), profile)
-    )
+    return Engines(cycles, out_lanes, _demand(plan, pace, folds, (read_lanes, out_lanes), profile))
 
 
 def design_of(plan: Plan, engines: Engines, profile: HardwareProfile) -> Design:
@@ -136,8 +134,12 @@ def least_fits(plan: Plan, pace: Array, profile: HardwareProfile) -> NDArray[np.
     """
     budget = np.maximum(1.0, np.floor(pace / plan.steps))
     one, other = candidates(plan.outputs, plan.products, plan.reduced, plan.packed, budget)
-    slots, wide = np.minimum(one.slots, other.slots), np.minimum(one.wide, other.wide)
-    demand = _demand(plan, pace, slots, wide, _lanes(plan, pace), profile)
+    least = replace(one, slots=np.minimum(one.slots, other.slots), wide=np.minimum(one.wide, other.wide))
+    if np.isfinite(plan.unrolled).any():
+        whole = at_once(plan.outputs, plan.products, plan.reduced, plan.unrolled)
+        least = Folding(*(np.minimum(*each) for each in zip(astuple(least), astuple(whole), strict=True)))
+        least = replace(least, held=np.where(np.isfinite(plan.unrolled), least.held, 1.0))
+    demand = _demand(plan, pace, least, _lanes(plan, pace), profile)
     return _within(hardened(profile, _used(demand, plan.logic_ratio, profile)), profile)
 
 
@@ -146,10 +148,9 @@ def _lanes(plan: Plan, pace: Array) -> Streams:
     return lanes(plan.read, plan.read_positions, pace), lanes(plan.out, plan.positions, pace)
 
 
-def _demand(
-    plan: Plan, pace: Array, slots: Array, wide: Array, streams: Streams, profile: HardwareProfile
-) -> Demand:
+def _demand(plan: Plan, pace: Array, folds: Folding, streams: Streams, profile: HardwareProfile) -> Demand:
     dataflow, _ = sections(profile)
+    slots, wide = folds.slots, folds.wide
     read_lanes, out_lanes = streams
     rows = plan.layer_rows
     layer_read, layer_out = read_lanes[rows], out_lanes[rows]
@@ -159,7 +160,7 @@ def _demand(
     luts += dataflow.lut_per_layer * len(rows) + (plan.element_luts * out_lanes).sum(axis=0)
     made, blocks = slots * plan.luts, slots / plan.packed
     short_luts, short_dsp = (made * plan.in_logic).sum(axis=0), (blocks * plan.in_logic).sum(axis=0)
-    weights = plan.weights.blocks(slots)
+    weights = plan.weights.blocks(slots) * folds.held
     second = (weights * plan.second).sum(axis=0)
     windows = plan.windows.blocks(lanes(plan.window_reads, plan.read_positions[rows], pace))
     return Demand(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from leanfront.compression.graph import Kernel, Network, kernels
 from leanfront.compression.graph.operations import Stream, operation
 from leanfront.compression.policy.batch import PolicyBatch
+from leanfront.compression.policy.zeros import PATTERNS
 from leanfront.hw_profiles import HardwareProfile
 from leanfront.latency_models.cost import check_bits
 
@@ -29,8 +30,8 @@ class Work:
     read_width: width of the first input. padding: rows above and columns left of it, as the sizes tell.
     read: channels of the first input. reduced: those that an output is computed from: 1 in depthwise layers.
     layer: it multiplies: with weights, of a layer or of what else has some (at 32 bits), or a second tensor.
-    stored: these are weights. held_bytes: what else it stores. moved: elements of all that
-    it reads and of what it writes.
+    stored: these are weights. zeros: the share of them that is 0. held_bytes: what else it stores. moved:
+        elements of all that it reads and of what it writes.
     pooled: it works on one position, but what follows does not (squeeze and excite). pooled_positions: those
         that were averaged for the first of such layers, else 0.
     """
@@ -59,6 +60,7 @@ class Work:
     out_bits: Array
     moved: Array
     held_bytes: Array
+    zeros: Array
 
     @property
     def taps(self) -> int:
@@ -238,7 +240,18 @@ def _work(
         out_bits=held[row],
         moved=batch.elements[[row, *inputs]].sum(axis=0).astype(np.float64),
         held_bytes=_held_bytes(kernel, batch),
+        zeros=_zeros(kernel, batch),
     )
+
+
+def _zeros(kernel: Kernel, batch: PolicyBatch) -> Array:
+    """(n,): the share of a layer's weights that are 0; of several patterns that of the one with most."""
+    found = np.zeros(batch.count)
+    if kernel.layer is not None:
+        row = batch.layer_index[kernel.layer.name]
+        for name in PATTERNS.keys() & batch.more.keys():
+            found = np.maximum(found, batch.more[name][row])
+    return found
 
 
 def _held_bytes(kernel: Kernel, batch: PolicyBatch) -> Array:

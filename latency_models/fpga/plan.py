@@ -13,7 +13,7 @@ from leanfront.hw_profiles.sections import Dataflow
 from leanfront.latency_models.errors import TableError
 from leanfront.latency_models.fpga.kernels import Array, Work, works
 from leanfront.latency_models.fpga.pipeline import first_window
-from leanfront.latency_models.fpga.resources import Held, arithmetic, sum_bits, threshold_bits
+from leanfront.latency_models.fpga.resources import Arithmetic, Held, arithmetic, sum_bits, threshold_bits
 from leanfront.latency_models.registry import section_of
 
 NARROW_BITS = 4
@@ -33,6 +33,7 @@ class Plan:
     out, read, positions, read_positions: of kernels. steps, outputs, products, reduced, lines: of layers
     (positions at which weights are used, output channels, products of each output, input channels of each,
     values read from the lines that a window holds, for each position).
+    unrolled: multipliers of an engine whose weights lie in its logic; infinite where there is none such.
     packed, in_logic, luts, adder_luts: as ``Arithmetic``. activation_bits: of a layer's input.
     thresholds: bits that a result is compared with; 0: no thresholds. scales: DSP blocks for each lane.
     element_luts: tables for each lane of a kernel without weights; 0 for layers.
@@ -56,6 +57,7 @@ class Plan:
     products: Array
     reduced: Array
     window_reads: Array
+    unrolled: Array
     packed: Array
     in_logic: Array
     luts: Array
@@ -145,6 +147,7 @@ def plan_of(batch: PolicyBatch, profile: HardwareProfile, rooms: dict[str, float
         products=products,
         reduced=_rows([w.reduced for w in layers], batch),
         window_reads=read[layer_rows] * _column([w.kernel[0] - 1 for w in layers]),
+        unrolled=_unrolled(layers, batch, dataflow, made),
         packed=made.packed,
         in_logic=made.in_logic,
         luts=made.luts,
@@ -164,6 +167,16 @@ def plan_of(batch: PolicyBatch, profile: HardwareProfile, rooms: dict[str, float
         slowest_cycles=np.max(slowest, axis=0),
         input_cycles=_input_cycles(found[0], dataflow),
     )
+
+
+def _unrolled(layers: list[Work], batch: PolicyBatch, dataflow: Dataflow, made: Arithmetic) -> Array:
+    """(layers, n): see ``Plan``. A DSP block makes one product each: the next weight may be 0."""
+    if not dataflow.unrolled_zeros:
+        return np.full((len(layers), 1), np.inf, dtype=np.float32)
+    rows = [
+        np.ceil(w.weights * (1.0 - w.zeros)) if w.stored else np.full(batch.count, np.inf) for w in layers
+    ]
+    return np.asarray(_rows(rows, batch) * np.where(made.in_logic > 0, 1.0, made.packed), dtype=np.float32)
 
 
 def sections(profile: HardwareProfile) -> tuple[Dataflow, Resources]:

@@ -9,12 +9,13 @@ import pytest
 from leanfront.compression.capture.trace import trace
 from leanfront.compression.policy.space import Space
 from leanfront.compression.policy.technique import SpaceError
-from leanfront.hw_profiles import load_profile
+from leanfront.hw_profiles import HardwareProfile, load_profile
 from leanfront.search.config import ConfigError, load_config, parse_config
 from leanfront.search.samplers.cascade.encoding import Encoding
 from leanfront.search.study.prepare import load
 from tests.bright import CONFIG, TASK
 from tests.extending.walk import walked
+from tests.latency_models.fpga.fpga_parts import dataflow
 from tests.networks import built, example
 
 OBJECTIVES = 'search.objectives=["accuracy", "zipped_bytes"]'
@@ -62,8 +63,11 @@ def space_of(folder: Path, *settings: str) -> Space:
 def test_zeros_are_offered_only_where_something_pays() -> None:
     network = trace(built("Residual"), example("Residual")).network
 
-    def space(profile: str, zeros: list[float] | None, zipped: bool) -> Space:
-        return Space(network, load_profile(profile), [0.0, 0.5], [8], [8], True, zeros, zipped)
+    unrolled = dataflow(unrolled_zeros=True, pattern="unstructured")
+
+    def space(profile: str | HardwareProfile, zeros: list[float] | None, zipped: bool) -> Space:
+        part = load_profile(profile) if isinstance(profile, str) else profile
+        return Space(network, part, [0.0, 0.5], [8], [8], True, zeros, zipped)
 
     for profile, zeros, zipped, kinds in (
         ("toy", None, False, set()),
@@ -76,6 +80,9 @@ def test_zeros_are_offered_only_where_something_pays() -> None:
         ("x86-avx512-vnni", None, False, set()),
         ("x86-avx512-vnni", [0.0, 0.8], False, {"unstructured"}),
         ("x86-avx512-vnni", None, True, {"unstructured"}),
+        (dataflow(), None, False, set()),
+        (unrolled, None, False, {"unstructured"}),
+        (unrolled, [0.0, 0.5], False, {"unstructured"}),
     ):
         found = space(profile, zeros, zipped)
         assert {decision.kind for decision in found.zeros} == kinds, (profile, zeros, zipped)

@@ -56,7 +56,7 @@ def dataflow(**changes: Any) -> HardwareProfile:
         "lut_per_multiplier": 1.0, "lut_per_adder_bit": 0.0, "lut_multiplier_bits": 6.0, "dsp_per_scale": 0.0,
         "dsp_base": 0.0,
     }  # fmt: skip
-    top = {name: changes.pop(name) for name in ("power", "space", "resources") if name in changes}
+    top = {name: changes.pop(name) for name in ("power", "space", "resources", "pattern") if name in changes}
     return profile(dataflow={**numbers, **changes}, **{"resources": BLOCKS, **top})
 
 

@@ -82,11 +82,43 @@ def test_folding(target, multipliers, cycles):
     assert 4 * cycles_of(found, 16, 36) == cycles
 
 
-def one_folding(read, out, side, kernel, pace, packed=1.0):
+def one_folding(read, out, side, kernel, pace, packed=1.0, unrolled=np.inf):
     """Of one convolution at a pace in cycles."""
     one = np.ones(1)
     budget = np.maximum(1.0, np.floor(one * pace / side**2))
-    return folding(one * out, one * read * kernel**2, one * read, one * packed, budget)
+    return folding(one * out, one * read * kernel**2, one * read, one * packed, one * unrolled, budget)
+
+
+def with_zeros(network, share, bits=(8, 8)):
+    more = (("unstructured", share),) if share else ()
+    return Policy.uniform(network, LayerPolicy(0.0, *bits, more=more))
+
+
+def test_zeros_of_an_unrolled_engine_take_no_multipliers():
+    network = chain(conv(4, 4, 2, 3))  # 144 products at each of 4 positions
+    few = {**BLOCKS, "multiplier": {"name": "DSP", "count": 20, "macs": {"8": 1.0}}}
+    few["logic"] = {"name": "LUT", "count": 1}
+    found = {}
+    for name in (False, True):
+        model = DataflowModel(dataflow(resources=few, unrolled_zeros=name))
+        for share in (0.0, 0.5, 0.9):
+            policy = with_zeros(network, share)
+            _, design = model.design(PolicyBatch.one(network, policy))
+            assert design.fits.all()
+            found[name, share] = design.cycles.max(), design.resources["DSP"][0], design.resources["RAM"][0]
+    # 20 DSP blocks: 18 products at a time, 8 cycles for each position, whatever is 0
+    assert {found[False, share][:2] for share in (0.0, 0.5, 0.9)} == {(32.0, 18.0)}
+    assert found[True, 0.0] == found[True, 0.5] == found[False, 0.0]  # 144 and 72 do not fit at once
+    # 15 of 144 weights are there, all at once; none of them in memory, where windows stay
+    assert found[True, 0.9][:2] == (4.0, 15.0)
+    assert found[True, 0.9][2] < found[False, 0.9][2]
+
+
+def test_an_unrolled_engine_is_taken_at_any_pace_at_which_it_needs_fewer_multipliers():
+    assert one_folding(4, 16, 2, 3, 8, unrolled=58).slots == 58  # 576 in two cycles: 288
+    assert one_folding(4, 16, 2, 3, 8, unrolled=58).held == 0
+    assert one_folding(4, 16, 2, 3, 80, unrolled=58).slots == 32  # 20 cycles for each position
+    assert one_folding(4, 16, 2, 3, 80, unrolled=58).held == 1
 
 
 def cycles_of(found, out, products):
@@ -436,6 +468,12 @@ def pipelines(draw):
                "lut_per_adder_bit": 1.1, "dsp_per_scale": 2.0}  # fmt: skip
     pairs = st.sampled_from([(8, 8), (4, 8), (2, 4)])
     policy = Policy.of({layer.name: LayerPolicy(0.0, *draw(pairs)) for layer in layers})
+    if draw(st.booleans()):
+        numbers["unrolled_zeros"] = True
+        shares = {layer.name: draw(st.sampled_from([0.0, 0.5, 0.9])) for layer in layers}
+        policy = Policy.of(
+            {name: replace(one, more=(("unstructured", shares[name]),)) for name, one in policy.items()}
+        )
     return network, policy, dataflow(resources=resources, **numbers)
 
 
