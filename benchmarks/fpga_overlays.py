@@ -129,6 +129,7 @@ def plain_work(
         read=array(read),
         reduced=array(read), weight_bits=array(8), activation_bits=array(8), read_bits=array(8),
         out_bits=array(8), moved=array(out * positions + read * read_positions), held_bytes=array(0),
+        zeros=array(0),
     )  # fmt: skip
 
 
