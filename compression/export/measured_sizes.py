@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnx
@@ -22,15 +22,19 @@ from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.file_size import NAME_BYTES, framed
 from leanfront.compression.policy.grids import ActivationGrid, never_negative
 
+_MEASURED: WeakKeyDictionary[Traced, dict[Dialect, Network]] = WeakKeyDictionary()
 
-@lru_cache(maxsize=2)
+
 def measured(traced: Traced, dialect: Dialect = QDQ) -> Network:
     """The network of a traced model, where each node says what it takes in a file (``Node.written``); as it
     is, where no file can be written: whoever writes one says why. Takes as long as ``template`` (seconds)."""
-    try:
-        return dialect.measured(template(traced)) or _measured(template(traced), dialect)
-    except Exception:  # whatever comes out of torch or onnx
-        return traced.network
+    found = _MEASURED.setdefault(traced, {})
+    if dialect not in found:
+        try:
+            found[dialect] = dialect.measured(template(traced)) or _measured(template(traced), dialect)
+        except Exception:  # whatever comes out of torch or onnx
+            found[dialect] = traced.network
+    return found[dialect]
 
 
 def _measured(graph: Template, dialect: Dialect) -> Network:

@@ -7,9 +7,9 @@ name, whatever the exporter called them. Weights are not kept: they come with ea
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import onnx
 import torch
@@ -59,13 +59,21 @@ class Template:
         return onnx.load_model_from_string(self.graph)
 
 
-@lru_cache(maxsize=2)
+_MADE: WeakKeyDictionary[Traced, Template] = WeakKeyDictionary()
+
+
 def template(traced: Traced) -> Template:
-    """Export a traced model once with torch.onnx (seconds: never call this in a loop).
+    """Export a traced model with torch.onnx (seconds), once for as long as it is there.
 
     Raises:
         ExportError: the exporter does not know an operation; its message is passed on.
     """
+    if traced not in _MADE:
+        _MADE[traced] = _exported(traced)
+    return _MADE[traced]
+
+
+def _exported(traced: Traced) -> Template:
     shown = copy.deepcopy(traced.module)
     inputs = tuple(node.name for node in shown.graph.nodes if node.op == "placeholder")
     kinds = {node.name: _onnx_kind(node.meta["dtype"]) for node in shown.graph.nodes if "dtype" in node.meta}

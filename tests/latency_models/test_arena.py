@@ -20,6 +20,7 @@ from leanfront.latency_models.registry import model_of
 from leanfront.networks import CompressedNetwork, file_of
 from leanfront.search.gate.tensors import File
 from tests.networks import ALL, built, example, inputs
+from tests.variants import some
 
 runtime = pytest.importorskip("tflite_micro").runtime
 
@@ -51,7 +52,7 @@ def arena(interpreter: "runtime.Interpreter") -> int:
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", some(ALL, 3))
 def test_the_arena_is_foretold(name: str, sparsity: float) -> None:
     network = integer(name, sparsity)
     known = measured(network.captured.traced, dialect_of("tflite"))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import leanfront as lf
 from leanfront.search.gate.prove import prove
+from tests.variants import some
 
 
 class Padded(nn.Module):
@@ -67,7 +68,7 @@ KINDS: dict[str, Any] = {
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(kind, marks=pytest.mark.slow if kind == "encoder, norms first" else ()) for kind in KINDS],
+    some(KINDS, 3),
 )
 def test_heads_are_cut_under_a_mask_of_padding(
     kind: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch

@@ -35,6 +35,7 @@ from leanfront.latency_models.pricing import price
 from leanfront.networks import Captured, file_of
 from leanfront.search.gate.prove import prove
 from leanfront.search.gate.tensors import File
+from tests.variants import some
 
 
 @pytest.fixture(autouse=True)
@@ -219,12 +220,7 @@ def labels(captured: Captured) -> list[str]:
     return [kernel.label for kernel in kernels(captured.network) if kernel.layer is not None]
 
 
-LONG = ("pyramid, depthwise", "pyramid, a norm for each level")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name in LONG else ()) for name in NETWORKS]
-)
+@pytest.mark.parametrize("name", some(NETWORKS, 5))
 def test_it_is_proved_with_exact_sizes(name: str) -> None:
     model, example = made(name)
     captured = lf.capture(model, example)

@@ -23,6 +23,7 @@ from leanfront.search.pick.verify import Made, kernel_report, verification
 from leanfront.search.pick.verify import test_once as held_once
 from leanfront.search.task import ArrayData, Task
 from tests.networks import built, example, inputs
+from tests.variants import some
 
 
 class Half(Dialect):
@@ -53,7 +54,7 @@ def test_a_registered_kind_is_found_by_its_name() -> None:
         register(Dialect())
 
 
-@pytest.mark.parametrize("name", ["Residual", "UNet", "Sequence", "OptionA"])
+@pytest.mark.parametrize("name", some(["Residual", "UNet", "Sequence", "OptionA"], 2))
 @pytest.mark.parametrize("bits", [(4, 8), (32, 32)])
 def test_it_is_written_by_the_same_walk(name: str, bits: tuple[int, int]) -> None:
     traced = trace(built(name), example(name))

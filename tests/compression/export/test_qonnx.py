@@ -26,6 +26,7 @@ from leanfront.compression.techniques.compress import Compressed
 from leanfront.networks import Captured, CompressedNetwork, file_of
 from leanfront.search.gate.tensors import answers
 from tests.networks import built, example, inputs
+from tests.variants import some
 
 pytest.importorskip("qonnx")
 
@@ -61,7 +62,7 @@ def broken(content: bytes) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", some(NETWORKS, 3))
 def test_qonnx_executes_what_torch_computes(name: str, bits: tuple[int, int]) -> None:
     network = compressed(name, bits)
     content = file_of(network, "qonnx")

@@ -19,6 +19,7 @@ from leanfront.hw_profiles import load_profile
 from leanfront.networks import file_of
 from leanfront.search.gate.kernels import optimised_nodes
 from leanfront.search.gate.prove import prove
+from tests.variants import some
 
 KINDS = {
     "lstm": (nn.LSTM, {}),
@@ -70,7 +71,7 @@ def size_of(captured: lf.Captured, policy: Policy) -> int:
     return int(PolicyBatch.of(measured(captured.traced), [policy]).size_bytes()[0])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some(KINDS, 5))
 def test_files_of_recurrent_layers_are_proved(kind: str) -> None:
     model, captured = built(kind)
     stored = [name for name in captured.network.layer_names if name.startswith("recurrent.")]
@@ -178,7 +179,7 @@ class Stepping(nn.Module):
         return self.head(state[0] if isinstance(state, tuple) else state)
 
 
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("steps", some([1, 4], 1))
 @pytest.mark.parametrize("kind", CELLS)
 def test_cells_are_stored_in_few_bits_once_for_all_steps(kind: str, steps: int, tmp_path: Path) -> None:
     torch.manual_seed(0)

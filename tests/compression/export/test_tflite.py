@@ -23,6 +23,7 @@ from leanfront.networks import Captured, CompressedNetwork, file_of
 from leanfront.search.gate.tensors import File, drawn_like, together
 from tests.compression.capture.random_networks import random_network
 from tests.networks import ALL, built, example, inputs
+from tests.variants import some
 
 RANDOM = 20
 LACKING = ("no kernel for GRU", "of volumes")
@@ -51,7 +52,7 @@ def operators(content: bytes) -> list[str]:
     ("sparsity", "bits"),
     [(0.5, (8, 8)), (0.5, (4, 8)), (0.5, (32, 32)), (0.5, (16, 16)), (0.0, (8, 8)), (0.0, (8, 32))],
 )
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", some(ALL, 4))
 def test_a_file_equals_the_network(tmp_path: Path, name: str, sparsity: float, bits: tuple[int, int]) -> None:
     # export runs the file, and raises where it does not put out what the network does
     lf.export(compressed(name, sparsity, bits), tmp_path / "model.tflite", to="tflite")
@@ -202,7 +203,7 @@ class Lambda(nn.Module):
         return self.function(x)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some(KINDS, 6))
 def test_kinds_of_operations(tmp_path: Path, kind: str) -> None:
     torch.manual_seed(0)
     model = KINDS[kind]().eval()

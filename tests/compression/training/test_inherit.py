@@ -14,6 +14,7 @@ from leanfront.compression.training.batch_norms import re_estimate
 from leanfront.compression.training.weight_inheritance import inherit
 from tests import networks, residual_networks
 from tests.compression.capture import test_network_kinds
+from tests.variants import some
 
 
 def traced(name: str) -> Traced:
@@ -70,7 +71,7 @@ def data(name: str) -> Tensor:
     return test_network_kinds.data(name) if name in test_network_kinds.SMALL else networks.inputs(name, 8, 1)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", some(NAMES, 4))
 def test_the_same_policy_gives_the_same_network(name: str) -> None:
     model, images = traced(name), data(name)
     policy = uniform(model, 0.5)
@@ -87,7 +88,7 @@ def test_the_same_policy_gives_the_same_network(name: str) -> None:
     assert all(torch.equal(value, before[key]) for key, value in parent.module.state_dict().items())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", some(NAMES, 4))
 def test_cut_in_two_steps_as_in_one(name: str) -> None:
     """What stays of one group does not depend on the way, as long as no other group is cut."""
     model = traced(name)
@@ -101,7 +102,7 @@ def test_cut_in_two_steps_as_in_one(name: str) -> None:
         assert twice.network == once.network
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", some(NAMES, 4))
 def test_what_stays_are_the_trained_weights(name: str) -> None:
     """Each number of an heir's first layer stands in its parent's, not in the model's; any bits fit."""
     model, images = traced(name), data(name)

@@ -16,6 +16,7 @@ from leanfront.compression.training.batch_norms import changed_nodes, re_estimat
 from leanfront.compression.training.reconstruction import Reference, reconstruct
 from leanfront.compression.training.weight_inheritance import inherit
 from tests.networks import ALL, built, example, inputs
+from tests.variants import some
 
 
 @cache
@@ -50,7 +51,7 @@ def apart(model: nn.Module, made: nn.Module, images: Tensor) -> float:
 
 
 @pytest.mark.parametrize("policy", [LayerPolicy(0.3), LayerPolicy(0.0, 3, 8)], ids=["cut", "rounded"])
-@pytest.mark.parametrize("name", list(ALL))
+@pytest.mark.parametrize("name", some(ALL, 5))
 def test_every_kind_of_network_comes_nearer(name: str, policy: LayerPolicy) -> None:
     """On images that nothing was fitted on; beside batch norms that are estimated again."""
     model = network(name)

@@ -107,6 +107,7 @@ def test_from_a_kit_to_a_fitted_profile(tmp_path: Path) -> None:
     assert len(again["rows"]) == len(rows)
 
 
+@pytest.mark.slow
 def test_a_trtexec_without_flags_for_precisions_takes_files_as_they_are(tmp_path: Path) -> None:
     kit = made_kit(tmp_path)
     (tmp_path / "new").touch()

@@ -61,6 +61,7 @@ def configured(folder: Path, task: str, sampler: str) -> Path:
 
 
 @pytest.mark.usefixtures("_all_need_training")
+@pytest.mark.slow
 def test_a_sampler_is_added_from_the_task_file(tmp_path: Path) -> None:
     config = load_config(configured(tmp_path, MINE + TASK, "mine"))
     loaded = load(config)
