@@ -88,7 +88,7 @@ def seconds(splits: tuple[Any, Any], size: int, folder: Path) -> tuple[float, fl
     policy = Policy.uniform(traced.network, LayerPolicy(0.25, 8, 8))
     began = time.perf_counter()
     scorer.scored(scorer.teacher, 0.0, began)
-    for _ in scorer.short_batches(0):
+    for _ in scorer.batches.short(0):
         pass
     first = time.perf_counter() - began
     for _ in range(3):

@@ -27,6 +27,7 @@ from leanfront.search.data import as_data
 from leanfront.search.run.significance import paired_interval, value_of
 from leanfront.search.study.prepare import load
 from leanfront.search.trial.in_task import InTask
+from leanfront.search.trial.long_training import refine
 from leanfront.search.trial.scorer import Scorer, evaluate
 
 HERE = Path(__file__).parent
@@ -48,7 +49,7 @@ def main() -> None:
     whole = Policy.uniform(loaded.traced.network, LayerPolicy())
     share = _bops(loaded.traced.network, policy) / _bops(loaded.traced.network, whole)
     begun = time.perf_counter()
-    compressed, best = scorer.refine(policy, None, given.epochs, given.rate)
+    compressed, best = refine(scorer, policy, None, given.epochs, given.rate)
     seconds = time.perf_counter() - begun
     test = as_data(loaded.task.test)
     floats, ours = (
@@ -87,7 +88,7 @@ def _bops(network: Network, policy: Policy) -> float:
 def _on_test(scorer: Scorer, network: InTask, test: Any) -> Any:
     """The score of each test image, (N,)."""
     whole = Scorer(scorer.traced, replace(scorer.task, search=test), scorer.config)
-    return evaluate(network, whole.search_batches, whole.comparison)[0]
+    return evaluate(network, whole.batches.searched, whole.batches.comparison)[0]
 
 
 def _say(line: str) -> None:

@@ -262,13 +262,13 @@ def compared(name: str) -> dict[str, Any]:
 
     def ours(weight_bits: int, activation_bits: int) -> tuple[np.ndarray[Any, Any], dict[str, str]]:
         bits = LayerPolicy(weight_bits=weight_bits, activation_bits=activation_bits)
-        compressed, settled = scorer._prepared(Policy.uniform(traced.network, bits), rough=False)
+        compressed, settled = scorer.compressed(Policy.uniform(traced.network, bits), rough=False)
         return right(exported(template(traced), compressed).SerializeToString(), test), settled
 
     plain = Policy.uniform(traced.network, LayerPolicy())
     floats = exported(template(traced), compress(traced, plain)).SerializeToString()
     base, (int8, settled), (int4, settled4) = right(floats, test), ours(8, 8), ours(4, 8)
-    images = task.train.batch(scorer._order[:CALIBRATED], None)[0].contiguous()
+    images = task.train.batch(scorer.batches.order[:CALIBRATED], None)[0].contiguous()
     rival = {kind: right(theirs(floats, images, method), test) for kind, method in CALIBRATORS.items()}
     best = max(rival, key=lambda kind: float(rival[kind].mean()))
     return {

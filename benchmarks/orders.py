@@ -96,10 +96,10 @@ def _made(
         else:
             before, made = made, inherit(scorer.traced, made, policy, scorer.multiple)
             _estimated(scorer, made, before, fitted=True)
-        steps = int(share * given.epochs * len(scorer.train) / scorer.config.finetune.batch)
+        steps = int(share * given.epochs * len(scorer.batches.train) / scorer.config.finetune.batch)
         if steps:
-            scorer.fine_tune(made, scorer.long_batches(steps, seed), steps, given.rate)
-            scorer.settle_norms(made, frozenset(norms_of(made.module)), trained=True)
+            scorer.fine_tune(made, scorer.batches.long(steps, seed), steps, given.rate)
+            scorer.settling.settle_norms(made, frozenset(norms_of(made.module)), trained=True)
     assert made is not None
     return made
 
@@ -107,10 +107,10 @@ def _made(
 def _estimated(scorer: Scorer, made: Compressed, before: Compressed | None, fitted: bool) -> None:
     """Weights fitted to what they are made from, ranges and batch norms; or the latter two alone."""
     if fitted:
-        reference = None if before is None else scorer.reference_of(before.module, before)
-        scorer.estimate(made, rough=False, reference=reference)
+        reference = None if before is None else scorer.settling.reference_of(before.module, before)
+        scorer.settling.estimate(made, rough=False, reference=reference)
         return
-    batches = list(scorer.calibration_batches)
+    batches = list(scorer.batches.calibration)
     re_estimate(made.module, batches, changed_norms(scorer.traced, made))
     calibrate(made.module, batches)
 

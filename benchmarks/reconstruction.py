@@ -30,7 +30,11 @@ from leanfront.compression.training.reconstruction import Reference
 from leanfront.search.config import load_config
 from leanfront.search.study import criterion
 from leanfront.search.study.prepare import Loaded, load
-from leanfront.search.trial.scorer import UNTRAINED_IMAGES, Score, Scorer
+from leanfront.search.trial.batches import UNTRAINED_IMAGES
+from leanfront.search.trial.long_training import refine
+from leanfront.search.trial.scored import Score
+from leanfront.search.trial.scorer import Scorer
+from leanfront.search.trial.settling import Settling
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "reconstruction.jsonl"
@@ -39,21 +43,23 @@ EXAMPLES = HERE.parent / "examples"
 Line = dict[str, Any]
 
 
-class AsCut(Scorer):
+class AsCut(Settling):
     """Nothing is fitted: batch norms, ranges and biases alone."""
 
     def _settle_weights(self, compressed: Compressed, reference: Reference) -> dict[str, str]:
-        return {"batch_norms": self.settle_norms(compressed, changed_norms(self.traced, compressed))}
+        return {"batch_norms": self.settle_norms(compressed, changed_norms(self._traced, compressed))}
 
 
-WAYS: Mapping[str, type[Scorer]] = {"as_cut": AsCut, "fitted": Scorer}
+WAYS: Mapping[str, type[Settling]] = {"as_cut": AsCut, "fitted": Settling}
 
 
 def scorers(loaded: Loaded, images: int = 0) -> dict[str, Scorer]:
     """One of each way, that trains on so many images, with what is computed once already computed."""
     finetune = loaded.config.finetune.model_copy(update={"images": images, "rungs": (1.0,)})
     config = loaded.config.model_copy(update={"finetune": finetune})
-    made = {name: way(loaded.traced, loaded.task, config) for name, way in WAYS.items()}
+    made = {name: Scorer(loaded.traced, loaded.task, config) for name in WAYS}
+    for name, one in made.items():
+        one.settling = WAYS[name](loaded.traced, one.batches, config, one.in_task)
     for one in made.values():
         one.untrained(Policy.uniform(loaded.traced.network, LayerPolicy(0.25)), 250, 128, 128)
         one.prepared(Policy.uniform(loaded.traced.network, LayerPolicy(0.25)))
@@ -87,7 +93,7 @@ def cut(options: argparse.Namespace) -> Iterator[Line]:
     yield line
     rate = loaded.config.pick.learning_rate
     for name, way in ways.items():
-        found[name] = shown(way.refine(policy, None, epochs=2, learning_rate=rate)[1])
+        found[name] = shown(refine(way, policy, None, epochs=2, learning_rate=rate)[1])
         yield {**line, "policy": f"{line['policy']}, two epochs of training, {name}", name: found[name]}
 
 

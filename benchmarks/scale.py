@@ -36,7 +36,8 @@ from leanfront.search.run.results_tables import ResultsTables
 from leanfront.search.run.run_folder import RunFolder, TrialRow, make_run, registered
 from leanfront.search.study.loop import Budget, search_loop
 from leanfront.search.study.study import NAME, enqueue_seeds, open_study, recover, tell
-from leanfront.search.trial.scorer import CandidateTraining, Score, Scorer
+from leanfront.search.trial.scored import Score
+from leanfront.search.trial.scorer import CandidateTraining, Scorer
 from leanfront.search.trial.trial import Problem, Result
 
 START = datetime(2026, 1, 1, 22)

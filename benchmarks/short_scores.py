@@ -30,8 +30,9 @@ from leanfront.search.samplers.cascade.surrogate import Observation, Prior, Surr
 from leanfront.search.study.prepare import Loaded, load
 from leanfront.search.task import as_data
 from leanfront.search.trial import sensitivity
+from leanfront.search.trial.batches import SCORING_BATCH
 from leanfront.search.trial.in_task import InTask
-from leanfront.search.trial.scorer import SCORING_BATCH, Scorer, evaluate
+from leanfront.search.trial.scorer import Scorer, evaluate
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = (500, 1000, 2000, 5000)
@@ -156,11 +157,11 @@ def _parts(scorer: Scorer, network: InTask) -> dict[str, dict[str, float]]:
     """Images -> accuracy and divergence on so many search images, each part holding those before."""
     found = {}
     scores = divergence = np.zeros(0)
-    batches = iter(scorer.search_batches)
+    batches = iter(scorer.batches.searched)
     for images in PARTS:
         more = list(itertools.islice(batches, max(0, (images - len(scores)) // SCORING_BATCH)))
         if more:
-            right, apart = evaluate(network, more, scorer.comparison)
+            right, apart = evaluate(network, more, scorer.batches.comparison)
             scores = np.concatenate([scores, right])
             divergence = np.concatenate([divergence, np.full(len(right), apart)])
         found[str(images)] = {"accuracy": float(scores.mean()), "divergence": float(divergence.mean())}

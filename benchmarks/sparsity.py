@@ -49,16 +49,16 @@ def main() -> None:
     scorer = Scorer(traced, task, config)
     baseline = scorer.baseline().accuracy
     print(f"uncompressed {baseline:.4f}", flush=True)
-    steps = int(given.epochs * len(scorer.train) / config.finetune.batch)
+    steps = int(given.epochs * len(scorer.batches.train) / config.finetune.batch)
     for name in given.only:
         more, schedule = ROWS[name]
         started = time.perf_counter()
         policy = Policy.uniform(traced.network, LayerPolicy(more=tuple(more.items())))
         compressed = scorer.prepared(policy)
         before = scorer.scored(scorer.as_run(compressed), 0.0, started).accuracy
-        batches = scorer.long_batches(steps)
+        batches = scorer.batches.long(steps)
         scorer.fine_tune(compressed, batches, steps, config.pick.learning_rate, schedule=schedule)
-        scorer.settle_norms(compressed, frozenset(norms_of(compressed.module)), trained=True)
+        scorer.settling.settle_norms(compressed, frozenset(norms_of(compressed.module)), trained=True)
         after = scorer.scored(scorer.as_run(compressed), 0.0, started).accuracy
         minutes = (time.perf_counter() - started) / 60
         print(

@@ -130,8 +130,8 @@ def main() -> None:
     loaded = load(config)
     scorer = Scorer(loaded.traced, loaded.task, config)
     encoding = Encoding(loaded.space)
-    train = torch.cat(scorer.calibration_batches)
-    held_out, targets = scorer.search.batch(torch.arange(len(scorer.search)), None)
+    train = torch.cat(scorer.batches.calibration)
+    held_out, targets = scorer.batches.search.batch(torch.arange(len(scorer.batches.search)), None)
     with torch.no_grad():
         teacher = F.log_softmax(scorer.teacher.inner(held_out), dim=1)
     images = _Tensors(train, held_out)

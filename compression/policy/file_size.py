@@ -117,15 +117,7 @@ class FileSize:
         self._place, self._first = classes(places)
         self._own_of_place = np.bincount(self._place, self._own, len(self._first)).astype(np.int64)
         self._always = frozenset(index[name] for name in unsigned)
-        self._signed: list[tuple[int, list[int]]] = []
-        newly: set[int] = set()  # what may have no negative values once something is left out
-        for row, k in enumerate(kernels):
-            if k.name in unsigned or k.layer is not None or not operation(k.output.op).keeps_sign:
-                continue
-            signed = [index[name] for name in k.inputs if name not in unsigned]
-            if k.inputs and all(source in newly or not places[source] <= places[row] for source in signed):
-                newly.add(row)
-                self._signed.append((row, [index[name] for name in k.inputs]))
+        self._signed = _newly_unsigned(kernels, places, unsigned)
         self._same_range = frozenset(row for row, k in enumerate(kernels) if operation(k.op).same_range)
         self._values = sum(n.written.values if n.written else VALUES for k in kernels for n in k.nodes)
         self._most_values = self._values + VALUES_OF_QUANTIZER * len(written)
@@ -356,6 +348,21 @@ class FileSize:
         """(33,): bytes of a kernel and of what quantizes its tensor, for the bits of that."""
         coded, narrow = self._quantizer_bytes[row]
         return np.asarray(self._own[row] + np.array([0, *[narrow] * 7, coded, *[0] * 24]))
+
+
+def _newly_unsigned(
+    kernels: tuple[Kernel, ...], places: Sequence[frozenset[int]], unsigned: frozenset[str]
+) -> list[tuple[int, list[int]]]:
+    """Rows of what may have no negative values once something is left out, with those of what it reads."""
+    index = {kernel.name: row for row, kernel in enumerate(kernels)}
+    found: dict[int, list[int]] = {}
+    for row, k in enumerate(kernels):
+        if k.name in unsigned or k.layer is not None or not operation(k.output.op).keeps_sign:
+            continue
+        signed = [index[name] for name in k.inputs if name not in unsigned]
+        if k.inputs and all(source in found or not places[source] <= places[row] for source in signed):
+            found[row] = [index[name] for name in k.inputs]
+    return list(found.items())
 
 
 def _spelling(kernels: tuple[Kernel, ...]) -> Spelling:

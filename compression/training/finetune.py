@@ -3,14 +3,17 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from leanfront.compression.techniques.masks import tighten
 from leanfront.compression.techniques.quantize import learn_steps
 from leanfront.compression.training.batch_norms import shared_norms
 from leanfront.compression.training.distillation import Comparison
+from leanfront.compression.training.schedule import Schedule, one_shot
 
 Batch = tuple[Any, Any, Any]
 """Inputs as the network takes them, targets, and the teacher's answers."""
@@ -122,3 +125,19 @@ def _one_cycle(progress: float, warm_up: float) -> float:
     if progress < warm_up:
         return progress / warm_up
     return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / max(1 - warm_up, 1e-9)))
+
+
+def zeros_by(module: nn.Module, schedule: Schedule) -> Callable[[float], None]:
+    """What a fine-tune does before each step so that the zeros of a network come by a schedule: they are
+    chosen anew a hundred times in all."""
+    if schedule is one_shot:  # they are there
+        return lambda progress: None
+    last = -1
+
+    def before_step(progress: float) -> None:
+        nonlocal last
+        if (now := int(100 * progress)) != last:
+            last = now
+            tighten(module, partial(schedule, progress))
+
+    return before_step

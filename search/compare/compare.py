@@ -43,7 +43,7 @@ from leanfront.search.study.basis import basis
 from leanfront.search.study.criterion import judged_by
 from leanfront.search.study.prepare import Loaded, judged, load
 from leanfront.search.task import TaskError
-from leanfront.search.trial.scorer import TrialFailed
+from leanfront.search.trial.scored import TrialFailed
 
 MEMBERS = 6
 """Of a search's front, at most."""

@@ -30,7 +30,10 @@ from leanfront.search.compare.recipes import CompareError, Note, Recipe
 from leanfront.search.run.run_folder import RunError, RunFolder, TrialRow
 from leanfront.search.study.prepare import Loaded
 from leanfront.search.trial.in_task import AsFile, InTask, answer_spec
-from leanfront.search.trial.scorer import Score, Scorer, load_weights, state_of
+from leanfront.search.trial.sanity import check_loss
+from leanfront.search.trial.scored import Score
+from leanfront.search.trial.scorer import Scorer
+from leanfront.search.trial.weights import load_weights, state_of
 
 
 class LeftOut(Exception):
@@ -83,7 +86,7 @@ class Maker:
         """``epochs``: of the training data, that each trained row gets."""
         self.loaded, self.scorer, self.epochs, self.note = loaded, scorer, epochs, note
         options = scorer.config
-        self._steps = max(1, round(epochs * len(scorer.train) / options.finetune.batch))
+        self._steps = max(1, round(epochs * len(scorer.batches.train) / options.finetune.batch))
         self._learning_rate = options.pick.learning_rate
 
     def check(self, recipes: Sequence[Recipe]) -> None:
@@ -92,7 +95,7 @@ class Maker:
             with suppress(LeftOut):
                 self._student_traced  # noqa: B018 (it is kept)
         if any(recipe.trained and not recipe.distilled for recipe in recipes):
-            self.scorer.check_loss()
+            check_loss(self.scorer.batches)
 
     def key(self, recipe: Recipe) -> str:
         """Of what a row depends on besides all that rows have in common: the student's weights."""
@@ -142,7 +145,7 @@ class Maker:
         for before, policy in enumerate(policies[1:], start=1):
             self._train(compressed, before, len(policies), recipe.distilled)
             compressed = inherit(loaded.traced, compressed, policy, self.scorer.multiple)
-            self.scorer.estimate(compressed, rough=False)
+            self.scorer.settling.estimate(compressed, rough=False)
         return self._better(compressed, started, recipe.distilled, len(policies))
 
     def _better(self, compressed: Compressed, started: float, distilled: bool, parts: int = 1) -> Made:
@@ -164,13 +167,13 @@ class Maker:
         """The ``part``-th of so many equal parts of the training, from 1."""
         scorer = self.scorer
         steps = max(1, self._steps // parts)
-        batches = scorer.long_batches(steps, seed=part, answered=distilled)
+        batches = scorer.batches.long(steps, seed=part, answered=distilled)
         settings = scorer.settings(self._learning_rate)
         usual = settings.distillation_weight or FineTune().distillation_weight
         settings = replace(settings, distillation_weight=usual if distilled else 0.0)
         scorer.fine_tune(compressed, batches, steps, self._learning_rate, settings)
         norms = frozenset(norms_of(compressed.module))
-        scorer.settle_norms(compressed, norms, trained=True)
+        scorer.settling.settle_norms(compressed, norms, trained=True)
 
     def _scored(self, compressed: Compressed) -> Score:
         return self.scorer.scored(self.scorer.as_run(compressed), 0.0, time.perf_counter())

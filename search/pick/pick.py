@@ -56,7 +56,10 @@ from leanfront.search.run.run_folder import RunError, RunFolder, TrialRow, now, 
 from leanfront.search.study.criterion import judged_by
 from leanfront.search.study.prepare import Loaded, cores, load
 from leanfront.search.task import as_data
-from leanfront.search.trial.scorer import Score, Scorer, save_weights
+from leanfront.search.trial.long_training import refine
+from leanfront.search.trial.scored import Score
+from leanfront.search.trial.scorer import Scorer
+from leanfront.search.trial.weights import save_weights
 
 _SAID = ("latency_ms", "size_bytes", "energy_mj")
 """Costs that every verification has."""
@@ -120,7 +123,7 @@ def pick(
     epochs = options.epochs if epochs is None else epochs
     log(f"trial {row.trial}: fine-tuning for up to {epochs:g} epochs with distillation")
     checkpoint = run.checkpoint(row.trial)
-    compressed, score = scorer.refine(policy, checkpoint, epochs, options.learning_rate, options.schedule)
+    compressed, score = refine(scorer, policy, checkpoint, epochs, options.learning_rate, options.schedule)
     before = quantity("accuracy", baseline_accuracy)
     log(f"search split: {quantity('accuracy', score.accuracy)} (uncompressed {before}); exporting")
     folder = out or run.exported / str(row.trial)
@@ -151,7 +154,7 @@ def export_trial(run: RunFolder, *, trial: int, out: Path | None = None, to: str
         )
     loaded, scorer = _opened(run, to)
     policy = Policy.from_json(row.policy)
-    compressed, _ = scorer.refine(policy, checkpoint, 0, loaded.config.pick.learning_rate)
+    compressed, _ = refine(scorer, policy, checkpoint, 0, loaded.config.pick.learning_rate)
     compressed.module.cpu()
     folder = out or run.exported / str(trial)
     with writable(folder):
@@ -323,7 +326,7 @@ def export_and_verify(
             as_data(task.test),
             threads,
             output_steps(compressed),
-            scorer.comparison,
+            scorer.batches.comparison,
             {name: each.tested for name, each in also.items()},
         )
     latency, memory = _measured(model, baseline, loaded, row, log)

@@ -26,9 +26,9 @@ from leanfront.search.pick.told import Told
 from leanfront.search.run.significance import Evidence, interval_of, paired_interval, resamples_of, value_of
 from leanfront.search.run.verified import broken_sentence
 from leanfront.search.task import Data, Task
+from leanfront.search.trial.batches import SCORING_BATCH
 from leanfront.search.trial.in_task import AsFile, InTask, answer_spec, model_around, on
 from leanfront.search.trial.scored import Scored, examples_in
-from leanfront.search.trial.scorer import SCORING_BATCH
 
 LATENCY_TOLERANCE = 0.15
 SLOW = 1.1

@@ -117,7 +117,7 @@ def importances(scorer: "Scorer", names: "Sequence[str]") -> "dict[str, Scores |
     from leanfront.search.trial.in_task import on
 
     rows = criteria_of(names)
-    inputs = scorer.fitted_inputs if any(row.needs == "inputs" for row in rows) else None
+    inputs = scorer.batches.fitted_inputs if any(row.needs == "inputs" for row in rows) else None
     by_gradients = [row.name for row in rows if row.needs == "gradients"]
     gradients = _gradients(scorer, by_gradients[0]) if by_gradients else ()
     evidence = Evidence(on("cpu", inputs), on("cpu", gradients))  # there the traced network is

@@ -43,7 +43,7 @@ def scored_free(
 ) -> list[dict[str, Any]]:
     """Of each policy its name, bits, accuracy on the search split without any training, and what its batch
     norms, ranges and biases were given. ``run`` keeps the score of each example."""
-    from leanfront.search.trial.scorer import TrialFailed
+    from leanfront.search.trial.scored import TrialFailed
 
     found = []
     for name, policy in policies.items():

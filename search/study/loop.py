@@ -48,7 +48,8 @@ from leanfront.search.trial.promotion import UNTRAINED, Standing, dominator, sta
 from leanfront.search.trial.trial import Problem, Result, foretold, inherited, priced, reached_at, scored
 
 if TYPE_CHECKING:
-    from leanfront.search.trial.scorer import CandidateTraining, Score
+    from leanfront.search.trial.scored import Score
+    from leanfront.search.trial.scorer import CandidateTraining
 
 _GIVE_UP_AFTER = 500
 """So many proposals in a row without one that is new and allowed: the space is used up."""

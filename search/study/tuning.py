@@ -19,7 +19,9 @@ from leanfront.compression.training.finetune import Diverged, FineTune
 from leanfront.latency_models.benchmark.measuring_lock import training
 from leanfront.search.objectives import objective
 from leanfront.search.run.significance import Evidence, Resampled, paired_interval, value_of
-from leanfront.search.trial.scorer import Scorer, TrialFailed, explained
+from leanfront.search.trial.in_task import in_bfloat16
+from leanfront.search.trial.scored import TrialFailed, explained
+from leanfront.search.trial.scorer import Scorer
 
 TRIED = 16
 """Settings, the configuration's own among them."""
@@ -176,10 +178,10 @@ class _Bench:
         scorer = self.scorer
         with training(scorer.note), explained():
             own = replace(network, module=copy.deepcopy(network.module))
-            batches = scorer.long_batches(steps, seed)
+            batches = scorer.batches.long(steps, seed)
             scorer.fine_tune(own, batches, steps, settings.learning_rate, settings)
-            scorer.settle_norms(own, frozenset(norms_of(own.module)), trained=True)
-            with scorer.rough():
+            scorer.settling.settle_norms(own, frozenset(norms_of(own.module)), trained=True)
+            with in_bfloat16(scorer.device):
                 return scorer.scored(scorer.in_task(fold(own).module), 0.0, 0.0).scores
 
 

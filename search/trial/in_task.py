@@ -184,3 +184,14 @@ def _floats(outputs: Any) -> Any:
     return pytree.tree_map_only(
         Tensor, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor, outputs
     )
+
+
+def placed(module: nn.Module, device: torch.device) -> nn.Module:
+    """A module on the device, with its weights laid out as ``batches.laid_out`` lays images."""
+    return module.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def in_bfloat16(device: torch.device, enabled: bool = True) -> torch.autocast:
+    """Compute in bfloat16: three times as fast, and the uncompressed network's divergence from itself is
+    1e-5 to 1e-4 then. For scores that only decide what is trained further."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

@@ -1,16 +1,38 @@
 """The score of a network, collected batch by batch: of each example, or of all together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from leanfront.compression.capture.program import tensors_in
+from leanfront.compression.training.finetune import Diverged
 from leanfront.search.run.significance import Evidence, Resampled
 from leanfront.search.scores import is_list, shown, together
 from leanfront.search.task import Task, TaskError
 from leanfront.search.trial.in_task import on
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """What a network is worth on the search images, or a part of them.
+
+    accuracy: mean of the task's score, 0..1, or its metric, with the sign with which more is better, and its
+    95 % confidence interval; divergence: mean KL(teacher || network) of the class probabilities, in nats (see
+    ``scorer.evaluate``); scores: of each example, (N,), in an order that is the same for all networks, or the
+    metric on resamples; settled: what its batch norms, ranges and biases were given, in a word each.
+    """
+
+    accuracy: float
+    accuracy_ci: tuple[float, float]
+    divergence: float
+    scores: Evidence
+    seconds_training: float
+    seconds_scoring: float
+    settled: Mapping[str, str] = field(default_factory=dict)
 
 
 class Scored:
@@ -92,3 +114,24 @@ def _checked(scores: object, examples: int) -> Tensor:
             " percents by 100, or give what has another unit as the task's metric"
         )
     return found
+
+
+class TrialFailed(RuntimeError):
+    """A policy that could not be scored: its training diverged, or it ran out of memory."""
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what a policy may suffer into TrialFailed; a bug stays what it is."""
+    try:
+        yield
+    except Diverged as error:
+        raise TrialFailed(str(error)) from error
+    except MemoryError as error:
+        raise TrialFailed("out of memory") from error
+    except TrialFailed:
+        raise
+    except RuntimeError as error:
+        if "memory" in str(error).lower():
+            raise TrialFailed(f"out of memory: {str(error).splitlines()[0]}") from error
+        raise

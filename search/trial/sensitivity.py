@@ -101,7 +101,7 @@ def _read(raw: dict[str, Any]) -> Sensitivities:
 def _key(scorer: "Scorer", space: Space) -> str:
     """Hash of whatever the sensitivities depend on."""
     from leanfront.compression.capture.program import tensors_in
-    from leanfront.search.trial.scorer import SCORING_BATCH
+    from leanfront.search.trial.batches import SCORING_BATCH
 
     digest = hashlib.sha256(
         f"{METHOD} {IMAGES} {NORM_IMAGES} {RANGE_IMAGES} {scorer.traced.module.code}".encode()
@@ -113,7 +113,7 @@ def _key(scorer: "Scorer", space: Space) -> str:
     for name, tensor in sorted(scorer.traced.module.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    seen = itertools.islice(scorer.search_batches, -(-IMAGES // SCORING_BATCH))
-    for tensor in tensors_in([*scorer.calibration_batches, *(inputs for inputs, _, _ in seen)]):
+    seen = itertools.islice(scorer.batches.searched, -(-IMAGES // SCORING_BATCH))
+    for tensor in tensors_in([*scorer.batches.calibration, *(inputs for inputs, _, _ in seen)]):
         digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:32]

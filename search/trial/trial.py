@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import optuna
 
     from leanfront.latency_models.cost import Cost, CostModel
-    from leanfront.search.trial.scorer import CandidateTraining, Score, Scorer
+    from leanfront.search.trial.scored import Score
+    from leanfront.search.trial.scorer import CandidateTraining, Scorer
 
 Log = Callable[[str], None]
 Keep = Callable[["CandidateTraining", Mapping[int, "Score"]], None]

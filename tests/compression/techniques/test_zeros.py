@@ -28,12 +28,13 @@ from leanfront.compression.techniques.compress import Compressed, compress
 from leanfront.compression.techniques.masks import least, masks, tighten, zero_share
 from leanfront.compression.techniques.quantize import calibrate
 from leanfront.compression.training.batch_norms import changed_norms
+from leanfront.compression.training.finetune import zeros_by
 from leanfront.compression.training.schedule import ENDS, SCHEDULES, gradual, iterative, one_shot
 from leanfront.compression.training.weight_inheritance import inherit
 from leanfront.latency_models.benchmark.shifted_weights import shifted
 from leanfront.networks import file_of
 from leanfront.search.objectives import ObjectiveError, objective
-from leanfront.search.trial.scorer import load_weights, save_weights, zeros_by
+from leanfront.search.trial.weights import load_weights, save_weights
 from tests.networks import built, example, inputs
 
 TWO_FOUR, FOUR_EIGHT, BLOCK, ANY = (PATTERNS[name] for name in ("2:4", "4:8", "block", "unstructured"))

@@ -67,7 +67,7 @@ def test_criteria_look_at_evidence_where_the_uncompressed_network_lies(
     monkeypatch.setattr(criteria, "importance", lambda traced, name, evidence: told.append(evidence))
     with FakeTensorMode(allow_non_fake_inputs=True):  # a GPU that need not be there
         far = torch.empty(2, 3, device="cuda")
-        scorer.__dict__["fitted_inputs"] = Arguments.of(far)
+        scorer.batches.__dict__["fitted_inputs"] = Arguments.of(far)
         monkeypatch.setattr(scorer, "gradients", lambda images: [{"weight": far}])
         importances(scorer, ["taylor", "second-order"])
     for evidence in told:

@@ -25,7 +25,8 @@ from leanfront.search.samplers.cascade.surrogate import shortfall
 from leanfront.search.study.loop import Budget, search_loop, seconds_per_trial
 from leanfront.search.study.study import add, digests, finished, named, open_study, reached_the_end
 from leanfront.search.trial.promotion import UNKNOWN
-from leanfront.search.trial.scorer import CandidateTraining, Score
+from leanfront.search.trial.scored import Score
+from leanfront.search.trial.scorer import CandidateTraining
 from leanfront.search.trial.trial import Problem, Result, Sampler, inherited, priced
 from tests.search.samplers.test_cascade_sampler import BASELINE, Toy, ask, study_of, tell
 from tests.search.study.test_study import Scorer, configuration, problem_of

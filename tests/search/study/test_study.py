@@ -560,9 +560,13 @@ def test_two_workers_at_once_share_the_trials(tmp_path):
     folder = tmp_path / "run"
     search(folder, 1)
     both = [
-        subprocess.Popen(command(folder, 24, 0.03), env=environment(), stdout=subprocess.PIPE)
+        subprocess.Popen([*command(folder, 24, 0.03), "wait"], env=environment(), stdout=subprocess.PIPE)
         for _ in range(2)
     ]
+    for process in both:  # one may be ready long before the other, where the machine is busy
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"searching\n"
+    (folder / "begin").touch()
     assert [process.wait(60) for process in both] == [0, 0]
     rows = [row for row in open_run(folder).trials() if row.state == "complete"]
     assert 24 <= len(rows) <= 25
@@ -579,6 +583,8 @@ def main() -> None:
     study = open_study(run, config.search, worker_seed=os.getpid())
     enqueue_seeds(study, problem.space)
     print("searching", flush=True)
+    while "wait" in sys.argv and not (folder / "begin").exists():
+        time.sleep(0.01)
     with registered(run) as worker:
         print(search_loop(problem, study, run, Budget(trials), worker))
 

@@ -96,7 +96,7 @@ def test_what_a_cut_shifts_is_told_where_the_images_lie(monkeypatch: pytest.Monk
     judge, looked_at = scorer(small_task()), []
     judge.teacher.inner.to("meta")  # a device that need not be there
     monkeypatch.setattr(Shift, "of", lambda traced, batches: looked_at.append(traced.module))
-    judge.__dict__["_plain"] = []
-    assert judge._shift is None
+    judge.batches.__dict__["plain"] = []
+    assert judge.settling._shift is None
     assert {each.device.type for each in looked_at[0].state_dict().values()} == {"meta"}
     assert {each.device.type for each in judge.traced.module.state_dict().values()} == {"cpu"}

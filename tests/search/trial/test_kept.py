@@ -203,9 +203,9 @@ def test_a_trial_reads_nothing_and_scores_as_with_arrays(monkeypatch: pytest.Mon
     found = untrained.start(policy(untrained)).score(0)
     assert (found.accuracy, found.divergence) == (wanted.accuracy, pytest.approx(wanted.divergence, rel=1e-5))
     trained.start(policy(trained)).score(0)
-    asked = [each.dataset.asked for each in (trained.train, trained.search)]  # type: ignore[attr-defined]
+    asked = [each.dataset.asked for each in (trained.batches.train, trained.batches.search)]  # type: ignore[attr-defined]
     trained.start(policy(trained)).score(0)
-    assert [each.dataset.asked for each in (trained.train, trained.search)] == asked  # type: ignore[attr-defined]
+    assert [each.dataset.asked for each in (trained.batches.train, trained.batches.search)] == asked  # type: ignore[attr-defined]
 
 
 def test_numbers_for_a_loss_of_classes_are_found_before_the_night() -> None:

@@ -26,14 +26,10 @@ from leanfront.search.samplers import sampler_named
 from leanfront.search.scores import AUC, Metric
 from leanfront.search.task import ArrayData, Task, TaskError
 from leanfront.search.trial.in_task import AsFile, InTask
-from leanfront.search.trial.scorer import (
-    Scorer,
-    TrialFailed,
-    evaluate,
-    load_weights,
-    rounds,
-    save_weights,
-)
+from leanfront.search.trial.long_training import refine, rounds
+from leanfront.search.trial.scored import TrialFailed
+from leanfront.search.trial.scorer import Scorer, evaluate
+from leanfront.search.trial.weights import load_weights, save_weights
 from tests.networks import built, example, inputs
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -153,7 +149,7 @@ def test_scores_repeat_and_the_weights_are_kept(tmp_path: Path) -> None:
     assert first.seconds_training > 0
     assert first.seconds_scoring > 0
     assert [path.name for path in tmp_path.iterdir()] == ["3.safetensors"]
-    _, again = judge.refine(policy(judge), kept, epochs=0, learning_rate=0.01)
+    _, again = refine(judge, policy(judge), kept, epochs=0, learning_rate=0.01)
     assert again.accuracy == first.accuracy
     assert again.settled == candidate.settled  # of the weights that were kept, not of those before them
     assert set(again.settled) == {"weights", "batch_norms", "ranges", "biases"}
@@ -193,7 +189,8 @@ def test_training_goes_on_from_where_it_was_and_scores_on_the_same_images() -> N
 
 def test_before_training_a_part_of_the_images_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("leanfront.search.trial.scorer.UNTRAINED_IMAGES", 40)
-    monkeypatch.setattr("leanfront.search.trial.scorer.SCORING_BATCH", 20)
+    for module in ("batches", "scorer"):
+        monkeypatch.setattr(f"leanfront.search.trial.{module}.SCORING_BATCH", 20)
     judge = scorer(small_task(), sampler="cascade")
     candidate = judge.start(policy(judge))
     first, second = candidate.score(0), candidate.score(1)
@@ -214,7 +211,7 @@ def test_what_needs_no_training_is_scored_as_its_file_on_all_images(monkeypatch:
         torch.equal(value, before[name]) for name, value in candidate.compressed.module.state_dict().items()
     )
     scores, divergence = evaluate(
-        judge.in_task(fold(candidate.compressed).module), judge.search_batches, judge.comparison
+        judge.in_task(fold(candidate.compressed).module), judge.batches.searched, judge.batches.comparison
     )
     assert len(score.scores) == 120
     assert score.scores.tolist() == scores.tolist()
@@ -226,7 +223,7 @@ def test_the_long_training_goes_further() -> None:
     judge = scorer(small_task(), images=32)
     harsh = policy(judge, 0.8, 4)
     short = judge.start(harsh).score(0).accuracy
-    _, long = judge.refine(harsh, None, epochs=20, learning_rate=0.02)
+    _, long = refine(judge, harsh, None, epochs=20, learning_rate=0.02)
     assert long.accuracy > short + 0.02
 
 
@@ -259,7 +256,7 @@ def test_a_long_training_that_brings_nothing_ends_and_its_start_is_kept(
     said: list[str] = []
     monkeypatch.setattr(judge, "fine_tune", spoiled)
     monkeypatch.setattr(judge, "note", said.append)
-    compressed, score = judge.refine(policy(judge), tmp_path / "kept.safetensors", 16, 0.02)
+    compressed, score = refine(judge, policy(judge), tmp_path / "kept.safetensors", 16, 0.02)
     assert trained == [5, 10]  # of 160 images in batches of 32: an epoch and two; not the other thirteen
     assert score.accuracy == short.accuracy
     for name, value in load_file(tmp_path / "kept.safetensors").items():
@@ -293,14 +290,14 @@ def test_zeros_that_come_by_a_schedule_come_in_one_round_from_the_uncompressed_w
         (None, "gradual", [35]),  # they are many
     ):
         rounds_of.clear(), began.clear()
-        compressed, _ = judge.refine(zeros, tmp_path / "kept.safetensors", 7, 0.02, given)
+        compressed, _ = refine(judge, zeros, tmp_path / "kept.safetensors", 7, 0.02, given)
         assert rounds_of == [(steps, schedule) for steps in rounds_wanted]
         assert torch.equal(began[0][weight], kept[weight]) == (schedule == "one-shot")
         assert zero_share(compressed.module) >= 0.79
-    judge.refine(policy(judge), None, 7, 0.02, "gradual")  # nothing is 0: as ever
+    refine(judge, policy(judge), None, 7, 0.02, "gradual")  # nothing is 0: as ever
     assert rounds_of[-1] != (35, "gradual")
     half = Policy.uniform(judge.traced.network, LayerPolicy(0.0, 8, 8, more=(("2:4", 0.5),)))
-    judge.refine(half, None, 2, 0.02)
+    refine(judge, half, None, 2, 0.02)
     assert rounds_of[-1] == (10, "one-shot")
 
 
@@ -397,11 +394,11 @@ def test_a_network_is_scored_as_the_file_that_will_run(weight_bits: int) -> None
     as_run, in_torch = judge.as_run(compressed), fold(compressed).module
     file = as_run.inner
     assert isinstance(file, AsFile)
-    ours, divergence = evaluate(as_run, judge.search_batches, judge.comparison)
-    theirs, expected = evaluate(judge.in_task(in_torch), judge.search_batches, judge.comparison)
+    ours, divergence = evaluate(as_run, judge.batches.searched, judge.batches.comparison)
+    theirs, expected = evaluate(judge.in_task(in_torch), judge.batches.searched, judge.batches.comparison)
     assert (ours != theirs).mean() <= 0.01
     assert divergence == pytest.approx(expected, rel=0.02, abs=1e-4)
-    inputs_of_one = next(iter(judge.search_batches))[0][:7]
+    inputs_of_one = next(iter(judge.batches.searched))[0][:7]
     assert torch.allclose(file(inputs_of_one), in_torch(inputs_of_one), atol=0.05)
     judge.device = torch.device("cuda")  # where torch is the faster one
     assert not isinstance(judge.as_run(compressed).inner, AsFile)

@@ -49,7 +49,7 @@ def test_each_decision_is_taken_alone() -> None:
         assert len(bits) == len(space.pairs)
         assert bits[floats] == found.baseline_divergence
         assert bits[two_bits] > 100 * bits[space.pairs.index((8, 8))] > 0
-    assert found.images == len(judge.search)
+    assert found.images == len(judge.batches.search)
     assert found.seconds > 0
 
 
@@ -62,8 +62,8 @@ def test_a_sensitivity_is_the_divergence_of_that_network() -> None:
         one.name: LayerPolicy(0.0, 2, 8) if one is layer else LayerPolicy() for one in space.network.layers
     }
     compressed = compress(judge.traced, Policy.of(policy))
-    calibrate(compressed.module, judge.calibration_batches[: sensitivity.RANGE_IMAGES // 32])
-    inputs, _ = judge.search.batch(torch.arange(len(judge.search)), None)
+    calibrate(compressed.module, judge.batches.calibration[: sensitivity.RANGE_IMAGES // 32])
+    inputs, _ = judge.batches.search.batch(torch.arange(len(judge.batches.search)), None)
     with torch.no_grad():
         student, teacher = (
             module(inputs).log_softmax(1) for module in (compressed.module, judge.teacher.inner)
