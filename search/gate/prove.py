@@ -6,7 +6,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from operator import attrgetter
@@ -128,6 +128,17 @@ def prove_task(model: nn.Module, traced: Traced, batches: Iterable[Any], log: Ca
     return prove(model, Captured(traced), traced.example, batches, log=log)
 
 
+def _drawn(model: nn.Module, example: Arguments, seed: int) -> list[Arguments]:
+    """Two batches of random inputs that a module takes."""
+    for in_place in (False, True):
+        found = [together(drawn_like(example, 8, seed + place, in_place)) for place in range(2)]
+        with suppress(Exception):  # whatever a module raises that an index is too large for
+            for batch in found:
+                answers(model, batch)
+            break
+    return found
+
+
 class _Gate:
     """One network at the gate."""
 
@@ -142,9 +153,7 @@ class _Gate:
         # by itself, where it is a part: what it gets is given
         self.model, self.captured, self.seed = model, Captured(captured.traced), seed
         given = [Arguments.of(batch).like(example) for batch in batches or ()]
-        if not given:
-            given = [together(drawn_like(example, 8, seed + place)) for place in range(2)]
-        self.calibration = given
+        self.calibration = given = given or _drawn(model, example, seed)
         every = (one for batch in given for one in one_by_one(batch))
         self.examples = [one for one, _ in zip(every, range(EXAMPLES), strict=False)]
         self.examples += [self.examples[0]] * (BATCH - len(self.examples))

@@ -61,9 +61,10 @@ def together(examples: Sequence[Arguments]) -> Arguments:
     return joined
 
 
-def drawn_like(example: Arguments, count: int, seed: int) -> list[Arguments]:
+def drawn_like(example: Arguments, count: int, seed: int, in_place: bool = False) -> list[Arguments]:
     """Random batches of one like an example: floats normal, with its mean and deviation if it has any; of
-    integers and truth values (and of floats that are not finite: masks) those that the example has."""
+    integers and truth values (and of floats that are not finite: masks) those that the example has, each
+    where it is with ``in_place`` (columns of a table have values of their own)."""
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(leaf: Any) -> Any:
@@ -77,6 +78,8 @@ def drawn_like(example: Arguments, count: int, seed: int) -> list[Arguments]:
             if deviation > 0:
                 noise = noise * deviation + wide.mean()
             return noise.to(leaf.dtype).to(leaf.device)
+        if in_place:
+            return leaf
         picked = torch.randint(values.numel(), values.shape, generator=generator)
         return values.reshape(-1)[picked].to(leaf.device)
 

@@ -385,3 +385,22 @@ def test_what_is_rounded_on_the_way_is_a_millionth_off_too():
         moved = compressed.module(x)
     assert not torch.equal(moved, before)  # some value lay between two steps
     assert torch.equal(compressed.module(x), before)
+
+
+class Columns(nn.Module):
+    """A table: each column has categories of its own, some of which another one has not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList([nn.Embedding(count, 8) for count in (10, 20, 5)])
+        self.deep = nn.Sequential(nn.Linear(28, 16), nn.ReLU(), nn.Linear(16, 2))
+
+    def forward(self, numbers: Tensor, kinds: Tensor) -> Tensor:
+        looked_up = [table(kinds[:, place]) for place, table in enumerate(self.tables)]
+        return self.deep(torch.cat([*looked_up, numbers], dim=1))
+
+
+def test_columns_of_a_table_keep_their_own_values():
+    torch.manual_seed(0)
+    model, example = Columns().eval(), (torch.randn(1, 4), torch.tensor([[3, 17, 2]]))
+    assert not prove(model, lf.capture(model, example), example).failures
