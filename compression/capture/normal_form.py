@@ -173,8 +173,8 @@ _SAME_SHAPE = {
     aten.squeeze.dims, aten.squeeze.default, aten._unsafe_view.default, aten.expand_as.default,
     aten.reshape_as.default, aten.slice.Tensor, aten.adaptive_avg_pool1d.default,
     aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default,
-    aten.constant_pad_nd.default, aten.pad.default,
 }  # fmt: skip
+_PADS = {aten.constant_pad_nd.default, aten.pad.default}
 _CASTS = {aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.type_as.default}
 
 
@@ -193,6 +193,8 @@ def _does_nothing(node: fx.Node) -> bool:
     if node.target in (aten.add.Tensor, aten.sub.Tensor):
         nothing = isinstance(node.args[1], int | float) and node.args[1] == 0
         return nothing and before.shape == after.shape and before.dtype == after.dtype
+    if node.target in _PADS:  # one that cuts off as much elsewhere has the same shape, and shifts
+        return not any(list(node.args[1]))  # type: ignore[arg-type]
     if node.target not in _SAME_SHAPE or len(before.shape) != len(after.shape):
         return False
     return all(same_size(one, other) for one, other in zip(before.shape, after.shape, strict=True))

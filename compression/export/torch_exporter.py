@@ -7,6 +7,7 @@ What is private of torch is touched here alone, and only where it is as it was.
 import io
 import logging
 import operator
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
@@ -87,7 +88,16 @@ def _exported(module: fx.GraphModule, inputs: Sequence[Tensor], names: Mapping[s
         with _known_once(as_it_is=False):
             return torch.onnx.export(module, tuple(inputs), **options)
     except Exception as error:
-        raise ExportError(f"torch.onnx cannot export the model: {error}") from error
+        raise ExportError(f"torch.onnx cannot export the model: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """What lies at the bottom of torch's explanation, in a line, and the operation that it is about."""
+    about, lowest = re.search(r"translating node %(\w+)", str(error)), error
+    while lowest.__cause__ is not None:
+        lowest = lowest.__cause__
+    lines = re.sub(r"\x1b\[\d*m", "", str(lowest)).strip().splitlines() or [type(lowest).__name__]
+    return lines[0] + (f" (operation {about[1]!r})" if about and about[1] not in lines[0] else "")
 
 
 def _as_it_is(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:

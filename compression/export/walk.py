@@ -202,9 +202,8 @@ class Walk:
         if node.op_type == "ReduceMean" and target in self.pooled:
             self._produced(target, self._global_average(self.pooled[target], inputs[0]))
             return
-        if node.op_type == "Pad" and inputs[0] in out.codes and _pads_zeros(node):
-            grid = self.grids[self.tensor_of[target].name]
-            self.value[target] = self.dialect.padded(out, inputs[0], inputs[1], grid)
+        if node.op_type == "Pad" and made is not None and inputs[0] in out.codes and _pads_zeros(node):
+            self.value[target] = self.dialect.padded(out, inputs[0], inputs[1], self.grids[made.name])
             return
         if node.op_type == "Transpose" and made is not None and operation(made.op).same_tensor:
             shape = list(self.template.shapes[made.name])  # dimensions of size 1 change places
@@ -412,7 +411,9 @@ def _cut_constant(
     Sizes that count channels are corrected; parameters that are not the cut network's own (those of a model
     with random weights) lose what is too much.
     """
-    own = next((n for n in network.nodes if n.op == "constant" and n.detail == name), None)
+    # a parameter of the model's own, or what is made of sizes alone (the state that a loop begins with)
+    named = (n for n in network.nodes if n.op == "constant" and name in (n.detail, TENSOR + n.name))
+    own = next(named, None)
     if own is not None:
         return array.take(range(own.width), axis=template.axes[own.name])
     owner = network.node.get(template.owners.get(name, ""))
