@@ -82,7 +82,8 @@ class NormalForm(EditedGraph):
             self.graph.graph.eliminate_dead_code()
 
     def _modules_in(self) -> None:
-        self._names = {name for name, _ in self.graph.named_parameters()}
+        held = (*self.graph.named_parameters(), *self.graph.named_buffers())
+        self._names = {name for name, _ in held}
         for node in list(self.graph.graph.nodes):
             if node.op == "call_function" and (make := MAKERS.get(node.target)) is not None:
                 make(self, node)

@@ -46,6 +46,66 @@ def _pieces(form: EditedGraph) -> None:
             form.replace(user, made)
 
 
+_BAGS = {0: (aten.sum.dim_IntList, [1]), 1: (aten.mean.dim, [1]), 2: (aten.amax.default, [1])}
+"""Mode of a bag -> what is made of its rows."""
+
+
+def _bags(form: EditedGraph) -> None:
+    """A bag of each row of ids, all as long, is a table that is looked up, and a sum, mean or maximum."""
+    for node in form.functions(aten.embedding_bag.padding_idx, aten.embedding_bag.default):
+        weight, flat, starts = node.args[:3]
+        per_sample, padding = (
+            argument(node, "per_sample_weights", 6, None),
+            argument(node, "padding_idx", 8, None),
+        )
+        if per_sample is not None or (padding is not None and padding >= 0):
+            continue
+        if not (isinstance(flat, fx.Node) and flat.target is aten.reshape.default and flat.args[1] == [-1]):
+            continue
+        ids = flat.args[0]
+        assert isinstance(ids, fx.Node)
+        length = ids.meta["val"].shape[-1]
+        evenly = isinstance(starts, fx.Node) and starts.target is aten.arange.start_step
+        if ids.meta["val"].dim() != 2 or not evenly or starts.args[0] != 0 or starts.args[2] != length:  # type: ignore[union-attr]
+            continue
+        if not all(user.target is operator.getitem and user.args[1] == 0 for user in node.users):
+            continue
+        target, dims = _BAGS[int(argument(node, "mode", 4, 0))]
+        for user in list(node.users):
+            rows = user.meta["val"].unsqueeze(1).expand(-1, length, -1)
+            looked_up = form.function(user, aten.embedding.default, (weight, ids), rows)
+            made = form.function(user, target, (looked_up, dims))
+            made.meta = dict(user.meta)
+            form.replace(user, made)
+
+
+def _distances(form: EditedGraph) -> None:
+    """Distances between rows, which torch.onnx has no operation for, written out."""
+    norms = {2.0: (aten.square.default, aten.sqrt.default), 1.0: (aten.abs.default, None)}
+    for node in form.functions(aten.cdist.default):
+        one, other = node.args[:2]
+        p = float(argument(node, "p", 2, 2.0))
+        if p not in norms or not isinstance(one, fx.Node) or not isinstance(other, fx.Node):
+            continue
+        rows, columns = one.meta["val"].unsqueeze(-2), other.meta["val"].unsqueeze(-3)
+        each, whole = norms[p]
+        apart = form.function(
+            node,
+            aten.sub.Tensor,
+            (
+                form.function(node, aten.unsqueeze.default, (one, -2), rows),
+                form.function(node, aten.unsqueeze.default, (other, -3), columns),
+            ),
+            rows - columns,
+        )
+        found = form.function(node, each, (apart,), apart.meta["val"])
+        found = form.function(node, aten.sum.dim_IntList, (found, [-1]), node.meta["val"])
+        if whole is not None:
+            found = form.function(node, whole, (found,), node.meta["val"])
+        found.meta = dict(node.meta)
+        form.replace(node, found)
+
+
 def _written_over(form: EditedGraph) -> None:
     """A tensor of which a slice is written over is what stays on either side, with the new slice between:
     joined, each has a range and channels of its own."""
@@ -483,7 +543,7 @@ def _normed(
 
 
 REWRITES = (
-    _pieces, _written_over, _shapes, _shuffles, _apart, _expansions, _attention, _projected, _products,
-    _means, _pools_of_volumes, _batch_statistics,
+    _pieces, _distances, _written_over, _shapes, _bags, _shuffles, _apart, _expansions, _attention,
+    _projected, _products, _means, _pools_of_volumes, _batch_statistics,
 )  # fmt: skip
 """In this order."""

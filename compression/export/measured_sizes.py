@@ -12,7 +12,7 @@ from onnx import helper
 
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.dialects import QDQ, Dialect, LayerCall, Qdq
-from leanfront.compression.export.onnx_writer import Writer, nodes_read
+from leanfront.compression.export.onnx_writer import Writer, nodes_read, read_inside
 from leanfront.compression.export.template import TENSOR, Template, template
 from leanfront.compression.export.walk import Walk
 from leanfront.compression.export.weights import LayerWeights
@@ -129,7 +129,7 @@ def _parts(graph: Template, network: Network, bits: int, weightless: Dialect) ->
     readers: dict[str, dict[str, None]] = {}
     for index, node in enumerate(nodes_read(out.nodes, {info.name for info in model.output})):
         size, own = node.ByteSize(), owners[id(node)]
-        for name in filter(None, node.input):
+        for name in filter(None, (*node.input, *read_inside(node))):
             longer = len(name) - NAME_BYTES
             size -= longer
             if name in made_by and not name.startswith("."):
@@ -185,7 +185,7 @@ def owners_of_nodes(walk: Walk) -> dict[int, tuple[str, ...]]:
         found = dict.fromkeys(named) or {
             owner: None for output in node.output for owner in wanted.get(output, ())
         }
-        for source in node.input:
+        for source in (*node.input, *read_inside(node)):
             wanted.setdefault(source, {}).update(found)
         for one in written[begin:end]:
             owners[id(one)] = tuple(found)

@@ -1,7 +1,7 @@
 """An ONNX file under construction: nodes, constants that are stored once, weights packed into few bits."""
 
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,5 +142,29 @@ def nodes_read(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.Node
     for node in reversed(nodes):
         if wanted.intersection(node.output):
             kept.append(node)
-            wanted.update(node.input)
+            wanted.update(node.input, read_inside(node))
     return kept[::-1]
+
+
+def read_inside(node: onnx.NodeProto) -> list[str]:
+    """Values from outside that the graphs within a node read (the body of a loop)."""
+    found: dict[str, None] = {}
+    for graph in _graphs(node):
+        own = {value.name for value in (*graph.input, *graph.initializer)}
+        for inner in graph.node:
+            found |= dict.fromkeys(n for n in (*inner.input, *read_inside(inner)) if n and n not in own)
+            own.update(inner.output)
+        found |= dict.fromkeys(value.name for value in graph.output if value.name not in own)
+    return list(found)
+
+
+def rename_inside(node: onnx.NodeProto, names: Mapping[str, str]) -> None:
+    """Give values from outside other names in the graphs within a node, in place."""
+    for graph in _graphs(node):
+        for inner in graph.node:
+            inner.input[:] = [names.get(name, name) for name in inner.input]
+            rename_inside(inner, names)
+
+
+def _graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    return [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]

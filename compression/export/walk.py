@@ -12,7 +12,14 @@ from leanfront.compression.capture.sizes import arguments
 from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.deployed_form import activation_grids, layer_weights
 from leanfront.compression.export.dialects import QDQ, Dialect, check_grids, layer_call
-from leanfront.compression.export.onnx_writer import IR_VERSION, OPSET, Writer, nodes_read
+from leanfront.compression.export.onnx_writer import (
+    IR_VERSION,
+    OPSET,
+    Writer,
+    nodes_read,
+    read_inside,
+    rename_inside,
+)
 from leanfront.compression.export.template import INPUT, TENSOR, Template, template
 from leanfront.compression.export.weights import LayerWeights, random_weights
 from leanfront.compression.graph import Kernel, Network, Node, kernels
@@ -188,7 +195,7 @@ class Walk:
             if "group" in attributes:  # whole groups may have gone; the last one is named, for exact sizes
                 attributes["group"] = layer.shape.groups
         if layer.looked_up:
-            read = self._read(node, node.input[1])  # may be a constant
+            read = self._read(node, 1)  # may be a constant
         else:
             read = self.value[self.resolved(TENSOR + kernel.inputs[0])] if kernel.inputs else ""
         weights, policy = self.weights[layer.name], self.policy[layer.name]
@@ -197,7 +204,7 @@ class Walk:
 
     def _operation(self, target: str, node: onnx.NodeProto) -> None:
         out = self.out
-        inputs = [self._read(node, name) for name in node.input]
+        inputs = [self._read(node, place) for place in range(len(node.input))]
         made = self.tensor_of.get(target)
         if node.op_type == "ReduceMean" and target in self.pooled:
             self._produced(target, self._global_average(self.pooled[target], inputs[0]))
@@ -231,6 +238,7 @@ class Walk:
         del copied.input[:], copied.output[:]
         copied.input.extend(inputs)
         copied.output.extend(outputs)
+        rename_inside(copied, {name: self._inside(name) for name in read_inside(node)})
         out.nodes.append(copied)
         for original, name in zip(node.output, outputs, strict=True):
             self._produced(original, name)
@@ -241,14 +249,13 @@ class Walk:
         name = target.removeprefix(TENSOR)
         return "" if name in self.network.layer or name == target else name
 
-    def _read(self, node: onnx.NodeProto, name: str) -> str:
+    def _read(self, node: onnx.NodeProto, place: int) -> str:
         """The value of the file that a node's input is; "": left out."""
-        original = self.resolved(name)
+        original = self.resolved(node.input[place])
         if original not in self.constants:
             return self.value.get(original, "")
         array = self.parameters.get(original)
         array = numpy_helper.to_array(self.constants[original]) if array is None else array
-        place = [self.resolved(source) for source in node.input].index(original)
         among = self._counted(node, original, place, array)
         array = self._sized(node, place, _cut_constant(self.template, self.network, node, original, array))
         literal = array.size == 1 and original not in self.template.state
@@ -258,6 +265,14 @@ class Walk:
         if key not in self.stored:
             self.stored[key] = self.out.own(array)
         return self.stored[key]
+
+    def _inside(self, name: str) -> str:
+        """The value of the file that a graph within a node reads from outside; its constants are as long as
+        they are, for such an operation is opaque."""
+        original = self.resolved(name)
+        if original in self.constants:
+            return self.out.own(numpy_helper.to_array(self.constants[original]))
+        return self.value[original]
 
     def _cuttable(self, *names: str) -> Hashable:
         """The channels of nodes, where some can be cut; sizes and orders of channels that are cut otherwise
@@ -325,7 +340,8 @@ class Walk:
                 continue
             needed.add(name)
             if name not in self.layer_of:
-                waiting.extend(self.resolved(source) for source in producer[name].input)
+                read = (*producer[name].input, *read_inside(producer[name]))
+                waiting.extend(self.resolved(source) for source in read)
             elif operation(self.layer_of[name].op).looked_up:
                 waiting.append(self.resolved(producer[name].input[1]))
             elif name not in self.alone:
@@ -338,12 +354,14 @@ class Walk:
         pooled = self.out.add(
             "GlobalAveragePool", [read], name=self._node_name(TENSOR + kernel.nodes[0].name)
         )
-        if kernel.output.spatial:
+        shape = self.template.shapes[kernel.nodes[0].name]
+        if len(shape) > 2:
             return pooled
         # onnxruntime fuses the pooling only when its own output is quantized
         if kernel.name in self.grids and self.dialect.restates:
             pooled = self.dialect.quantized(self.out, pooled, self.grids[kernel.name])
-        return self.out.add("Reshape", [pooled, self.out.constant(np.array([1, -1], dtype=np.int64))])
+        sizes = np.array([shape[0], -1], dtype=np.int64)  # images of one example, one after the other
+        return self.out.add("Reshape", [pooled, self.out.constant(sizes)])
 
     def _group_norm(self, kernel: Kernel, node: onnx.NodeProto, inputs: list[str]) -> str:
         """A norm of groups of channels, each group as one channel of an InstanceNormalization.
@@ -382,7 +400,7 @@ class Walk:
             values = dict.fromkeys(value for value in self.value.values() if value in made)
             infos += [onnx.ValueInfoProto(name=value) for value in values]
         nodes = nodes_read(out.nodes, {info.name for info in infos})
-        read = {name for node in nodes for name in node.input}
+        read = {name for node in nodes for name in (*node.input, *read_inside(node))}
         graph = helper.make_graph(
             nodes,
             "leanfront",

@@ -86,7 +86,11 @@ class Precision:
 
     def __init__(self, kernels: tuple[Kernel, ...]) -> None:
         index = {kernel.name: row for row, kernel in enumerate(kernels)}
-        inputs = [tuple(index[name] for name in kernel.inputs) for kernel in kernels]
+        # what else is read by an operation that moves values says which of them, and where to
+        inputs = [
+            tuple(index[name] for name in kernel.inputs[: 1 if operation(kernel.op).same_range else None])
+            for kernel in kernels
+        ]
         self._count = len(kernels)
         self.moved = [self._moved(row, inputs, kernels) for row in range(len(kernels))]
         """Per row itself and those whose values it only moves."""

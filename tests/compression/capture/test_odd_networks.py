@@ -57,10 +57,96 @@ class Windows(nn.Module):
         return self.head((windows * self.weights(x).unsqueeze(1)).sum(2).mean((2, 3)))
 
 
+class Frames(nn.Module):
+    """The frames of a film as images one after the other, some channels of which come from the next (TSM)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, length = x.shape[:2]
+        y = self.first(x.flatten(0, 1)).relu().view(count, length, 8, 6, 6)
+        y = torch.cat([torch.roll(y[:, :, :2], 1, 1), y[:, :, 2:]], 2).flatten(0, 1)
+        return self.head(self.second(y).relu().mean((2, 3))).view(count, length, -1).mean(1)
+
+
+class Blurred(nn.Module):
+    """A fixed filter in a buffer, whose name would be the layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)
+        self.register_buffer("filter", torch.full((8, 1, 3, 3), 1 / 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(self.first(x).relu(), self.filter, stride=2, groups=8)
+        return self.head(x.mean((2, 3)))
+
+
+class Bags(nn.Module):
+    """Bags of ids: sums, means and maxima of rows; weighed ones, for which torch.onnx writes a loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bags = nn.ModuleList([nn.EmbeddingBag(20, 8, mode=mode) for mode in ("sum", "mean", "max")])
+        self.weighed, self.head = nn.EmbeddingBag(20, 8, mode="sum"), nn.Linear(32, 3)
+
+    def forward(self, ids: Tensor, weights: Tensor) -> Tensor:
+        found = [bag(ids) for bag in self.bags] + [self.weighed(ids, per_sample_weights=weights)]
+        return self.head(torch.cat(found, 1).relu())
+
+
+class Nearest(nn.Module):
+    """The nearest of some vectors is put out (VQ-VAE): distances, for which torch.onnx has nothing."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.inside, self.out, self.p = nn.Conv2d(3, 8, 4, 4), nn.ConvTranspose2d(8, 3, 4, 4), p
+        self.book = nn.Embedding(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.inside(x).permute(0, 2, 3, 1)
+        nearest = torch.cdist(z.flatten(0, 2), self.book.weight, p=self.p).argmin(-1)
+        return self.out(self.book(nearest).view(z.shape).permute(0, 3, 1, 2)).tanh()
+
+
+class Near(Nearest):
+    """Both norms are written out."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0)
+
+
+class Nearer(Nearest):
+    def __init__(self) -> None:
+        super().__init__(2.0)
+
+
+class Ranked(nn.Module):
+    """The rows that score best are gathered by places: integers, which no grid holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.score, self.head = nn.Linear(6, 16), nn.Linear(16, 1), nn.Linear(5 * 6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.score(torch.tanh(self.first(x))).squeeze(-1)
+        best = torch.argsort(scores, -1, descending=True)[:, :5, None].expand(-1, -1, 6)
+        return self.head(torch.gather(x, 1, best).flatten(1))
+
+
 EXAMPLES = {
     Shifted: torch.randn(1, 7, 12, generator=torch.Generator().manual_seed(0)),
     Unrolled: torch.randn(1, 2, 1, 6, 6, generator=torch.Generator().manual_seed(0)),
     Windows: torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0)),
+    Frames: torch.randn(1, 4, 3, 6, 6, generator=torch.Generator().manual_seed(0)),
+    Blurred: torch.randn(1, 3, 9, 9, generator=torch.Generator().manual_seed(0)),
+    Near: torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
+    Nearer: torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
+    Ranked: torch.randn(1, 9, 6, generator=torch.Generator().manual_seed(0)),
+    Bags: (torch.arange(1, 8).reshape(1, 7), torch.rand(1, 7, generator=torch.Generator().manual_seed(0))),
 }
 
 
@@ -91,3 +177,10 @@ def test_what_no_file_can_be_written_of_is_said_in_a_line(tmp_path) -> None:
         lf.export(small, tmp_path / "model.onnx")
     assert "\n" not in str(error.value)
     assert "\x1b" not in str(error.value)
+
+
+def test_bags_of_rows_are_tables_that_are_cut() -> None:
+    captured = lf.capture(Bags().eval(), EXAMPLES[Bags])
+    tables = {layer.name for layer in captured.network.layers if layer.looked_up}
+    assert tables == {"bags.0", "bags.1", "bags.2"}
+    assert captured.network.groups
