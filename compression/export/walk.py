@@ -132,6 +132,7 @@ class Walk:
         self.pooled = {TENSOR + k.nodes[0].name: k for k in fused if k.op == "global_avgpool"}
         self.tensor_of = {self.resolved(TENSOR + k.name): k for k in fused if k.op != ALIAS}
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
+        self.readers = {name: node.output[0] for node in reversed(self.graph.node) for name in node.input}
         self.spelled: dict[str, str] = {}  # layer -> type of ONNX; a use that computes the same may be a copy
         self.out = Writer()
         self.value: dict[str, str] = {}  # value of the template -> value of the file
@@ -257,7 +258,8 @@ class Walk:
         array = self.parameters.get(original)
         array = numpy_helper.to_array(self.constants[original]) if array is None else array
         among = self._counted(node, original, place, array)
-        array = self._sized(node, place, _cut_constant(self.template, self.network, node, original, array))
+        array = _cut_constant(self.template, self.network, node, original, array, self._made_for(node))
+        array = self._sized(node, place, array)
         literal = array.size == 1 and original not in self.template.state
         if literal or not np.issubdtype(array.dtype, np.floating):
             return self.out.constant(array, among)
@@ -265,6 +267,18 @@ class Walk:
         if key not in self.stored:
             self.stored[key] = self.out.own(array)
         return self.stored[key]
+
+    def _made_for(self, node: onnx.NodeProto) -> str:
+        """The network's node whose tensor a node of the template puts out, or, where it gives a value its
+        size on the way to one, computes; "" where it is none."""
+        name = node.output[0]
+        if name.startswith(TENSOR) or node.op_type not in _SIZED or len(node.input) < 2:
+            return name.removeprefix(TENSOR) if name.startswith(TENSOR) else ""
+        while not name.startswith(TENSOR) and name in self.readers:
+            name = self.readers[name]
+        sizes, name = self.constants.get(node.input[1]), name.removeprefix(TENSOR)
+        alike = sizes is not None and [*sizes.dims] == [len(self.template.shapes.get(name, ()))]
+        return name if alike else ""  # with other dimensions it counts something else
 
     def _inside(self, name: str) -> str:
         """The value of the file that a graph within a node reads from outside; its constants are as long as
@@ -288,7 +302,7 @@ class Walk:
         owner = whole.node.get(self.template.owners.get(original, ""))
         if owner is not None:
             return self._cuttable(owner.name, *owner.inputs)
-        made = whole.node.get(node.output[0].removeprefix(TENSOR))
+        made = whole.node.get(self._made_for(node))
         if made is None:
             return None
         axis, counts = self.template.axes[made.name], False
@@ -422,12 +436,17 @@ class Walk:
 
 
 def _cut_constant(
-    template: Template, network: Network, node: onnx.NodeProto, name: str, array: NDArray[np.generic]
+    template: Template,
+    network: Network,
+    node: onnx.NodeProto,
+    name: str,
+    array: NDArray[np.generic],
+    made_for: str,
 ) -> NDArray[np.generic]:
     """A constant of the template as the cut network needs it.
 
     Sizes that count channels are corrected; parameters that are not the cut network's own (those of a model
-    with random weights) lose what is too much.
+    with random weights) lose what is too much. ``made_for``: see ``Walk._made_for``.
     """
     # a parameter of the model's own, or what is made of sizes alone (the state that a loop begins with)
     named = (n for n in network.nodes if n.op == "constant" and name in (n.detail, TENSOR + n.name))
@@ -437,7 +456,7 @@ def _cut_constant(
     owner = network.node.get(template.owners.get(name, ""))
     if owner is not None and array.ndim == 1:
         return _owned(template, network, owner, array)
-    made = network.node.get(node.output[0].removeprefix(TENSOR))
+    made = network.node.get(made_for)
     if made is None:
         return array
     axis, uncut = template.axes[made.name], template.network.node[made.name].width

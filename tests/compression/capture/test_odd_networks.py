@@ -137,6 +137,19 @@ class Ranked(nn.Module):
         return self.head(torch.gather(x, 1, best).flatten(1))
 
 
+class Standardised(nn.Module):
+    """Each channel by its own deviation: torch.onnx writes a variance with sizes that count the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bank, self.after, self.head = nn.Conv1d(1, 12, 8, 4), nn.Conv1d(12, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bank(x)
+        y = (y - y.mean(-1, keepdim=True)) / (y.std(-1, keepdim=True) + 1e-3)
+        return self.head(self.after(y).relu().amax(-1))
+
+
 EXAMPLES = {
     Shifted: torch.randn(1, 7, 12, generator=torch.Generator().manual_seed(0)),
     Unrolled: torch.randn(1, 2, 1, 6, 6, generator=torch.Generator().manual_seed(0)),
@@ -146,6 +159,7 @@ EXAMPLES = {
     Near: torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
     Nearer: torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
     Ranked: torch.randn(1, 9, 6, generator=torch.Generator().manual_seed(0)),
+    Standardised: torch.randn(1, 1, 80, generator=torch.Generator().manual_seed(0)),
     Bags: (torch.arange(1, 8).reshape(1, 7), torch.rand(1, 7, generator=torch.Generator().manual_seed(0))),
 }
 
