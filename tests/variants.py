@@ -11,6 +11,9 @@ def some(variants: Iterable[Any], count: int) -> list[Any]:
     slow."""
     every = list(variants)
     quick = {round(place * (len(every) - 1) / max(1, count - 1)) for place in range(count)}
-    return [
-        pytest.param(one, marks=() if place in quick else pytest.mark.slow) for place, one in enumerate(every)
-    ]
+    return [one if place in quick else _slow(one) for place, one in enumerate(every)]
+
+
+def _slow(one: Any) -> Any:
+    marked = one if hasattr(one, "marks") else pytest.param(one)
+    return pytest.param(*marked.values, marks=[*marked.marks, pytest.mark.slow], id=marked.id)

@@ -86,6 +86,7 @@ def test_it_checks_and_searches_beside_folders_of_the_same_names(environment: Pa
     assert (place / "run" / "front.csv").is_file()
 
 
+@pytest.mark.slow
 def test_another_package_of_that_name_may_come_first(environment: Path, place: Path, tmp_path: Path) -> None:
     """As Python 3.14's own `compression` does."""
     first = tmp_path / "first"

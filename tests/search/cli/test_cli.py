@@ -310,6 +310,7 @@ def trial_lines(process: "subprocess.Popen[str]", count: int) -> None:
     raise AssertionError("it ended before that many trials")
 
 
+@pytest.mark.slow
 def test_a_killed_search_takes_its_workers_with_it_and_ends_with_ctrl_c(folder, tmp_path):
     from leanfront.search.run.run_folder import open_run
 
