@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from leanfront.search.config import ConfigError, SearchConfig
 from leanfront.search.run.disk import has_space
@@ -184,7 +184,9 @@ def _in_workers(
     watch = Watch()
     shown = {row.trial for row in tables.rows() if row.state != "running"}
     started = len(threads)
-    processes = {_start(run, count, index): count for index, count in enumerate(threads)}
+    # the same line again, once all is done: workers would load everything to find nothing to do
+    wanted = [] if budget.used_up(_ended(study)) else threads
+    processes = {_start(run, count, index): count for index, count in enumerate(wanted)}
     restarts = 0  # since a trial was trained
     passed_on = False
     space = True
@@ -229,10 +231,12 @@ def _in_workers(
         raise RuntimeError(f"all workers ended with an error; the last lines of {run.log_file} say which")
     if asked.requested:
         return "stopped"
-    trials = study.get_trials(
-        deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    )
-    return budget.used_up(trials) or "the workers found nothing new"
+    return budget.used_up(_ended(study)) or "the workers found nothing new"
+
+
+def _ended(study: optuna.Study) -> list[FrozenTrial]:
+    states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    return study.get_trials(deepcopy=False, states=states)
 
 
 def _stop(processes: "list[subprocess.Popen[bytes]]") -> None:
