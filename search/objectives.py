@@ -201,10 +201,10 @@ def objective(name: str) -> Objective:
     """The row of that name; raises ObjectiveError where there is none, with the nearest."""
     if name not in _TABLE:
         near = difflib.get_close_matches(name, _TABLE, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else ";"
         known = ", ".join(_TABLE)
         raise ObjectiveError(
-            f"no objective is called {name!r}{hint}; there are {known}, and what the task registers"
+            f"no objective is called {name!r}{hint} there are {known}, and what the task registers"
         )
     return _TABLE[name]
 

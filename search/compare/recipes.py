@@ -111,7 +111,7 @@ def recipes_named(wanted: Sequence[str]) -> tuple[Recipe, ...]:
     for name in wanted:
         if name not in RECIPES:
             near = difflib.get_close_matches(name, RECIPES, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise CompareError(f"no row is called {name!r}{hint}; there are {'; '.join(RECIPES)}")
+            hint = f"; did you mean {near[0]!r}?" if near else ";"
+            raise CompareError(f"no row is called {name!r}{hint} there are {'; '.join(RECIPES)}")
     kept = {"uncompressed", *wanted} if wanted else set(RECIPES)
     return tuple(recipe for name, recipe in RECIPES.items() if name in kept)

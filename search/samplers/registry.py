@@ -35,10 +35,10 @@ def sampler_named(name: str) -> Sampler:
     if name in _SAMPLERS:
         return _SAMPLERS[name]()
     near = difflib.get_close_matches(name, _SAMPLERS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
     there = ", ".join(map(repr, _SAMPLERS))
     raise ConfigError(
-        f"search.sampler is {name!r}, which neither leanfront nor the task file has{hint}; there are {there}"
+        f"search.sampler is {name!r}, which neither leanfront nor the task file has{hint} there are {there}"
     )
 
 
