@@ -148,6 +148,7 @@ def program(model: nn.Module, example: Arguments) -> fx.GraphModule:
     _check_numbers(copied)
     _check_puts_out(type(model).__name__, outputs_of(copied, example))
     exported = _exported(copied, example, type(model).__name__)
+    _regions_in(exported.graph_module)
     for node in exported.graph.nodes:
         if node.op == "call_function" and str(node.target) in DROPOUTS and node.args[1]:
             node.target, node.args = DROPOUT, node.args[:2]
@@ -160,6 +161,36 @@ def program(model: nn.Module, example: Arguments) -> fx.GraphModule:
     _check_batch(graph)
     plain = fx.GraphModule(graph, graph.graph, type(model).__name__)  # without checks of sizes before a call
     return plain.eval()
+
+
+_REGIONS = {
+    torch.ops.higher_order.wrap_with_autocast: 4,
+    torch.ops.higher_order.wrap_with_set_grad_enabled: 1,
+}
+"""What torch.export makes of a `with` block -> the place of the graph within it among the arguments."""
+
+
+def _regions_in(graph: fx.GraphModule) -> None:
+    """Put what a `with` block of autocast or of gradients computes into the graph around it, in place: values
+    are followed in the precision that they have."""
+    for node in list(graph.graph.nodes):
+        place = _REGIONS.get(node.target) if node.op == "call_function" else None
+        if place is None:
+            continue
+        held, given = node.args[place], node.args[place + 1 :]
+        inner = graph.get_submodule(str(held.target))
+        assert isinstance(inner, fx.GraphModule)
+        _regions_in(inner)
+        known = dict(zip(inner.graph.find_nodes(op="placeholder"), given, strict=True))
+        with graph.graph.inserting_before(node):
+            made = graph.graph.graph_copy(inner.graph, known)
+        assert isinstance(made, tuple | list)
+        for user in list(node.users):
+            user.replace_all_uses_with(made[user.args[1]])
+            graph.graph.erase_node(user)
+        graph.graph.erase_node(node)
+        if not held.users:
+            graph.graph.erase_node(held)
 
 
 @contextmanager

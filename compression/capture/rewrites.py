@@ -54,11 +54,9 @@ def _bags(form: EditedGraph) -> None:
     """A bag of each row of ids, all as long, is a table that is looked up, and a sum, mean or maximum."""
     for node in form.functions(aten.embedding_bag.padding_idx, aten.embedding_bag.default):
         weight, flat, starts = node.args[:3]
-        per_sample, padding = (
-            argument(node, "per_sample_weights", 6, None),
-            argument(node, "padding_idx", 8, None),
-        )
-        if per_sample is not None or (padding is not None and padding >= 0):
+        weighed = argument(node, "per_sample_weights", 6, None) is not None
+        padding = argument(node, "padding_idx", 8, None)
+        if weighed or (padding is not None and padding >= 0):
             continue
         if not (isinstance(flat, fx.Node) and flat.target is aten.reshape.default and flat.args[1] == [-1]):
             continue

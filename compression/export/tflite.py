@@ -16,7 +16,7 @@ from leanfront.compression.export.weights import bias_codes, finer_steps
 from leanfront.compression.export.zeros_in_file import Counted
 from leanfront.compression.graph import Network, Spelling
 from leanfront.compression.policy import Policy
-from leanfront.compression.policy.flatbuffer_size import MANY, PACKED
+from leanfront.compression.policy.flatbuffer_size import KIND, MANY, PACKED
 from leanfront.compression.policy.layer_size import storage_bits
 
 
@@ -30,7 +30,7 @@ class TFLite(Qdq):
     extra = "tflite"
     fused = False
     narrowest_tensor = 8  # its kernels have no narrower integers
-    spelling = Spelling("tflite", narrowest_weight=4)
+    spelling = Spelling(KIND, narrowest_weight=4)
     priced = False
     limited = True
     halves = True

@@ -250,7 +250,8 @@ def _zeros(kernel: Kernel, batch: PolicyBatch) -> Array:
     if kernel.layer is not None:
         row = batch.layer_index[kernel.layer.name]
         for name in PATTERNS.keys() & batch.more.keys():
-            found = np.maximum(found, batch.more[name][row])
+            whole = batch.reduced[row] % (PATTERNS[name].among or 1) == 0  # else the cut has left no place
+            found = np.maximum(found, np.where(whole, batch.more[name][row], 0.0))
     return found
 
 

@@ -150,6 +150,23 @@ class Standardised(nn.Module):
         return self.head(self.after(y).relu().amax(-1))
 
 
+class Regions(nn.Module):
+    """`with` blocks, one within the other, with layers and a dropout inside (EfficientViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+        self.drop = nn.Dropout(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            y = self.drop(self.first(x.float()).relu())
+            with torch.no_grad():
+                scale = y.abs().mean(-1, keepdim=True) + 1
+            y = self.second(y / scale).relu()
+        return self.head(y)
+
+
 EXAMPLES = {
     Shifted: torch.randn(1, 7, 12, generator=torch.Generator().manual_seed(0)),
     Unrolled: torch.randn(1, 2, 1, 6, 6, generator=torch.Generator().manual_seed(0)),
@@ -160,6 +177,7 @@ EXAMPLES = {
     Nearer: torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
     Ranked: torch.randn(1, 9, 6, generator=torch.Generator().manual_seed(0)),
     Standardised: torch.randn(1, 1, 80, generator=torch.Generator().manual_seed(0)),
+    Regions: torch.randn(1, 6, generator=torch.Generator().manual_seed(0)),
     Bags: (torch.arange(1, 8).reshape(1, 7), torch.rand(1, 7, generator=torch.Generator().manual_seed(0))),
 }
 
@@ -198,3 +216,10 @@ def test_bags_of_rows_are_tables_that_are_cut() -> None:
     tables = {layer.name for layer in captured.network.layers if layer.looked_up}
     assert tables == {"bags.0", "bags.1", "bags.2"}
     assert captured.network.groups
+
+
+def test_what_stands_in_regions_is_captured_as_all_else() -> None:
+    captured = lf.capture(Regions().eval(), EXAMPLES[Regions])
+    assert {layer.name for layer in captured.network.layers} == {"first", "second", "head"}
+    assert list(captured.network.groups) == ["second"]  # a mean reads all channels of the first
+    assert any(isinstance(part, nn.Dropout) for part in captured.traced.module.modules())
