@@ -316,7 +316,7 @@ class Walk:
 
     def _sized(self, node: onnx.NodeProto, place: int, array: NDArray[np.generic]) -> NDArray[np.generic]:
         """Where a slice begins and ends, and how many channels of zeros a padding adds, after the cut."""
-        made = self.network.node.get(node.output[0].removeprefix(TENSOR))
+        made = self.network.node.get(self._made_for(node))
         if made is None or not made.inputs or node.op_type not in ("Slice", "Pad"):
             return array
         read, axis = self.network.node[made.inputs[0]], self.template.axes[made.name]

@@ -167,6 +167,19 @@ class Regions(nn.Module):
         return self.head(y)
 
 
+class Differences(nn.Module):
+    """torch.onnx writes a difference as slices, and calls them as the graph around calls its own (GPT-2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 24), nn.Linear(8, 8), nn.Linear(11, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = torch.diff(x[:, 1:5], dim=-1)
+        one, other, third = self.first(x).chunk(3, -1)
+        return self.head(torch.cat([self.second(one * other.sigmoid() + third).relu(), steps], -1))
+
+
 EXAMPLES = {
     Shifted: torch.randn(1, 7, 12, generator=torch.Generator().manual_seed(0)),
     Unrolled: torch.randn(1, 2, 1, 6, 6, generator=torch.Generator().manual_seed(0)),
@@ -178,6 +191,7 @@ EXAMPLES = {
     Ranked: torch.randn(1, 9, 6, generator=torch.Generator().manual_seed(0)),
     Standardised: torch.randn(1, 1, 80, generator=torch.Generator().manual_seed(0)),
     Regions: torch.randn(1, 6, generator=torch.Generator().manual_seed(0)),
+    Differences: torch.randn(1, 6, generator=torch.Generator().manual_seed(0)),
     Bags: (torch.arange(1, 8).reshape(1, 7), torch.rand(1, 7, generator=torch.Generator().manual_seed(0))),
 }
 
