@@ -39,7 +39,7 @@ PAGES = sorted(
     ]
 )
 COMMAND = typer.main.get_command(app)
-FAST = "--set hardware.profile=toy --set finetune.images=0 --trials 3 --workers 1"
+FAST = "--set hardware.profile=toy --set search.sampler=random --set finetune.images=0 --trials 3 --workers 1"
 Run = Callable[[str], str]
 
 
@@ -339,7 +339,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def hurried(line: str) -> str:
-    """The same line with less work: invented hardware, three trials, no training, nothing for the end."""
+    """The same line with less work: invented hardware, three trials at random, no training, nothing for the
+    end."""
     command = shlex.split(line)[1]
     line = line.partition(" #")[0]
     return (

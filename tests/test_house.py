@@ -224,7 +224,9 @@ def run_folder(tmp_path_factory):
 )
 def test_quick_commands_load_no_heavy_library_and_answer_within_a_second(arguments, run_folder, tmp_path):
     arguments = [str(run_folder) if argument == "RUN" else argument for argument in arguments]
-    attempts = [run_cli(arguments, tmp_path) for _ in range(3)]
-    for modules, _ in attempts:
+    for _ in range(3):
+        modules, seconds = run_cli(arguments, tmp_path)
         assert not modules & {"torch", "optuna", "pandas", "onnx", "onnxruntime", "plotly", "scipy"}
-    assert min(seconds for _, seconds in attempts) < 1.0
+        if seconds < 1.0:
+            return
+    pytest.fail(f"it took {seconds:.1f} s, three times more than one")

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -27,6 +26,7 @@ from leanfront.search.readers.cache import cache_folder
 from leanfront.search.readers.images import TaskError
 from leanfront.search.report.page import write_report
 from leanfront.search.run.run_folder import TrialRow, make_run
+from tests.bright import CONFIG, TASK
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("search", "compression", "latency_models", "hw_profiles")
@@ -60,23 +60,19 @@ def test_no_loader_runs_what_it_reads() -> None:
 
 def test_a_search_writes_its_run_folder_and_the_cache_only(tmp_path: Path) -> None:
     places = {name: tmp_path / name for name in ("home", "here", "tmp", "task")}
-    for name in ("home", "here", "tmp"):
-        places[name].mkdir()
-    shutil.copytree(
-        ROOT / "examples" / "digits", places["task"], ignore=shutil.ignore_patterns("__pycache__")
-    )
+    for place in places.values():
+        place.mkdir()
+    (places["task"] / "task.py").write_text(TASK)
+    (places["task"] / "search.toml").write_text(CONFIG)
     before = _files(places["task"])
     ours = ("XDG_", "leanfront_", "ORT_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     environment |= {"HOME": str(places["home"]), "TMPDIR": str(places["tmp"]), "PYTHONPATH": str(ROOT)}
-    # the cache of all tests: the network of the example is trained once
     environment |= {"LEANFRONT_CACHE": str(cache_folder()), "OMP_NUM_THREADS": "1"}
     run = tmp_path / "run"
     config = str(places["task"] / "search.toml")
-    fast = ["--set", "hardware.profile=toy", "--set", "finetune.images=64", "--trials", "1"]
-    fast += ["--set", "search.sampler=random"]  # cascade first measures what each decision does alone
     commands = [
-        ["search", config, "--run", str(run), *fast],
+        ["search", config, "--run", str(run), "--trials", "1"],
         ["report", str(run)],
         ["pick", str(run), "--max-drop", "1", "--epochs", "0"],
     ]

@@ -125,16 +125,12 @@ def test_ctrl_c_twice_stops_at_once_and_the_same_line_goes_on(tmp_path):
     check_whole(open_run(folder), finished)
 
 
+@pytest.mark.slow  # for every change test_study.py's, of a worker that is killed at each moment of a trial
 @pytest.mark.parametrize(
     ("fault", "options", "reason"),
     [
         ("kill", (), "killed its worker twice, here and as trial"),
-        pytest.param(
-            "hang",
-            ("search.trial_minutes=0.01",),
-            "took longer than 0.01 min twice, here and as trial",
-            marks=pytest.mark.slow,
-        ),
+        ("hang", ("search.trial_minutes=0.01",), "took longer than 0.01 min twice, here and as trial"),
     ],
 )
 def test_a_policy_that_ends_its_worker_twice_is_set_aside(tmp_path, fault, options, reason):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from itertools import product
 
 import numpy as np
 import onnx
@@ -25,6 +26,7 @@ from leanfront.compression.training.batch_norms import re_estimate
 from leanfront.latency_models.benchmark.timing import session
 from leanfront.search.pick.verify import kernel_report
 from tests.networks import ALL, built, example, inputs
+from tests.variants import some
 
 FLOAT = LayerPolicy()
 INT8 = LayerPolicy(weight_bits=8, activation_bits=8)
@@ -85,8 +87,7 @@ def answers(module: nn.Module, data: Tensor) -> list[Tensor]:
     return list(found) if isinstance(found, tuple) else [found]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", list(ALL))
+@pytest.mark.parametrize(("name", "kind"), some(product(ALL, KINDS), 31))
 def test_the_file_answers_as_the_torch_network_does(name: str, kind: str) -> None:
     compressed, model = made(name, kind)
     data = inputs(name, 64, 2)

@@ -22,6 +22,7 @@ from leanfront.compression.techniques.quantize import calibrate, quantizers
 from leanfront.compression.training.batch_norms import re_estimate
 from tests.networks import example, inputs
 from tests.residual_networks import RESIDUAL, Residual, built
+from tests.variants import some
 
 
 @cache
@@ -41,11 +42,13 @@ def sets_of(name: str) -> list[tuple[str, ...]]:
     return [*((one,) for one in names), *([tuple(names)] if len(names) > 1 else [])]
 
 
+PLAIN = (LayerPolicy(), LayerPolicy(0.5, 8, 8), LayerPolicy(0.0, 4, 4))
 CASES = [(name, out) for name in RESIDUAL for out in sets_of(name)]
 
 
-@pytest.mark.parametrize(("name", "out"), CASES)
-@pytest.mark.parametrize("plain", [LayerPolicy(), LayerPolicy(0.5, 8, 8), LayerPolicy(0.0, 4, 4)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "out", "plain"), some([(*case, plain) for case in CASES for plain in PLAIN], 19)
+)
 def test_the_file_computes_what_the_network_does(name: str, out: tuple[str, ...], plain: LayerPolicy) -> None:
     traced, graph = traced_and_template(name)
     policy = policy_without(traced, out, plain)

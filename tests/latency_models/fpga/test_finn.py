@@ -1,6 +1,7 @@
 """The folding that a cost was computed with, as FINN reads it."""
 
 import math
+from itertools import product
 
 import pytest
 
@@ -11,6 +12,7 @@ from leanfront.latency_models.cost import LayerEngine
 from leanfront.latency_models.fpga.finn import folding, named, next_divisor
 from leanfront.latency_models.registry import model_of
 from tests.networks import ALL, built, example
+from tests.variants import some
 
 DATAFLOWS = [name for name in profile_names() if load_profile(name).model == "dataflow"]
 
@@ -49,8 +51,7 @@ def test_nodes_are_called_as_finn_calls_them() -> None:
     assert named(engines, load_profile("xqrvc1902"))["c"].node == "VVAU_rtl_0"
 
 
-@pytest.mark.parametrize("profile", DATAFLOWS)
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "profile"), some(product(ALL, DATAFLOWS), 17))
 def test_engines_are_those_of_the_cost(name: str, profile: str) -> None:
     network = trace(built(name), example(name)).network
     policy = Policy.uniform(network, LayerPolicy(0.25, 4, 8))
