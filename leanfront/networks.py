@@ -190,8 +190,8 @@ def uniform(
         left_out: branches that are left out whole, of ``captured.branches``.
         more: name of another technique -> its number, such as {"unstructured": 0.8}, the share of each
             layer's weights that are 0, or {"2:4": 0.5}; layers in which zeros cannot lie so have none.
-        dynamic: linear layers quantize what they read while they run, for onnxruntime: nothing is calibrated
-            for them. Weights have 8 bits then, and activations 32.
+        dynamic: linear layers and LSTMs quantize what they read while they run, for onnxruntime: nothing is
+            calibrated for them. Weights have 8 bits then, and activations 32.
 
     Raises:
         PolicyError: a value that no layer can have, or a branch that there is not.

@@ -117,9 +117,9 @@ class LimitsSection(_Section):
 class SpaceSection(_Section):
     """What may be proposed. Sparsity: share of a group's channels that is cut. 32 bits: float. ``depth``:
     residual branches may be left out. ``zeros``: shares of a layer's weights that are 0, in the pattern that
-    pays; None: the usual ones, where they do. ``dynamic``: linear layers may quantize what they read at run
-    time. ``criterion``: which channels go (techniques/criteria.py); of several the one that costs least
-    before any training."""
+    pays; None: the usual ones, where they do. ``dynamic``: linear layers and LSTMs may quantize what they
+    read at run time. ``criterion``: which channels go (techniques/criteria.py); of several the one that costs
+    least before any training."""
 
     sparsity: Annotated[tuple[Share, ...], Strict(False)] = (0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75)
     weight_bits: Annotated[tuple[WeightBits, ...], Strict(False)] = (4, 8, 32)

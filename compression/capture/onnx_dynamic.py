@@ -1,6 +1,8 @@
-"""Products that an .onnx file quantizes while it runs, read as products with weights of 8 bits."""
+"""What an .onnx file quantizes while it runs: products are read as products with weights of 8 bits, LSTMs as
+LSTMs."""
 
-from onnx import ModelProto, NodeProto, helper
+import numpy as np
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 
 def without_run_time_grids(model: ModelProto) -> tuple[ModelProto, frozenset[str]]:
@@ -65,3 +67,28 @@ def _scaled(
         return None
     scales = next(name for name in factor.input if name != quantizer.output[1])
     return (last[0], scales) if scales in stored else None
+
+
+def without_integer_lstms(model: ModelProto) -> ModelProto:
+    """A model in which onnxruntime's DynamicQuantizeLSTM is ONNX's LSTM, with its matrices decoded; itself
+    where there is none."""
+    if not any(node.op_type == "DynamicQuantizeLSTM" for node in model.graph.node):
+        return model
+    made = ModelProto()
+    made.CopyFrom(model)
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    for node in made.graph.node:
+        if node.op_type != "DynamicQuantizeLSTM" or not {*node.input[1:3], *node.input[8:]} <= stored.keys():
+            continue
+        names = []
+        for place, grid in ((1, 8), (2, 10)):
+            codes, scales, zeros = (stored[node.input[at]] for at in (place, grid, grid + 1))
+            each = (len(codes), 1, -1)
+            floats = (codes.astype(np.float32) - zeros.reshape(each)) * scales.reshape(each)
+            names.append(f"{node.input[place]}/decoded")
+            if names[-1] not in stored:
+                stored[names[-1]] = np.ascontiguousarray(floats.transpose(0, 2, 1), dtype=np.float32)
+                made.graph.initializer.append(numpy_helper.from_array(stored[names[-1]], names[-1]))
+        node.op_type, node.domain = "LSTM", ""
+        node.input[:] = [node.input[0], *names, *node.input[3:8]]
+    return made

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from onnx import ModelProto, NodeProto
 
-from leanfront.compression.capture.onnx_dynamic import without_run_time_grids
+from leanfront.compression.capture.onnx_dynamic import without_integer_lstms, without_run_time_grids
 from leanfront.compression.capture.onnx_graph import Graph, OnnxError, graph_of, read_model
 from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment
 from leanfront.compression.graph.branches import FILLED
@@ -51,7 +51,7 @@ def read_onnx(path: Path) -> OnnxNetwork:
 
 def network_of(model: ModelProto, where: str = "the model") -> OnnxNetwork:
     """The same for a model in memory; ``where`` names it in errors."""
-    plain, dynamic = without_run_time_grids(model)
+    plain, dynamic = without_run_time_grids(without_integer_lstms(model))
     graph = graph_of(plain, where)
     reader = _Reader(graph, dynamic)
     for node in graph.nodes:

@@ -324,12 +324,13 @@ class _Reader(fx.Interpreter):
 
     def _macs(self, node: fx.Node, op: str, shape: Shape) -> int:
         """Multiply-accumulates of what has weights and is no layer."""
-        if op not in ("convolution", "recurrent"):
+        in_steps = operation(op).in_steps
+        if op != "convolution" and not in_steps:
             return 0
         weights = self._matrices(node)
         count = sum(math.prod(self.flows[s].shape) for s in weights)
         read = self.flows[node.all_input_nodes[0]].shape
-        if op == "recurrent":
+        if in_steps:
             return count * max(math.prod(read[:-1]), 1)
         if "transpose" in str(node.target):
             return count * math.prod(read[2:])
@@ -361,9 +362,13 @@ class _Reader(fx.Interpreter):
         return Network(nodes, named, tuple(dict.fromkeys(n.name for n in self.outputs))), classes
 
 
+_RECURRENT = (
+    "is kept as it is: recurrent layers are not cut, but stored in few bits, counted and priced; convolutions"
+    " or attention in their place would be cut"
+)
 _KEPT: Mapping[str, str] = {
-    "recurrent": "is kept as it is: recurrent layers are not cut, but stored in few bits, counted and priced;"
-    " convolutions or attention in their place would be cut",
+    "lstm": _RECURRENT,
+    "recurrent": _RECURRENT,
     "embedding": "keeps its bits, and is cut with the channels that it meets: its weights are used several"
     " times, or are computed on the way; with a table of its own it would have bits, too",
     "convolution": "is kept as it is: its weights are computed on the way; merge what computes them into them"

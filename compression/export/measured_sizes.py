@@ -14,11 +14,12 @@ from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.dialects import QDQ, Dialect, LayerCall, Qdq
 from leanfront.compression.export.onnx_writer import Writer, nodes_read, read_inside
 from leanfront.compression.export.template import TENSOR, Template, template
-from leanfront.compression.export.walk import Walk
+from leanfront.compression.export.walk import Walk, random_model
 from leanfront.compression.export.weights import LayerWeights
 from leanfront.compression.graph import Network, Node, Spelling, Written, kernels
 from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy import LayerPolicy, Policy
+from leanfront.compression.policy.dynamic import BITS, DYNAMIC, in_steps
 from leanfront.compression.policy.file_size import NAME_BYTES, framed
 from leanfront.compression.policy.grids import ActivationGrid, never_negative
 
@@ -49,16 +50,41 @@ def _measured(graph: Template, dialect: Dialect) -> Network:
     for kernel in kernels(whole):
         eight, four = (sum(p.own[n.name] - floats.own[n.name] for n in kernel.nodes) for p in (coded, narrow))
         more[kernel.name] = eight, four
-    nodes = []
+    nodes, at_run_time = [], _at_run_time(graph, dialect)
     for node in whole.nodes:
         wider = node.width - half.node[node.name].width
         each = round((floats.content[node.name] - fewer.content[node.name]) / wider) if wider else 0
         fixed = floats.own[node.name] + floats.constants[node.name] - each * node.width
         shared = tuple(sorted(floats.shared[node.name].items()))
         eight, four = more.get(node.name, (0, 0))
-        written = Written(fixed, each, eight, four, shared, floats.values[node.name], dialect.spelling)
+        written = Written(
+            fixed, each, eight, four, shared, floats.values[node.name], dialect.spelling,
+            at_run_time=at_run_time.get(node.name, 0),
+        )  # fmt: skip
         nodes.append(replace(node, written=written))
     return Network(tuple(_with_twins(nodes, _twins(graph))), whole.layers, whole.outputs)
+
+
+def _at_run_time(graph: Template, dialect: Dialect) -> dict[str, int]:
+    """By how many bytes a file is larger where an LSTM quantizes what it reads while it runs than where its
+    matrices are codes that are decoded: both are written."""
+    found: dict[str, int] = {}
+    if not (dialect.dynamic and dialect.fused):
+        return found
+    first = {layers: name for name, layers in reversed(list(in_steps(graph.network).items()))}
+    for layers, name in first.items():
+        plain, coded = (
+            random_model(graph, graph.network, _of_codes(graph.network, layers, number), dialect=dialect)
+            for number in (0.0, 1.0)
+        )
+        found[name] = coded.ByteSize() - plain.ByteSize()
+    return found
+
+
+def _of_codes(network: Network, layers: Sequence[str], number: float) -> Policy:
+    """Some layers in codes, with this number of dynamic quantization, all others in floats."""
+    wanted = LayerPolicy(0.0, *BITS, more=((DYNAMIC, number),))
+    return Policy.of({name: wanted if name in layers else LayerPolicy() for name in network.layer})
 
 
 def _twins(graph: Template) -> dict[str, str]:

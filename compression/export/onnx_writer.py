@@ -15,6 +15,8 @@ from leanfront.compression.policy.layer_size import LARGE, storage_bits
 
 OPSET = 21  # the first with 4-bit integers; onnxruntime 1.20 and later read it
 IR_VERSION = 10
+CONTRIBUTED = "com.microsoft"
+"""The domain of operations that onnxruntime alone has."""
 _DIGITS = string.digits + string.ascii_letters
 
 

@@ -13,6 +13,7 @@ from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.deployed_form import activation_grids, layer_weights
 from leanfront.compression.export.dialects import QDQ, Dialect, check_grids, layer_call
 from leanfront.compression.export.onnx_writer import (
+    CONTRIBUTED,
     IR_VERSION,
     OPSET,
     Writer,
@@ -20,12 +21,14 @@ from leanfront.compression.export.onnx_writer import (
     read_inside,
     rename_inside,
 )
+from leanfront.compression.export.recurrent_codes import Codes, codes_of, integer_lstm, steps_to
 from leanfront.compression.export.template import INPUT, TENSOR, Template, template
 from leanfront.compression.export.weights import LayerWeights, random_weights
 from leanfront.compression.graph import Kernel, Network, Node, kernels
 from leanfront.compression.graph.branches import ALIAS
 from leanfront.compression.graph.operations import operation
 from leanfront.compression.policy import Policy, tensor_bits
+from leanfront.compression.policy.dynamic import is_dynamic
 from leanfront.compression.policy.grids import ActivationGrid, stand_in_grids, with_moved
 from leanfront.compression.policy.guards import guarded
 from leanfront.compression.policy.precision import summands
@@ -219,6 +222,12 @@ class Walk:
             sizes = out.constant(np.array(shape, dtype=np.int64), among=self._cuttable(made.name))
             self._produced(target, out.add("Reshape", [inputs[0], sizes], name=self._node_name(target)))
             return
+        if node.op_type == "LSTM" and (matrices := self._codes_of(node)):
+            for original, name in zip(
+                node.output, integer_lstm(out, node, matrices[0], inputs, matrices[1]), strict=True
+            ):
+                self._produced(original, name)
+            return
         if node.op_type == "GroupNormalization" and made is not None and self.dialect.fused:
             self._produced(target, self._group_norm(made, node, inputs))
             return
@@ -243,6 +252,22 @@ class Walk:
         out.nodes.append(copied)
         for original, name in zip(node.output, outputs, strict=True):
             self._produced(original, name)
+
+    def _codes_of(self, node: onnx.NodeProto) -> tuple[str, list[Codes]] | None:
+        """Of an LSTM that quantizes what it reads while it runs the layer that holds its first matrix, and
+        the codes of both; None of another one."""
+        found, first = [], ""
+        for place in (1, 2):
+            steps = steps_to(self.graph, node.input[place], self.resolved, self.alone)
+            read = dict.fromkeys(self.resolved(name) for step in steps for name in step.input)
+            layers = {name: self.layer_of[name].layer for name in read if name in self.alone}
+            held = {name: layer.name for name, layer in layers.items() if layer is not None}
+            if not held or not all(is_dynamic(self.policy[name]) for name in held.values()):
+                return None
+            first = first or next(iter(held.values()))
+            weights = {name: self.weights[layer] for name, layer in held.items()}
+            found.append(codes_of(self.graph, node.input[place], self.resolved, weights))
+        return first, found
 
     def _node_name(self, target: str) -> str:
         """What a node that puts out a value of the template is called: names of layers are theirs alone, and
@@ -429,7 +454,10 @@ class Walk:
         )
         return helper.make_model(
             graph,
-            opset_imports=[helper.make_opsetid("", out.opset)],
+            opset_imports=[
+                helper.make_opsetid("", out.opset),
+                *([helper.make_opsetid(CONTRIBUTED, 1)] if any(node.domain for node in nodes) else []),
+            ],
             ir_version=IR_VERSION if out.opset == OPSET else 13,
             producer_name="leanfront",
         )

@@ -117,7 +117,7 @@ def weight_shape(shape: LayerShape) -> tuple[int, ...]:
     """Shape of a layer's weight in torch's layout."""
     if operation(shape.op).looked_up:
         return (shape.in_channels, shape.out_channels)
-    if shape.op == "linear":
+    if shape.op == "linear" or operation(shape.op).weight_only:
         return (shape.out_channels, shape.in_channels)
     if shape.op == "conv_transpose2d":
         return (shape.in_channels, shape.out_channels // shape.groups, *shape.kernel)

@@ -160,7 +160,8 @@ class Written:
     fixed: its nodes, and the constants that it alone reads, in floats; each: of those for each channel of its
     output. coded, narrow: what it takes more where its tensor is held in integers, of 8 bits and of fewer.
     shared: name of what it reads together with others -> bytes of it. values: that bear a name; in a
-    flatbuffer tensors, of a file in integers, as operators. spelling: of the file.
+    flatbuffer tensors, of a file in integers, as operators. spelling: of the file. at_run_time: what it takes
+    more than with decoded weights where it quantizes what it reads while it runs.
     """
 
     fixed: int
@@ -171,6 +172,7 @@ class Written:
     values: int = 1
     spelling: Spelling = Spelling()
     operators: int = 0
+    at_run_time: int = 0
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ class Operation:
     work, stream: what a processor and an FPGA have to do. reads_held: all that a node stores is read for each
     inference (not where rows are looked up in it).
     weight_only: a policy says in how many bits its weights are stored, and what comes out are floats.
+    in_steps: its weights are multiplied once for each step of a sequence. at_run_time: there is a kernel of
+    it that quantizes what it reads while it runs.
     given: the caller hands it over. written: it is a node in a file. stored: its values are in the file.
     adds: a sum, which is one of two operands without the other. activation: one that layers are followed by.
     clips: it bounds values, and engines leave it out in front of a quantizer that does. folds: if all that it
@@ -69,6 +71,8 @@ class Operation:
     stream: Stream = "element"
     reads_held: bool = True
     weight_only: bool = False
+    in_steps: bool = False
+    at_run_time: bool = False
     given: bool = False
     written: bool = True
     stored: bool = False
@@ -175,7 +179,7 @@ _ROWS = (
     # layers
     replace(_LAYER, name="conv2d", absorbs=True, aten=_aten("conv2d conv2d.padding")),
     replace(_LAYER, name="conv_transpose2d", aten=_aten("conv_transpose2d.input"), integer=False),
-    replace(_LAYER, name="linear", aten=_aten("linear")),
+    replace(_LAYER, name="linear", at_run_time=True, aten=_aten("linear")),
     replace(_CONSTANT, name="weights", written=False, weight_only=True),  # that other arithmetic reads
     # other arithmetic with weights, which stands in ``Node.macs``
     replace(
@@ -186,10 +190,13 @@ _ROWS = (
         ),
     ),
     replace(
-        _PLAIN, name="recurrent", file_bytes=1680,
-        aten=_aten("lstm.input gru.input rnn_tanh.input rnn_relu.input lstm_cell gru_cell rnn_tanh_cell"
-                   " rnn_relu_cell"),
-        onnx=_onnx("LSTM GRU RNN"),
+        _PLAIN, name="lstm", file_bytes=1680, in_steps=True, at_run_time=True, aten=_aten("lstm.input"),
+        onnx=_onnx("LSTM"),
+    ),
+    replace(
+        _PLAIN, name="recurrent", file_bytes=1680, in_steps=True,
+        aten=_aten("gru.input rnn_tanh.input rnn_relu.input lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell"),
+        onnx=_onnx("GRU RNN"),
     ),
     replace(
         _PLAIN, name="attention", onnx=_onnx("Attention"),

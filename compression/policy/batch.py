@@ -14,7 +14,7 @@ from leanfront.compression.graph.kernels import Kernel, kernels
 from leanfront.compression.graph.network import Network, block_kept
 from leanfront.compression.graph.nodes import Layer
 from leanfront.compression.graph.operations import operation
-from leanfront.compression.policy.dynamic import BITS, DYNAMIC
+from leanfront.compression.policy.dynamic import BITS, DYNAMIC, in_steps
 from leanfront.compression.policy.file_size import FileSize
 from leanfront.compression.policy.flatbuffer_size import KIND, FlatbufferSize
 from leanfront.compression.policy.policy import LayerPolicy, Policy, unregistered
@@ -348,6 +348,7 @@ class PolicyBatch:
             float
         )
         found = np.zeros(self.count)
+        steps = in_steps(self.network) if DYNAMIC in self.more else {}
         for kernel in self.kernels:
             read = [self.bits[self.kernel_index[name]].astype(np.float64) for name in kernel.inputs]
             if kernel.layer is not None and not kernel.layer.weight_only:
@@ -359,7 +360,11 @@ class PolicyBatch:
                 row = self.kernel_index[kernel.name]
                 found += self.elements[row] * self.depth(kernel) * read[0] * read[-1]
             elif kernel.macs:
-                found += float(kernel.macs) * _FLOAT_BITS**2
+                each: NDArray[np.float64] | float = float(_FLOAT_BITS**2)
+                if layers := steps.get(kernel.name):
+                    own = self.more[DYNAMIC][self.layer_index[layers[0]]] > 0
+                    each = np.where(own, float(BITS[0] ** 2), each)
+                found += float(kernel.macs) * each
         return found
 
     @cached_property

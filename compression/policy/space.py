@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -159,26 +160,22 @@ class Space:
         """
         chosen = {decision.name: decision.plain for decision in self.decisions} | dict(choices)
         gone = {name for d in self._of(BRANCH) if chosen[d.name] for name in d.layers}
-        more: dict[str, dict[str, float]] = {layer.name: {} for layer in self.network.layers}
-        for decision in self.others:
-            for name in decision.layers:
-                more[name][decision.kind] = chosen[decision.name]
         layers = {}
         for layer in self.network.layers:
             weights, _ = chosen[f"{BITS}/{layer.name}"]
             _, activations = chosen[f"{BITS}/{self.first_readers.get(layer.name, layer.name)}"]
             weights = weights if layer.weight_only else self._weight_bits(weights, activations)
-            layers[layer.name] = LayerPolicy(
-                sparsity=chosen[f"{SPARSITY}/{layer.group}"] if layer.group else 0.0,
-                weight_bits=weights,
-                activation_bits=activations,
-                more=tuple(
-                    (name, value)
-                    for name, value in more[layer.name].items()
-                    if technique(name).fits(weights, activations)
-                ),
-            )
-        return Policy.of(layers, gone)
+            sparsity = chosen[f"{SPARSITY}/{layer.group}"] if layer.group else 0.0
+            layers[layer.name] = LayerPolicy(sparsity, weights, activations)
+        more: dict[str, dict[str, float]] = {name: {} for name in layers}
+        for decision in self.others:
+            bits = [(layers[name].weight_bits, layers[name].activation_bits) for name in decision.layers]
+            if all(technique(decision.kind).fits(*pair) for pair in bits):
+                for name in decision.layers:
+                    more[name][decision.kind] = chosen[decision.name]
+        return Policy.of(
+            {name: replace(layer, more=tuple(more[name].items())) for name, layer in layers.items()}, gone
+        )
 
     @cached_property
     def reference(self) -> Policy:
@@ -287,7 +284,8 @@ class Space:
             table = more.setdefault(decision.kind, np.zeros(pairs.shape))
             chosen = np.array(decision.values)[codes[self.decisions.index(decision)]]
             rows = [row_of[name] for name in decision.layers]
-            table[rows] = chosen * technique(decision.kind).fits(weights[rows], activations[rows])
+            fits = np.asarray(technique(decision.kind).fits(weights[rows], activations[rows]))
+            table[rows] = chosen * (fits.all(axis=0) if fits.ndim == 2 else fits)
         found = PolicyBatch(network, channels, weights, activations, more=more)
         if not self.branches:
             return found

@@ -124,7 +124,7 @@ class Technique:
 
     def fits(self, weight_bits: Any, activation_bits: Any) -> Any:
         """Whether a layer of these bits, numbers or arrays of them, can have another number than 0: where
-        not, a space gives it 0, whatever was decided."""
+        one that a decision is about cannot, a space gives all of them 0, whatever was decided."""
         return True
 
     def apply(self, traced: Any, wanted: Network, policy: Policy) -> Any:

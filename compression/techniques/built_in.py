@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from leanfront.compression.graph.branches import Branch
 from leanfront.compression.graph.network import Network
-from leanfront.compression.policy.dynamic import BITS, DYNAMIC, able, check_dynamic, is_dynamic, more_bytes
+from leanfront.compression.policy.dynamic import (
+    BITS,
+    DYNAMIC,
+    check_dynamic,
+    is_dynamic,
+    more_bytes,
+    together,
+)
 from leanfront.compression.policy.policy import Policy, kept_channels
 from leanfront.compression.policy.technique import Decision, Options, SpaceError, Technique
 
@@ -166,8 +173,9 @@ class Quantization(Technique):
 
 
 class DynamicQuantization(Technique):
-    """Of each linear layer whether what it reads is quantized while it runs (compression/policy/dynamic.py):
-    where the user wants that, on a part whose engine does it and whose kernels are timed."""
+    """Of each linear layer and each LSTM whether what it reads is quantized while it runs
+    (compression/policy/dynamic.py): where the user wants that, on a part whose engine does it and whose
+    kernels are timed."""
 
     name = DYNAMIC
     stage = 3
@@ -175,13 +183,12 @@ class DynamicQuantization(Technique):
     def decisions(
         self, network: Network, profile: "HardwareProfile", options: Options
     ) -> tuple[Decision, ...]:
-        """A switch for each linear layer."""
+        """A switch for each linear layer, and one for the matrices of an LSTM."""
         if not options.dynamic or self.remark(profile, options):
             return ()
-        names = [layer.name for layer in network.layers if able(network, layer.name)]
         return tuple(
-            Decision(f"{self.name}/{name}", (0.0, 1.0), ("no", "yes"), 0.0, (name,), "switch")
-            for name in names
+            Decision(f"{self.name}/{layers[0]}", (0.0, 1.0), ("no", "yes"), 0.0, layers, "switch")
+            for layers in together(network)
         )
 
     def remark(self, profile: "HardwareProfile", options: Options) -> str:

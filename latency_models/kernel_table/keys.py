@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 INTEGER_OPS = (
     "QLinearConv", "QGemm", "QLinearMatMul", "MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul",
-    "MatMulIntegerToFloat", "QLinearConvTranspose",
+    "MatMulIntegerToFloat", "QLinearConvTranspose", "DynamicQuantizeLSTM",
 )  # fmt: skip
 FLOAT_OPS = (
     "Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvTranspose",

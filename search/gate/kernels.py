@@ -9,6 +9,7 @@ from typing import Any
 from leanfront.compression.export.dialects import QDQ, Dialect
 from leanfront.compression.graph import Network, kernels
 from leanfront.compression.policy import Policy
+from leanfront.compression.policy.dynamic import together
 from leanfront.latency_models.benchmark.timing import session
 from leanfront.latency_models.kernel_table.keys import INTEGER_OPS
 
@@ -48,7 +49,8 @@ def kernel_report(
     dialect promises of its files, and the operations in all; of a file that is not onnxruntime's own the
     layers that its dialect promises. Of one that its engine does not run here "not_run" says so, and what was
     checked instead."""
-    uses = {k.label: k.layer for k in kernels(network) if k.layer is not None}
+    behind = {name for layers in together(network) for name in layers[1:]}  # the first stands for them
+    uses = {k.label: k.layer for k in kernels(network) if k.layer is not None and k.layer.name not in behind}
     promised = [name for name, layer in uses.items() if dialect.promises_integers(layer, policy[layer.name])]
     if not (dialect.fused and dialect.runs_here):
         not_run = _not_run(dialect)

@@ -106,7 +106,7 @@ def test_beside_other_layers_and_cut() -> None:
 def test_what_cannot_be_is_refused(layer: str, bits: tuple[int, int], number: float) -> None:
     network = captured("Encoder")
     layers = dict(lf.uniform(network)) | {layer: LayerPolicy(0.0, *bits, more=(("dynamic", number),))}
-    with pytest.raises(PolicyError, match="dynamic is 1 for a linear layer with weights of 8 bits"):
+    with pytest.raises(PolicyError, match="dynamic is 1 for a linear layer or an LSTM with weights of 8"):
         lf.compress(network, Policy.of(layers), [torch.randn(2, 7, 6)])
 
 
