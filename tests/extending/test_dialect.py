@@ -9,6 +9,7 @@ what ``pick`` holds the file to.
 from pathlib import Path
 
 import onnx
+import pytest
 from onnx import TensorProto
 
 from tests.extending.walk import walked
@@ -35,6 +36,7 @@ register(Half())
 '''
 
 
+@pytest.mark.slow  # for every change test_together.py
 def test_what_is_picked_is_written_in_it(tmp_path: Path) -> None:
     walk = walked(tmp_path, ADDED, "export.to=half")
     graph = onnx.load(walk.exported / "model.onnx").graph

@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 
 import onnx
+import pytest
 
 from tests.extending.walk import command, walked
 
@@ -33,6 +34,7 @@ def weights_in(path: Path) -> int:
     return sum(math.prod(stored.dims) for stored in graph.initializer if len(stored.dims) > 1)
 
 
+@pytest.mark.slow  # for every change test_together.py
 def test_it_is_searched_for_shown_and_picked_by(tmp_path: Path) -> None:
     setting = 'search.objectives=["accuracy", "parameters"]'
     walk = walked(tmp_path, ADDED, setting, wish=("--prefer", "parameters"))

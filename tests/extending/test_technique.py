@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx
 import onnx.numpy_helper
+import pytest
 
 from leanfront.compression.policy import Policy
 from tests.extending.walk import walked
@@ -65,6 +66,7 @@ def zeros_in(path: Path) -> int:
     return sum(int((array == 0).sum()) for array in stored if array.ndim > 1)
 
 
+@pytest.mark.slow  # for every change test_together.py
 def test_it_is_searched_shown_and_picked(tmp_path: Path) -> None:
     settings = ["search.trials=6", 'search.objectives=["accuracy", "size_bytes"]']
     settings += ["space.sparsity=[0.0]", "space.weight_bits=[8]", "space.activation_bits=[8]"]
