@@ -1,6 +1,5 @@
 """Finding and reading profiles: built in, in the user's folder, or any file."""
 
-import difflib
 import json
 import os
 import tomllib
@@ -8,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from leanfront.hw_profiles.near import did_you_mean
 from leanfront.hw_profiles.profile import HardwareProfile, ProfileError
 
 BUILT_IN = Path(__file__).parent
@@ -49,10 +49,8 @@ def find_profile(name_or_path: str | Path) -> Path:
             raise ProfileError(f"cannot read the profile {wanted}: {error}") from error
     paths = profile_paths()
     if wanted not in paths:
-        near = difflib.get_close_matches(wanted, paths, n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ";"
         raise ProfileError(
-            f"no hardware profile {wanted!r}{hint} there are {', '.join(paths)}"
+            f"no hardware profile {wanted!r}; {did_you_mean(wanted, paths)}there are {', '.join(paths)}"
             f" (own ones go into {user_folder()})"
         )
     return paths[wanted]

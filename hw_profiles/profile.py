@@ -1,6 +1,5 @@
 """A hardware profile: the facts that a latency model needs about one part, each with its source."""
 
-import difflib
 import hashlib
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -17,6 +16,7 @@ from pydantic import (
 from pydantic_core import to_json
 
 from leanfront.hw_profiles.fpga import INNER_TABLES
+from leanfront.hw_profiles.near import did_you_mean
 from leanfront.hw_profiles.part import Part
 from leanfront.hw_profiles.section import Section, model_names, section_named
 from leanfront.hw_profiles.sections import Measured
@@ -85,9 +85,8 @@ class HardwareProfile(Part):
                 )
         for path in self.sources:
             if not any(number == path or number.startswith(f"{path}.") for number in numbers):
-                near = difflib.get_close_matches(path, numbers, n=1)
-                hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(numbers)}"
-                raise ValueError(f"sources names {path}, which is no number of this profile{hint}")
+                hint = did_you_mean(path, numbers).strip() or f"there are {', '.join(numbers)}"
+                raise ValueError(f"sources names {path}, which is no number of this profile; {hint}")
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -179,8 +178,7 @@ def _sentence(error: ValidationError) -> str:
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = _field_names(first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        hint = did_you_mean(str(first["loc"][-1]), known).strip() or f"there are {', '.join(known)}"
         return f"{path} is no field of a profile; {hint}"
     if first["type"] == "missing":
         return f"{path} is missing"

@@ -1,6 +1,5 @@
 """The search.toml file: what is searched, on which hardware, with how much training."""
 
-import difflib
 import hashlib
 import json
 import tomllib
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, fiel
 
 from leanfront.compression.training.schedule import SCHEDULES
 from leanfront.hw_profiles.loading import toml_key, toml_value
+from leanfront.hw_profiles.near import did_you_mean
 from leanfront.latency_models.providers import Provider
 from leanfront.search.objectives import LIMITS, ObjectiveError, names, objective
 from leanfront.search.storage_url import without_password
@@ -361,9 +361,8 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = _known_keys(location[:-1])
         everywhere = (f"{name}.{key}" for name in SearchConfig.model_fields for key in _known_keys([name]))
-        near = difflib.get_close_matches(location[-1], known, n=1)
-        near += [name for name in everywhere if name.split(".")[-1] == location[-1]]
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        elsewhere = [name for name in everywhere if name.split(".")[-1] == location[-1]]
+        hint = did_you_mean(location[-1], known, elsewhere)
         where = f"[{'.'.join(location[:-1])}]" if location[:-1] else "the file"
         return f"unknown key {location[-1]!r} in {where}; {hint}There are {', '.join(known)}"
     if first["type"] == "missing":

@@ -1,10 +1,11 @@
 """What a network is judged by: its accuracy, each cost, and what a task registers: one row each."""
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
+
+from leanfront.hw_profiles.near import did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,11 +201,9 @@ LIMITS = tuple(row.name for row in _TABLE.values() if row.limit)
 def objective(name: str) -> Objective:
     """The row of that name; raises ObjectiveError where there is none, with the nearest."""
     if name not in _TABLE:
-        near = difflib.get_close_matches(name, _TABLE, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ";"
-        known = ", ".join(_TABLE)
+        hint, known = did_you_mean(name, _TABLE), ", ".join(_TABLE)
         raise ObjectiveError(
-            f"no objective is called {name!r}{hint} there are {known}, and what the task registers"
+            f"no objective is called {name!r}; {hint}there are {known}, and what the task registers"
         )
     return _TABLE[name]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib.util
 import inspect
@@ -21,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
+from leanfront.hw_profiles.near import did_you_mean
 from leanfront.search.data import ArrayData as ArrayData
 from leanfront.search.data import Data as Data
 from leanfront.search.data import DatasetData as DatasetData
@@ -211,11 +211,9 @@ def _check_options(path: Path, signature: inspect.Signature, options: Mapping[st
     for option in options:
         if option in known or takes_any:
             continue
-        near = difflib.get_close_matches(option, known, n=1)
-        advice = f"did you mean {near[0]!r}? " if near else ""
         raise TaskError(
             f"A task's options are the arguments of its function, but task of {path} takes no {option!r}; "
-            f"{advice}it takes {', '.join(known) or 'none'}"
+            f"{did_you_mean(option, known)}it takes {', '.join(known) or 'none'}"
         )
     missing = [p.name for p in named if p.default is p.empty and p.name not in options]
     require(

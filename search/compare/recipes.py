@@ -7,6 +7,7 @@ from typing import Literal
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.hw_profiles import HardwareProfile
+from leanfront.hw_profiles.near import did_you_mean
 from leanfront.search.study.free import uniform_on
 
 Note = Callable[[str], None]
@@ -106,12 +107,9 @@ def recipes_named(wanted: Sequence[str]) -> tuple[Recipe, ...]:
     Raises:
         CompareError: there is no row of a name; the nearest is named.
     """
-    import difflib
-
     for name in wanted:
         if name not in RECIPES:
-            near = difflib.get_close_matches(name, RECIPES, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ";"
-            raise CompareError(f"no row is called {name!r}{hint} there are {'; '.join(RECIPES)}")
+            hint = did_you_mean(name, RECIPES)
+            raise CompareError(f"no row is called {name!r}; {hint}there are {'; '.join(RECIPES)}")
     kept = {"uncompressed", *wanted} if wanted else set(RECIPES)
     return tuple(recipe for name, recipe in RECIPES.items() if name in kept)

@@ -1,12 +1,12 @@
 """The registered samplers, by name; Optuna's are."""
 
-import difflib
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
 from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, TPESampler
 
+from leanfront.hw_profiles.near import did_you_mean
 from leanfront.search.config import ConfigError
 from leanfront.search.trial.trial import Sampler as Sampler
 
@@ -34,11 +34,10 @@ def sampler_named(name: str) -> Sampler:
     """
     if name in _SAMPLERS:
         return _SAMPLERS[name]()
-    near = difflib.get_close_matches(name, _SAMPLERS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    hint = did_you_mean(name, _SAMPLERS)
     there = ", ".join(map(repr, _SAMPLERS))
     raise ConfigError(
-        f"search.sampler is {name!r}, which neither leanfront nor the task file has{hint} there are {there}"
+        f"search.sampler is {name!r}, which neither leanfront nor the task file has; {hint}there are {there}"
     )
 
 

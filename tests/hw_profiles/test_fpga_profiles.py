@@ -95,7 +95,7 @@ def test_what_the_dpu_takes_for_resnet50():
     [
         ({"overlay": {"clock_mhz": 0.0}}, ["overlay.clock_mhz", "greater than 0"]),
         ({"overlay": {"efficiency": 1.2}}, ["overlay.efficiency"]),
-        ({"overlay": {"pixel_paralel": 8}}, ["pixel_paralel", "did you mean pixel_parallel"]),
+        ({"overlay": {"pixel_paralel": 8}}, ["pixel_paralel", "did you mean 'pixel_parallel'"]),
         ({"overlay": {"weights": "never"}}, ["overlay.weights"]),
         ({"overlay": {"footprint": {"CLB": 1.0}}}, ["CLB", "LUT"]),
         ({"overlay": {"footprint": {"DSP": 1e6}}}, ["DSP", "2,520".replace(",", "")]),

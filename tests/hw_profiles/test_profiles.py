@@ -108,7 +108,7 @@ def test_rate_is_that_of_the_narrowest_unit_that_is_wide_enough() -> None:
 
 
 def test_unknown_name_lists_the_near_ones(folder: Path) -> None:
-    with pytest.raises(ProfileError, match=r"'tpy'; did you mean toy.* there are .*this-machine, toy"):
+    with pytest.raises(ProfileError, match=r"'tpy'; did you mean .toy.* there are .*this-machine, toy"):
         load_profile("tpy")
 
 
@@ -177,8 +177,8 @@ def _set(fields: dict, path: str, value: object) -> None:
         ("kind", "dsp", "kind: .*'cpu', 'gpu', 'npu' or 'fpga'"),
         ("pattern", "rows", "pattern: "),
         ("name", "My Part", "name: "),
-        ("powerw", 3.0, "powerw is no field of a profile; did you mean power_w?"),
-        ("roofline/overhead", 3.0, "roofline.overhead is no field .* did you mean overhead_ms?"),
+        ("powerw", 3.0, "powerw is no field of a profile; did you mean 'power_w'?"),
+        ("roofline/overhead", 3.0, "roofline.overhead is no field .* did you mean 'overhead_ms'?"),
         ("roofline/efficiency", {"8": 1.5}, "roofline.efficiency.8: .*less than or equal to 1, not 1.5"),
         (
             "roofline/efficiency",
@@ -205,7 +205,11 @@ def _set(fields: dict, path: str, value: object) -> None:
             {"status": "assumed", "from": " \t"},
             "sources.power_w.from: .* names where .* blank",
         ),
-        ("sources/powr_w", {"status": "assumed", "from": "x"}, "sources names powr_w.* did you mean power_w"),
+        (
+            "sources/powr_w",
+            {"status": "assumed", "from": "x"},
+            "names powr_w.* did you mean 'power_w'",
+        ),
     ],
 )
 def test_bad_profiles_are_refused_with_field_and_rule(path: str, value: object, sentence: str) -> None:

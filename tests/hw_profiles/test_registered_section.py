@@ -47,7 +47,7 @@ def test_sections_are_checked_and_need_a_cost_model() -> None:
         model_of(profile)
     for changes, sentence in (
         ({"lone": table, "channel_multiple": 2}, "lone parts know no multiples"),
-        ({"lone": {**table, "wait": 1.0}}, "lone.wait is no field .* did you mean wait_ms"),
+        ({"lone": {**table, "wait": 1.0}}, "lone.wait is no field .* did you mean .wait_ms"),
         ({}, r"needs a table \[lone\]"),
         ({"lone": table, "roofline": {}}, r"does not use the table \[roofline\]"),
         ({"lone": table, "model": "loan"}, "model: input should be .*'measured', .* or .*, not 'loan'"),

@@ -148,7 +148,7 @@ def test_tables_for_people(chain: Path, onnx_file: Path) -> None:
         (["--sparsity", "1.5"], PolicyError, "sparsity must lie in 0..1"),
         (["--policy", "gone.json"], PolicyError, "cannot read the policy gone.json: No such file"),
         (["--policy", "x.json", "--weight-bits", "8"], PolicyError, "give either --policy"),
-        (["--profile", "tpy"], ProfileError, "did you mean toy"),
+        (["--profile", "tpy"], ProfileError, "did you mean .toy"),
     ],
 )
 def test_wrong_options(words: list[str], error: type[Exception], sentence: str, chain: Path) -> None:
