@@ -362,13 +362,11 @@ class _Reader(fx.Interpreter):
         return Network(nodes, named, tuple(dict.fromkeys(n.name for n in self.outputs))), classes
 
 
-_RECURRENT = (
-    "is kept as it is: recurrent layers are not cut, but stored in few bits, counted and priced; convolutions"
-    " or attention in their place would be cut"
-)
+_RECURRENT = "is kept as it is: recurrent layers are not cut, but stored in few bits, counted and priced"
 _KEPT: Mapping[str, str] = {
-    "lstm": _RECURRENT,
-    "recurrent": _RECURRENT,
+    "lstm": f"{_RECURRENT}; with [space] dynamic onnxruntime multiplies it in integers; convolutions or"
+    " attention in their place would be cut",
+    "recurrent": f"{_RECURRENT}; convolutions or attention in their place would be cut",
     "embedding": "keeps its bits, and is cut with the channels that it meets: its weights are used several"
     " times, or are computed on the way; with a table of its own it would have bits, too",
     "convolution": "is kept as it is: its weights are computed on the way; merge what computes them into them"
