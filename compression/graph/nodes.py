@@ -255,6 +255,16 @@ class Graph:
         return replace(layer, shape=layer.shape.at(node.spatial)) if again else layer
 
     @cached_property
+    def without_inputs(self) -> frozenset[str]:
+        """Nodes that depend on nothing that is given (layers that read places or masks which the network
+        holds): onnxruntime computes them when it loads a file, and runs no kernel for them."""
+        moved: set[str] = set()
+        for node in self.nodes:
+            if operation(node.op).given or not moved.isdisjoint(node.inputs):
+                moved.add(node.name)
+        return frozenset(self.node.keys() - moved)
+
+    @cached_property
     def consumers(self) -> Mapping[str, tuple[str, ...]]:
         """Node name -> names of the nodes that read its output."""
         readers: dict[str, list[str]] = {node.name: [] for node in self.nodes}

@@ -180,7 +180,22 @@ class Differences(nn.Module):
         return self.head(torch.cat([self.second(one * other.sigmoid() + third).relu(), steps], -1))
 
 
+class Placed(nn.Module):
+    """A layer that reads the places which the network holds, and no input: engines compute it once, when they
+    load the file (ConViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.where, self.head = nn.Linear(6, 16), nn.Linear(3, 16), nn.Linear(16, 3)
+        self.register_buffer("places", torch.randn(1, 5, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        where = self.where(self.places.expand(x.shape[0], -1, -1))
+        return self.head((self.first(x)[:, None] + where).relu().mean(1))
+
+
 EXAMPLES = {
+    Placed: torch.randn(1, 6, generator=torch.Generator().manual_seed(0)),
     Shifted: torch.randn(1, 7, 12, generator=torch.Generator().manual_seed(0)),
     Unrolled: torch.randn(1, 2, 1, 6, 6, generator=torch.Generator().manual_seed(0)),
     Windows: torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0)),
