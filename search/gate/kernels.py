@@ -51,12 +51,15 @@ def kernel_report(
     checked instead."""
     behind = {name for layers in together(network) for name in layers[1:]}  # the first stands for them
     uses = {k.label: k.layer for k in kernels(network) if k.layer is not None and k.layer.name not in behind}
-    constant = {k.label for k in kernels(network) if k.nodes[0].name in network.without_inputs}
+    constant = {
+        k.label
+        for k in kernels(network)
+        if k.layer is not None and not k.layer.weight_only and k.nodes[0].name in network.without_inputs
+    }
     promised = [
         name
         for name, layer in uses.items()
-        if dialect.promises_integers(layer, policy[layer.name])
-        and (layer.weight_only or name not in constant)
+        if name not in constant and dialect.promises_integers(layer, policy[layer.name])
     ]
     if not (dialect.fused and dialect.runs_here):
         not_run = _not_run(dialect)
