@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from leanfront.compression.export.dialects import QDQ, Dialect
-from leanfront.compression.graph import Network, kernels
+from leanfront.compression.graph import Layer, Network, kernels
 from leanfront.compression.policy import Policy
 from leanfront.compression.policy.dynamic import together
 from leanfront.latency_models.benchmark.timing import session
@@ -49,24 +49,16 @@ def kernel_report(
     dialect promises of its files, and the operations in all; of a file that is not onnxruntime's own the
     layers that its dialect promises. Of one that its engine does not run here "not_run" says so, and what was
     checked instead."""
-    behind = {name for layers in together(network) for name in layers[1:]}  # the first stands for them
-    uses = {k.label: k.layer for k in kernels(network) if k.layer is not None and k.layer.name not in behind}
-    constant = {
-        k.label
-        for k in kernels(network)
-        if k.layer is not None and not k.layer.weight_only and k.nodes[0].name in network.without_inputs
-    }
+    layers = _run(network)
     promised = [
-        name
-        for name, layer in uses.items()
-        if name not in constant and dialect.promises_integers(layer, policy[layer.name])
+        name for name, layer in layers.items() if dialect.promises_integers(layer, policy[layer.name])
     ]
     if not (dialect.fused and dialect.runs_here):
         not_run = _not_run(dialect)
         found = {"integer": promised, "not_fused": [], "not_wanted": [], "operations": {}}
         return found | ({"not_run": not_run} if not_run else {})
     nodes = optimised_nodes(model, threads)
-    runs = integer_layers(nodes, uses)
+    runs = integer_layers(nodes, layers)
     integer = [name for name, op in runs.items() if op in INTEGER_OPS]
     return {
         "integer": integer,
@@ -74,6 +66,20 @@ def kernel_report(
         "not_wanted": [name for name in integer if name not in promised],
         "operations": dict(Counter(nodes.values())),
     }
+
+
+def _run(network: Network) -> dict[str, Layer]:
+    """Layers by the names that their kernels bear. What depends on no input may be computed when the file is
+    loaded, without a kernel; of the matrices of an LSTM the first stands for all."""
+    behind = {name for layers in together(network) for name in layers[1:]}
+    found = {}
+    for kernel in kernels(network):
+        layer = kernel.layer
+        if layer is None or layer.name in behind:
+            continue
+        if layer.weight_only or kernel.nodes[0].name not in network.without_inputs:
+            found[kernel.label] = layer
+    return found
 
 
 def _not_run(dialect: Dialect) -> str:

@@ -194,7 +194,26 @@ class Placed(nn.Module):
         return self.head((self.first(x)[:, None] + where).relu().mean(1))
 
 
+class Relations(nn.Module):
+    """Keys of relative places, a layer that reads a norm of what the network holds (DeBERTa): some engines
+    compute it once, others each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(7, 16), nn.LayerNorm(16)
+        self.query, self.head = nn.Linear(6, 16), nn.Linear(7, 3)
+        self.keys = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        places, query = self.norm(self.table.weight), self.query(x)[:, None]
+        found = [
+            query @ key(places.unsqueeze(0)).repeat(x.shape[0], 1, 1).transpose(1, 2) for key in self.keys
+        ]
+        return self.head((found[0] + found[1].relu()).softmax(-1).flatten(1))
+
+
 EXAMPLES = {
+    Relations: torch.randn(1, 6, generator=torch.Generator().manual_seed(0)),
     Placed: torch.randn(1, 6, generator=torch.Generator().manual_seed(0)),
     Shifted: torch.randn(1, 7, 12, generator=torch.Generator().manual_seed(0)),
     Unrolled: torch.randn(1, 2, 1, 6, 6, generator=torch.Generator().manual_seed(0)),
