@@ -128,6 +128,9 @@ class NormalForm(EditedGraph):
             if order is None:
                 continue
             axis, index = order
+            if bool((index == torch.arange(len(index))).all()):  # of windows that there is one of
+                self.replace(last, read)
+                continue
             name = self.name(f"_order_{last.name}")
             self.graph.register_buffer(name, index)
             with self.graph.graph.inserting_before(last):

@@ -103,10 +103,17 @@ def _owners(traced: Traced) -> Mapping[str, str]:
         if node.op == "call_module" and target not in traced.network.layer:
             for key in module.get_submodule(target).state_dict():
                 found[f"{target}.{key}"] = node.name
-        elif node.target is torch.ops.aten.index_select.default:
+        elif node.target is torch.ops.aten.index_select.default and _along_channels(traced, node):
             orders = [source for source in node.all_input_nodes if source.op == "get_attr"]
             found |= {str(order.target): node.name for order in orders}
     return found
+
+
+def _along_channels(traced: Traced, node: fx.Node) -> bool:
+    """Whether an index says which channels there are, and not which positions."""
+    axis = node.args[1]
+    assert isinstance(axis, int)
+    return axis % len(traced.shapes[node.name]) == traced.axes[node.name]
 
 
 def _attributes(module: fx.GraphModule, name: str) -> Mapping[str, Any]:

@@ -212,7 +212,39 @@ class Relations(nn.Module):
         return self.head((found[0] + found[1].relu()).softmax(-1).flatten(1))
 
 
+class OneWindow(nn.Module):
+    """An image in windows, of which there is one (MaxViT's last stage)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16, 24)
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu().permute(0, 2, 3, 1)
+        n, height, width, channels = y.shape
+        y = y.view(n, height // 8, 8, width // 8, 8, channels).permute(0, 1, 3, 2, 4, 5)
+        return self.head(self.second(y.contiguous().view(-1, 8, 8, channels)).relu().mean((1, 2)))
+
+
+class Positions(nn.Module):
+    """Positions of a sequence in another order: by an index, and by two reshapes and a transpose. They are no
+    channels, and as many as there were where channels are cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 16), nn.Linear(16, 24), nn.Linear(24 * 13, 3)
+        self.register_buffer("order", torch.tensor([3, 1, 0, 2, 4, 4, 11, 10, 9, 8, 7, 6, 5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        y = y.reshape(-1, 3, 4, y.shape[-1]).transpose(1, 2).reshape(y.shape)
+        return self.head(self.second(y.index_select(1, self.order)).relu().flatten(1))
+
+
 EXAMPLES = {
+    OneWindow: torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
+    Positions: torch.randn(1, 12, 6, generator=torch.Generator().manual_seed(0)),
     Relations: torch.randn(1, 6, generator=torch.Generator().manual_seed(0)),
     Placed: torch.randn(1, 6, generator=torch.Generator().manual_seed(0)),
     Shifted: torch.randn(1, 7, 12, generator=torch.Generator().manual_seed(0)),
