@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -203,11 +203,21 @@ class Space:
             if len(decision.values) > 1
         }
 
-    def _choices(self, policy: Policy) -> dict[str, Value]:
-        """Name of each decision -> the value that a policy has; raises ValueError as ``params_of`` does."""
+    def nearest(self, policy: Policy) -> Policy:
+        """The policy of this space that is most like one of another: of each decision the nearest value; of
+        bits those of a tensor first, and weights that are no coarser where there are such.
+
+        Raises:
+            PolicyError: it is no policy of this network.
+        """
+        return self.policy(self._choices(policy, exact=False))
+
+    def _choices(self, policy: Policy, exact: bool = True) -> dict[str, Value]:
+        """Name of each decision -> the value that a policy has, or the nearest; where it is to be ``exact``,
+        raises ValueError as ``params_of`` does."""
         kept, bits = self.channels(policy), self._bits(policy)
         left_out = {branch.name for branch in policy.left_out(self.network)}
-        if left_out and not self.branches:
+        if exact and left_out and not self.branches:
             raise ValueError(f"branch {min(left_out)!r} cannot be left out here")
         found: dict[str, Value] = {}
         for decision in self.decisions:
@@ -215,9 +225,10 @@ class Space:
             if decision.kind == SPARSITY:
                 counts = self.kept_at[about]
                 here = kept.get(about, counts[0])
-                if here not in counts:
+                if exact and here not in counts:
                     raise ValueError(f"group {about!r} cannot keep {here} channels here, but {list(counts)}")
-                value = decision.values[counts.index(here)]
+                near = min(counts, key=lambda count: abs(count - here))
+                value = decision.values[counts.index(near)]
             elif decision.kind == BRANCH:
                 value = about in left_out
             elif decision.kind == BITS:
@@ -225,10 +236,12 @@ class Space:
             else:
                 there = [name for name in decision.layers if name not in policy.absent]
                 value = policy[there[0]].value(decision.kind) if there else 0.0
-            if value not in decision.values:
+            if exact and value not in decision.values:
                 raise ValueError(
                     f"{decision.kind} of {about!r} cannot be {value} here, but {list(decision.values)}"
                 )
+            if value not in decision.values:
+                value = min(decision.values, key=partial(_far if decision.kind == BITS else _apart, value))
             found[decision.name] = value
         return found
 
@@ -366,6 +379,16 @@ class Space:
         return [
             self.branches[int((number + 0.5) * every)] for number in range(min(count, len(self.branches)))
         ]
+
+
+def _far(wanted: Pair, pair: Pair) -> tuple[int, bool, int]:
+    """How far bits are from others: first by the tensor, then by whether weights are coarser, then by how
+    much."""
+    return abs(pair[1] - wanted[1]), pair[0] < wanted[0], abs(pair[0] - wanted[0])
+
+
+def _apart(wanted: float, value: float) -> float:
+    return abs(value - wanted)
 
 
 def _spread(levels: Sequence[float], count: int) -> list[float]:

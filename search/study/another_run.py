@@ -46,7 +46,11 @@ class Start:
     def sentence(self) -> str:
         """For whoever waits."""
         if not self.differs:
-            return f"{self.taken_over} trials of {self.run} are taken over, priced anew"
+            more = f"; what is nearest to {self.tried_again} networks of its front, which this space has not,"
+            return (
+                f"{self.taken_over} trials of {self.run} are taken over, priced anew"
+                f"{f'{more} is tried first' if self.tried_again else ''}"
+            )
         return (
             f"the scores of {self.run} no longer hold ({', '.join(self.differs)}): the {self.tried_again}"
             " networks of its front are scored again first"
@@ -76,7 +80,10 @@ def start_from(
         again = _enqueued(front, problem.space, study, name)
         found = Start(name, 0, again, differs)
     else:
-        found = Start(name, _taken_over(rows, other, loaded, problem, study, run), 0, ())
+        taken_over = _taken_over(rows, other, loaded, problem, study, run)
+        multiple = other.environment().get("channel_multiple", 1)
+        strange = [row for row in front if row.policy and _fitting(row, problem.space, multiple) is None]
+        found = Start(name, taken_over, _enqueued(strange, problem.space, study, name), ())
     study.set_user_attr(_DONE, name)
     run.update_environment(
         started_from={
@@ -160,15 +167,18 @@ def _same(one: Evidence | None, other: Evidence | None) -> bool:
 
 
 def _enqueued(front: Sequence[TrialRow], space: Space, study: optuna.Study, name: str) -> int:
-    """Have policies of a front tried, those that this space has; how many."""
+    """Have policies of a front tried, or what this space has that is nearest; how many. The first ones are
+    spread over the whole front, too, for there may be no time for all."""
     places = np.unique(np.linspace(0, len(front) - 1, min(TRIED_AGAIN, len(front))).astype(int))
+    places = np.concatenate([places[::2], places[1::2]])
     there = {trial.user_attrs.get("seed") for trial in study.get_trials(deepcopy=False)}
     count = 0
     for row in (front[place] for place in places):
         with suppress(ValueError, PolicyError):
-            policy = Policy.from_json(row.policy)
-            if policy.digest not in there:  # from a call that was interrupted
+            policy = space.nearest(Policy.from_json(row.policy))
+            if policy.digest not in there:  # from a call that was interrupted, or of a neighbour
                 enqueue(study, space, policy, f"trial {row.trial} of {name}")
+                there.add(policy.digest)
             count += 1
     return count
 

@@ -201,3 +201,26 @@ def test_few_seeds_leave_branches_out():
     shallower = [len(policy.left_out(where.network)) for policy in where.seeds()]
     assert shallower[-1:] == [1]
     assert not any(shallower[:-1])
+
+
+@pytest.mark.parametrize("name", ["Residual", "Inverted", "Nested"])
+def test_what_is_nearest_to_a_policy_of_another_space(name: str) -> None:
+    network = trace(built(name), example(name)).network
+    wide = Space(network, load_profile("this-machine"), [0.0, 0.1, 0.25, 0.5, 0.75], [2, 4, 8, 32], [8, 32])
+    narrow = Space(network, load_profile("raspberry-pi-4"), [0.0, 0.5], [8, 32], [8, 32], depth=False)
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        there = narrow.random(rng)
+        assert narrow.nearest(there) == there
+        policy = wide.random(rng)
+        near = narrow.nearest(policy)
+        narrow.params_of(near)  # raises for what the space has not
+        for layer, own in near.items():
+            if layer in policy.absent or network.layer[layer].weight_only:
+                continue
+            wanted = policy[layer]
+            assert (own.weight_bits, own.activation_bits) in ((8, 8), (32, 32))
+            first = narrow.first_readers.get(layer, layer)
+            if first == layer:
+                assert own.activation_bits == wanted.activation_bits
+            assert abs(own.sparsity - wanted.sparsity) <= 0.3

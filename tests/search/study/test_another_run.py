@@ -3,11 +3,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import optuna
 import pytest
 
 import leanfront as lf
 from leanfront.compression.policy import Policy
+from leanfront.compression.policy.space import Space
+from leanfront.hw_profiles import load_profile
+from leanfront.search.run.front import front_rows
 from leanfront.search.run.run_folder import TrialRow, open_run
+from leanfront.search.study.another_run import TRIED_AGAIN, _enqueued
 from leanfront.search.study.basis import data_digest
 from leanfront.search.task import as_data
 from tests.bright import CONFIG, TASK
@@ -53,6 +59,32 @@ def _trials(run: Path) -> tuple[list[TrialRow], list[TrialRow]]:
     return [r for r in rows if r.known_from is not None], [r for r in rows if r.known_from is None]
 
 
+def _bits(row: TrialRow) -> set[tuple[int, int]]:
+    there = Policy.from_json(row.policy).there() if row.policy else {}
+    return {(layer.weight_bits, layer.activation_bits) for layer in there.values()}
+
+
+def test_what_is_nearest_to_a_front_of_another_space_is_tried() -> None:
+    network = lf.capture(*_model()).network
+    wide, narrow = (
+        Space(network, load_profile(name), [0.0, 0.5], [4, 8, 32], [8, 32])
+        for name in ("this-machine", "raspberry-pi-4")
+    )
+    rng, rows = np.random.default_rng(0), []
+    while len(rows) < 40:
+        policy = wide.random(rng)
+        if any(layer.weight_bits == 4 for layer in policy.values()):
+            rows.append(TrialRow(len(rows), "complete", accuracy=0.9, policy=policy.to_json()))
+    study = optuna.create_study()
+    assert _enqueued(rows, narrow, study, "first") == TRIED_AGAIN
+    asked = [trial.system_attrs["fixed_params"] for trial in study.trials]
+    nearest = [narrow.params_of(narrow.nearest(Policy.from_json(row.policy))) for row in rows]
+    assert 3 <= len(asked) <= TRIED_AGAIN  # each once
+    assert all(one in nearest for one in asked)
+    assert asked[0] == nearest[0]
+    assert len({json.dumps(one, sort_keys=True) for one in asked}) == len(asked)
+
+
 def test_another_part_needs_new_prices_and_no_training(folder: Path) -> None:
     with placed(folder):
         said = command(
@@ -82,6 +114,13 @@ def test_another_part_needs_new_prices_and_no_training(folder: Path) -> None:
     environment = open_run(folder / "part").environment()["started_from"]
     assert environment["taken_over"] == len(known)
     assert environment["differs"] == []
+    # what the part has no kernels for is tried as what is nearest
+    pairs = {(8, 8), (32, 32)}
+    front = front_rows(open_run(folder / "first").trials(), ["accuracy", "latency_ms", "size_bytes"])
+    strange = [r for r in front if not _bits(r) <= pairs]
+    assert environment["tried_again"] == len(strange)
+    assert ("which this space has not, is tried first" in said) == bool(strange)
+    assert all(_bits(r) <= pairs for r in own)
     with placed(folder):  # the same line again goes on, and takes nothing over twice
         command(
             "search", ".", "--run", "part", "--from", "first", "--trials", "2",
