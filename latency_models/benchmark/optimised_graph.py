@@ -181,10 +181,12 @@ def _operand(name: str, values: Mapping[str, NDArray[Any]], constants: Mapping[s
 
 
 def _fill(tensor: Tensor) -> int | None:
-    """Zero points decide which kernel runs: onnxruntime has one of its own for weights around zero."""
-    if len(tensor.shape) != 1 or tensor.element_type not in (onnx_protobuf.INT8, onnx_protobuf.UINT8):
+    """Zero points decide which kernel runs: onnxruntime has one of its own for weights around zero. Those of
+    an LSTM are there for each of its directions."""
+    vector = len(tensor.shape) == 1 or tensor.shape[:-1] in ((1,), (2,))
+    if not vector or tensor.element_type not in (onnx_protobuf.INT8, onnx_protobuf.UINT8):
         return None
-    values = tensor.values
+    values = tensor.values.reshape(-1)
     return int(values[0]) if values.size and (values == values[0]).all() else None
 
 

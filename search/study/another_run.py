@@ -83,7 +83,8 @@ def start_from(
         taken_over = _taken_over(rows, other, loaded, problem, study, run)
         multiple = other.environment().get("channel_multiple", 1)
         strange = [row for row in front if row.policy and _fitting(row, problem.space, multiple) is None]
-        found = Start(name, taken_over, _enqueued(strange, problem.space, study, name), ())
+        few = max(TRIED_AGAIN - _trained(study), 0)  # beside more, the sampler's own proposals are better
+        found = Start(name, taken_over, _enqueued(strange, problem.space, study, name, few), ())
     study.set_user_attr(_DONE, name)
     run.update_environment(
         started_from={
@@ -166,10 +167,18 @@ def _same(one: Evidence | None, other: Evidence | None) -> bool:
     return np.array_equal(np.asarray(one), np.asarray(other))
 
 
-def _enqueued(front: Sequence[TrialRow], space: Space, study: optuna.Study, name: str) -> int:
+def _trained(study: optuna.Study) -> int:
+    """How many trials of another run say what training makes of a policy."""
+    results = (trial.user_attrs.get("result") or {} for trial in study.get_trials(deepcopy=False))
+    return sum(KNOWN_FROM in one and "accuracy" in one and WEIGHTS_OF not in one for one in results)
+
+
+def _enqueued(
+    front: Sequence[TrialRow], space: Space, study: optuna.Study, name: str, most: int = TRIED_AGAIN
+) -> int:
     """Have policies of a front tried, or what this space has that is nearest; how many. The first ones are
     spread over the whole front, too, for there may be no time for all."""
-    places = np.unique(np.linspace(0, len(front) - 1, min(TRIED_AGAIN, len(front))).astype(int))
+    places = np.unique(np.linspace(0, len(front) - 1, min(most, len(front))).astype(int))
     places = np.concatenate([places[::2], places[1::2]])
     there = {trial.user_attrs.get("seed") for trial in study.get_trials(deepcopy=False)}
     count = 0

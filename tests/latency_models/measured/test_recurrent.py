@@ -54,7 +54,7 @@ def test_they_are_measured_and_predicted(kind: type[nn.RNNBase]) -> None:
     rng = np.random.default_rng(0)
     policies = [space.random(rng) for _ in range(20)]
     costs = [model.cost(space.resized(policy), policy) for policy in policies]
-    assert {cost.kind for cost in costs} == {"calibrated"}
+    assert {cost.kind for cost in costs} <= {"measured", "calibrated"}
     found = validate(model, space, 6)  # type: ignore[arg-type]
     assert error_in_common_units((row.predicted_ms, row.measured_ms) for row in found.rows) < 0.25
     if kind is nn.LSTM:

@@ -118,7 +118,8 @@ def test_another_part_needs_new_prices_and_no_training(folder: Path) -> None:
     pairs = {(8, 8), (32, 32)}
     front = front_rows(open_run(folder / "first").trials(), ["accuracy", "latency_ms", "size_bytes"])
     strange = [r for r in front if not _bits(r) <= pairs]
-    assert environment["tried_again"] == len(strange)
+    trained = sum(r.rung is not None and r.accuracy is not None and r.weights_of is None for r in known)
+    assert environment["tried_again"] == min(len(strange), TRIED_AGAIN - trained)
     assert ("which this space has not, is tried first" in said) == bool(strange)
     assert all(_bits(r) <= pairs for r in own)
     with placed(folder):  # the same line again goes on, and takes nothing over twice
