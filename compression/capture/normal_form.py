@@ -5,6 +5,7 @@ Nothing behind this room knows how the user wrote it: a function, a subclass, we
 what is computed counts.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -210,29 +211,34 @@ def _is_view(node: fx.Node) -> bool:
 
 
 def _order_of_channels(read: fx.Node, *moves: fx.Node) -> tuple[int, Tensor] | None:
-    """The dimension and the order of channels that moves amount to, if they amount to that alone."""
-    shape = [1 if not isinstance(size, int) else size for size in read.meta["val"].shape]
-    last = [1 if not isinstance(size, int) else size for size in moves[-1].meta["val"].shape]
+    """The dimension and the order of channels that moves amount to, if they amount to that alone: every value
+    is numbered and followed."""
+    shape, last = (_of_one(node.meta["val"]) for node in (read, moves[-1]))
     if shape != last:
         return None
+    numbers = torch.arange(math.prod(shape)).reshape(shape)
+    moved = numbers
+    for move in moves:
+        args = [_of_one(move.meta["val"])] if move.target is aten.reshape.default else list(move.args[1:])
+        moved = move.target(moved, *args)  # type: ignore[operator]
     for axis in (1, len(shape) - 1):
         if axis >= len(shape) or shape[axis] == 1:
             continue
-        numbers = torch.arange(shape[axis]).reshape([-1 if d == axis else 1 for d in range(len(shape))])
-        moved = numbers.expand(shape)
-        for move in moves:
-            args = list(move.args[1:])
-            if move.target is aten.reshape.default:
-                sizes = [1 if not isinstance(s, int) else s for s in move.meta["val"].shape]
-                args = [sizes]
-            moved = move.target(moved, *args)  # type: ignore[operator]
-        first = moved
-        for d in range(len(shape)):
-            if d != axis:
-                first = first.narrow(d, 0, 1)
-        if bool((moved == first).all()):
-            return axis, first.reshape(-1).clone()
+        places = [0] * axis + [slice(None)] + [0] * (len(shape) - axis - 1)
+        index = moved[tuple(places)] // numbers.stride(axis) % shape[axis]
+        if torch.equal(moved, numbers.index_select(axis, index)):
+            return axis, index.clone()
     return None
+
+
+def _of_one(value: Tensor) -> list[int]:
+    """Sizes of a tensor with a batch of one, of which a dimension may be a multiple (frames of a film)."""
+    return [
+        size
+        if isinstance(size, int)
+        else int(size.node.expr.subs(dict.fromkeys(size.node.expr.free_symbols, 1)))
+        for size in value.shape
+    ]
 
 
 def _wanted_name(node: fx.Node) -> str:
