@@ -140,6 +140,7 @@ class Walk:
         self.out = Writer()
         self.value: dict[str, str] = {}  # value of the template -> value of the file
         self.begun: list[tuple[int, onnx.NodeProto]] = []  # node of the template, and its first in the file
+        self.padded: set[str] = set()  # floats that a node of its own has put something around
         self.stored: dict[tuple[str, tuple[int, ...]], str] = {}  # weights that several nodes read
 
     def rounded(self, bits: Mapping[str, int]) -> dict[str, int]:
@@ -231,6 +232,9 @@ class Walk:
         if node.op_type == "GroupNormalization" and made is not None and self.dialect.fused:
             self._produced(target, self._group_norm(made, node, inputs))
             return
+        if node.op_type == "MaxPool" and inputs[0] in self.padded and self.dialect.fused:
+            # onnxruntime would pad as it pools, with the lowest of numbers where the network has zeros
+            inputs[0] = QDQ.opaque(out, inputs[0])
         copied = onnx.NodeProto()
         copied.CopyFrom(node)
         relu6 = node.op_type == "Clip" and made is not None and made.output.op == "relu6"
@@ -250,6 +254,8 @@ class Walk:
         copied.output.extend(outputs)
         rename_inside(copied, {name: self._inside(name) for name in read_inside(node)})
         out.nodes.append(copied)
+        if node.op_type == "Pad":
+            self.padded.update(outputs)
         for original, name in zip(node.output, outputs, strict=True):
             self._produced(original, name)
 

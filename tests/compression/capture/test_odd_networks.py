@@ -242,7 +242,37 @@ class Positions(nn.Module):
         return self.head(self.second(y.index_select(1, self.order)).relu().flatten(1))
 
 
+class Bordered(nn.Module):
+    """Zeros around numbers below zero, and the largest of each window (BiT): onnxruntime would make one
+    kernel of both, which pads with the lowest number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)
+        with torch.no_grad():
+            self.first.bias.fill_(-2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.max_pool2d(F.pad(self.first(x), (1, 1, 1, 1)), 3, 2).mean((2, 3)))
+
+
+class Film(nn.Module):
+    """As many patches as frames change places in one batch (TimeSformer): channels stay, positions do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(6, 16), nn.Linear(16, 24), nn.Linear(24 * 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[0]
+        y = self.first(x).relu().reshape(n * 4, 4, 16)
+        y = y.reshape(n, 4, 4, 16).permute(0, 2, 1, 3).reshape(n * 4, 4, 16)
+        return self.head(self.second(y).relu().reshape(n, 4, 4, 24).mean(2).flatten(1))
+
+
 EXAMPLES = {
+    Bordered: torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
+    Film: torch.randn(1, 16, 6, generator=torch.Generator().manual_seed(0)),
     OneWindow: torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
     Positions: torch.randn(1, 12, 6, generator=torch.Generator().manual_seed(0)),
     Relations: torch.randn(1, 6, generator=torch.Generator().manual_seed(0)),
