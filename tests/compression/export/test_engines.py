@@ -1,6 +1,7 @@
 """Files of other engines: equal to the network where they run here, within the rules of what does not."""
 
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from leanfront.hw_profiles import load_profile
 from leanfront.networks import Captured, CompressedNetwork
 from leanfront.search.gate.tensors import File, one_by_one
 from tests.networks import built, example, inputs
+from tests.variants import some
 
 NETWORKS = ["Residual", "UNet", "Sequence", "OptionA"]
 
@@ -41,9 +43,10 @@ def compressed(name: str, to: str, bits: tuple[int, int]) -> CompressedNetwork:
     return lf.compress(network, policy, [inputs(name, 32, 1)], to=to)
 
 
-@pytest.mark.parametrize("bits", [(8, 8), (32, 32), (16, 16)])
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("to", ["openvino", "tensorrt"])
+@pytest.mark.parametrize(
+    ("to", "name", "bits"),
+    some(product(["openvino", "tensorrt"], NETWORKS, [(8, 8), (32, 32), (16, 16)]), 10),
+)
 def test_a_file_equals_the_network(tmp_path: Path, to: str, name: str, bits: tuple[int, int]) -> None:
     # export runs the file, and raises where it does not put out what the network does
     lf.export(compressed(name, to, bits), tmp_path / "model.onnx", to=to)
@@ -96,13 +99,16 @@ def _predicted(name: str, to: str, bits: tuple[int, int]) -> int:
     return int(PolicyBatch.of(network, [policy]).size_bytes()[0])
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, "Depthwise", "Dense"])
-@pytest.mark.parametrize(
-    ("to", "bits", "off"),
-    [("tensorrt", (8, 8), 12), ("tensorrt", (32, 32), 0), ("tensorrt", (16, 16), 400),
-     ("openvino", (8, 8), 12), ("openvino", (4, 8), 12), ("openvino", (2, 8), 12), ("openvino", (3, 32), 0),
-     ("openvino", (1, 8), 12)],
+SIZES = (
+    ("tensorrt", (8, 8), 12), ("tensorrt", (32, 32), 0), ("tensorrt", (16, 16), 400),
+    ("openvino", (8, 8), 12), ("openvino", (4, 8), 12), ("openvino", (2, 8), 12), ("openvino", (3, 32), 0), ("openvino", (1, 8), 12),
 )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "bits", "off"),
+    some(((name, *one) for name in (*NETWORKS, "Depthwise", "Dense") for one in SIZES), 17),
+)
 def test_the_size_is_that_of_the_engines_own_file(
     tmp_path: Path, name: str, to: str, bits: tuple[int, int], off: int
 ) -> None:

@@ -1,5 +1,6 @@
 """Files that are timed, of networks that were cut, can be run: whatever norms and sizes are in them."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 import leanfront as lf
 from leanfront.compression.export.walk import random_builder
 from leanfront.latency_models.benchmark.timing import session
+from tests.variants import some
 
 
 class Normed(nn.Module):
@@ -44,8 +46,7 @@ MODELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("bits", [32, 8])
+@pytest.mark.parametrize(("name", "bits"), some(product(MODELS, [32, 8]), 6))
 def test_they_run(name: str, bits: int) -> None:
     captured = lf.capture(MODELS[name].eval(), torch.randn(1, 3, 6, 6))
     policy = lf.uniform(captured, sparsity=0.5, weight_bits=bits, activation_bits=bits)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
+from itertools import product
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from leanfront.compression.techniques.nni_pruners import NniError, asked
 from leanfront.compression.techniques.prune import victims
 from leanfront.compression.techniques.rounding import DAMPING, damped
 from tests.networks import built, example, inputs
+from tests.variants import some
 
 
 @cache
@@ -47,8 +49,7 @@ def evidence(made: Traced, images: Tensor) -> Evidence:
 OURS = [name for name, row in CRITERIA.items() if not row.package]
 
 
-@pytest.mark.parametrize("criterion", OURS)
-@pytest.mark.parametrize("name", ["Residual", "Depthwise", "Odd"])
+@pytest.mark.parametrize(("name", "criterion"), some(product(["Residual", "Depthwise", "Odd"], OURS), 8))
 def test_every_criterion_knows_every_network(name: str, criterion: str) -> None:
     made = traced(name)
     found = importance(made, criterion, evidence(made, inputs(name, 16, 0)))
