@@ -101,7 +101,8 @@ def _predicted(name: str, to: str, bits: tuple[int, int]) -> int:
 
 SIZES = (
     ("tensorrt", (8, 8), 12), ("tensorrt", (32, 32), 0), ("tensorrt", (16, 16), 400),
-    ("openvino", (8, 8), 12), ("openvino", (4, 8), 12), ("openvino", (2, 8), 12), ("openvino", (3, 32), 0), ("openvino", (1, 8), 12),
+    ("openvino", (8, 8), 12), ("openvino", (4, 8), 12), ("openvino", (2, 8), 12),
+    ("openvino", (3, 32), 0), ("openvino", (1, 8), 12),
 )  # fmt: skip
 
 
