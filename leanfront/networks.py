@@ -29,7 +29,7 @@ from leanfront.compression.export.template import TENSOR, ExportError, Template,
 from leanfront.compression.export.walk import exported
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import LayerPolicy, Policy, PolicyError
-from leanfront.compression.policy.dynamic import DYNAMIC, able, check_dynamic
+from leanfront.compression.policy.dynamic import DYNAMIC, check_dynamic, together
 from leanfront.compression.techniques.built_in import left_out
 from leanfront.compression.techniques.compress import Compressed
 from leanfront.compression.techniques.compress import compress as compressed_by
@@ -208,10 +208,11 @@ def uniform(
     wanted = LayerPolicy(sparsity, weight_bits, activation_bits, more=tuple(more.items()))
     layers = dict(Policy.uniform(network, wanted))
     if dynamic:
+        able = {name for one in together(network) for name in one}
         layers |= {
             name: replace(layer, more=(*layer.more, (DYNAMIC, 1.0)))
             for name, layer in layers.items()
-            if able(network, name)
+            if name in able
         }
         check_dynamic(network, layers)
     return Policy.of(layers, gone)

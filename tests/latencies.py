@@ -1,7 +1,12 @@
 """Latencies that were measured while other tests ran."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from statistics import fmean, median
+
+import pytest
+
+import leanfront.latency_models.measured.space_table
 
 
 def error_in_common_units(pairs: Iterable[tuple[float, float]]) -> float:
@@ -15,3 +20,10 @@ def error_in_common_units(pairs: Iterable[tuple[float, float]]) -> float:
     clock = median(ratios)
     assert 1 / 3 < clock < 3
     return fmean(abs(ratio / clock - 1) for ratio in ratios)
+
+
+def small_tables(patched: pytest.MonkeyPatch, folder: Path, samples: int, draws: int) -> None:
+    """Tables of so few networks that a test can wait for them, in a cache of its own within a folder."""
+    patched.setenv("LEANFRONT_CACHE", str(folder / "cache"))
+    for name, value in (("SAMPLES", samples), ("DRAWS", draws), ("SURPRISE_SECONDS", 1.0)):
+        patched.setattr(leanfront.latency_models.measured.space_table, name, value)

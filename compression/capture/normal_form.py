@@ -213,13 +213,13 @@ def _is_view(node: fx.Node) -> bool:
 def _order_of_channels(read: fx.Node, *moves: fx.Node) -> tuple[int, Tensor] | None:
     """The dimension and the order of channels that moves amount to, if they amount to that alone: every value
     is numbered and followed."""
-    shape, last = (_of_one(node.meta["val"]) for node in (read, moves[-1]))
+    shape, last = (_of_two(node.meta["val"]) for node in (read, moves[-1]))
     if shape != last:
         return None
     numbers = torch.arange(math.prod(shape)).reshape(shape)
     moved = numbers
     for move in moves:
-        args = [_of_one(move.meta["val"])] if move.target is aten.reshape.default else list(move.args[1:])
+        args = [_of_two(move.meta["val"])] if move.target is aten.reshape.default else list(move.args[1:])
         moved = move.target(moved, *args)  # type: ignore[operator]
     for axis in (1, len(shape) - 1):
         if axis >= len(shape) or shape[axis] == 1:
@@ -231,12 +231,13 @@ def _order_of_channels(read: fx.Node, *moves: fx.Node) -> tuple[int, Tensor] | N
     return None
 
 
-def _of_one(value: Tensor) -> list[int]:
-    """Sizes of a tensor with a batch of one, of which a dimension may be a multiple (frames of a film)."""
+def _of_two(value: Tensor) -> list[int]:
+    """Sizes of a tensor with a batch of two: so it is seen where examples change places, too. A dimension may
+    be a multiple of the batch (frames of a film)."""
     return [
         size
         if isinstance(size, int)
-        else int(size.node.expr.subs(dict.fromkeys(size.node.expr.free_symbols, 1)))
+        else int(size.node.expr.subs(dict.fromkeys(size.node.expr.free_symbols, 2)))
         for size in value.shape
     ]
 

@@ -573,13 +573,17 @@ def _for_another(dialect: Dialect, what: str) -> str:
 def check_policy(dialect: Dialect, network: Network, policy: Policy) -> None:
     """The same for one policy."""
     check_dynamic(network, policy.there())
-    dynamic = [n for n, one in policy.there().items() if is_dynamic(one)]
-    if not dialect.fused:  # the kernel of an LSTM is onnxruntime's alone
-        dynamic = [n for n in dynamic if not dialect.dynamic or network.layer[n].weight_only]
-    if dynamic and not (dialect.dynamic and dialect.fused):
+    # the kernel of an LSTM is onnxruntime's alone
+    lacking = [
+        name
+        for name, one in policy.there().items()
+        if is_dynamic(one)
+        and not (dialect.dynamic and (dialect.fused or not network.layer[name].weight_only))
+    ]
+    if lacking:
         raise DialectError(
-            f"{dialect.engine} cannot quantize layer {dynamic[0]!r} while it runs; give it weights and"
-            f" activations of 8 bits, or ask for a file for onnxruntime: [export] to = {QDQ.name!r}"
+            f"{dialect.engine} cannot quantize layer {lacking[0]!r} while it runs; leave dynamic out there,"
+            f" or ask for a file for onnxruntime: [export] to = {QDQ.name!r}"
         )
     bits = {name: [(one.weight_bits, one.activation_bits)] for name, one in policy.there().items()}
     check_holds(dialect, network, bits)

@@ -57,11 +57,6 @@ def together(network: Network) -> tuple[tuple[str, ...], ...]:
     return (*linear, *(layers for layers in sets if all(shared[name] == 1 for name in layers)))
 
 
-def able(network: Network, name: str) -> bool:
-    """Whether a layer has such a kernel."""
-    return any(name in layers for layers in together(network))
-
-
 def check_dynamic(network: Network, policy: Mapping[str, LayerPolicy]) -> None:
     """Raise PolicyError for a layer that cannot be quantized so."""
     wanted = [name for name, layer in policy.items() if is_dynamic(layer) and name in network.layer]

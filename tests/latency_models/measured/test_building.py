@@ -27,7 +27,7 @@ from leanfront.latency_models.measured.building import cost_model, file_cost_mod
 from leanfront.latency_models.measured.optimised_kernels import Structure
 from leanfront.latency_models.measured.policy_draws import Cover, draw, spread_evenly
 from leanfront.latency_models.measured.validation import validate
-from tests.latencies import error_in_common_units
+from tests.latencies import error_in_common_units, small_tables
 
 
 class Tiny(nn.Module):
@@ -55,10 +55,7 @@ def space(traced: Traced) -> Space:
 
 @pytest.fixture(autouse=True)
 def small_and_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LEANFRONT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(leanfront.latency_models.measured.space_table, "SAMPLES", 16)
-    monkeypatch.setattr(leanfront.latency_models.measured.space_table, "DRAWS", 24)
-    monkeypatch.setattr(leanfront.latency_models.measured.space_table, "SURPRISE_SECONDS", 1.0)
+    small_tables(monkeypatch, tmp_path, 16, 24)
 
 
 def test_a_search_space_is_measured_once_and_predicted(traced: Traced, space: Space) -> None:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import leanfront.latency_models.measured.space_table
 from leanfront.compression.capture.trace import Traced, trace
 from leanfront.compression.export.walk import random_builder
 from leanfront.compression.policy import LayerPolicy, Policy
@@ -17,7 +16,7 @@ from leanfront.compression.policy.space import Space
 from leanfront.hw_profiles import load_profile
 from leanfront.latency_models.measured.building import cost_model
 from leanfront.latency_models.measured.validation import validate
-from tests.latencies import error_in_common_units
+from tests.latencies import error_in_common_units, small_tables
 
 
 class Gestures(nn.Module):
@@ -40,10 +39,7 @@ def traced(kind: type[nn.RNNBase]) -> Traced:
 
 @pytest.fixture(autouse=True)
 def small_and_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LEANFRONT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(leanfront.latency_models.measured.space_table, "SAMPLES", 10)
-    monkeypatch.setattr(leanfront.latency_models.measured.space_table, "DRAWS", 16)
-    monkeypatch.setattr(leanfront.latency_models.measured.space_table, "SURPRISE_SECONDS", 1.0)
+    small_tables(monkeypatch, tmp_path, 10, 16)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])

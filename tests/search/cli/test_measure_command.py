@@ -10,7 +10,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import leanfront.latency_models.measured.building
-import leanfront.latency_models.measured.space_table
 from leanfront.compression.export.network_model import network_model
 from leanfront.compression.export.walk import random_builder
 from leanfront.hw_profiles import ProfileError, load_profile
@@ -25,7 +24,7 @@ from leanfront.latency_models.providers import PROVIDERS, provider_of
 from leanfront.search.cli.app import app
 from leanfront.search.config import ConfigError, load_config
 from leanfront.search.study.prepare import Loaded, load
-from tests.latencies import error_in_common_units
+from tests.latencies import error_in_common_units, small_tables
 
 TASK = """
 import numpy as np
@@ -55,10 +54,7 @@ activation_bits = [8, 32]
 
 @pytest.fixture(autouse=True)
 def small_and_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LEANFRONT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(leanfront.latency_models.measured.space_table, "SAMPLES", 12)
-    monkeypatch.setattr(leanfront.latency_models.measured.space_table, "DRAWS", 20)
-    monkeypatch.setattr(leanfront.latency_models.measured.space_table, "SURPRISE_SECONDS", 1.0)
+    small_tables(monkeypatch, tmp_path, 12, 20)
     # tests share their machine: any moment counts as a quiet one, and none is waited for
     monkeypatch.setattr("leanfront.latency_models.benchmark.timing.QUIET", 100.0)
     monkeypatch.setattr("leanfront.latency_models.benchmark.timing.noise", lambda timings: None)

@@ -13,8 +13,9 @@ from leanfront.compression.policy.space import Space
 from leanfront.hw_profiles import load_profile
 from leanfront.search.run.front import front_rows
 from leanfront.search.run.run_folder import TrialRow, open_run
-from leanfront.search.study.another_run import TRIED_AGAIN, _enqueued
+from leanfront.search.study.another_run import TRIED_AGAIN, _enqueued, _trained
 from leanfront.search.study.basis import data_digest
+from leanfront.search.study.study import open_study
 from leanfront.search.task import as_data
 from tests.bright import CONFIG, TASK
 from tests.extending.walk import command, placed
@@ -119,6 +120,8 @@ def test_another_part_needs_new_prices_and_no_training(folder: Path) -> None:
     front = front_rows(open_run(folder / "first").trials(), ["accuracy", "latency_ms", "size_bytes"])
     strange = [r for r in front if not _bits(r) <= pairs]
     trained = sum(r.rung is not None and r.accuracy is not None and r.weights_of is None for r in known)
+    part = open_run(folder / "part")
+    assert _trained(open_study(part, part.config().search)) == trained > 0
     assert environment["tried_again"] == min(len(strange), TRIED_AGAIN - trained)
     assert ("which this space has not, is tried first" in said) == bool(strange)
     assert all(_bits(r) <= pairs for r in own)
