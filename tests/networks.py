@@ -170,6 +170,25 @@ class Sequence(nn.Module):
         return self.c(x.mean(1))
 
 
+class Pyramid(nn.Module):
+    """A head that reads three maps, as detectors have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head, self.out = (
+            nn.Conv2d(*c, padding=1) for c in ((3, 32, 3), (32, 32, 3), (32, 40, 3))
+        )
+        self.last = nn.Linear(120, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        found = []
+        for _ in range(3):
+            found.append(self.out(self.head(x).relu()).mean((2, 3)))
+            x = F.max_pool2d(x, 2)
+        return self.last(torch.cat(found, 1))  # type: ignore[no-any-return]
+
+
 ALL: dict[str, type[nn.Module]] = {
     kind.__name__: kind
     for kind in (Chain, Residual, OptionA, Depthwise, UNet, Dense, Odd, Perceptron, Sequence)

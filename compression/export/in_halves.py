@@ -7,6 +7,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from leanfront.compression.export.onnx_writer import nodes_read
+from leanfront.compression.graph import Network, kernels
+from leanfront.compression.policy import Policy
 
 _FOLLOWS = {
     "Add", "AveragePool", "Clip", "Concat", "Elu", "Flatten", "Gelu", "GlobalAveragePool", "HardSigmoid",
@@ -16,13 +18,19 @@ _FOLLOWS = {
 """What is computed in float16 where all that it reads is: nothing that sums over many values."""
 
 
-def with_halves(model: onnx.ModelProto, layers: Collection[str]) -> onnx.ModelProto:
+def nodes_in_halves(network: Network, policy: Policy) -> frozenset[str]:
+    """Names of the nodes of a file that compute a layer of 16 bits: one for each of its uses."""
+    wanted = {name for name, layer in policy.there().items() if layer.weight_bits == 16}
+    return frozenset(k.label for k in kernels(network) if k.layer is not None and k.layer.name in wanted)
+
+
+def with_halves(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
     """A copy whose nodes of these names compute in float16: what they read is cast, unless it is in float16
     already, and what they put out is cast back for whoever reads it in float32."""
     made = onnx.ModelProto()
     made.CopyFrom(model)
     halves = _Halves(made.graph)
-    nodes = [new for node in model.graph.node for new in halves.written(node, node.name in layers)]
+    nodes = [new for node in model.graph.node for new in halves.written(node, node.name in names)]
     del made.graph.node[:]
     made.graph.node.extend(nodes_read(nodes, {value.name for value in made.graph.output}))
     read = {name for node in made.graph.node for name in node.input}

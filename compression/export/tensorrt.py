@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from leanfront.compression.export.dialects import LayerCall, Qdq, Rule, register
-from leanfront.compression.export.in_halves import with_halves
+from leanfront.compression.export.in_halves import nodes_in_halves, with_halves
 from leanfront.compression.export.onnx_writer import Writer
 from leanfront.compression.graph import Layer, Network, Spelling
 from leanfront.compression.policy import LayerPolicy, Policy
@@ -202,7 +202,7 @@ class TensorRT(Qdq):
 
     def finished(self, model: onnx.ModelProto, network: Network, policy: Policy) -> bytes:
         """With float16 where the policy wants it, in an opset that TensorRT reads."""
-        wanted = {name for name, layer in policy.there().items() if layer.weight_bits == 16}
+        wanted = nodes_in_halves(network, policy)
         if wanted:
             model = with_halves(model, wanted)
         for opset in model.opset_import:

@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from leanfront.compression.export.dialects import DialectError, LayerCall, Opened, Qdq, register
+from leanfront.compression.export.in_halves import nodes_in_halves
 from leanfront.compression.export.onnx_writer import Writer
 from leanfront.compression.export.template import Template
 from leanfront.compression.export.weights import bias_codes, finer_steps
@@ -89,8 +90,7 @@ class TFLite(Qdq):
         """The flatbuffer, with float16 weights where the policy wants them."""
         from leanfront.compression.export.litert.writing import written
 
-        halves = {name for name, layer in policy.there().items() if layer.weight_bits == 16}
-        return written(model, halves)
+        return written(model, nodes_in_halves(network, policy))
 
     def counted(self, content: bytes) -> Counted:
         """How many weights of a file are 0."""

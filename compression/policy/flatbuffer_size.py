@@ -37,8 +37,8 @@ def content_bytes(
     weight_bits: Counts,
     integer: NDArray[Any],
     lands: NDArray[Any],
-) -> Counts:
-    """(n,): bytes of a layer's weights and bias, and of their scales and zeros.
+) -> tuple[Counts, Counts]:
+    """(n,) each: bytes of a layer's weights, and of its bias and their scales and zeros.
 
     Args:
         out, reduced: output channels, and the inputs that each is computed from.
@@ -50,13 +50,29 @@ def content_bytes(
     count = added * out
     coded, half = weight_bits <= 8, weight_bits == 16
     if operation(shape.op).looked_up:
-        return np.asarray(np.where(coded, count + 4 * out, np.where(half, 2 * count, 4 * count)))
+        weights = np.where(coded, count, np.where(half, 2 * count, 4 * count))
+        return np.asarray(weights), np.asarray(4 * out * coded)
     four = integer & (weight_bits <= 4) & (added >= MANY) & (shape.op in PACKED)
     wide = integer & ~lands & (count <= WIDE)
     four &= lands | wide
     weights = np.where(coded, np.where(four, (count + 1) // 2, count), np.where(half, 2 * count, 4 * count))
     each = np.where(wide, 24, np.where(integer & lands, 20, np.where(coded, 16, 4)))
-    return np.asarray(weights + each * out)
+    return np.asarray(weights), np.asarray(each * out)
+
+
+class WeightsOnce:
+    """Which weights of a file are stored: those that several uses of a layer read alike are so once."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, list[Counts]] = {}
+
+    def stored(self, layer: str, weights: Counts) -> Counts:
+        """(n,): bytes that a use of a layer adds, whose weights take these; 0 where a use before it reads as
+        many, which are the same."""
+        before = self._before.setdefault(layer, [])
+        same = np.logical_or.reduce([weights == each for each in before], axis=0) if before else False
+        before.append(weights)
+        return np.asarray(np.where(same, 0, weights))
 
 
 def decoded_bytes(weight_bits: Counts, integer: NDArray[Any]) -> Counts:
@@ -89,11 +105,14 @@ class FlatbufferSize:
         there = widths > 0
         coded = self._between(bits, integer, there)
         total = self._fixed @ there + self._each @ widths + self._coded @ coded
+        once = WeightsOnce()
         for place, (row, kernel) in enumerate(self._layers):
+            assert kernel.layer is not None
             lands = (bits[row] <= 8) & there[row]
-            found = content_bytes(
+            weights, rest = content_bytes(
                 kernel, widths[row], reduced[place], weight_bits[place], integer[row], lands
             )
+            found = once.stored(kernel.layer.name, weights) + rest
             decoded = decoded_bytes(weight_bits[place], integer[row])
             total = total + (found + decoded) * there[row]
         made, read = conversions(self._kernels, self._reads, bits, integer, there)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 ALIGNED = 16
 """Where a buffer may begin (schema.fbs: ``force_align: 16``)."""
+_SHARED = 1024
+"""Bytes of a constant, up to which equal ones are one tensor."""
 
 _TYPES = {
     "float32": schema.TensorType.FLOAT32, "float16": schema.TensorType.FLOAT16,
@@ -97,6 +99,7 @@ class File:
     tensor_counts: Counter[int] = field(default_factory=Counter)
     operator_counts: Counter[int] = field(default_factory=Counter)
     _constants: dict[tuple[Any, ...], int] = field(default_factory=dict)
+    _held: dict[bytes, int] = field(default_factory=dict)
 
     def tensor(self, shape: Sequence[int], kind: str, grid: Grid | None = None, name: str = "") -> int:
         """A tensor that an operation makes, or that comes from outside."""
@@ -124,7 +127,7 @@ class File:
         return made
 
     def constant(self, array: NDArray[Any], grid: Grid | None = None) -> int:
-        """A constant; equal small ones are stored once."""
+        """A constant; equal small ones are one tensor."""
         key = (array.dtype.str, array.shape, array.tobytes(), grid)
         if array.nbytes <= _SHARED and key in self._constants:
             return self._constants[key]
@@ -132,6 +135,12 @@ class File:
         self._hold(made, array.tobytes())
         if array.nbytes <= _SHARED:
             self._constants[key] = made
+        return made
+
+    def weight(self, array: NDArray[Any]) -> int:
+        """What is trained, in floats; each use has a tensor, which all hold the same numbers."""
+        made = self.tensor(array.shape, array.dtype.name)
+        self._hold(made, array.tobytes())
         return made
 
     def codes_of(
@@ -144,8 +153,16 @@ class File:
         return made
 
     def _hold(self, tensor: int, content: bytes) -> None:
-        self.tensors[tensor].buffer = len(self.buffers)
+        """Weights that several operations read are held once: they have more than one dimension."""
+        made = self.tensors[tensor]
+        once = len(made.shape) > 1
+        if once and content in self._held:
+            made.buffer = self._held[content]
+            return
+        made.buffer = len(self.buffers)
         self.buffers.append(self._owned(_Buffer(content=content)))
+        if once:
+            self._held[content] = made.buffer
 
     def add(self, op: str, inputs: Sequence[int], outputs: Sequence[int], options: Any = None) -> None:
         """An operation, by its name in the schema. ``options``: a table of the schema; -1 among the inputs:
@@ -185,8 +202,6 @@ class File:
         return bytes(builder.Output())
 
 
-_SHARED = 1024
-"""Bytes of a constant, up to which equal ones are stored once."""
 _VERSIONS = {schema.BuiltinOperator.BROADCAST_TO: 2}
 """Of operations that have no first version (LiteRT, kernels/register.cc)."""
 

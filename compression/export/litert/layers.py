@@ -73,9 +73,9 @@ def weight_of(
     array = np.ascontiguousarray(array)
     if value.scales is None:
         if node.name not in to.halves:
-            return to.file.constant(array.astype(np.float32)), None
+            return to.file.weight(array.astype(np.float32)), None
         with np.errstate(over="ignore"):
-            held = to.file.constant(array.astype(np.float16))
+            held = to.file.weight(array.astype(np.float16))
         return to.emit("DEQUANTIZE", [held], array.shape, schema.DequantizeOptionsT()), None
     zeros = np.zeros(len(value.scales), dtype=np.int64)
     codes = array.astype(np.int8)

@@ -16,6 +16,7 @@ from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.compression.policy.flatbuffer_size import (
     CONVERSION_BYTES,
     KIND,
+    WeightsOnce,
     content_bytes,
     conversions,
     decoded_bytes,
@@ -87,6 +88,7 @@ def _structure(graph: Template, network: Network, bits: int) -> tuple[Counter[st
     reads = [[rows[name] for name in kernel.inputs] for kernel in batch.kernels]
     there = batch.widths > 0
     made, read = conversions(batch.kernels, reads, batch.bits, batch.integer, there)
+    once = WeightsOnce()
     for row, kernel in enumerate(batch.kernels):
         found[kernel.nodes[0].name] -= CONVERSION_BYTES * int(made[row, 0] + read[row, 0])
         if kernel.layer is None:
@@ -94,6 +96,9 @@ def _structure(graph: Template, network: Network, bits: int) -> tuple[Counter[st
         place = batch.layer_index[kernel.layer.name]
         weight_bits, integer = batch.weight_bits[place], batch.integer[row]
         lands = (batch.bits[row] <= 8) & there[row]
-        held = content_bytes(kernel, batch.widths[row], batch.reduced[place], weight_bits, integer, lands)
+        weights, rest = content_bytes(
+            kernel, batch.widths[row], batch.reduced[place], weight_bits, integer, lands
+        )
+        held = once.stored(kernel.layer.name, weights) + rest
         found[kernel.nodes[0].name] -= int(held[0]) + int(decoded_bytes(weight_bits, integer)[0])
     return found, counts

@@ -25,7 +25,7 @@ from leanfront.compression.techniques.compress import Compressed
 from leanfront.hw_profiles import load_profile
 from leanfront.networks import Captured, CompressedNetwork
 from leanfront.search.gate.tensors import File, one_by_one
-from tests.networks import built, example, inputs
+from tests.networks import Pyramid, built, example, inputs
 from tests.variants import some
 
 NETWORKS = ["Residual", "UNet", "Sequence", "OptionA"]
@@ -54,6 +54,19 @@ def test_a_file_equals_the_network(tmp_path: Path, to: str, name: str, bits: tup
     assert [rule.broken(model) for rule in dialect_of(to).rules] == [[] for _ in dialect_of(to).rules]
     halves = [t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT16]
     assert bool(halves) == (bits == (16, 16))
+
+
+def test_each_use_of_a_layer_computes_in_halves(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(8, 3, 16, 16)
+    network = lf.capture(Pyramid().eval(), images[:1])
+    made = lf.compress(network, lf.uniform(network, 0.5, 16, 16), [images], to="tensorrt")
+    lf.export(made, tmp_path / "model.onnx", to="tensorrt")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    kind = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    assert len(layers) == 8
+    assert {kind[node.input[1]] for node in layers} == {TensorProto.FLOAT16}
 
 
 def test_biases_in_floats_are_not_rounded(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.networks import Captured, CompressedNetwork, file_of
 from leanfront.search.gate.tensors import File, drawn_like, together
 from tests.compression.capture.random_networks import random_network
-from tests.networks import ALL, built, example, inputs
+from tests.networks import ALL, Pyramid, built, example, inputs
 from tests.variants import some
 
 RANDOM = 20
@@ -241,6 +241,23 @@ def test_sizes_are_foretold(name: str) -> None:
         size = len(file_of(compressed(name, sparsity, bits), "tflite"))
         predicted = PolicyBatch.of(known, [lf.uniform(network, sparsity, *bits)]).size_bytes()[0]
         assert abs(predicted - size) <= max(0.02 * size, 96), (sparsity, bits, predicted, size)
+
+
+@pytest.mark.parametrize("bits", [(32, 32), (16, 16), (8, 8), (4, 8), (8, 32)])
+@pytest.mark.parametrize("sparsity", [0.0, 0.4])
+def test_weights_that_are_used_often_are_stored_once(
+    tmp_path: Path, sparsity: float, bits: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(32, 3, 16, 16)
+    network = lf.capture(Pyramid().eval(), images[:1])
+    policy = lf.uniform(network, sparsity, *bits)
+    made = lf.compress(network, policy, [images], to="tflite")
+    size = lf.export(made, tmp_path / "model.tflite", to="tflite").size_bytes
+    weights = sum(layer.shape.weight_count for layer in made.network.layers)
+    assert size < weights * max(bits[0], 8) / 8 + 11_000
+    foretold = PolicyBatch.of(measured(network.traced, dialect_of("tflite")), [policy]).size_bytes()
+    assert abs(foretold[0] - size) <= max(0.02 * size, 96)
 
 
 def test_a_profile_of_the_engine_prices_its_file() -> None:
