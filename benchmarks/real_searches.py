@@ -72,7 +72,7 @@ def curve(run: RunFolder, sampler: str, seed: int, costs: Sequence[str]) -> Curv
     rows, names = ended(run), ("accuracy", *costs)
     values = np.array([[getattr(row, name) for name in names] for row in rows], dtype=float)
     baseline = run.environment()["baseline"]
-    trained = [place for place, row in enumerate(rows) if row.weights_of is None and row.reason != UNTRAINED]
+    trained = [place for place, row in enumerate(rows) if not row.is_heir and row.reason != UNTRAINED]
     volume = [hypervolume(values[: place + 1], names, baseline) for place in trained]
     began = _began(run)
     hours = [

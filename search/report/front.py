@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from leanfront.search.objectives import objective, quantity
 from leanfront.search.report.data import RunData
+from leanfront.search.report.tables import heir_of
 from leanfront.search.report.text import TIMES, cost_text, score_text
 from leanfront.search.run.front import non_dominated
 
@@ -182,8 +183,8 @@ def _add_free(data: RunData, cost: str, baseline: go.Scatter) -> None:
 def _member_texts(data: RunData, front: pd.DataFrame) -> list[str]:
     lines = []
     for row in front.to_dict("records"):
-        inherited = row["weights_of"] == row["weights_of"]
-        of = f", from the weights of {row['weights_of']:.0f}" if inherited else ""
+        parent = heir_of(row)
+        of = f", from the weights of {parent}" if parent else ""
         parts = [f"<b>trial {int(row['trial'])}</b>{of}", score_text(row["accuracy"])]
         for cost in data.costs:
             if row[cost] == row[cost]:

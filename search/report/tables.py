@@ -34,6 +34,13 @@ def front_table(data: RunData) -> dict[str, Any]:
     }
 
 
+def heir_of(row: Mapping[Any, Any]) -> str:
+    """Whose trained weights a network took over; "" of one that did not."""
+    if row["weights_of"] == row["weights_of"]:
+        return f"{row['weights_of']:.0f}"
+    return f"{row['weights_from']:.0f} of another run" if row["weights_from"] == row["weights_from"] else ""
+
+
 def _reference(
     name: str, entry: Mapping[str, Any], baseline: Mapping[str, Any], costs: list[str]
 ) -> dict[str, Any]:
@@ -64,7 +71,7 @@ def _row(data: RunData, row: Mapping[Any, Any], costs: list[str]) -> dict[str, A
     return {
         "trial": f"{row['trial']}",
         "reference": False,
-        "weights_of": "" if row["weights_of"] != row["weights_of"] else f"{row['weights_of']:.0f}",
+        "weights_of": heir_of(row),
         "accuracy": score_text(row["accuracy"]),
         "interval": _span(row["accuracy_low"], row["accuracy_high"]) if known else "",
         "within": accuracy is not None and accuracy - row["accuracy"] <= data.max_drop + 1e-9,

@@ -39,8 +39,8 @@ class DiskFull(RunError):
 class TrialRow:
     """One line of trials.csv. None: not known (yet). ``policy`` and ``rungs`` (each that was reached)
     are JSON; ``expected_accuracy``: what the sampler expected before the trial; ``weights_of``: the trial
-    whose trained weights an heir was made from; ``known_from``: the trial of another run that has
-    scored this policy; times are ISO 8601, local."""
+    whose trained weights an heir was made from, ``weights_from``: the same, of another run; ``known_from``:
+    the trial of another run that has scored this policy; times are ISO 8601, local."""
 
     trial: int
     state: str
@@ -67,8 +67,14 @@ class TrialRow:
     expected_accuracy: float | None = None
     weights_of: float | None = None
     known_from: float | None = None
+    weights_from: float | None = None
     more: Mapping[str, float] = field(default_factory=dict)
     """Objectives of a task's own: each is a column, too."""
+
+    @property
+    def is_heir(self) -> bool:
+        """Whether its network took over trained weights."""
+        return self.weights_of is not None or self.weights_from is not None
 
     @property
     def values(self) -> dict[str, Any]:
@@ -91,6 +97,7 @@ ADDED = (
     "expected_accuracy",
     "weights_of",
     "known_from",
+    "weights_from",
 )
 """Columns that run folders made before there were rungs do not have."""
 TEXTS = ("state", "reason", "rungs", "started", "finished", "worker", "policy")

@@ -42,7 +42,7 @@ def status(run: RunFolder) -> dict[str, Any]:
         "run": str(run.path),
         **({"metric": metric["name"]} if (metric := environment.get("metric")) else {}),
         **counts,
-        "heirs": sum(row.weights_of is not None for row in rows),
+        "heirs": sum(row.is_heir for row in rows),
         "trials_per_hour": rate,
         "front_size": len(front),
         "hypervolume": hypervolume(objective_values(front, objectives), objectives, baseline),
@@ -153,9 +153,7 @@ def _used_up(rows: Sequence[TrialRow], budget: Mapping[str, Any]) -> bool:
 
 
 def _trained(row: TrialRow) -> bool:
-    return trained_to_the_end(
-        row.state, row.accuracy is not None, row.weights_of is not None or row.known_from is not None
-    )
+    return trained_to_the_end(row.state, row.accuracy is not None, row.is_heir or row.known_from is not None)
 
 
 def _trained_count(rows: Sequence[TrialRow]) -> int:

@@ -3,9 +3,9 @@
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,10 @@ from leanfront.search.config import SearchConfig
 from leanfront.search.run.front import front_rows
 from leanfront.search.run.run_folder import RunError, RunFolder, TrialRow
 from leanfront.search.run.significance import Evidence, Resampled, load_scores
+from leanfront.search.study.bequests import announce
 from leanfront.search.study.study import add, enqueue
 from leanfront.search.trial.promotion import UNTRAINED
-from leanfront.search.trial.trial import KNOWN_FROM, WEIGHTS_OF, Problem, known
+from leanfront.search.trial.trial import KNOWN_FROM, WEIGHTS_FROM, WEIGHTS_OF, Problem, known
 
 if TYPE_CHECKING:
     from leanfront.search.study.prepare import Loaded
@@ -34,11 +35,13 @@ _DONE = "another_run"
 
 @dataclass(frozen=True)
 class Start:
-    """What came of another run: trials that are taken over, policies that are tried again, and what no
-    longer holds of it, in words."""
+    """What came of another run: trials that are taken over, networks of its front that this space has not and
+    that leave their weights to what is nearest, policies that are tried again, and what no longer holds of
+    it, in words."""
 
     run: str
     taken_over: int
+    bequests: int
     tried_again: int
     differs: tuple[str, ...]
 
@@ -46,11 +49,9 @@ class Start:
     def sentence(self) -> str:
         """For whoever waits."""
         if not self.differs:
-            more = f"; what is nearest to {self.tried_again} networks of its front, which this space has not,"
-            return (
-                f"{self.taken_over} trials of {self.run} are taken over, priced anew"
-                f"{f'{more} is tried first' if self.tried_again else ''}"
-            )
+            more = f"; {self.bequests} networks of its front, which are of another space, leave their weights"
+            said = f"{self.taken_over} trials of {self.run} are taken over, priced anew"
+            return f"{said}{more if self.bequests else ''}"
         return (
             f"the scores of {self.run} no longer hold ({', '.join(self.differs)}): the {self.tried_again}"
             " networks of its front are scored again first"
@@ -58,13 +59,18 @@ class Start:
 
 
 def start_from(
-    other: RunFolder, loaded: "Loaded", problem: Problem, study: optuna.Study, run: RunFolder, note: Log
+    other: RunFolder,
+    loaded: "Loaded",
+    problem: Problem,
+    study: optuna.Study,
+    run: RunFolder,
+    note: Log,
 ) -> Start | None:
     """Give a study what another run knows; None where it was given that before.
 
     Where scores still hold (the same weights, data, training and grids) its trials become trials of this
-    study, at this search's costs and limits, with their weights where those were kept. Where they do not, the
-    policies of its front are tried first.
+    study, at this search's costs and limits, with their weights where those were kept, and from those heirs
+    are made first (``bequests``). Where they do not, the policies of its front are tried first.
 
     Raises:
         RunError: the other run is of another network; the first layer that differs is named.
@@ -78,18 +84,19 @@ def start_from(
     name = other.path.name
     if differs:
         again = _enqueued(front, problem.space, study, name)
-        found = Start(name, 0, again, differs)
+        found = Start(name, 0, 0, again, differs)
     else:
         taken_over = _taken_over(rows, other, loaded, problem, study, run)
         multiple = other.environment().get("channel_multiple", 1)
         strange = [row for row in front if row.policy and _fitting(row, problem.space, multiple) is None]
-        few = max(TRIED_AGAIN - _trained(study), 0)  # beside more, the sampler's own proposals are better
-        found = Start(name, taken_over, _enqueued(strange, problem.space, study, name, few), ())
+        announce(study, strange)
+        found = Start(name, taken_over, len(strange), 0, ())
     study.set_user_attr(_DONE, name)
     run.update_environment(
         started_from={
-            "run": str(other.path),
+            "run": str(other.path.resolve()),
             "taken_over": found.taken_over,
+            "bequests": found.bequests,
             "tried_again": found.tried_again,
             "differs": list(differs),
         }
@@ -167,18 +174,10 @@ def _same(one: Evidence | None, other: Evidence | None) -> bool:
     return np.array_equal(np.asarray(one), np.asarray(other))
 
 
-def _trained(study: optuna.Study) -> int:
-    """How many trials of another run say what training makes of a policy."""
-    results = (trial.user_attrs.get("result") or {} for trial in study.get_trials(deepcopy=False))
-    return sum(KNOWN_FROM in one and "accuracy" in one and WEIGHTS_OF not in one for one in results)
-
-
-def _enqueued(
-    front: Sequence[TrialRow], space: Space, study: optuna.Study, name: str, most: int = TRIED_AGAIN
-) -> int:
+def _enqueued(front: Sequence[TrialRow], space: Space, study: optuna.Study, name: str) -> int:
     """Have policies of a front tried, or what this space has that is nearest; how many. The first ones are
     spread over the whole front, too, for there may be no time for all."""
-    places = np.unique(np.linspace(0, len(front) - 1, min(most, len(front))).astype(int))
+    places = np.unique(np.linspace(0, len(front) - 1, min(TRIED_AGAIN, len(front))).astype(int))
     places = np.concatenate([places[::2], places[1::2]])
     there = {trial.user_attrs.get("seed") for trial in study.get_trials(deepcopy=False)}
     count = 0
@@ -211,20 +210,25 @@ def _taken_over(
         policy = None if row.trial in numbers else _fitting(row, problem.space, multiple)
         if policy is None:
             continue
-        parent = None if row.weights_of is None else numbers.get(int(row.weights_of))
-        if row.weights_of is not None and parent is None:
-            continue  # of what it inherited from nothing is known here
         result = known(problem, policy, row.trial, _score(row), _reason(row), json.loads(row.rungs or "[]"))
         if result is None:
             continue
-        if parent is not None:
-            result.values[WEIGHTS_OF] = float(parent)  # type: ignore[index]
+        result = replace(result, values={**result.values, **_parent(row, numbers)})
         trial = add(study, problem.space, policy, f"run-{other.path.name}", result, datetime.now())
         numbers[row.trial] = trial.number
         if result.state == "complete":
             _take(other.checkpoint(row.trial), run.checkpoint(trial.number))
             _take(other.scores_file(row.trial), run.scores_file(trial.number))
     return len(numbers)
+
+
+def _parent(row: TrialRow, numbers: Mapping[int, int]) -> dict[str, float]:
+    """Whose weights a trial of another run took over, as it is called here; nothing of one that did not.
+    ``numbers``: of the trials that were taken over."""
+    if row.weights_of is None:
+        return {} if row.weights_from is None else {WEIGHTS_FROM: row.weights_from}
+    here = numbers.get(int(row.weights_of))
+    return {WEIGHTS_FROM: row.weights_of} if here is None else {WEIGHTS_OF: float(here)}
 
 
 def _fitting(row: TrialRow, space: Space, multiple: int) -> Policy | None:

@@ -11,9 +11,8 @@ import statistics
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import cache, partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -25,15 +24,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from leanfront.compression.policy import Policy
 from leanfront.search.objectives import costs_among, oriented
-from leanfront.search.run.disk import has_space, is_full, when_there_is_space
+from leanfront.search.run.disk import has_space, is_full
 from leanfront.search.run.results_tables import ResultsTables, row_of
 from leanfront.search.run.run_folder import RunFolder, TrialRow
 from leanfront.search.run.run_lock import BEAT, Watch, leased
-from leanfront.search.run.significance import load_scores, save_scores
+from leanfront.search.run.significance import load_scores
+from leanfront.search.study.bequests import Bequests
+from leanfront.search.study.heirs import Heirs, keep, price_of
 from leanfront.search.study.progress import log_line
 from leanfront.search.study.study import (
     OVERDUE,
-    add,
     digests,
     enqueue,
     finished,
@@ -45,7 +45,7 @@ from leanfront.search.study.study import (
     tell,
 )
 from leanfront.search.trial.promotion import UNTRAINED, Standing, dominator, standings
-from leanfront.search.trial.trial import Problem, Result, foretold, inherited, priced, reached_at, scored
+from leanfront.search.trial.trial import WEIGHTS_OF, Problem, Result, foretold, reached_at, scored
 
 if TYPE_CHECKING:
     from leanfront.search.trial.scored import Score
@@ -182,6 +182,7 @@ class _Worker:
     def works(self) -> str:
         """Until it ends; why."""
         watch = Watch()
+        bequests = Bequests(self._heirs(time_limit((), self.minutes)), self.tables.rows, self.run.log)
         self.tables.write()
         gc.collect()
         gc.freeze()  # what lives now is not looked through again after each trial
@@ -196,7 +197,10 @@ class _Worker:
             if ended:
                 self.tables.write(force=True)
                 return ended
-            self._one(trials)
+            if bequests.one():
+                self.tables.write()
+            else:
+                self._one(trials)
 
     def _nothing_new(self, trials: Sequence[FrozenTrial]) -> str:
         if len(digests(trials)) >= self.problem.space.size:
@@ -238,7 +242,7 @@ class _Worker:
         self._count(result)
         self._show(row)
         if trained and row.state == "complete" and not row.reason:
-            self._bequeath(row, policy, trained.pop(), seconds)
+            self._heirs(seconds).of(trained.pop(), policy, row.accuracy or 0.0, {WEIGHTS_OF: row.trial})
             self.tables.write()
         if self.failures >= _FAILURES_IN_A_ROW:
             self.tables.write(force=True)
@@ -270,7 +274,7 @@ class _Worker:
             return Result("pruned", f"duplicate of trial {first}")
         for name, value in named(policy).items():
             trial.set_user_attr(name, value)
-        price = self._priced(policy)
+        price = price_of(problem, policy)
         if price.state == "infeasible":
             return price
         self.tables.write()
@@ -280,16 +284,22 @@ class _Worker:
             return reason or problem.sampler.given_up(policy, reached_at(rung, problem.rungs[rung], score))
 
         def done(candidate: CandidateTraining, scores: Mapping[int, Score]) -> None:
-            self._keep(trial.number, candidate, scores)
+            keep(self.run, trial.number, candidate, scores)
             trained.append(candidate)
 
         before = held(trials).get(policy.digest, ()) if len(problem.rungs) > 1 else ()
         return scored(problem, policy, price, stays, done, before)
 
-    def _priced(self, policy: Policy) -> Result:
-        asked = time.perf_counter()
-        price = priced(self.problem, policy)
-        return replace(price, values={**price.values, "seconds_pricing": time.perf_counter() - asked})
+    def _heirs(self, seconds: float) -> Heirs:
+        """``seconds``: after which one is taken to hang."""
+
+        def over() -> bool:
+            return self.stop() or (self.budget.deadline is not None and time.time() > self.budget.deadline)
+
+        def guarded() -> AbstractContextManager[object]:
+            return leased(lambda beat: None, seconds, partial(self._overdue, seconds))
+
+        return Heirs(self.problem, self.study, self.run, self.name, self._show, over, guarded)
 
     def _unseen(self, policy: Policy, known: Mapping[str, int]) -> Policy | None:
         """A policy near another that was not tried and breaks no limit, if a few attempts find one."""
@@ -317,49 +327,6 @@ class _Worker:
             trained=images > 0,
         )
         return "" if by is None else f"dominated by trial {by}"
-
-    def _keep(self, name: int | str, candidate: CandidateTraining, scores: Mapping[int, Score]) -> None:
-        """Write the weights of a trial's network, and the scores of each example."""
-        candidate.keep(self.run.checkpoint(name))
-        each = {images: score.scores for images, score in scores.items()}
-        when_there_is_space(lambda: save_scores(self.run.scores_file(name), each), self.run.log)
-
-    def _bequeath(self, parent: TrialRow, policy: Policy, trained: CandidateTraining, seconds: float) -> None:
-        """Score networks of other policies made from the weights of one that was just trained: those that the
-        sampler wants, until there is no more time.
-
-        Each is made a trial once it is scored: a worker that is lost before leaves nothing to be taken back.
-        ``seconds``: after which one is taken to hang.
-        """
-        for chosen in self.problem.sampler.inherited(self.study, policy, parent.accuracy or 0.0):
-            if self.stop() or (self.budget.deadline is not None and time.time() > self.budget.deadline):
-                return
-            started = datetime.now()
-            if chosen.digest in digests(self.study.get_trials(deepcopy=False)):
-                continue
-            price = self._priced(chosen)
-            if price.state == "infeasible":
-                continue
-            name = f"inherited-{chosen.digest}"  # until it has a number
-            files = self.run.checkpoint(name), self.run.scores_file(name)
-            keep = partial(self._keep, name)
-            try:
-                with leased(lambda beat: None, seconds, partial(self._overdue, seconds)):
-                    result = inherited(self.problem, parent.trial, trained, chosen, price, keep)
-            except OSError as error:
-                if not is_full(error):
-                    raise
-                return  # the next trial waits for space
-            if chosen.digest in digests(self.study.get_trials(deepcopy=False)):  # another worker was faster
-                for path in files:
-                    path.unlink(missing_ok=True)
-                continue
-            added = add(self.study, self.problem.space, chosen, parent.worker, result, started)
-            row = row_of(added, self.problem.objectives)
-            for path in files:
-                if path.exists():
-                    path.rename(path.with_name(f"{row.trial}{path.suffix}"))
-            self._show(row)
 
     def _overdue(self, limit: float, trial: optuna.Trial | None = None) -> None:
         """What a trial that hangs comes to: nothing but the end of its process stops a reader that never

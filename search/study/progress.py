@@ -91,7 +91,7 @@ class Progress:
 
         from leanfront.search.run.front import front_rows
 
-        rows = [row for row in self._rows if row.weights_of is None]
+        rows = [row for row in self._rows if not row.is_heir]
         counts = {state: sum(row.state == state for row in rows) for state in ("complete", "failed")}
         refused = len(rows) - sum(counts.values())
         parts = [f"{counts['complete']} complete", f"{counts['failed']} failed", f"{refused} not trained"]

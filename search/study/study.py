@@ -24,7 +24,7 @@ from leanfront.search.storage_url import storage_url
 from leanfront.search.study.optuna_adapter import handle
 from leanfront.search.study.storage import Note, open_storage
 from leanfront.search.trial.promotion import INTERRUPTED, UNKNOWN, was_hopeless
-from leanfront.search.trial.trial import KNOWN_FROM, WEIGHTS_OF, Result, Sampler
+from leanfront.search.trial.trial import KNOWN_FROM, Result, Sampler, is_heir
 
 NAME = "leanfront"
 OVERDUE = "overdue"
@@ -247,7 +247,7 @@ def finished(trials: Iterable[FrozenTrial]) -> int:
 def reached_the_end(result: Mapping[str, Any]) -> bool:
     """Whether a trial was trained as long as trials are, or failed; heirs and what another run has scored are
     not trained here."""
-    elsewhere = WEIGHTS_OF in result or KNOWN_FROM in result
+    elsewhere = is_heir(result) or KNOWN_FROM in result
     return trained_to_the_end(str(result.get("state")), "accuracy" in result, elsewhere)
 
 

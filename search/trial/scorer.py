@@ -51,7 +51,7 @@ from leanfront.search.trial.in_task import (
 from leanfront.search.trial.sanity import best_constant, check_labels, check_loss, check_used_loss
 from leanfront.search.trial.scored import Score, Scored, TrialFailed, examples_in, explained
 from leanfront.search.trial.settling import Settling
-from leanfront.search.trial.weights import save_weights
+from leanfront.search.trial.weights import load_weights, save_weights
 
 LEARNED_BITS: Mapping[str, int] = {"few bits": 3, "learned": 8, "observed": 0}
 """``finetune.steps`` -> bits up to which the steps of grids are learned (benchmarks/few_bits.py)."""
@@ -185,6 +185,21 @@ class Scorer:
         started = time.perf_counter()
         with training(self.note), explained():
             compressed, settled = self.compressed(policy, rough=len(self.rungs) > 1)
+        return CandidateTraining(self, compressed, time.perf_counter() - started, settled)
+
+    def resumed(self, policy: Policy, checkpoint: Path, multiple: int) -> "CandidateTraining":
+        """The network of a policy as its trial has left it, to inherit from. ``multiple``: that its channels
+        were cut to.
+
+        Raises:
+            RuntimeError: the weights are not of this policy's network.
+            TrialFailed: memory ran out.
+        """
+        started = time.perf_counter()
+        with training(self.note), explained():
+            compressed = compress(self.traced, policy, multiple)
+            placed(compressed.module, self.device)
+            settled = load_weights(compressed.module, checkpoint)
         return CandidateTraining(self, compressed, time.perf_counter() - started, settled)
 
     def without_training(self, policy: Policy) -> Score:

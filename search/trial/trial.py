@@ -30,8 +30,15 @@ Keep = Callable[["CandidateTraining", Mapping[int, "Score"]], None]
 
 WEIGHTS_OF = "weights_of"
 """In the result of an inherited trial: the trial whose trained weights it took over."""
+WEIGHTS_FROM = "weights_from"
+"""The same, where that is a trial of another run."""
 KNOWN_FROM = "known_from"
 """In the result of a trial that another run has made: its number there."""
+
+
+def is_heir(result: Mapping[str, Any]) -> bool:
+    """Whether a result is of a network that took over trained weights."""
+    return WEIGHTS_OF in result or WEIGHTS_FROM in result
 
 
 class Sampler:
@@ -223,7 +230,7 @@ def _is_harmless(problem: Problem, score: "Score") -> bool:
 
 def inherited(
     problem: Problem,
-    parent: int,
+    parent: Mapping[str, float],
     trained: "CandidateTraining",
     policy: Policy,
     price: Result,
@@ -235,13 +242,13 @@ def inherited(
 
     Args:
         problem: what is searched.
-        parent: the number of the trial that was trained.
+        parent: what says which trial was trained: WEIGHTS_OF, or WEIGHTS_FROM, and its number.
         trained: its network.
         policy: the policy that inherits.
         price: what ``priced`` said of it.
         keep: gets its network, and images trained on -> its score.
     """
-    values: dict[str, float] = {**price.values, WEIGHTS_OF: parent}
+    values: dict[str, float] = {**price.values, **parent}
 
     def inherits() -> tuple[str, str]:
         candidate = trained.inherit(policy)

@@ -33,7 +33,7 @@ from leanfront.search.samplers.cascade.warm_start import Knowledge, knowledge_of
 from leanfront.search.samplers.registry import Sampler, register
 from leanfront.search.trial import sensitivity
 from leanfront.search.trial.promotion import HOPELESS, IDLE, UNKNOWN, UNTRAINED, was_hopeless
-from leanfront.search.trial.trial import WEIGHTS_OF, Log, Problem
+from leanfront.search.trial.trial import WEIGHTS_OF, Log, Problem, is_heir
 
 _SURE = 2.0
 """Standard deviations beyond which a policy is not trained further: one in fifty is given up wrongly."""
@@ -309,9 +309,9 @@ class CascadeSampler(BaseSampler):
         accuracy, unit = self.knowledge.baseline["accuracy"], self.knowledge.unit
         scores = scores_of(result, accuracy, self.knowledge.images, unit)
         untrained = None
-        if "accuracy" in result and (WEIGHTS_OF in result or result.get("reason") == UNTRAINED):
+        if "accuracy" in result and (is_heir(result) or result.get("reason") == UNTRAINED):
             untrained = float(shortfall(result["accuracy"] / unit, accuracy / unit))
-        if WEIGHTS_OF in result:
+        if is_heir(result):
             self._learn_loss(canonical, result)
         elif self.knowledge.rungs - 1 in scores and "accuracy" in result:
             self._read.trained[trial.number] = canonical, result["accuracy"]
@@ -328,7 +328,7 @@ class CascadeSampler(BaseSampler):
             self._read.seen[key] = Observation(canonical[:, 0], scores, np.array(costs), untrained)
 
     def _learn_loss(self, codes: Codes, result: Mapping[str, Any]) -> None:
-        parent = self._read.trained.get(int(result[WEIGHTS_OF]))
+        parent = self._read.trained.get(int(result.get(WEIGHTS_OF, -1)))
         if parent is not None and "accuracy" in result:
             own, theirs = self.knowledge.prior.sensitivities(np.hstack([codes, parent[0]])).sum(axis=1)
             if own > theirs:
@@ -352,7 +352,7 @@ def scores_of(
     """Rung -> log shortfall, of what a trial has in its journal. ``images``: trained on at each rung; another
     sampler's trials, of the same run, have the last one alone. ``unit``: of the score."""
     scores: dict[int, float] = {}
-    if WEIGHTS_OF in result:  # an heir says nothing of what training does to its policy
+    if is_heir(result):  # an heir says nothing of what training does to its policy
         return scores
     reached = result.get("rungs") or ()
     for rung in reached:

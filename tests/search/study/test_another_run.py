@@ -13,9 +13,8 @@ from leanfront.compression.policy.space import Space
 from leanfront.hw_profiles import load_profile
 from leanfront.search.run.front import front_rows
 from leanfront.search.run.run_folder import TrialRow, open_run
-from leanfront.search.study.another_run import TRIED_AGAIN, _enqueued, _trained
+from leanfront.search.study.another_run import TRIED_AGAIN, _enqueued
 from leanfront.search.study.basis import data_digest
-from leanfront.search.study.study import open_study
 from leanfront.search.task import as_data
 from tests.bright import CONFIG, TASK
 from tests.extending.walk import command, placed
@@ -55,9 +54,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _trials(run: Path) -> tuple[list[TrialRow], list[TrialRow]]:
-    """Those that are known from another run, and the others."""
+    """Those that are known from another run, and those that are tried here."""
     rows = open_run(run).trials()
-    return [r for r in rows if r.known_from is not None], [r for r in rows if r.known_from is None]
+    known = [r for r in rows if r.known_from is not None]
+    return known, [r for r in rows if r.known_from is None and not r.is_heir]
 
 
 def _bits(row: TrialRow) -> set[tuple[int, int]]:
@@ -115,16 +115,8 @@ def test_another_part_needs_new_prices_and_no_training(folder: Path) -> None:
     environment = open_run(folder / "part").environment()["started_from"]
     assert environment["taken_over"] == len(known)
     assert environment["differs"] == []
-    # what the part has no kernels for is tried as what is nearest
-    pairs = {(8, 8), (32, 32)}
-    front = front_rows(open_run(folder / "first").trials(), ["accuracy", "latency_ms", "size_bytes"])
-    strange = [r for r in front if not _bits(r) <= pairs]
-    trained = sum(r.rung is not None and r.accuracy is not None and r.weights_of is None for r in known)
-    part = open_run(folder / "part")
-    assert _trained(open_study(part, part.config().search)) == trained > 0
-    assert environment["tried_again"] == min(len(strange), TRIED_AGAIN - trained)
-    assert ("which this space has not, is tried first" in said) == bool(strange)
-    assert all(_bits(r) <= pairs for r in own)
+    assert environment["tried_again"] == environment["bequests"] == 0
+    assert all(_bits(r) <= {(8, 8), (32, 32)} for r in own)
     with placed(folder):  # the same line again goes on, and takes nothing over twice
         command(
             "search", ".", "--run", "part", "--from", "first", "--trials", "2",
@@ -133,6 +125,33 @@ def test_another_part_needs_new_prices_and_no_training(folder: Path) -> None:
     again, own = _trials(folder / "part")
     assert [r.trial for r in again] == [r.trial for r in known]
     assert sum(r.state == "complete" for r in own) == 2
+
+
+def test_what_a_part_has_no_kernels_for_leaves_its_weights_to_what_is_nearest(folder: Path) -> None:
+    bits = ("--set", "space.weight_bits=[4]", "--set", "space.activation_bits=[8]")
+    narrow = (*bits, "--set", "search.sampler=random", "--trials", "2")
+    part = ("--set", "hardware.profile=raspberry-pi-4", "--set", "export.to=onnx", "--trials", "1")
+    with placed(folder):
+        command("search", ".", "--run", "narrow", *narrow)
+        said = command("search", ".", "--run", "wide", "--from", "narrow", *part)
+    before, run = open_run(folder / "narrow"), open_run(folder / "wide")
+    front = front_rows(before.trials(), ["accuracy", "latency_ms", "size_bytes"])
+    strange = {r.trial: r for r in front if not _bits(r) <= {(8, 8), (32, 32)}}
+    heirs = [r for r in run.trials() if r.is_heir]
+    assert 1 <= len(heirs) <= len(strange)  # two may have the same nearest policy
+    assert run.environment()["started_from"]["bequests"] == len(strange)
+    assert f"{len(strange)} networks of its front, which are of another space, leave their weights" in said
+    captured = lf.capture(*_model())
+    for row in heirs:
+        parent = Policy.from_json(strange[int(row.weights_from or 0)].policy)
+        policy = Policy.from_json(row.policy)
+        assert {n: p.sparsity for n, p in policy.items()} == {n: p.sparsity for n, p in parent.items()}
+        assert _bits(row) == {(8, 8)}
+        assert row.is_heir
+        assert row.rung is None
+        assert row.latency_ms == pytest.approx(lf.cost(captured, policy, profile="raspberry-pi-4").latency_ms)
+        assert (row.accuracy or 0.0) >= strange[int(row.weights_from or 0)].accuracy - 0.05
+    assert sum(not r.is_heir and r.state == "complete" for r in run.trials()) == 1
 
 
 def _model() -> tuple[object, object]:

@@ -27,7 +27,7 @@ from leanfront.search.study.study import add, digests, finished, named, open_stu
 from leanfront.search.trial.promotion import UNKNOWN
 from leanfront.search.trial.scored import Score
 from leanfront.search.trial.scorer import CandidateTraining
-from leanfront.search.trial.trial import Problem, Result, Sampler, inherited, priced
+from leanfront.search.trial.trial import WEIGHTS_OF, Problem, Result, Sampler, inherited, priced
 from tests.search.samplers.test_cascade_sampler import BASELINE, Toy, ask, study_of, tell
 from tests.search.study.test_study import Scorer, configuration, problem_of
 
@@ -209,19 +209,24 @@ def test_an_heir_that_loses_too_much_is_infeasible_and_one_that_fails_says_why(t
         max(level for levels in problem.space.levels.values() for level in levels), (4, 8)
     )
     trained = problem.scorer.start(harsh)
-    result = inherited(problem, 7, trained, harsh, priced(problem, harsh), keep_nothing)
+    result = inherited(problem, {WEIGHTS_OF: 7}, trained, harsh, priced(problem, harsh), keep_nothing)
     assert result.state == "infeasible"
     assert "max_drop" in result.reason
     assert result.values["weights_of"] == 7
     assert not reached_the_end(result.to_dict())
     broken = problem_of(config, Scorer(fails=[RuntimeError("no such kernel")]))
     result = inherited(
-        broken, 7, broken.scorer.start(harsh), harsh, priced(broken, harsh), lambda heir, scores: None
+        broken,
+        {WEIGHTS_OF: 7},
+        broken.scorer.start(harsh),
+        harsh,
+        priced(broken, harsh),
+        lambda heir, scores: None,
     )
     assert (result.state, result.reason) == ("failed", "RuntimeError: no such kernel")
     full = problem_of(config, Scorer(fails=[OSError(28, "No space left on device")]))
     with pytest.raises(OSError, match="No space left"):
-        inherited(full, 7, full.scorer.start(harsh), harsh, priced(full, harsh), keep_nothing)
+        inherited(full, {WEIGHTS_OF: 7}, full.scorer.start(harsh), harsh, priced(full, harsh), keep_nothing)
 
 
 def test_who_is_told_to_stop_leaves_the_heirs(tmp_path: Path) -> None:
@@ -237,14 +242,16 @@ def test_an_heir_that_another_worker_is_at_meanwhile_is_no_second_trial(
 ) -> None:
     scored: list[str] = []
 
-    def slow(problem: Problem, parent: int, trained: CandidateTraining, policy: Policy, *rest: Any) -> Result:
+    def slow(
+        problem: Problem, parent: Mapping[str, float], trained: CandidateTraining, policy: Policy, *rest: Any
+    ) -> Result:
         result = inherited(problem, parent, trained, policy, *rest)
         other = open_study(open_run(tmp_path / "run"), configuration().search)
         other.ask().set_user_attr("digest", policy.digest)
         scored.append(policy.digest)
         return result
 
-    monkeypatch.setattr("leanfront.search.study.loop.inherited", slow)
+    monkeypatch.setattr("leanfront.search.study.heirs.inherited", slow)
     # the other worker never comes: its trial would be waited for
     monkeypatch.setattr("leanfront.search.study.study._SECONDS_TO_SAY_WHO", 1.0)
     run, _, _ = searched(tmp_path / "run", 2)
