@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from leanfront.compression.capture.program import DROPOUT
+from leanfront.compression.capture.program import DROPOUT, NOTES
 from leanfront.compression.layers.kinds import Weights
 
 aten = torch.ops.aten
@@ -20,7 +20,7 @@ class EditedGraph:
 
     def __init__(self, graph: fx.GraphModule) -> None:
         self.graph = graph
-        self.notes: list[str] = []
+        self.notes: list[str] = list(graph.meta.get(NOTES, ()))
         self.norms: dict[tuple[str, fx.Node], fx.Node] = {}
         self.behind: dict[tuple[Any, ...] | None, str] = {}
         self.layers: dict[tuple[Any, ...], str] = {}

@@ -122,6 +122,7 @@ def _(x: Tensor, p: float) -> Tensor:
 
 
 DROPOUT = torch.ops.leanfront.dropout.default
+NOTES = "notes"
 DROPOUTS = ("aten.dropout.default", "aten.dropout_.default", "aten.feature_dropout.default")
 
 
@@ -132,9 +133,11 @@ def program(model: nn.Module, example: Arguments) -> fx.GraphModule:
         model: in any mode; captured in evaluation mode, and left as it is.
         example: with a batch of one.
 
+    What it puts out beside tensors is None, which ``meta`` says under NOTES.
+
     Raises:
         TraceError: it does not run on the example, decides on values of tensors, fits one batch only, has
-            weights that are no numbers, or puts out what is no tensor; one sentence says which line.
+            weights that are no numbers, or puts out no tensor; one sentence says which line.
     """
     tensors = example.tensors
     if not tensors:
@@ -146,7 +149,7 @@ def program(model: nn.Module, example: Arguments) -> fx.GraphModule:
         )
     copied = _copied(model)
     _check_numbers(copied)
-    _check_puts_out(type(model).__name__, outputs_of(copied, example))
+    notes = _tensors_alone(copied, outputs_of(copied, example))
     exported = _exported(copied, example, type(model).__name__)
     _regions_in(exported.graph_module)
     for node in exported.graph.nodes:
@@ -160,6 +163,7 @@ def program(model: nn.Module, example: Arguments) -> fx.GraphModule:
     assert isinstance(graph, fx.GraphModule)
     _check_batch(graph)
     plain = fx.GraphModule(graph, graph.graph, type(model).__name__)  # without checks of sizes before a call
+    plain.meta[NOTES] = notes
     return plain.eval()
 
 
@@ -244,16 +248,27 @@ def outputs_of(model: nn.Module, example: Arguments) -> Any:
         ) from error
 
 
-def _check_puts_out(name: str, outputs: Any) -> None:
+def _tensors_alone(model: nn.Module, outputs: Any) -> tuple[str, ...]:
+    """Have a module put out None for what is no tensor beside tensors (caches of keys, numbers, names); notes
+    of what that is.
+
+    Raises:
+        TraceError: it puts out no tensor (in tuples, lists, dictionaries).
+    """
     leaves = pytree.tree_leaves(outputs)
-    for leaf in leaves:
-        if not isinstance(leaf, Tensor | None):
-            raise TraceError(
-                f"{name} puts out {type(leaf).__name__}, and a network puts out tensors (in tuples, lists,"
-                " dictionaries); wrap it in a module that returns the tensors alone"
-            )
+    others = list(
+        dict.fromkeys(type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor | None))
+    )
     if not any(isinstance(leaf, Tensor) for leaf in leaves):
-        raise TraceError(f"{name} puts out no tensor")
+        found = f", but {' and '.join(others)}; wrap it in a module that returns tensors" if others else ""
+        raise TraceError(f"{type(model).__name__} puts out no tensor{found}")
+    if others:
+        model.register_forward_hook(lambda module, given, made: _without_others(made))
+    return tuple(f"{name} that is put out beside tensors is left out: None stands there" for name in others)
+
+
+def _without_others(outputs: Any) -> Any:
+    return pytree.tree_map(lambda leaf: leaf if isinstance(leaf, Tensor) else None, outputs)
 
 
 def _exported(model: nn.Module, example: Arguments, name: str) -> torch.export.ExportedProgram:

@@ -540,8 +540,21 @@ def _normed(
     return made
 
 
+def _nothing_joined(form: EditedGraph) -> None:
+    """What is joined with tensors that hold nothing (caches that are still empty) is itself."""
+    for node in form.functions(aten.cat.default, aten.concat.default, aten.concatenate.default):
+        parts = list(node.args[0])  # type: ignore[arg-type]
+        held = [part for part in parts if not any(same_size(size, 0) for size in part.meta["val"].shape)]
+        if not held or len(held) == len(parts):
+            continue
+        if len(held) == 1 and held[0].meta["val"].dtype == node.meta["val"].dtype:
+            form.replace(node, held[0])
+        elif len({part.meta["val"].dtype for part in held} | {node.meta["val"].dtype}) == 1:
+            node.args = (held, *node.args[1:])
+
+
 REWRITES = (
-    _pieces, _distances, _written_over, _shapes, _bags, _shuffles, _apart, _expansions, _attention,
-    _projected, _products, _means, _pools_of_volumes, _batch_statistics,
+    _nothing_joined, _pieces, _distances, _written_over, _shapes, _bags, _shuffles, _apart, _expansions,
+    _attention, _projected, _products, _means, _pools_of_volumes, _batch_statistics,
 )  # fmt: skip
 """In this order."""

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import leanfront as lf
+from leanfront.compression.capture.program import TraceError
 from leanfront.compression.export.torch_exporter import ExportError
 from leanfront.search.gate.prove import prove
 
@@ -270,6 +271,31 @@ class Film(nn.Module):
         return self.head(self.second(y).relu().reshape(n, 4, 4, 24).mean(2).flatten(1))
 
 
+class Cache:
+    """Keys of all positions so far, as a decoder has it: an object, and empty at first."""
+
+    def __init__(self) -> None:
+        self.keys = torch.tensor([])
+
+    def update(self, keys: Tensor) -> Tensor:
+        self.keys = torch.cat([self.keys, keys], -2)
+        return self.keys
+
+
+class Decoder(nn.Module):
+    """Puts its cache out beside the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key, self.query, self.out = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> dict[str, object]:
+        cache = Cache()
+        scores = self.query(x) @ cache.update(self.key(x)).transpose(-1, -2)
+        answer = self.out(scores.softmax(-1).mean(1))
+        return {"answer": answer, "cache": cache, "length": x.shape[1], "more": None}
+
+
 EXAMPLES = {
     Bordered: torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
     Film: torch.randn(1, 16, 6, generator=torch.Generator().manual_seed(0)),
@@ -278,6 +304,7 @@ EXAMPLES = {
     Relations: torch.randn(1, 6, generator=torch.Generator().manual_seed(0)),
     Placed: torch.randn(1, 6, generator=torch.Generator().manual_seed(0)),
     Shifted: torch.randn(1, 7, 12, generator=torch.Generator().manual_seed(0)),
+    Decoder: torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0)),
     Unrolled: torch.randn(1, 2, 1, 6, 6, generator=torch.Generator().manual_seed(0)),
     Windows: torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0)),
     Frames: torch.randn(1, 4, 3, 6, 6, generator=torch.Generator().manual_seed(0)),
@@ -333,3 +360,23 @@ def test_what_stands_in_regions_is_captured_as_all_else() -> None:
     assert {layer.name for layer in captured.network.layers} == {"first", "second", "head"}
     assert list(captured.network.groups) == ["second"]  # a mean reads all channels of the first
     assert any(isinstance(part, nn.Dropout) for part in captured.traced.module.modules())
+
+
+def test_what_is_put_out_beside_tensors_is_left_out_and_said() -> None:
+    model = Decoder().eval()
+    captured = lf.capture(model, EXAMPLES[Decoder])
+    assert "Cache that is put out beside tensors is left out: None stands there" in captured.notes
+    made = captured.traced.module(EXAMPLES[Decoder])
+    assert made["cache"] is made["more"] is None
+    assert torch.allclose(made["answer"], model(EXAMPLES[Decoder])["answer"], atol=1e-6)  # type: ignore[arg-type]
+    assert captured.network.groups  # keys and queries are cut together: nobody else reads them
+
+
+class Said(nn.Module):
+    def forward(self, x: Tensor) -> list[str]:
+        return ["yes"]
+
+
+def test_what_puts_out_no_tensor_is_refused() -> None:
+    with pytest.raises(TraceError, match="Said puts out no tensor, but str; wrap it in a module that"):
+        lf.capture(Said(), torch.zeros(1, 3))
