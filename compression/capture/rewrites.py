@@ -192,11 +192,18 @@ def _shuffles(form: EditedGraph) -> None:
 
 
 def _size_left_open(node: fx.Node) -> None:
-    """A reshape to (batch, everything else) says so, and not how much that is."""
+    """A reshape to (batch, everything else) says so, and not how much that is. Where channels are counted
+    together with the batch, that is the size that is left open, and none beside it: it changes with a cut."""
     sizes, value = list(node.args[1]), node.meta.get("val")  # type: ignore[arg-type]
-    if isinstance(value, Tensor) and len(sizes) == 2 and -1 not in sizes and isinstance(sizes[0], fx.Node):
+    if not isinstance(value, Tensor):
+        return
+    if len(sizes) == 2 and -1 not in sizes and isinstance(sizes[0], fx.Node):
         node.args = (node.args[0], [sizes[0], -1])
         node.meta["called"] = "flatten"
+    elif -1 in sizes and any(isinstance(size, fx.Node) and size.target is operator.mul for size in sizes):
+        place = sizes.index(-1)
+        if isinstance(value.shape[place], int):
+            node.args = (node.args[0], [*sizes[:place], int(value.shape[place]), *sizes[place + 1 :]])
 
 
 # --- attention and products

@@ -101,8 +101,9 @@ def _owners(traced: Traced) -> Mapping[str, str]:
     for node in module.graph.nodes:
         target = str(node.target)
         if node.op == "call_module" and target not in traced.network.layer:
-            for key in module.get_submodule(target).state_dict():
-                found[f"{target}.{key}"] = node.name
+            own = module.get_submodule(target)  # a dropout may stand where the user's module has others in it
+            held = (*own.named_parameters(recurse=False), *own.named_buffers(recurse=False))
+            found |= {f"{target}.{key}": node.name for key, _ in held}
         elif node.target is torch.ops.aten.index_select.default and _along_channels(traced, node):
             orders = [source for source in node.all_input_nodes if source.op == "get_attr"]
             found |= {str(order.target): node.name for order in orders}

@@ -1,5 +1,6 @@
 """Networks of kinds that nobody had thought of: each was wrong, or a traceback, when it was tried."""
 
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +8,12 @@ from torch import Tensor, nn
 
 import leanfront as lf
 from leanfront.compression.capture.program import TraceError
+from leanfront.compression.export.measured_sizes import measured
+from leanfront.compression.export.template import template
 from leanfront.compression.export.torch_exporter import ExportError
+from leanfront.compression.export.walk import random_model
+from leanfront.compression.policy.batch import PolicyBatch
+from leanfront.networks import file_of
 from leanfront.search.gate.prove import prove
 
 
@@ -296,6 +302,53 @@ class Decoder(nn.Module):
         return {"answer": answer, "cache": cache, "length": x.shape[1], "more": None}
 
 
+class Together(nn.Module):
+    """Heads among the batch, with lengths that follow from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList([nn.Linear(12, 16) for _ in range(3)])
+        self.out, self.last = nn.Linear(16, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, length, _ = x.shape
+        apart = [
+            project(x).view(count, -1, 4, 4).transpose(1, 2).reshape(count * 4, -1, 4)
+            for project in self.projections
+        ]
+        scores = torch.bmm(apart[0], apart[1].transpose(1, 2)).view(count, 4, length, length)
+        shares = torch.max(scores, torch.tensor(-1e4)).view(count * 4, length, length).softmax(-1)
+        met = torch.bmm(shares, apart[2]).view(count, 4, length, 4).transpose(1, 2)
+        answer: Tensor = self.last(self.out(met.reshape(count, length, 16)).mean(1))
+        return answer
+
+
+class Reversible(nn.Module):
+    """Two streams that are joined at the end, and a dropout of the module that has the norms inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 24), nn.Linear(6, 24)
+        self.inside = _Streams()
+        self.last = nn.Linear(48, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.last(self.inside(self.first(x), self.second(x)))
+        return answer
+
+
+class _Streams(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.behind = nn.LayerNorm(24), nn.LayerNorm(24)
+        self.inner = nn.Linear(24, 24)
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        one = one + self.inner(self.before(other)).relu()
+        other = other + self.behind(one)
+        return F.dropout(torch.cat([one, other], -1), 0.1, self.training)
+
+
 EXAMPLES = {
     Bordered: torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
     Film: torch.randn(1, 16, 6, generator=torch.Generator().manual_seed(0)),
@@ -305,6 +358,8 @@ EXAMPLES = {
     Placed: torch.randn(1, 6, generator=torch.Generator().manual_seed(0)),
     Shifted: torch.randn(1, 7, 12, generator=torch.Generator().manual_seed(0)),
     Decoder: torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0)),
+    Together: torch.randn(1, 7, 12, generator=torch.Generator().manual_seed(0)),
+    Reversible: torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0)),
     Unrolled: torch.randn(1, 2, 1, 6, 6, generator=torch.Generator().manual_seed(0)),
     Windows: torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0)),
     Frames: torch.randn(1, 4, 3, 6, 6, generator=torch.Generator().manual_seed(0)),
@@ -380,3 +435,12 @@ class Said(nn.Module):
 def test_what_puts_out_no_tensor_is_refused() -> None:
     with pytest.raises(TraceError, match="Said puts out no tensor, but str; wrap it in a module that"):
         lf.capture(Said(), torch.zeros(1, 3))
+
+
+def test_norms_inside_of_what_drops_out_are_their_own() -> None:
+    captured = lf.capture(Reversible().eval(), EXAMPLES[Reversible])
+    policy = lf.uniform(captured, 0.5)
+    small = lf.compress(captured, policy)
+    assert PolicyBatch.of(measured(captured.traced), [policy]).size_bytes()[0] == len(file_of(small, "onnx"))
+    drawn = random_model(template(captured.traced), small.network, small.policy).SerializeToString()
+    onnxruntime.InferenceSession(drawn, providers=["CPUExecutionProvider"])
