@@ -291,10 +291,16 @@ def _exported(model: nn.Module, example: Arguments, name: str) -> torch.export.E
                 f"{name} runs with one batch size only: with a batch of two, {_said(second)}{_where(second)};"
                 " let sizes follow from the input (x.shape[0], -1)"
             ) from second
+        decides = "data-dependent" in str(error)
+        helps = (
+            "rewrite that line without decisions on values of tensors"
+            if decides
+            else "by itself it runs, so it does something else while it is captured: give it among the"
+            " example inputs what it makes by itself otherwise (a mask of ones, positions)"
+        )
         raise TraceError(
-            f"torch.export cannot capture {name}: {_said(error)}{_where(error)}; rewrite that line without"
-            " decisions on values of tensors, or compress a part of the network that has none:"
-            ' part="backbone", say'
+            f"torch.export cannot capture {name}: {_said(error)}{_where(error)}; {helps}, or compress a part"
+            ' of the network without that: part="backbone", say'
         ) from error
 
 

@@ -97,7 +97,8 @@ def _onnx_kind(dtype: torch.dtype) -> int:
 
 def _owners(traced: Traced) -> Mapping[str, str]:
     """Parameter of a norm, or order of channels -> the node that has it."""
-    module, found = traced.module, {}
+    module = traced.module
+    found: dict[str, str] = {}
     for node in module.graph.nodes:
         target = str(node.target)
         if node.op == "call_module" and target not in traced.network.layer:

@@ -427,6 +427,34 @@ def test_what_is_put_out_beside_tensors_is_left_out_and_said() -> None:
     assert captured.network.groups  # keys and queries are cut together: nobody else reads them
 
 
+class Careless(nn.Module):
+    """Makes its mask only where nobody looks, as some networks of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is None and not torch.compiler.is_compiling():
+            mask = torch.ones_like(x)
+        answer: Tensor = self.last(x * mask.view(x.shape))  # type: ignore[union-attr]
+        return answer
+
+
+class Decides(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_what_cannot_be_captured_is_told_what_helps() -> None:
+    x = torch.ones(1, 3)
+    with pytest.raises(TraceError, match=r"by itself it runs, .*\(a mask of ones"):
+        lf.capture(Careless(), x)
+    assert lf.capture(Careless(), (x, x))
+    with pytest.raises(TraceError, match="rewrite that line without decisions on values of tensors"):
+        lf.capture(Decides(), x)
+
+
 class Said(nn.Module):
     def forward(self, x: Tensor) -> list[str]:
         return ["yes"]
