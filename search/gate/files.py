@@ -32,6 +32,8 @@ from leanfront.search.gate.tensors import (
 
 OWN = 3.0
 """How many times as far as a network's own answers move with the rounding of floats, its file may lie."""
+_TRIES = 4
+"""So often it is tried how far they move: roundings that happen to turn are few."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class _Apart:
         each with inputs, and what is rounded to a grid on the way, a millionth off."""
         alone = answers_of_each(module, examples)
         found = [self.of(alone, answers(module, together(examples)))]
-        for seed in range(2):
+        for seed in range(_TRIES):
             near = [nudged(example, seed * len(examples) + place) for place, example in enumerate(examples)]
             with _nudging(module, seed):
                 found.append(self.of(alone, answers_of_each(module, near)))
@@ -87,7 +89,7 @@ def _nudging(module: nn.Module, seed: int) -> Iterator[None]:
     network is computed with fake quantization, and are not in a file."""
     seeds = itertools.count(1000 * seed)
     handles = [
-        quantizer.register_forward_pre_hook(lambda _, given: nudged(given, next(seeds)))
+        quantizer.register_forward_pre_hook(lambda _, given: nudged(given, next(seeds), summed=True))
         for quantizer in quantizers(module).values()
     ]
     try:

@@ -239,14 +239,18 @@ def at_share(apart: Tensor) -> float:
     return float(apart.sort().values[rank])
 
 
-def nudged(inputs: Any, seed: int = 0) -> Any:
-    """Inputs a millionth off: what floats round."""
+def nudged(inputs: Any, seed: int = 0, summed: bool = False) -> Any:
+    """Inputs a millionth off: what floats round. ``summed``: they are sums, which are off by a share of what
+    was summed, however little comes out: as all values are on average."""
     generator = torch.Generator().manual_seed(seed)
 
     def off(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             return leaf
-        return leaf * (1 + _NUDGE * torch.randn(leaf.shape, generator=generator).to(leaf))
+        off_by = _NUDGE * torch.randn(leaf.shape, generator=generator).to(leaf)
+        if not summed:
+            return leaf * (1 + off_by)
+        return leaf + leaf[leaf.isfinite()].square().mean().sqrt() * off_by
 
     return pytree.tree_map(off, inputs)
 

@@ -135,6 +135,17 @@ def test_steps_are_of_a_grid_with_0_in_it_unless_the_output_has_one():
     assert at_share(torch.tensor([0.0, 1.0, 2.0])) == 2.0
 
 
+def test_sums_are_off_by_a_share_of_what_was_summed() -> None:
+    x = torch.tensor([0.0, 0.0, 1000.0, -1000.0, float("-inf")])
+    (off,) = nudged((x,), summed=True)
+    assert off[4] == float("-inf")
+    assert ((off - x)[:4] != 0).all()  # also where little came out
+    assert ((off - x)[:4].abs() < 1e-2).all()
+    (mask,) = nudged((x,))
+    assert mask[4] == float("-inf")
+    assert (mask[:2] == 0).all()
+
+
 def test_nudged_inputs_are_a_millionth_off():
     x, ids = nudged((torch.ones(1000), torch.arange(3)))
     assert 1e-7 < float((x - 1).abs().max()) < 1e-5
