@@ -1,6 +1,7 @@
 """From a torch module to a Network: shapes, connections, and which channels must be cut together."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -79,8 +80,17 @@ def trace(model: nn.Module, example_inputs: Any) -> Traced:
     form = NormalForm(program(model, example))
     graph = form.made()
     reader = _Reader(graph)
-    with torch.no_grad():
-        reader.read_with(*example.tensors)
+    try:
+        with torch.no_grad():
+            reader.read_with(*example.tensors)
+    except Exception as error:
+        if reader.computing is None:
+            raise
+        raise TraceError(  # it was captured with a batch of two, and computed then
+            "the network fits one batch size only: its code goes through the examples of a batch one by one,"
+            f" or counts them{_place(reader.computing)}; write it for any batch, or compress a part without"
+            ' that: part="backbone", say'
+        ) from error
     if not reader.layers:
         notes = list(dict.fromkeys([*form.notes, *reader.notes]))
         why = "; ".join(notes[:2]) + (f"; and {len(notes) - 2} more" if len(notes) > 2 else "")
@@ -108,6 +118,12 @@ def _training_notes(model: nn.Module, example: Arguments, graph: nn.Module) -> l
     return [said] if names else []
 
 
+def _place(node: fx.Node) -> str:
+    """The last line of the user's code that a node came from."""
+    lines = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    return f" (line {lines[-1][1]} of {lines[-1][0]})" if lines else ""
+
+
 class _Reader(fx.Interpreter):
     """Runs a graph with a batch of one, and notes of each node what it is."""
 
@@ -122,6 +138,7 @@ class _Reader(fx.Interpreter):
         self.held: set[fx.Node] = set()  # what depends on weights alone, and is there when a file is loaded
         self.several: dict[fx.Node, Operation] = {}
         self.outputs: list[fx.Node] = []
+        self.computing: fx.Node | None = None
         self.notes: list[str] = []
 
     def read_with(self, *inputs: Tensor) -> None:
@@ -132,7 +149,9 @@ class _Reader(fx.Interpreter):
         """Compute a node and note it."""
         with self._set_current_node(n):
             args, kwargs = self.fetch_args_kwargs_from_env(n)
+            self.computing = n
             value = getattr(self, n.op)(n.target, args, kwargs)
+            self.computing = None
         if n.op == "output":
             self.outputs = [source for source in n.all_input_nodes if source in self.flows]
         elif isinstance(value, Tensor):

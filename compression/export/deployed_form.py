@@ -92,8 +92,14 @@ def layer_weights(compressed: Compressed) -> dict[str, LayerWeights]:
         layer_policy = compressed.policy[kernel.layer.name]
         if layer_policy.weight_bits == 16:
             held = _in_halves(held)
-        if computes_in_integers(kernel.layer, layer_policy):
-            uses = [k for k in fused if k.layer is not None and k.layer.name == kernel.layer.name]
+        uses = [
+            use
+            for use in fused
+            if use.layer is not None
+            and use.layer.name == kernel.layer.name
+            and computes_in_integers(use.layer, layer_policy)
+        ]
+        if uses:
             finest = min(grids[source_of_range(use.inputs[0], fused)].scale for use in uses)
             step = finest / finer_steps(layer_policy.weight_bits)
             held = _with_bias_in_reach(held, layer_policy.weight_bits, step, _out_axis(module))

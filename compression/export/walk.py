@@ -202,10 +202,19 @@ class Walk:
         if layer.looked_up:
             read = self._read(node, 1)  # may be a constant
         else:
-            read = self.value[self.resolved(TENSOR + kernel.inputs[0])] if kernel.inputs else ""
+            read = self._made(node, self.resolved(TENSOR + kernel.inputs[0])) if kernel.inputs else ""
         weights, policy = self.weights[layer.name], self.policy[layer.name]
         call = layer_call(kernel, op, read, weights, policy, self.grids, self.guards, attributes)
         self._produced(target, self.dialect.layer(self.out, call))
+
+    def _made(self, node: onnx.NodeProto, original: str) -> str:
+        """The value of the file that a layer, which ``node`` is, reads; torch's exporter may have found that
+        it is a constant (zeros of a size)."""
+        if original not in self.value:
+            array = numpy_helper.to_array(self.constants[original])
+            held = _cut_constant(self.template, self.network, node, original, array, "")
+            self._produced(original, self.out.own(held))
+        return self.value[original]
 
     def _operation(self, target: str, node: onnx.NodeProto) -> None:
         out = self.out

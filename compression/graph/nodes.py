@@ -87,7 +87,8 @@ class Layer:
     the channels that must be cut together with its outputs; None: its outputs cannot be cut (network outputs,
     shapes that are not followed). ``whole_groups``: a grouped convolution that loses whole groups of
     channels, a depthwise one among them; another one loses as many in each group. ``zipped``: what its
-    weights take in a zipped file, where somebody has asked."""
+    weights take in a zipped file, where somebody has asked. ``given``: this use reads what follows from the
+    network's inputs, and not only what the network holds."""
 
     name: str
     shape: LayerShape
@@ -95,6 +96,7 @@ class Layer:
     bias: bool = True
     whole_groups: bool = False
     zipped: Zipped | None = field(default=None, compare=False, repr=False)
+    given: bool = field(default=True, compare=False, repr=False)
 
     @property
     def weight_only(self) -> bool:
@@ -251,13 +253,15 @@ class Graph:
         if node.layer is None:
             return None
         layer = self.layer[node.layer]
+        if node.name in self.without_inputs:
+            layer = replace(layer, given=False)
         again = self.uses[node.layer][0] != node.name
         return replace(layer, shape=layer.shape.at(node.spatial)) if again else layer
 
     @cached_property
     def without_inputs(self) -> frozenset[str]:
         """Nodes that depend on nothing that is given (layers that read places or masks which the network
-        holds): onnxruntime computes them when it loads a file, and runs no kernel for them."""
+        holds): engines compute them when they load a file, in floats, and run no kernel for them."""
         moved: set[str] = set()
         for node in self.nodes:
             if operation(node.op).given or not moved.isdisjoint(node.inputs):

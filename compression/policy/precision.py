@@ -28,8 +28,10 @@ _FLOAT, _INTEGER = np.int16(32), np.int16(8)
 
 
 def computes_in_integers(layer: Layer, layer_policy: LayerPolicy) -> bool:
-    """Whether a layer computes in integers: its policy says so, and engines have a kernel for it."""
-    return layer_policy.integer and operation(layer.shape.op).integer
+    """Whether a use of a layer computes in integers: its policy says so, engines have a kernel for it, and it
+    is no constant that they compute when they load a file (for which onnxruntime has kernels of its own: it
+    takes MatMulNBits, which rounds what it reads once more)."""
+    return layer_policy.integer and _has_kernel(layer)
 
 
 def integer_kernels(kernels: tuple[Kernel, ...], policy: Mapping[str, LayerPolicy]) -> frozenset[str]:
@@ -192,7 +194,11 @@ class Precision:
 
 
 def _float_layer(kernel: Kernel) -> bool:
-    return kernel.layer is not None and not operation(kernel.op).integer
+    return kernel.layer is not None and not _has_kernel(kernel.layer)
+
+
+def _has_kernel(layer: Layer) -> bool:
+    return layer.given and operation(layer.shape.op).integer
 
 
 def source_of_range(name: str, kernels: tuple[Kernel, ...]) -> str:

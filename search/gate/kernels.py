@@ -69,16 +69,14 @@ def kernel_report(
 
 
 def _run(network: Network) -> dict[str, Layer]:
-    """Layers by the names that their kernels bear. What depends on no input may be computed when the file is
-    loaded, without a kernel; of the matrices of an LSTM the first stands for all."""
+    """Layers by the names that their kernels bear; of the matrices of an LSTM the first stands for all."""
     behind = {name for layers in together(network) for name in layers[1:]}
     found = {}
     for kernel in kernels(network):
         layer = kernel.layer
         if layer is None or layer.name in behind:
             continue
-        if layer.weight_only or kernel.nodes[0].name not in network.without_inputs:
-            found[kernel.label] = layer
+        found[kernel.label] = layer
     return found
 
 

@@ -12,8 +12,11 @@ from leanfront.compression.export.measured_sizes import measured
 from leanfront.compression.export.template import template
 from leanfront.compression.export.torch_exporter import ExportError
 from leanfront.compression.export.walk import random_model
+from leanfront.compression.graph import kernels
 from leanfront.compression.policy.batch import PolicyBatch
+from leanfront.compression.policy.precision import integer_kernels
 from leanfront.networks import file_of
+from leanfront.search.gate.kernels import kernel_report
 from leanfront.search.gate.prove import prove
 
 
@@ -302,6 +305,40 @@ class Decoder(nn.Module):
         return {"answer": answer, "cache": cache, "length": x.shape[1], "more": None}
 
 
+class Distant(nn.Module):
+    """What is added for a distance is computed from a table of distances: one number for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        out = nn.Linear(512, 1, bias=False)
+        self.near = nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Dropout(0.1), out)
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 7)
+        self.register_buffer("distances", torch.rand(7, 7, 2, generator=torch.Generator().manual_seed(0)) * 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x).relu())
+        return x + 20 * self.near(self.distances).squeeze(-1)
+
+
+class Queries(nn.Module):
+    """What asks begins with zeros, as many for each example as there are places for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(5, 8, generator=torch.Generator().manual_seed(0)))
+        self.value, self.key, self.mixed = nn.Linear(8, 8), nn.Linear(6, 8), nn.Linear(8, 8)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = self.places.unsqueeze(0).repeat(len(x), 1, 1)
+        asked = torch.zeros_like(places)
+        shares = ((asked + places) @ places.transpose(-1, -2)).softmax(-1)
+        asked = asked + self.mixed(shares @ self.value(asked))
+        found = ((asked + places) @ self.key(x).transpose(-1, -2)).softmax(-1) @ self.key(x)
+        answer: Tensor = self.out(found)
+        return answer
+
+
 class Together(nn.Module):
     """Heads among the batch, with lengths that follow from it."""
 
@@ -358,6 +395,8 @@ EXAMPLES = {
     Placed: torch.randn(1, 6, generator=torch.Generator().manual_seed(0)),
     Shifted: torch.randn(1, 7, 12, generator=torch.Generator().manual_seed(0)),
     Decoder: torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0)),
+    Distant: torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0)),
+    Queries: torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0)),
     Together: torch.randn(1, 7, 12, generator=torch.Generator().manual_seed(0)),
     Reversible: torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0)),
     Unrolled: torch.randn(1, 2, 1, 6, 6, generator=torch.Generator().manual_seed(0)),
@@ -441,6 +480,17 @@ class Careless(nn.Module):
         return answer
 
 
+class OneByOne(nn.Module):
+    """Goes through the examples of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.last(one) for one in x])
+
+
 class Decides(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x if x.sum() > 0 else -x
@@ -453,6 +503,8 @@ def test_what_cannot_be_captured_is_told_what_helps() -> None:
     assert lf.capture(Careless(), (x, x))
     with pytest.raises(TraceError, match="rewrite that line without decisions on values of tensors"):
         lf.capture(Decides(), x)
+    with pytest.raises(TraceError, match=r"goes through the examples of a batch.*line \d+ of .*part"):
+        lf.capture(OneByOne(), x)
 
 
 class Said(nn.Module):
@@ -472,3 +524,15 @@ def test_norms_inside_of_what_drops_out_are_their_own() -> None:
     assert PolicyBatch.of(measured(captured.traced), [policy]).size_bytes()[0] == len(file_of(small, "onnx"))
     drawn = random_model(template(captured.traced), small.network, small.policy).SerializeToString()
     onnxruntime.InferenceSession(drawn, providers=["CPUExecutionProvider"])
+
+
+def test_what_depends_on_no_input_is_computed_in_floats() -> None:
+    captured = lf.capture(Distant().eval(), EXAMPLES[Distant])
+    policy = lf.uniform(captured, 0.0, 8, 8)
+    small = lf.compress(captured, policy, [torch.randn(16, 7, 6)])
+    assert "near.3" in captured.network.layer
+    assert integer_kernels(kernels(small.network), policy) == {"relu", "second"}
+    report = kernel_report(file_of(small, "onnx"), small.network, small.policy, 1)
+    assert not report["not_fused"]
+    assert not report["not_wanted"]
+    assert "MatMulNBits" not in report["operations"]
