@@ -6,6 +6,7 @@ from dataclasses import replace
 from torch import fx, nn
 
 from leanfront.compression.capture.trace import Traced
+from leanfront.compression.graph import Network
 from leanfront.compression.policy import Policy, PolicyError
 from leanfront.compression.techniques.built_in import left_out
 from leanfront.compression.techniques.compress import Compressed, applied
@@ -30,22 +31,27 @@ def inherit(traced: Traced, trained: Compressed, policy: Policy, multiple: int =
         PolicyError: the policy does not fit the model, or keeps what is gone in ``trained``.
     """
     wanted = policy.cut(traced.network, multiple)
-    there = trained.network.group_sizes
+    check_kept(trained.network, wanted)
+    parent = replace(traced, module=_plain(trained.module), network=trained.network, classes=trained.classes)
+    made = applied(parent, wanted, policy)
+    _hand_down_steps(trained, parent, made)
+    return made
+
+
+def check_kept(trained: Network, wanted: Network) -> None:
+    """Raise PolicyError where a network keeps what is gone in a trained one."""
+    there = trained.group_sizes
     for group, size in wanted.group_sizes.items():
         if size > there.get(group, 0):
             raise PolicyError(
                 f"group {group!r} is to keep {size} channels, but the trained network has"
                 f" {there.get(group, 0)}: what was cut does not come back; cut the uncompressed model"
             )
-    if missing := set(wanted.layer_names) - set(trained.network.layer_names):
+    if missing := set(wanted.layer_names) - set(trained.layer_names):
         raise PolicyError(
             f"layer {min(missing)!r} is left out of the trained network and does not come back;"
             " cut the uncompressed model"
         )
-    parent = replace(traced, module=_plain(trained.module), network=trained.network, classes=trained.classes)
-    made = applied(parent, wanted, policy)
-    _hand_down_steps(trained, parent, made)
-    return made
 
 
 def _hand_down_steps(trained: Compressed, parent: Traced, made: Compressed) -> None:

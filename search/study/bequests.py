@@ -11,6 +11,7 @@ import numpy as np
 import optuna
 
 from leanfront.compression.policy import Policy, PolicyError
+from leanfront.compression.training.weight_inheritance import check_kept
 from leanfront.search.run.disk import is_full
 from leanfront.search.run.front import front_rows
 from leanfront.search.run.run_folder import RunError, RunFolder, TrialRow, open_run
@@ -106,11 +107,13 @@ class Bequests:
             self.heirs.of(trained, policy, row.accuracy or 0.0, _parent(row))
             return
         parent = {WEIGHTS_FROM: float(row.trial if row.weights_of is None else row.weights_of)}
+        problem = self.heirs.problem
         try:
-            nearest = self.heirs.problem.space.nearest(policy)
-            made = self.heirs.one(trained, nearest, parent)
-        except (ValueError, PolicyError):  # of layers that this network has not
+            nearest = problem.space.nearest(policy)
+            check_kept(trained.compressed.network, problem.space.resized(nearest))
+        except (ValueError, PolicyError):  # of layers that are not here, or the space cuts less
             return
+        made = self.heirs.one(trained, nearest, parent)
         accuracy = row.accuracy if made is None else made.accuracy
         self.heirs.of(trained, nearest, accuracy or 0.0, parent)
 

@@ -154,6 +154,19 @@ def test_what_a_part_has_no_kernels_for_leaves_its_weights_to_what_is_nearest(fo
     assert sum(not r.is_heir and r.state == "complete" for r in run.trials()) == 1
 
 
+@pytest.mark.slow
+def test_what_a_space_does_not_cut_so_far_leaves_nothing(folder: Path) -> None:
+    cut = ("--set", "space.sparsity=[0.5]", "--set", "space.weight_bits=[4]", "--trials", "2")
+    with placed(folder):
+        command("search", ".", "--run", "cut", *cut)
+        command(
+            "search", ".", "--run", "less", "--from", "cut", "--set", "space.sparsity=[0.0]", "--trials", "1"
+        )
+    rows = open_run(folder / "less").trials()
+    assert not any(r.is_heir or r.state == "failed" for r in rows)
+    assert any(r.state == "complete" for r in rows)
+
+
 def _model() -> tuple[object, object]:
     namespace: dict[str, object] = {}
     exec(TASK, namespace)
