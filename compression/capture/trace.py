@@ -84,7 +84,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Traced:
         with torch.no_grad():
             reader.read_with(*example.tensors)
     except Exception as error:
-        if reader.computing is None:
+        if reader.computing is None or _runs(program(model, example), example):
             raise
         raise TraceError(  # it was captured with a batch of two, and computed then
             "the network fits one batch size only: its code goes through the examples of a batch one by one,"
@@ -116,6 +116,16 @@ def _training_notes(model: nn.Module, example: Arguments, graph: nn.Module) -> l
         f"{shown}: what is done in training alone (a drop path, noise) is not done to the compressed network"
     )
     return [said] if names else []
+
+
+def _runs(module: nn.Module, example: Arguments) -> bool:
+    """Whether a module runs on an example."""
+    try:
+        with torch.no_grad():
+            example.call(module)
+    except Exception:  # whatever an operator raises
+        return False
+    return True
 
 
 def _place(node: fx.Node) -> str:

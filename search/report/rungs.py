@@ -13,6 +13,7 @@ from leanfront.search.objectives import objective
 from leanfront.search.report.data import RunData
 from leanfront.search.report.figures import heat_map, panels
 from leanfront.search.report.text import DASH, duration, plain, points
+from leanfront.search.run.run_folder import PARENTS
 from leanfront.search.trial.promotion import UNTRAINED
 
 LEAST = 5
@@ -101,7 +102,7 @@ def _shown(value: float) -> str:
 def time_shares(data: RunData) -> list[tuple[str, str, float]]:
     """(what, time, share in %), over all trials and workers: the sensitivity pass, proposing, pricing, and
     each rung, or training and scoring where there is one rung alone."""
-    inherited = data.trials[["weights_of", "weights_from"]].notna().any(axis=1)
+    inherited = data.trials[list(PARENTS)].notna().any(axis=1)
     columns = ["seconds", "seconds_training", "seconds_scoring"]
     sums = data.trials.loc[~inherited, columns].fillna(0.0).sum()
     parts = {"sensitivities": float((data.environment.get("sensitivities") or {}).get("seconds") or 0.0)}

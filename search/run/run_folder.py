@@ -35,6 +35,11 @@ class DiskFull(RunError):
     """A file of a run folder that cannot be written until there is space."""
 
 
+PARENTS = ("weights_of", "weights_from")
+"""What says whose trained weights a network took over: a trial of this run, or of the run that it was started
+from."""
+
+
 @dataclass(frozen=True)
 class TrialRow:
     """One line of trials.csv. None: not known (yet). ``policy`` and ``rungs`` (each that was reached)
@@ -74,7 +79,7 @@ class TrialRow:
     @property
     def is_heir(self) -> bool:
         """Whether its network took over trained weights."""
-        return self.weights_of is not None or self.weights_from is not None
+        return any(getattr(self, name) is not None for name in PARENTS)
 
     @property
     def values(self) -> dict[str, Any]:

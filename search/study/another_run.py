@@ -19,7 +19,7 @@ from leanfront.search.config import SearchConfig
 from leanfront.search.run.front import front_rows
 from leanfront.search.run.run_folder import RunError, RunFolder, TrialRow
 from leanfront.search.run.significance import Evidence, Resampled, load_scores
-from leanfront.search.study.bequests import announce
+from leanfront.search.study.bequests import announce, trained_there
 from leanfront.search.study.study import add, enqueue
 from leanfront.search.trial.promotion import UNTRAINED
 from leanfront.search.trial.trial import KNOWN_FROM, WEIGHTS_FROM, WEIGHTS_OF, Problem, known
@@ -89,9 +89,7 @@ def start_from(
         taken_over = _taken_over(rows, other, loaded, problem, study, run)
         multiple = other.environment().get("channel_multiple", 1)
         strange = [row for row in front if row.policy and _fitting(row, problem.space, multiple) is None]
-        announce(study, strange)
-        found = Start(name, taken_over, len(strange), 0, ())
-    study.set_user_attr(_DONE, name)
+        found = Start(name, taken_over, announce(study, other, strange), 0, ())
     run.update_environment(
         started_from={
             "run": str(other.path.resolve()),
@@ -101,6 +99,7 @@ def start_from(
             "differs": list(differs),
         }
     )
+    study.set_user_attr(_DONE, name)
     note(found.sentence)
     return found
 
@@ -213,7 +212,7 @@ def _taken_over(
         result = known(problem, policy, row.trial, _score(row), _reason(row), json.loads(row.rungs or "[]"))
         if result is None:
             continue
-        result = replace(result, values={**result.values, **_parent(row, numbers)})
+        result = replace(result, values={**result.values, **_inherited(row, numbers)})
         trial = add(study, problem.space, policy, f"run-{other.path.name}", result, datetime.now())
         numbers[row.trial] = trial.number
         if result.state == "complete":
@@ -222,13 +221,13 @@ def _taken_over(
     return len(numbers)
 
 
-def _parent(row: TrialRow, numbers: Mapping[int, int]) -> dict[str, float]:
+def _inherited(row: TrialRow, numbers: Mapping[int, int]) -> dict[str, float]:
     """Whose weights a trial of another run took over, as it is called here; nothing of one that did not.
     ``numbers``: of the trials that were taken over."""
-    if row.weights_of is None:
-        return {} if row.weights_from is None else {WEIGHTS_FROM: row.weights_from}
-    here = numbers.get(int(row.weights_of))
-    return {WEIGHTS_FROM: row.weights_of} if here is None else {WEIGHTS_OF: float(here)}
+    if not row.is_heir:
+        return {}
+    here = None if row.weights_of is None else numbers.get(int(row.weights_of))
+    return {WEIGHTS_FROM: trained_there(row)} if here is None else {WEIGHTS_OF: float(here)}
 
 
 def _fitting(row: TrialRow, space: Space, multiple: int) -> Policy | None:

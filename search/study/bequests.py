@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,81 +23,88 @@ if TYPE_CHECKING:
     from leanfront.search.trial.scorer import CandidateTraining
 
 MOST = 48
-"""So many networks of the other run's front leave something, at most: spread over it."""
-_STRANGE, _CLAIMED = "bequests", "bequest"
+"""So many networks of the other run's front that are of another space leave something, at most: spread over
+it."""
+_STRANGE = "bequests"
 
 
-def announce(study: optuna.Study, strange: Sequence[TrialRow]) -> None:
+def announce(study: optuna.Study, other: RunFolder, strange: Sequence[TrialRow]) -> int:
     """Have the workers of a study make heirs: of each network of another run's front whose policy this space
     has not what is nearest to it here, and what the sampler wants of all.
 
-    strange: those networks.
+    strange: those networks; the ones whose weights were kept count, and how many of them will leave something
+    is returned.
     """
-    places = np.unique(np.linspace(0, len(strange) - 1, min(MOST, len(strange))).astype(int))
-    study.set_user_attr(_STRANGE, [strange[place].trial for place in places])
+    kept = [row.trial for row in strange if other.checkpoint(row.trial).exists()]
+    places = np.unique(np.linspace(0, len(kept) - 1, min(MOST, len(kept))).astype(int))
+    study.set_user_attr(_STRANGE, [kept[place] for place in places])
+    return len(places)
+
+
+def trained_there(row: TrialRow) -> float:
+    """The trial of a run that has trained the weights of one of it; of weights that this run has itself from
+    another, the trial that holds them."""
+    return float(row.trial if row.weights_of is None else row.weights_of)
 
 
 @dataclass
 class Bequests:
     """Those of one worker's search, one parent after the other, each claimed by whoever is first.
 
-    heirs: makes them. rows: all trials so far, as ``ResultsTables.rows`` has them.
+    heirs: makes them. rows: all trials so far, as ``ResultsTables.rows`` has them. note: hears what leaves
+    nothing.
     """
 
     heirs: Heirs
     rows: Callable[[], list[TrialRow]]
     note: Callable[[str], None]
-    other: RunFolder | None = None
-    _strange: dict[int, TrialRow] = field(default_factory=dict)
-    _begun: bool = False
+    over: bool = False
 
     def one(self) -> bool:
         """Let the next network leave what it has to; whether there was one.
 
         What cannot be read any more leaves nothing, which is noted.
         """
-        if not self._begun:
-            self._begin()
-        if self.other is None:
+        waiting = None if self.over else next(self._waiting(), None)
+        self.over = waiting is None
+        if waiting is None:
             return False
-        for number, row, run in self._waiting(self.other):
-            key = f"{_CLAIMED}-{number}"
-            if key in self.heirs.study.user_attrs:
-                continue
-            self.heirs.study.set_user_attr(key, self.heirs.worker)
-            try:
-                self._leaves(row, run)
-            except OSError as error:
-                if not is_full(error):
-                    raise
-            return True
-        self.other = None
-        return False
-
-    def _begin(self) -> None:
-        self._begun = True
-        numbers = self.heirs.study.user_attrs.get(_STRANGE)
-        if numbers is None:
-            return
+        number, row, run = waiting
+        self.heirs.study.set_user_attr(_claim(number), self.heirs.worker)
         try:
-            self.other = open_run(Path(self.heirs.run.environment()["started_from"]["run"]))
-            there = {row.trial: row for row in self.other.trials()}
+            self._leaves(row, run)
+        except OSError as error:
+            if not is_full(error):
+                raise
+        return True
+
+    @cached_property
+    def _strange(self) -> Sequence[tuple[TrialRow, RunFolder]]:
+        """Networks of the other run that this space has not."""
+        numbers = self.heirs.study.user_attrs.get(_STRANGE) or ()
+        try:
+            other = open_run(Path(self.heirs.run.environment()["started_from"]["run"]))
+            there = {row.trial: row for row in other.trials()}
         except RunError as problem:
             self.note(f"nothing is inherited: {problem}")
-            self.other = None
-            return
-        self._strange = {number: there[number] for number in numbers if number in there}
+            return ()
+        return [(there[number], other) for number in numbers if number in there]
 
-    def _waiting(self, other: RunFolder) -> list[tuple[int, TrialRow, RunFolder]]:
-        """Number in the other run, trial and run of all that may leave something: as long as there is
-        something of another space to try, nothing else."""
-        claimed = self.heirs.study.user_attrs
-        found = [(number, row, other) for number, row in self._strange.items()]
-        if all(f"{_CLAIMED}-{number}" in claimed for number, _, _ in found):
-            front = front_rows(self.rows(), self.heirs.problem.objectives)
-            known = [row for row in front if row.known_from is not None]
-            found = [(int(row.known_from or 0), row, self.heirs.run) for row in known]
-        return [each for each in found if each[1].policy and each[2].checkpoint(each[1].trial).exists()]
+    def _waiting(self) -> Iterator[tuple[int, TrialRow, RunFolder]]:
+        """Number in the other run, trial and run of all that may leave something, and are claimed by nobody:
+        those of another space first, then, of what is on the front then, what was taken over."""
+        if _STRANGE not in self.heirs.study.user_attrs:
+            return
+        found = [(row.trial, row, run) for row, run in self._strange]
+        yield from filter(self._free, found)
+        front = front_rows(self.rows(), self.heirs.problem.objectives)
+        known = [row for row in front if row.known_from is not None]
+        yield from filter(self._free, ((int(row.known_from or 0), row, self.heirs.run) for row in known))
+
+    def _free(self, one: tuple[int, TrialRow, RunFolder]) -> bool:
+        number, row, run = one
+        claimed = _claim(number) in self.heirs.study.user_attrs
+        return not claimed and bool(row.policy) and run.checkpoint(row.trial).exists()
 
     def _leaves(self, row: TrialRow, run: RunFolder) -> None:
         policy = Policy.from_json(row.policy)
@@ -106,7 +114,7 @@ class Bequests:
         if run is self.heirs.run:
             self.heirs.of(trained, policy, row.accuracy or 0.0, _parent(row))
             return
-        parent = {WEIGHTS_FROM: float(row.trial if row.weights_of is None else row.weights_of)}
+        parent = {WEIGHTS_FROM: trained_there(row)}
         problem = self.heirs.problem
         try:
             nearest = problem.space.nearest(policy)
@@ -127,8 +135,12 @@ class Bequests:
             return None
 
 
+def _claim(number: int) -> str:
+    return f"bequest-{number}"
+
+
 def _parent(row: TrialRow) -> Mapping[str, float]:
     """The trial that has trained a network, or what that took over."""
     if row.weights_from is not None:
         return {WEIGHTS_FROM: row.weights_from}
-    return {WEIGHTS_OF: float(row.trial if row.weights_of is None else row.weights_of)}
+    return {WEIGHTS_OF: trained_there(row)}

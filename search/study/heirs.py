@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -37,28 +37,26 @@ class Heirs:
     study: optuna.Study
     run: RunFolder
     worker: str
-    show: Callable[[TrialRow], None] = lambda row: None
-    over: Callable[[], bool] = lambda: False
-    guarded: Callable[[], AbstractContextManager[object]] = nullcontext
+    show: Callable[[TrialRow], None]
+    over: Callable[[], bool]
+    guarded: Callable[[], AbstractContextManager[object]]
 
     def of(
         self, trained: CandidateTraining, policy: Policy, accuracy: float, parent: Mapping[str, float]
-    ) -> int:
-        """Those that the sampler wants of a policy's trained network, until there is no more time; how many.
+    ) -> None:
+        """Those that the sampler wants of a policy's trained network, until there is no more time.
 
         accuracy: that the network has. parent: as ``trial.inherited`` has it.
         """
-        count = 0
         for chosen in self.problem.sampler.inherited(self.study, policy, accuracy):
             if self.over():
                 break
             try:
-                count += self.one(trained, chosen, parent) is not None
+                self.one(trained, chosen, parent)
             except OSError as error:
                 if not is_full(error):
                     raise
                 break  # the next trial waits for space
-        return count
 
     def one(self, trained: CandidateTraining, chosen: Policy, parent: Mapping[str, float]) -> TrialRow | None:
         """One of them, which is made a trial once it is scored: a worker that is lost before leaves nothing

@@ -14,7 +14,7 @@ from leanfront.compression.policy import Policy
 from leanfront.compression.policy.space import Space
 from leanfront.search.config import LimitsSection
 from leanfront.search.objectives import costs_of, objective
-from leanfront.search.run.run_folder import RunFolder
+from leanfront.search.run.run_folder import PARENTS, RunFolder
 from leanfront.search.trial.promotion import HARMLESS, UNTRAINED
 
 if TYPE_CHECKING:
@@ -28,17 +28,16 @@ Log = Callable[[str], None]
 Keep = Callable[["CandidateTraining", Mapping[int, "Score"]], None]
 """Gets a network that is done, and images trained on -> its score."""
 
-WEIGHTS_OF = "weights_of"
-"""In the result of an inherited trial: the trial whose trained weights it took over."""
-WEIGHTS_FROM = "weights_from"
-"""The same, where that is a trial of another run."""
+WEIGHTS_OF, WEIGHTS_FROM = PARENTS
+"""In the result of an inherited trial: the trial whose trained weights it took over, of this run or of
+another."""
 KNOWN_FROM = "known_from"
 """In the result of a trial that another run has made: its number there."""
 
 
 def is_heir(result: Mapping[str, Any]) -> bool:
     """Whether a result is of a network that took over trained weights."""
-    return WEIGHTS_OF in result or WEIGHTS_FROM in result
+    return any(name in result for name in PARENTS)
 
 
 class Sampler:

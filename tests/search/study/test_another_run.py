@@ -1,7 +1,11 @@
 """A search that starts from another run: what holds is taken over, what does not is scored again."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import optuna
@@ -12,9 +16,10 @@ from leanfront.compression.policy import Policy
 from leanfront.compression.policy.space import Space
 from leanfront.hw_profiles import load_profile
 from leanfront.search.run.front import front_rows
-from leanfront.search.run.run_folder import TrialRow, open_run
+from leanfront.search.run.run_folder import RunFolder, TrialRow, open_run
 from leanfront.search.study.another_run import TRIED_AGAIN, _enqueued
 from leanfront.search.study.basis import data_digest
+from leanfront.search.study.bequests import Bequests, announce
 from leanfront.search.task import as_data
 from tests.bright import CONFIG, TASK
 from tests.extending.walk import command, placed
@@ -165,6 +170,40 @@ def test_what_a_space_does_not_cut_so_far_leaves_nothing(folder: Path) -> None:
     rows = open_run(folder / "less").trials()
     assert not any(r.is_heir or r.state == "failed" for r in rows)
     assert any(r.state == "complete" for r in rows)
+
+
+def test_each_network_leaves_something_once_whatever_is_missing(folder: Path, tmp_path: Path) -> None:
+    """Of another space those whose weights were kept, then what is on the front and was taken over."""
+    first = open_run(folder / "first")
+    study = optuna.create_study()
+    run = tmp_path / "run"
+    shutil.copytree(first.path, run)
+    rows = first.trials()
+    kept = [row for row in rows if first.checkpoint(row.trial).exists()]
+    lost = [row for row in rows if not first.checkpoint(row.trial).exists()]
+    assert kept
+    assert lost
+    assert announce(study, first, [*kept, *lost]) == len(kept)
+    study.set_user_attr("bequests", [row.trial for row in (*kept, *lost)])  # weights went away since
+    own = open_run(run)
+    own.update_environment(started_from={"run": str(first.path)})
+    problem = SimpleNamespace(objectives=("accuracy", "latency_ms", "size_bytes"))
+    heirs: Any = SimpleNamespace(study=study, run=own, problem=problem, worker="one")
+    over = [replace(row, known_from=100.0 + row.trial) for row in rows]
+    left: list[tuple[int, Path]] = []
+
+    class Noted(Bequests):
+        def _leaves(self, row: TrialRow, run: RunFolder) -> None:
+            left.append((row.trial, run.path))
+
+    workers = [Noted(heirs, lambda: over, lambda said: None) for _ in range(2)]
+    while sum(worker.one() for worker in workers):  # all of them in each round
+        pass
+    front = {row.trial for row in front_rows(over, problem.objectives)}
+    wanted = [(row.trial, first.path.resolve()) for row in kept]
+    assert [(trial, path.resolve()) for trial, path in left[: len(kept)]] == wanted
+    assert {trial for trial, path in left[len(kept) :] if path == own.path} == front & {r.trial for r in kept}
+    assert len(left) == len(set(left))
 
 
 def _model() -> tuple[object, object]:
