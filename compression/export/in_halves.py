@@ -16,6 +16,8 @@ _FOLLOWS = {
     "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze",
 }  # fmt: skip
 """What is computed in float16 where all that it reads is: nothing that sums over many values."""
+_NUMBERS = frozenset({("Gather", 1)})
+"""Inputs of types of ONNX that are numbers of rows, and no floats."""
 
 
 def nodes_in_halves(network: Network, policy: Policy) -> frozenset[str]:
@@ -60,6 +62,8 @@ class _Halves:
         for place, name in enumerate(node.input):
             if name in self._constants:
                 copied.input[place] = self._constant(name)
+            elif (node.op_type, place) in _NUMBERS:
+                continue
             elif name and name not in self._narrow:
                 self._narrow[name] = f"{name}:16"
                 yield helper.make_node("Cast", [name], [self._narrow[name]], to=TensorProto.FLOAT16)

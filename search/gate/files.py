@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from leanfront.compression.techniques.compress import Compressed
 from leanfront.compression.techniques.quantize import quantizers
 from leanfront.search.gate.shown import operations
 from leanfront.search.gate.tensors import (
+    FAR_IN_HALVES,
     HALVES,
     STEPS,
     File,
@@ -62,9 +64,10 @@ class _Apart:
         bits, grids = lowest_bits(compressed), output_steps(compressed)
         if bits > 8:
             unit, limit = "of the range", tolerance(compressed.module)
+            share: Callable[[Sequence[Tensor], Sequence[Tensor]], float] = share_of_range
             if 16 in {layer.weight_bits for layer in compressed.policy.values()}:
-                limit = max(limit, HALVES)
-            return _Apart(unit, limit, share_of_range, lambda share: f"{share:.2g} of the range")
+                limit, share = max(limit, HALVES), partial(share_of_range, far=FAR_IN_HALVES)
+            return _Apart(unit, limit, share, lambda found: f"{found:.2g} of the range")
         unit = "quantization steps"
         return _Apart(
             unit, STEPS, lambda ours, theirs: in_steps(ours, theirs, grids, bits)[0],

@@ -19,6 +19,9 @@ FLOATS = 1e-4
 """Share of a tensor's range by which two computations in floats may differ."""
 HALVES = 8 * 2.0**-10
 """The same in half precision."""
+FAR, FAR_IN_HALVES = 20.0, 4.0
+"""How many times as far from 0 as their range values may lie before that distance counts: in half precision
+the last digit is a 1024th of it, and two of those are allowed."""
 STEPS = 3.0
 """Quantization steps by which a file and its network may differ, at ``SHARE`` of the outputs."""
 SHARE = 0.999
@@ -171,15 +174,15 @@ def difference(ours: Tensor, theirs: Tensor) -> Tensor:
     return apart.nan_to_num(nan=math.inf, posinf=math.inf)
 
 
-def width(tensor: Tensor) -> float:
-    """The range of a tensor's finite values; of values that lie far from 0 beside each other, a twentieth of
-    that distance: floats have no more digits. Never 0."""
+def width(tensor: Tensor, far: float = FAR) -> float:
+    """The range of a tensor's finite values; of values that lie far from 0 beside each other that distance
+    over ``far``: floats have no more digits. Never 0."""
     values = tensor.detach().cpu().double()
     values = values[values.isfinite()]
     if not values.numel():
         return 1.0
     low, high = (float(value) for value in torch.aminmax(values))
-    return max(high - low, max(abs(low), abs(high)) / 20, 1e-12)
+    return max(high - low, max(abs(low), abs(high)) / far, 1e-12)
 
 
 def tolerance(module: nn.Module) -> float:
@@ -188,12 +191,13 @@ def tolerance(module: nn.Module) -> float:
     return max([FLOATS, *(8 * float(torch.finfo(kind).eps) for kind in kinds)])
 
 
-def share_of_range(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """The largest difference of any output, as a share of the range that ``ours`` has."""
+def share_of_range(ours: Sequence[Tensor], theirs: Sequence[Tensor], *, far: float = FAR) -> float:
+    """The largest difference of any output, as a share of the range that ``ours`` has. ``far``: see
+    ``width``."""
     if len(ours) != len(theirs):
         return math.inf
     pairs = zip(ours, theirs, strict=True)
-    return max((_largest(difference(a, b)) / width(a) for a, b in pairs), default=0.0)
+    return max((_largest(difference(a, b)) / width(a, far) for a, b in pairs), default=0.0)
 
 
 def share_of_all(ours: Sequence[Sequence[Tensor]], theirs: Sequence[Sequence[Tensor]]) -> float:

@@ -69,6 +69,28 @@ def test_each_use_of_a_layer_computes_in_halves(tmp_path: Path) -> None:
     assert {kind[node.input[1]] for node in layers} == {TensorProto.FLOAT16}
 
 
+class Far(nn.Module):
+    """Words that are looked up, and scores around a constant far from 0, as detectors begin with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.inner, self.scores = nn.Embedding(50, 24), nn.Linear(24, 24), nn.Linear(24, 9)
+        nn.init.normal_(self.scores.weight, std=0.002)
+        nn.init.constant_(self.scores.bias, -4.6)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.scores(self.inner(self.words(ids)).relu())
+        return scores
+
+
+@pytest.mark.parametrize("to", ["tensorrt", "tflite"])
+def test_rows_that_are_looked_up_and_scores_far_from_0_in_halves(tmp_path: Path, to: str) -> None:
+    torch.manual_seed(0)
+    ids = torch.randint(0, 50, (1, 12))
+    network = lf.capture(Far().eval(), ids)
+    lf.export(lf.compress(network, lf.uniform(network, 0.5, 16, 16), [ids], to=to), tmp_path / "model", to=to)
+
+
 def test_biases_in_floats_are_not_rounded(tmp_path: Path) -> None:
     made = compressed("Residual", "tensorrt", (8, 8))
     lf.export(made, tmp_path / "model.onnx", to="tensorrt")
