@@ -153,6 +153,7 @@ def compare(
     run: Annotated[
         Path | None, typer.Option("--run", help="A search whose front is to stand beside.")
     ] = None,
+    workers: WorkersOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="The folder; the default is under runs/.")] = None,
     set_: SetOption = [],  # noqa: B006 (typer copies it)
     format_: FormatOption = Format.TABLE,
@@ -162,7 +163,7 @@ def compare(
     from leanfront.search.cli.compare import print_compared
     from leanfront.search.compare.compare import default_folder, plain
 
-    loaded = _config(config, set_)
+    loaded = _config(config, set_, workers=workers)
     folder = out or default_folder(config, loaded)
     found = compare_rows(loaded, epochs=epochs, rows=row, run=run, out=folder, log=say)
     rows = [plain(one) for one in found.rows]

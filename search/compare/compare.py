@@ -4,9 +4,11 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -28,10 +30,12 @@ from leanfront.latency_models.measured.building import cost_model
 from leanfront.latency_models.providers import provider_of
 from leanfront.search.compare.made import LeftOut, Made, Maker, members_of
 from leanfront.search.compare.recipes import CompareError, Note, recipes_named
+from leanfront.search.compare.sharing import Shared, helped
 from leanfront.search.compare.told import headline
 from leanfront.search.config import SearchConfig
 from leanfront.search.pick.verify import at_hand
 from leanfront.search.run.run_folder import RunError, RunFolder, default_run, writable
+from leanfront.search.run.run_lock import try_lock
 from leanfront.search.run.significance import (
     Evidence,
     load_scores,
@@ -41,13 +45,15 @@ from leanfront.search.run.significance import (
 )
 from leanfront.search.study.basis import basis
 from leanfront.search.study.criterion import judged_by
-from leanfront.search.study.prepare import Loaded, judged, load
+from leanfront.search.study.prepare import Judged, Loaded, judged, load, threads_of_workers
+from leanfront.search.study.run_search import use_threads
 from leanfront.search.task import TaskError
 from leanfront.search.trial.scored import TrialFailed
 
 MEMBERS = 6
 """Of a search's front, at most."""
 BLOCKS = 9
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 Row = dict[str, Any]
 
@@ -79,14 +85,32 @@ class Comparison:
         return self.folder / "rows" / f"{hashlib.sha256(name.encode()).hexdigest()[:12]}{suffix}"
 
     def known(self, name: str, own: str = "") -> Row | None:
-        """A row that an earlier call has made; ``own``: the key of what it alone depends on."""
+        """A row that is made; ``own``: the key of what it alone depends on."""
         try:
             row: Row = json.loads(self.file(name, ".json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        if row.pop("key", None) != self.key + own or row["state"] == "failed":
+        if row.pop("key", None) != self.key + own:
             return None
         return row if row["state"] != "done" or self.content(name) is not None else None
+
+    def forget_failed(self, name: str) -> None:
+        """Let a row that an earlier call failed to make be tried again."""
+        if (self.known(name) or {}).get("state") == "failed":
+            self.file(name, ".json").unlink(missing_ok=True)
+
+    @contextmanager
+    def claimed(self, name: str) -> Iterator[bool]:
+        """Whether this process alone may make a row, for the length of a with block; a process that ends,
+        however it ends, leaves its row to others."""
+        with writable(self.folder):
+            (self.folder / "rows").mkdir(parents=True, exist_ok=True)
+            descriptor = try_lock(self.file(name, ".lock"))
+        try:
+            yield descriptor is not None
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)  # closing lifts the lock
 
     def content(self, name: str) -> bytes | None:
         """The network's file."""
@@ -121,7 +145,7 @@ def compare(
     note: Note = lambda line: None,
 ) -> Compared:
     """Make every row, or go on behind those that are there, and write compare.csv, compare.json and
-    compare.html into the folder.
+    compare.html into the folder. ``search.workers`` processes share the rows, and the cores.
 
     Args:
         epochs: of the training data, for every row that is trained.
@@ -133,32 +157,88 @@ def compare(
     """
     if epochs <= 0:
         raise CompareError(f"rows are trained for more than 0 epochs, not {epochs:g}")
-    recipes = recipes_named(rows)
+    recipes_named(rows)
+    threads = threads_of_workers(config.search.workers)
+    use_threads(threads[0])
     loaded = judged_by(load(config), None, note)
     known = judged(loaded, None, note, decoded=folder / "decoded")
-    members = [] if run is None else members_of(run, MEMBERS, known.hashes)
-    maker = Maker(loaded, known.scorer, epochs, note)
-    maker.check(recipes)
-    table = Comparison(folder, _key(loaded, known.hashes, epochs))
-    wanted = [
-        _Wanted(recipe.name, recipe.techniques, partial(maker.made, recipe), maker.key(recipe))
-        for recipe in recipes
-    ]
-    wanted += [
-        _Wanted(member.name, ("searched",), partial(maker.member, member), member.key) for member in members
-    ]
-    found, prices = [], _Prices(loaded)
-    for number, one in enumerate(wanted, start=1):
-        row = table.known(one.name, one.key)
-        if row is None:
-            note(f"{number} of {len(wanted)}: {one.name}")
-            row = _row(prices, table, one)
-        found.append(prices.again(row))
-    found = _timed(loaded, table, found, note)
-    evidence = {row["row"]: table.scores(row["row"]) for row in found if row["state"] == "done"}
+    shared = Shared(config, folder, epochs, tuple(rows), None if run is None else run.path)
+    making = _Making(loaded, known, shared, note)
+    for one in making.wanted:
+        making.table.forget_failed(one.name)
+    making.make(making.wanted[:1])  # which all others are held against
+    with helped(shared, (loaded.traced.importance, making.keys), threads[1:], note):
+        making.make(making.wanted)
+        found = [making.prices.again(row) for row in making.all_made()]
+    found = _timed(loaded, making.table, found, note)
+    evidence = {row["row"]: making.table.scores(row["row"]) for row in found if row["state"] == "done"}
     compared = Compared(folder, tuple(found), headline(found, evidence, config.search.objectives))
     _write(compared)
     return compared
+
+
+def join_compare(
+    stopped: Callable[[], bool], shared: Shared, importance: Any, keys: Mapping[str, str], threads: int
+) -> None:
+    """Make rows of a comparison that another process has begun, until every row is made or claimed.
+
+    keys: of its rows. One that is another here (a student that is drawn anew each time) is left to it.
+    """
+    use_threads(threads)
+    loaded = load(shared.config)
+    loaded = replace(loaded, traced=replace(loaded.traced, importance=importance))
+    known = judged(loaded, None, lambda line: None, decoded=shared.folder / "decoded")
+    making = _Making(loaded, known, shared, lambda line: print(line, flush=True))
+    making.make([one for one in making.wanted if making.keys[one.name] == keys.get(one.name)], stopped)
+
+
+class _Making:
+    """What one process makes of the rows that are wanted; any number of processes may."""
+
+    def __init__(self, loaded: Loaded, known: Judged, shared: Shared, note: Note) -> None:
+        """Raises what ``compare`` does, before anything is trained."""
+        recipes = recipes_named(shared.rows)
+        run = None if shared.run is None else RunFolder(shared.run)
+        members = [] if run is None else members_of(run, MEMBERS, known.hashes)
+        maker = Maker(loaded, known.scorer, shared.epochs, note)
+        maker.check(recipes)
+        self.note, self.prices = note, _Prices(loaded)
+        self.table = Comparison(shared.folder, _key(loaded, known.hashes, shared.epochs))
+        self.wanted = [
+            _Wanted(recipe.name, recipe.techniques, partial(maker.made, recipe), maker.key(recipe))
+            for recipe in recipes
+        ]
+        self.wanted += [
+            _Wanted(member.name, ("searched",), partial(maker.member, member), member.key)
+            for member in members
+        ]
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Of every row, by its name."""
+        return {one.name: self.table.key + one.key for one in self.wanted}
+
+    def make(self, wanted: "Sequence[_Wanted]", stopped: Callable[[], bool] = lambda: False) -> None:
+        """Those that are not made and that nobody else makes, until it is ``stopped``."""
+        for one in wanted:
+            if stopped():
+                return
+            if self.table.known(one.name, one.key) is not None:
+                continue
+            with self.table.claimed(one.name) as ours:
+                if ours and self.table.known(one.name, one.key) is None:
+                    self.note(f"{self.wanted.index(one) + 1} of {len(self.wanted)}: {one.name}")
+                    _row(self.prices, self.table, one)
+
+    def all_made(self) -> list[Row]:
+        """Every row, once all are made: what a process left that was killed is made here."""
+        while True:
+            rows = [self.table.known(one.name, one.key) for one in self.wanted]
+            made = [row for row in rows if row is not None]
+            if len(made) == len(rows):
+                return made
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            self.make(self.wanted)
 
 
 @dataclass(frozen=True)
@@ -179,15 +259,15 @@ def _key(loaded: Loaded, hashes: Mapping[str, str], epochs: float) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _row(prices: "_Prices", table: Comparison, wanted: _Wanted) -> Row:
-    """One row, made and written."""
+def _row(prices: "_Prices", table: Comparison, wanted: _Wanted) -> None:
+    """Make one row, and write it."""
     row: Row = {"row": wanted.name, "techniques": list(wanted.techniques)}
     try:
         made = wanted.make()
     except (LeftOut, DialectError) as error:
         row |= {"state": "left out", "reason": str(error)}
         table.keep(row, None, wanted.key)
-        return row
+        return
     except (CompareError, TaskError, RunError):
         raise
     except Exception as error:  # as in a search, one row that fails takes no other with it
@@ -195,7 +275,7 @@ def _row(prices: "_Prices", table: Comparison, wanted: _Wanted) -> Row:
         reason = str(error) if foreseen else f"{type(error).__name__}: {error}"
         row |= {"state": "failed", "reason": " ".join(reason.split())[:500]}
         table.keep(row, None, wanted.key)
-        return row
+        return
     score = made.score
     low, high = score.accuracy_ci
     row |= {"state": "done", "accuracy": float(score.accuracy), "accuracy_low": low, "accuracy_high": high}
@@ -215,7 +295,6 @@ def _row(prices: "_Prices", table: Comparison, wanted: _Wanted) -> Row:
         **prices.of(made),
     }
     table.keep(row, made, wanted.key)
-    return row
 
 
 _PRICES = ("latency_ms", "energy_mj", "latency_is")

@@ -15,7 +15,8 @@ import torch
 import leanfront as lf
 from leanfront.compression.export.zipped_sizes import deflated
 from leanfront.hw_profiles import load_profile
-from leanfront.search.compare.compare import COLUMNS
+from leanfront.search.compare import sharing
+from leanfront.search.compare.compare import COLUMNS, Comparison, _Making, plain
 from leanfront.search.compare.made import spread
 from leanfront.search.compare.recipes import RECIPES
 from leanfront.search.compare.told import beats, headline, matches
@@ -250,3 +251,59 @@ def test_members_lie_along_what_no_other_beats() -> None:
     assert spread(front[:1], ("latency_ms", "size_bytes"), 6) == front[:1]
     small = row(99, 0.9, 100.0, 10.0)  # as good as any at its size, and slow
     assert small in spread([*front, small], ("latency_ms", "size_bytes"), 6)
+
+
+def test_another_process_makes_what_this_one_would(
+    folder: Path, compared: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here this process makes the first row and the student's, which each process draws for itself."""
+    looks, make = iter(range(240)), _Making.make
+    own = ("uncompressed", "student, distilled")
+
+    def few(self: _Making, wanted: Any) -> None:
+        next(looks)
+        make(self, [one for one in wanted if one.name in own])
+
+    monkeypatch.setattr(_Making, "make", few)
+    notes: list[str] = []
+    with placed(folder):
+        config = {"search": {"workers": 2}}
+        found = lf.compare(".", out="shared", rows=ROWS, settings=config, log=notes.append)
+    _, alone = compared
+    given = ("row", "state", "parameters", "macs", "bops", "epochs", "latency_ms")
+    for row, other in zip(map(plain, found.rows), alone["rows"], strict=True):
+        assert [row[name] for name in given] == [other[name] for name in given]
+        assert row["row"] in own or abs(row["accuracy"] - other["accuracy"]) < 0.05
+    made = [note for note in notes if " of 7: " in note]
+    assert sorted(made) == [f"{number} of 7: {row['row']}" for number, row in enumerate(alone["rows"], 1)]
+    assert (folder / "shared" / "workers.log").read_text() == ""
+
+
+def test_what_a_killed_helper_leaves_is_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The helper dies as it begins; the process that was called makes every row."""
+    monkeypatch.setattr(sharing, "_PROGRAM", ("-c", "import sys; sys.exit('no')"))
+    notes: list[str] = []
+    with placed(folder):
+        config = {"search": {"workers": 2}}
+        found = lf.compare(".", out="alone", rows=["int8"], settings=config, log=notes.append)
+    assert [row["state"] for row in found.rows] == ["done", "done"]
+    assert any("a worker ended with an error" in note for note in notes)
+    assert "no" in (folder / "alone" / "workers.log").read_text()
+
+
+def test_a_row_is_claimed_by_one(tmp_path: Path) -> None:
+    table = Comparison(tmp_path, "key")
+    with table.claimed("int8") as first, table.claimed("int8") as second, table.claimed("float16") as other:
+        assert (first, second, other) == (True, False, True)
+    with table.claimed("int8") as again:
+        assert again
+
+
+def test_a_row_that_failed_is_tried_again_by_the_next_call(tmp_path: Path) -> None:
+    table = Comparison(tmp_path, "key")
+    table.keep({"row": "int8", "state": "failed"}, None)
+    table.keep({"row": "float16", "state": "left out"}, None)
+    assert table.known("int8") is not None
+    for name in ("int8", "float16", "never"):
+        table.forget_failed(name)
+    assert (table.known("int8"), table.known("float16")) == (None, {"row": "float16", "state": "left out"})
