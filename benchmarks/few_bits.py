@@ -2,7 +2,7 @@
 operations.
 
     python -m benchmarks.few_bits NETWORK WEIGHT_BITS ACTIVATION_BITS [--epochs 8] [--rate 0.02]
-                                  [--steps "few bits"] [--first 8 8] [--layers NAME=W,A ...] [--cut 0]
+                                  [--steps "few bits"] [--first 8 8] [--layers NAME=W,A[,CUT] ...] [--cut 0]
 
 NETWORK: cifar10_resnet20 or cifar10_vgg11 (a folder of examples). The first layer and the last have weights
 of 8 bits and read tensors of 8 (--first and --last change that). The best network by the search split is kept
@@ -66,18 +66,15 @@ def main() -> None:
 
 
 def policy_of(network: Network, given: argparse.Namespace) -> Policy:
-    """The bits of every layer, as the command line says."""
-    first, last = network.layers[0].name, network.layers[-1].name
-    own = {
-        name: tuple(map(int, bits.split(","))) for name, _, bits in (t.partition("=") for t in given.layers)
-    }
+    """The bits of every layer, and the share of its channels that goes, as the command line says."""
+    ends = {network.layers[0].name: given.first, network.layers[-1].name: given.last}
+    own = dict(text.split("=") for text in given.layers)
     layers = {}
     for layer in network.layers:
-        bits = (given.weight_bits, given.activation_bits)
-        bits = (
-            tuple(given.first) if layer.name == first else tuple(given.last) if layer.name == last else bits
-        )
-        layers[layer.name] = LayerPolicy(given.cut if layer.group else 0.0, *own.get(layer.name, bits))
+        bits = ends.get(layer.name, (given.weight_bits, given.activation_bits))
+        words = own[layer.name].split(",") if layer.name in own else bits
+        cut = float(words[2]) if len(words) > 2 else given.cut
+        layers[layer.name] = LayerPolicy(cut if layer.group else 0.0, *map(int, words[:2]))
     return Policy.of(layers)
 
 
@@ -105,7 +102,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", default="few bits")
     parser.add_argument("--first", type=int, nargs=2, default=(8, 8))
     parser.add_argument("--last", type=int, nargs=2, default=(8, 8))
-    parser.add_argument("--layers", nargs="*", default=[], help="NAME=W,A")
+    parser.add_argument("--layers", nargs="*", default=[], help="NAME=W,A[,CUT]")
     parser.add_argument("--cut", type=float, default=0.0)
     return parser.parse_args()
 

@@ -261,8 +261,8 @@ class Dialect:
             return self.weight(out, call)
         read = self.reads(out, call)
         weight = out.once(("weight", call.layer.name), lambda: self.weight(out, call))
-        # what integer kernels add is counted in steps of what they read
-        own = call.name if call.integer else call.layer.name
+        # what integer kernels add, where it is rounded, is counted in steps of what they read
+        own = call.name if call.integer and self.rounds_biases else call.layer.name
         bias = out.once(("bias", own), lambda: self.bias(out, call))
         if call.op == "MatMul":
             return out.add("Add", [out.add("MatMul", [read, weight], name=name), bias])

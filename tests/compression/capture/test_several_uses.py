@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import leanfront as lf
 from leanfront.compression.capture.program import Arguments
 from leanfront.compression.export.deployed_form import fold
+from leanfront.compression.export.dialects import dialect_of
 from leanfront.compression.export.measured_sizes import measured
 from leanfront.compression.export.network_model import network_model
 from leanfront.compression.export.walk import random_builder
@@ -321,6 +322,17 @@ def test_a_file_has_its_weight_once_and_a_bias_for_each_step(name: str, bits: tu
     assert abs(told - len(content)) <= 300
     tensors = onnx.load_model_from_string(shown).graph.initializer
     assert sum(math.prod(tensor.dims) == count for tensor in tensors) == 1
+
+
+@pytest.mark.parametrize("name", ["pyramid, one norm", "again", "each position and their mean"])
+@pytest.mark.parametrize("bits", [(32, 32), (8, 8)])
+def test_where_biases_are_floats_all_uses_read_one(name: str, bits: tuple[int, int]) -> None:
+    model, example = made(name)
+    captured = lf.capture(model, example)
+    policy = lf.uniform(captured, 0.0, *bits)
+    content = file_of(lf.compress(captured, policy, batches(example), to="tensorrt"), "tensorrt")
+    told = PolicyBatch.of(measured(captured.traced, dialect_of("tensorrt")), [policy]).size_bytes()
+    assert int(told[0]) == len(content)
 
 
 def test_layers_that_read_one_tensor_with_a_use_agree_on_its_bits() -> None:
