@@ -81,6 +81,14 @@ def orin_left_out(group: Callable[[Row], object]) -> list[Predicted]:
     return found
 
 
+def never_fitted() -> list[Predicted]:
+    """ResNet-50 on Jetson boards, by the numbers that ship: those of Orin and Xavier boards' other rows."""
+    orin = orin_family()
+    xavier = fit_xavier(jetson_rows(*XAVIER), orin)
+    rows = read_rows("jetson_never_fitted.csv")
+    return _predictions(rows, lambda row: jetson_roofline(row.device, orin if row.device in ORIN else xavier))
+
+
 def xavier_left_out(overlap: float = 0.5) -> Iterator[Predicted]:
     """Xavier rows, each board predicted by the other; ``overlap``: of feeding and multiplying."""
     orin = orin_family()
