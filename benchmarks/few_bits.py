@@ -3,6 +3,7 @@ operations.
 
     python -m benchmarks.few_bits NETWORK WEIGHT_BITS ACTIVATION_BITS [--epochs 8] [--rate 0.02]
                                   [--steps "few bits"] [--first 8 8] [--layers NAME=W,A[,CUT] ...] [--cut 0]
+                                  [--set finetune.features=10 ...]
 
 NETWORK: cifar10_resnet20 or cifar10_vgg11 (a folder of examples). The first layer and the last have weights
 of 8 bits and read tensors of 8 (--first and --last change that). The best network by the search split is kept
@@ -41,7 +42,7 @@ def main() -> None:
     torch.set_num_threads(1)
     config = load_config(
         HERE.parent / "examples" / given.network,
-        [f'finetune.steps="{given.steps}"', "hardware.profile=this-machine"],
+        [f'finetune.steps="{given.steps}"', "hardware.profile=this-machine", *given.set],
     )
     loaded = load(config)
     scorer = Scorer(loaded.traced, loaded.task, config, note=_say)
@@ -104,6 +105,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--last", type=int, nargs=2, default=(8, 8))
     parser.add_argument("--layers", nargs="*", default=[], help="NAME=W,A[,CUT]")
     parser.add_argument("--cut", type=float, default=0.0)
+    parser.add_argument("--set", nargs="*", default=[], help="section.key=value of the configuration")
     return parser.parse_args()
 
 

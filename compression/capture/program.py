@@ -18,6 +18,7 @@ from torch.export import Dim, ShapesCollection
 from torch.utils import _pytree as pytree
 
 from leanfront.compression.capture.functional import made_functional
+from leanfront.compression.capture.open_sizes import sizes_open
 from leanfront.compression.capture.recurrent_shapes import shapes_alone
 
 # torch's own, about the pytrees of graphs that are copied: nobody here can do anything about it
@@ -278,7 +279,7 @@ def _exported(model: nn.Module, example: Arguments, name: str) -> torch.export.E
         if _batched(own):
             shapes[tensor] = {0: Dim.AUTO}
     try:
-        with _quiet(), shapes_alone(), _lengths_open(model):
+        with _quiet(), shapes_alone(), sizes_open(model):
             return torch.export.export(
                 model, doubled.args, dict(doubled.kwargs), dynamic_shapes=shapes, strict=False
             )
@@ -302,30 +303,6 @@ def _exported(model: nn.Module, example: Arguments, name: str) -> torch.export.E
             f"torch.export cannot capture {name}: {_said(error)}{_where(error)}; {helps}, or compress a part"
             ' of the network without that: part="backbone", say'
         ) from error
-
-
-@contextmanager
-def _lengths_open(model: nn.Module) -> Iterator[None]:
-    """Within, the length of a tensor is its first size, left open, where a file with a forward of the model
-    says ``len``: Python's own makes a number of it, the one that the example has."""
-
-    def length(of: Any) -> Any:
-        return of.shape[0] if isinstance(of, Tensor) and of.dim() else len(of)
-
-    files = {id(names): names for part in model.modules() if (names := _names_of(part)) is not None}
-    said = [names for names in files.values() if "len" not in names]
-    for names in said:
-        names["len"] = length
-    try:
-        yield
-    finally:
-        for names in said:
-            del names["len"]
-
-
-def _names_of(part: nn.Module) -> dict[str, Any] | None:
-    """The names of the file that a module's forward stands in; None where it is no function of Python."""
-    return getattr(inspect.unwrap(type(part).forward), "__globals__", None)
 
 
 def _check_batch(graph: fx.GraphModule) -> None:

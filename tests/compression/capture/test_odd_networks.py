@@ -339,6 +339,23 @@ class Queries(nn.Module):
         return answer
 
 
+class Counted(nn.Module):
+    """Sizes become numbers, as code for other frameworks has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 36, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, _, height, width = map(int, x.shape)
+        assert isinstance(count, int)
+        assert type(height) == int  # noqa: E721 (what is tested)
+        seen = F.relu(self.first(x)).reshape(int(x.size(0)), 8 * height * width)
+        assert int("1", base=2) == int(1.5) == 1
+        answer: Tensor = self.last(seen) + torch.zeros(count, 1)
+        return answer
+
+
 class Together(nn.Module):
     """Heads among the batch, with lengths that follow from it."""
 
@@ -397,6 +414,7 @@ EXAMPLES = {
     Decoder: torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0)),
     Distant: torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0)),
     Queries: torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0)),
+    Counted: torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0)),
     Together: torch.randn(1, 7, 12, generator=torch.Generator().manual_seed(0)),
     Reversible: torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0)),
     Unrolled: torch.randn(1, 2, 1, 6, 6, generator=torch.Generator().manual_seed(0)),
