@@ -17,10 +17,8 @@ from leanfront.compression.graph import kernels
 from leanfront.compression.policy.dynamic import is_dynamic
 from leanfront.compression.techniques.compress import Compressed
 from leanfront.compression.techniques.quantize import quantizers
-from leanfront.search.gate.shown import operations
+from leanfront.search.gate.shown import of_floats, operations
 from leanfront.search.gate.tensors import (
-    FAR_IN_HALVES,
-    HALVES,
     STEPS,
     File,
     answers,
@@ -29,7 +27,6 @@ from leanfront.search.gate.tensors import (
     nudged,
     share_of_range,
     together,
-    tolerance,
 )
 
 OWN = 3.0
@@ -63,10 +60,8 @@ class _Apart:
         """What a file of a network is held to."""
         bits, grids = lowest_bits(compressed), output_steps(compressed)
         if bits > 8:
-            unit, limit = "of the range", tolerance(compressed.module)
-            share: Callable[[Sequence[Tensor], Sequence[Tensor]], float] = share_of_range
-            if 16 in {layer.weight_bits for layer in compressed.policy.values()}:
-                limit, share = max(limit, HALVES), partial(share_of_range, far=FAR_IN_HALVES)
+            unit, (limit, far) = "of the range", of_floats(compressed)
+            share = partial(share_of_range, far=far)
             return _Apart(unit, limit, share, lambda found: f"{found:.2g} of the range")
         unit = "quantization steps"
         return _Apart(

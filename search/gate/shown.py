@@ -17,7 +17,10 @@ from leanfront.compression.techniques.compress import Compressed
 from leanfront.compression.techniques.quantize import QUANTIZER, quantizers
 from leanfront.search.gate.masked import Held, Kept, masked
 from leanfront.search.gate.tensors import (
+    FAR,
+    FAR_IN_HALVES,
     FLOATS,
+    HALVES,
     File,
     copied,
     in_steps,
@@ -211,11 +214,13 @@ class _Led(fx.Interpreter):
 @dataclass(frozen=True)
 class _Steps:
     """What a node may differ by: ``grids``, name -> the step of the grid that it is held on; ``integers``:
-    nodes that integer kernels make, which are held on none; all others compute in floats."""
+    nodes that integer kernels make, which are held on none; all others compute in floats, and may differ by
+    ``floats``, ``far`` from 0 by more (``of_floats``)."""
 
     grids: Mapping[str, float]
     integers: frozenset[str]
     floats: float
+    far: float
 
     def apart(self, name: str, ours: Tensor, theirs: Tensor) -> float:
         """How far, as a share of what is allowed: a value between two steps may be rounded either way."""
@@ -223,7 +228,7 @@ class _Steps:
             steps = {0: self.grids[name]} if name in self.grids else {}
             most, largest = in_steps([ours], [theirs], steps)
             return max(most / _ONE_STEP, largest / _RARE_STEPS)
-        return share_of_range([ours], [theirs]) / self.floats
+        return share_of_range([ours], [theirs], far=self.far) / self.floats
 
 
 @dataclass(frozen=True)
@@ -286,7 +291,16 @@ def _allowed(compressed: Compressed) -> _Steps:
         if kernel.layer is not None and computes_in_integers(kernel.layer, policy[kernel.layer.name])
         for node in kernel.nodes
     }
-    return _Steps(grids, frozenset(integers), max(tolerance(compressed.module), FLOATS))
+    return _Steps(grids, frozenset(integers), *of_floats(compressed))
+
+
+def of_floats(compressed: Compressed) -> tuple[float, float]:
+    """Share of a tensor's range by which what computes in floats may differ between a network and its file,
+    and how far from 0 its values may lie before that counts: more where layers have 16 bits."""
+    floats = tolerance(compressed.module)
+    if 16 in {layer.weight_bits for layer in compressed.policy.values()}:
+        return max(floats, HALVES), FAR_IN_HALVES
+    return floats, FAR
 
 
 def _reads(module: fx.GraphModule, node: fx.Node) -> str:

@@ -49,12 +49,12 @@ class Start:
     def sentence(self) -> str:
         """For whoever waits."""
         if not self.differs:
-            more = f"; {self.bequests} networks of its front, which are of another space, leave their weights"
-            said = f"{self.taken_over} trials of {self.run} are taken over, priced anew"
+            more = f"; of its front, in another space, {self.bequests} leave their weights"
+            said = f"taken over from {self.run}, priced anew: {self.taken_over} of its trials"
             return f"{said}{more if self.bequests else ''}"
         return (
-            f"the scores of {self.run} no longer hold ({', '.join(self.differs)}): the {self.tried_again}"
-            " networks of its front are scored again first"
+            f"the scores of {self.run} no longer hold ({', '.join(self.differs)}); of its front"
+            f" {self.tried_again} are scored again first"
         )
 
 

@@ -14,15 +14,18 @@ import torch
 from torch import Tensor, nn
 
 import leanfront as lf
+from leanfront.compression.capture.program import Arguments
 from leanfront.compression.capture.trace import Traced
-from leanfront.compression.export.dialects import Qdq
+from leanfront.compression.export.dialects import Qdq, dialect_of
 from leanfront.compression.export.template import ExportError
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
+from leanfront.compression.techniques.compress import Compressed
 from leanfront.networks import Captured
 from leanfront.search.gate import prove as gate
 from leanfront.search.gate.policies import DEEP, FLOAT, INTEGER, MIXED, MODERATE, drawn
 from leanfront.search.gate.prove import Check, GateError, Proof, prove
+from leanfront.search.gate.shown import operations
 from tests.networks import built, example
 from tests.residual_networks import RESIDUAL
 from tests.residual_networks import built as residual
@@ -116,6 +119,28 @@ def test_a_file_that_differs_is_told_with_its_operation(monkeypatch):
             "'add_1'" in sentence or ("'relu_1'" in sentence and name in ("8 bits: file", "mixed: file"))
         ), sentence
     assert "quantization steps" in found["8 bits: file"]
+
+
+@pytest.mark.parametrize("to", ["onnx", "tensorrt"])
+def test_in_half_precision_no_operation_is_named_that_only_rounds(to, monkeypatch):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 64, 5, padding=2), nn.ReLU(), nn.Conv2d(64, 8, 3, padding=1), nn.ReLU()]
+    captured = lf.capture(nn.Sequential(*layers).eval(), x := torch.randn(1, 3, 32, 32))
+    made = lf.compress(captured, lf.uniform(captured, 0.0, 16, 32 if to == "onnx" else 16), [x], to=to)
+    inner = Compressed(made.module, made.network, made.policy)
+    dialect, given = dialect_of(to), Arguments.of(x)
+    assert operations(captured._template, inner, given, dialect).first == ""
+    normal = type(dialect).bias
+
+    def wrong(self: Any, out: Any, call: Any) -> str:
+        held = call.weights
+        if call.layer.name == "2":
+            held = replace(held, bias=held.bias + np.float32(0.5))
+        return normal(self, out, replace(call, weights=held))
+
+    monkeypatch.setattr(type(dialect), "bias", wrong)
+    found = operations(captured._template, inner, given, dialect).first
+    assert found.startswith("the first operation that differs is '2' (Conv2d)"), found
 
 
 def test_the_wrong_channels_are_noticed(monkeypatch):

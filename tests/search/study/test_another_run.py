@@ -99,7 +99,7 @@ def test_another_part_needs_new_prices_and_no_training(folder: Path) -> None:
         )  # fmt: skip
     known, own = _trials(folder / "part")
     scored = {r.trial: r for r in open_run(folder / "first").trials() if r.accuracy is not None}
-    assert "trials of first are taken over, priced anew" in said
+    assert "taken over from first, priced anew: " in said
     assert {r.known_from for r in known} <= set(scored)
     assert len(known) >= 3
     captured = lf.capture(*_model())
