@@ -128,14 +128,14 @@ def randomised(model: Any, batches: list[Any]) -> None:
 def masked_difference(captured: Any, cut: Any, policy: Any, given: Any) -> Iterator[dict[str, Any]]:
     """The cut network from the uncut one with the removed channels at zero."""
     from leanfront.search.gate.masked import masked
-    from leanfront.search.gate.tensors import answers, share_of_range
+    from leanfront.search.gate.tensors import answers, share_of_range, tolerance
 
     if all(not layer.sparsity for layer in policy.values()):
         yield {"cut": None, "cut_said": "nothing can be cut"}
         return
     found = masked(captured.module, cut.module, cut.kept, given, held=cut.kept_parameters)
     apart = share_of_range(found.outputs, answers(cut.module, given))
-    if apart > LIMIT and found.spread is not None:
+    if apart > tolerance(cut.module) and found.spread is not None:
         yield {"cut": None, "cut_said": f"channels are mixed in front of {found.spread}", "cut_apart": apart}
     else:
         yield {"cut": apart}
