@@ -45,7 +45,7 @@ from leanfront.search.run.significance import (
 )
 from leanfront.search.study.basis import basis
 from leanfront.search.study.criterion import judged_by
-from leanfront.search.study.prepare import Judged, Loaded, judged, load, threads_of_workers
+from leanfront.search.study.prepare import Judged, Loaded, cores, judged, load, threads_of_workers
 from leanfront.search.study.run_search import use_threads
 from leanfront.search.task import TaskError
 from leanfront.search.trial.scored import TrialFailed
@@ -94,9 +94,9 @@ class Comparison:
             return None
         return row if row["state"] != "done" or self.content(name) is not None else None
 
-    def forget_failed(self, name: str) -> None:
+    def forget_failed(self, name: str, own: str = "") -> None:
         """Let a row that an earlier call failed to make be tried again."""
-        if (self.known(name) or {}).get("state") == "failed":
+        if (self.known(name, own) or {}).get("state") == "failed":
             self.file(name, ".json").unlink(missing_ok=True)
 
     @contextmanager
@@ -165,11 +165,12 @@ def compare(
     shared = Shared(config, folder, epochs, tuple(rows), None if run is None else run.path)
     making = _Making(loaded, known, shared, note)
     for one in making.wanted:
-        making.table.forget_failed(one.name)
+        making.table.forget_failed(one.name, one.key)
     making.make(making.wanted[:1])  # which all others are held against
     with helped(shared, (loaded.traced.importance, making.keys), threads[1:], note):
         making.make(making.wanted)
         found = [making.prices.again(row) for row in making.all_made()]
+    use_threads(cores())
     found = _timed(loaded, making.table, found, note)
     evidence = {row["row"]: making.table.scores(row["row"]) for row in found if row["state"] == "done"}
     compared = Compared(folder, tuple(found), headline(found, evidence, config.search.objectives))

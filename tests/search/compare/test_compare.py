@@ -303,7 +303,9 @@ def test_a_row_that_failed_is_tried_again_by_the_next_call(tmp_path: Path) -> No
     table = Comparison(tmp_path, "key")
     table.keep({"row": "int8", "state": "failed"}, None)
     table.keep({"row": "float16", "state": "left out"}, None)
+    table.keep({"row": "student", "state": "failed"}, None, "-of its own")
     assert table.known("int8") is not None
-    for name in ("int8", "float16", "never"):
-        table.forget_failed(name)
+    for name, own in (("int8", ""), ("float16", ""), ("never", ""), ("student", "-of its own")):
+        table.forget_failed(name, own)
+    assert table.known("student", "-of its own") is None
     assert (table.known("int8"), table.known("float16")) == (None, {"row": "float16", "state": "left out"})
