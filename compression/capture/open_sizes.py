@@ -1,8 +1,11 @@
 """Sizes that the code of a network makes numbers of, left open while it is captured."""
 
+import ast
 import inspect
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -47,10 +50,12 @@ def sizes_open(model: nn.Module) -> Iterator[None]:
     try:
         for part in model.modules():
             names = _names_of(part)
-            for name, instead in (("len", _length), ("int", _Int)):
-                if name not in names:
-                    names[name] = instead
-                    changed.append((names, name))
+            if "len" not in names:
+                names["len"] = _length
+                changed.append((names, "len"))
+            if "int" not in names and _only_converts(str(names.get("__name__"))):
+                names["int"] = _Int
+                changed.append((names, "int"))
         yield
     finally:
         for names, name in changed:
@@ -61,3 +66,35 @@ def _names_of(part: nn.Module) -> dict[str, Any]:
     """The names of the file that a module's forward stands in, where it is a function of Python."""
     found: dict[str, Any] = getattr(inspect.unwrap(type(part).forward), "__globals__", {})
     return found
+
+
+@cache
+def _only_converts(file: str) -> bool:
+    """Whether a file says ``int`` where it converts a value, or asks for the type of one, and nowhere else:
+    as the type of an array (``dtype=int``) nothing but Python's own will do."""
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[file]))
+    except (KeyError, OSError, TypeError, SyntaxError):
+        return False
+    said = list(_outside_annotations(tree))
+    fine: set[ast.AST] = set()
+    for node in said:
+        if isinstance(node, ast.Call):
+            fine.add(node.func)
+            if isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass", "map"):
+                fine |= {part for argument in node.args for part in ast.walk(argument)}
+        elif isinstance(node, ast.Compare):  # type(value) == int
+            fine |= {
+                one for one in (node.left, *node.comparators) if isinstance(node.ops[0], ast.Eq | ast.NotEq)
+            }
+    return all(node in fine for node in said if isinstance(node, ast.Name) and node.id == "int")
+
+
+def _outside_annotations(node: ast.AST) -> Iterator[ast.AST]:
+    """A piece of code and all that is in it, but what only says which types its values have."""
+    yield node
+    for name, field in ast.iter_fields(node):
+        if name not in ("annotation", "returns"):
+            for part in field if isinstance(field, list) else [field]:
+                if isinstance(part, ast.AST):
+                    yield from _outside_annotations(part)

@@ -1,5 +1,7 @@
 """Networks of kinds that nobody had thought of: each was wrong, or a traceback, when it was tried."""
 
+import importlib
+
 import onnxruntime
 import pytest
 import torch
@@ -429,6 +431,26 @@ EXAMPLES = {
     Differences: torch.randn(1, 6, generator=torch.Generator().manual_seed(0)),
     Bags: (torch.arange(1, 8).reshape(1, 7), torch.rand(1, 7, generator=torch.Generator().manual_seed(0))),
 }
+
+
+def test_a_file_in_which_int_is_a_type_of_arrays_keeps_its_own(tmp_path, monkeypatch) -> None:
+    text = (
+        "import torch\n\n\nclass Net(torch.nn.Linear):\n    def forward(self, x: torch.Tensor, n: int = 2):\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, line, passes in (
+        ("converts", "b = int(x.shape[0]) if isinstance(n, (int, float)) else 0", True),
+        ("as_a_type", "b = int(x.shape[0]) + torch.zeros(1, dtype=int).shape[0] - 1", False),
+    ):
+        (tmp_path / f"{name}.py").write_text(
+            f"{text}        {line}\n        return super().forward(x.view(b, 6))\n"
+        )
+        model = importlib.import_module(name).Net(6, 3).eval()
+        if passes:
+            assert not prove(model, lf.capture(model, torch.zeros(1, 2, 3)), torch.zeros(1, 2, 3)).failures
+        else:
+            with pytest.raises(TraceError, match="fits one batch size only"):
+                lf.capture(model, torch.zeros(1, 2, 3))
 
 
 @pytest.mark.parametrize("kind", EXAMPLES, ids=lambda kind: kind.__name__)
