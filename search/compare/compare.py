@@ -14,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from leanfront.compression.export.dialects import DialectError
 from leanfront.compression.export.walk import random_builder
 from leanfront.compression.export.zipped_sizes import deflated
@@ -167,7 +169,9 @@ def compare(
     for one in making.wanted:
         making.table.forget_failed(one.name, one.key)
     making.make(making.wanted[:1])  # which all others are held against
-    with helped(shared, (loaded.traced.importance, making.keys), threads[1:], note):
+    importance = loaded.traced.importance
+    told = {"importance": None if importance is None else importance.tolist(), "keys": making.keys}
+    with helped(shared, told, threads[1:], note):
         making.make(making.wanted)
         found = [making.prices.again(row) for row in making.all_made()]
     use_threads(cores())
@@ -179,15 +183,21 @@ def compare(
 
 
 def join_compare(
-    stopped: Callable[[], bool], shared: Shared, importance: Any, keys: Mapping[str, str], threads: int
+    stopped: Callable[[], bool],
+    shared: Shared,
+    importance: Sequence[float] | None,
+    keys: Mapping[str, str],
+    threads: int,
 ) -> None:
     """Make rows of a comparison that another process has begun, until every row is made or claimed.
 
-    keys: of its rows. One that is another here (a student that is drawn anew each time) is left to it.
+    importance: of channels, as the other's traced network has it. keys: of its rows. One that is another here
+    (a student that is drawn anew each time) is left to it.
     """
     use_threads(threads)
     loaded = load(shared.config)
-    loaded = replace(loaded, traced=replace(loaded.traced, importance=importance))
+    scores = None if importance is None else np.array(importance)
+    loaded = replace(loaded, traced=replace(loaded.traced, importance=scores))
     known = judged(loaded, None, lambda line: None, decoded=shared.folder / "decoded")
     making = _Making(loaded, known, shared, lambda line: print(line, flush=True))
     making.make([one for one in making.wanted if making.keys[one.name] == keys.get(one.name)], stopped)

@@ -4,19 +4,19 @@ They claim row after row in its folder (``Comparison.claimed``), so that one tha
 the others. They are in sessions of their own, and end with the process that started them.
 """
 
+import json
 import os
-import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from leanfront.search.compare.recipes import Note
-from leanfront.search.config import SearchConfig
+from leanfront.search.config import SearchConfig, parse_config
 from leanfront.search.study.run_search import wait_or_kill
 
 _PROGRAM = ("-m", "leanfront.search.compare")
@@ -32,12 +32,27 @@ class Shared:
     rows: tuple[str, ...]
     run: Path | None
 
+    def plain(self) -> dict[str, Any]:
+        """In values of JSON."""
+        config = self.config.model_dump(mode="json", exclude_none=True)
+        config["task"]["file"] = str(self.config.task.file)
+        run = None if self.run is None else str(self.run)
+        own = {"folder": str(self.folder), "epochs": self.epochs, "rows": list(self.rows), "run": run}
+        return {"config": config, **own}
+
+    @staticmethod
+    def read(plain: Mapping[str, Any]) -> "Shared":
+        """What ``plain`` has made."""
+        run = None if plain["run"] is None else Path(plain["run"])
+        rows = tuple(plain["rows"])
+        return Shared(parse_config(plain["config"]), Path(plain["folder"]), plain["epochs"], rows, run)
+
 
 @contextmanager
-def helped(shared: Shared, known: tuple[Any, ...], threads: Sequence[int], note: Note) -> Iterator[None]:
+def helped(shared: Shared, known: Mapping[str, Any], threads: Sequence[int], note: Note) -> Iterator[None]:
     """A process for each number of threads makes rows, for the length of a with block; ``note`` hears which.
 
-    known: the next arguments of ``join_compare``.
+    known: further arguments of ``join_compare``, in values of JSON.
     """
     listeners = []
     started: list[subprocess.Popen[bytes]] = []
@@ -56,7 +71,7 @@ def helped(shared: Shared, known: tuple[Any, ...], threads: Sequence[int], note:
             listener.join(timeout=1)
 
 
-def _start(shared: Shared, known: tuple[Any, ...], threads: int) -> "subprocess.Popen[bytes]":
+def _start(shared: Shared, known: Mapping[str, Any], threads: int) -> "subprocess.Popen[bytes]":
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with (shared.folder / "workers.log").open("ab") as log:
         process = subprocess.Popen(
@@ -69,7 +84,8 @@ def _start(shared: Shared, known: tuple[Any, ...], threads: int) -> "subprocess.
         )
     assert process.stdin is not None
     with suppress(BrokenPipeError), process.stdin as given:  # one that died at once: the others make its rows
-        pickle.dump((os.getpid(), shared, *known, threads), given)
+        told = {"parent": os.getpid(), "shared": shared.plain(), "known": {**known, "threads": threads}}
+        given.write(json.dumps(told).encode())
     return process
 
 

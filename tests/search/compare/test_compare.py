@@ -267,7 +267,7 @@ def test_another_process_makes_what_this_one_would(
     monkeypatch.setattr(_Making, "make", few)
     notes: list[str] = []
     with placed(folder):
-        config = {"search": {"workers": 2}}
+        config = {"search": {"workers": 2}, "space": {"criterion": ["l1"]}}
         found = lf.compare(".", out="shared", rows=ROWS, settings=config, log=notes.append)
     _, alone = compared
     given = ("row", "state", "parameters", "macs", "bops", "epochs", "latency_ms")

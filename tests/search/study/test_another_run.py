@@ -145,7 +145,7 @@ def test_what_a_part_has_no_kernels_for_leaves_its_weights_to_what_is_nearest(fo
     heirs = [r for r in run.trials() if r.is_heir]
     assert 1 <= len(heirs) <= len(strange)  # two may have the same nearest policy
     assert run.environment()["started_from"]["bequests"] == len(strange)
-    assert f"{len(strange)} networks of its front, which are of another space, leave their weights" in said
+    assert f"of its front, in another space, {len(strange)} leave their weights" in said
     captured = lf.capture(*_model())
     for row in heirs:
         parent = Policy.from_json(strange[int(row.weights_from or 0)].policy)
