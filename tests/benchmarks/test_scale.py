@@ -43,6 +43,7 @@ def test_a_long_run_is_read_in_three_seconds(run: RunFolder, words: list[str]) -
     assert done.stdout
 
 
+@pytest.mark.slow
 def test_a_long_study_resumes_in_fifteen_seconds(run: RunFolder) -> None:
     before = time.process_time()
     study = resume(run, space_of(run.config(), LAYERS))

@@ -17,6 +17,7 @@ from leanfront.hw_profiles import load_profile
 from leanfront.latency_models.measured.building import cost_model
 from leanfront.latency_models.measured.validation import validate
 from tests.latencies import error_in_common_units, small_tables
+from tests.variants import some
 
 
 class Gestures(nn.Module):
@@ -42,7 +43,7 @@ def small_and_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_tables(monkeypatch, tmp_path, 10, 16)
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", some([nn.LSTM, nn.GRU], 1))
 def test_they_are_measured_and_predicted(kind: type[nn.RNNBase]) -> None:
     made, profile = traced(kind), load_profile("this-machine")
     space = Space(made.network, profile, [0.0, 0.5], [8, 32], [8, 32], dynamic=True)
