@@ -47,10 +47,19 @@ from leanfront.search.run.significance import (
 )
 from leanfront.search.study.basis import basis
 from leanfront.search.study.criterion import judged_by
-from leanfront.search.study.prepare import Judged, Loaded, cores, judged, load, threads_of_workers
+from leanfront.search.study.prepare import (
+    Loaded,
+    cores,
+    hashes_of,
+    judged,
+    load,
+    scorer_of,
+    threads_of_workers,
+)
 from leanfront.search.study.run_search import use_threads
 from leanfront.search.task import TaskError
 from leanfront.search.trial.scored import TrialFailed
+from leanfront.search.trial.scorer import Scorer
 
 MEMBERS = 6
 """Of a search's front, at most."""
@@ -165,12 +174,13 @@ def compare(
     loaded = judged_by(load(config), None, note)
     known = judged(loaded, None, note, decoded=folder / "decoded")
     shared = Shared(config, folder, epochs, tuple(rows), None if run is None else run.path)
-    making = _Making(loaded, known, shared, note)
+    making = _Making(loaded, known.scorer, shared, note)
     for one in making.wanted:
         making.table.forget_failed(one.name, one.key)
     making.make(making.wanted[:1])  # which all others are held against
     importance = loaded.traced.importance
     told = {"importance": None if importance is None else importance.tolist(), "keys": making.keys}
+    told["resamples"] = known.scorer.resamples
     with helped(shared, told, threads[1:], note):
         making.make(making.wanted)
         found = [making.prices.again(row) for row in making.all_made()]
@@ -187,34 +197,37 @@ def join_compare(
     shared: Shared,
     importance: Sequence[float] | None,
     keys: Mapping[str, str],
+    resamples: int | None,
     threads: int,
 ) -> None:
     """Make rows of a comparison that another process has begun, until every row is made or claimed.
 
     importance: of channels, as the other's traced network has it. keys: of its rows. One that is another here
-    (a student that is drawn anew each time) is left to it.
+    (a student that is drawn anew each time) is left to it. resamples: of a metric, in each score.
     """
     use_threads(threads)
     loaded = load(shared.config)
     scores = None if importance is None else np.array(importance)
     loaded = replace(loaded, traced=replace(loaded.traced, importance=scores))
-    known = judged(loaded, None, lambda line: None, decoded=shared.folder / "decoded")
-    making = _Making(loaded, known, shared, lambda line: print(line, flush=True))
+    note = partial(print, flush=True)
+    scorer = scorer_of(loaded, note, shared.folder / "decoded")
+    scorer.resamples = resamples
+    making = _Making(loaded, scorer, shared, note)
     making.make([one for one in making.wanted if making.keys[one.name] == keys.get(one.name)], stopped)
 
 
 class _Making:
     """What one process makes of the rows that are wanted; any number of processes may."""
 
-    def __init__(self, loaded: Loaded, known: Judged, shared: Shared, note: Note) -> None:
+    def __init__(self, loaded: Loaded, scorer: Scorer, shared: Shared, note: Note) -> None:
         """Raises what ``compare`` does, before anything is trained."""
-        recipes = recipes_named(shared.rows)
+        recipes, hashes = recipes_named(shared.rows), hashes_of(loaded)
         run = None if shared.run is None else RunFolder(shared.run)
-        members = [] if run is None else members_of(run, MEMBERS, known.hashes)
-        maker = Maker(loaded, known.scorer, shared.epochs, note)
+        members = [] if run is None else members_of(run, MEMBERS, hashes)
+        maker = Maker(loaded, scorer, shared.epochs, note)
         maker.check(recipes)
         self.note, self.prices = note, _Prices(loaded)
-        self.table = Comparison(shared.folder, _key(loaded, known.hashes, shared.epochs))
+        self.table = Comparison(shared.folder, _key(loaded, hashes, shared.epochs))
         self.wanted = [
             _Wanted(recipe.name, recipe.techniques, partial(maker.made, recipe), maker.key(recipe))
             for recipe in recipes

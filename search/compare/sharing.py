@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,18 +35,16 @@ class Shared:
 
     def plain(self) -> dict[str, Any]:
         """In values of JSON."""
-        config = self.config.model_dump(mode="json", exclude_none=True)
-        config["task"]["file"] = str(self.config.task.file)
         run = None if self.run is None else str(self.run)
         own = {"folder": str(self.folder), "epochs": self.epochs, "rows": list(self.rows), "run": run}
-        return {"config": config, **own}
+        return {"config": self.config.to_toml(), **own}
 
     @staticmethod
     def read(plain: Mapping[str, Any]) -> "Shared":
         """What ``plain`` has made."""
         run = None if plain["run"] is None else Path(plain["run"])
-        rows = tuple(plain["rows"])
-        return Shared(parse_config(plain["config"]), Path(plain["folder"]), plain["epochs"], rows, run)
+        config = parse_config(tomllib.loads(plain["config"]))
+        return Shared(config, Path(plain["folder"]), plain["epochs"], tuple(plain["rows"]), run)
 
 
 @contextmanager

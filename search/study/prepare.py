@@ -168,6 +168,14 @@ class Judged:
     environment: Mapping[str, Any]
 
 
+def scorer_of(loaded: Loaded, log: Log, decoded: Path | None) -> "Scorer":
+    """What scores policies of a task, in the rungs of its sampler. ``decoded``: as of ``prepare``."""
+    from leanfront.search.trial.scorer import Scorer
+
+    rungs = loaded.sampler.rungs(loaded.config.rung_images)
+    return Scorer(loaded.traced, loaded.task, loaded.config, log, rungs, decoded)
+
+
 def judged(
     loaded: Loaded, run: RunFolder | None, log: Log, write: bool = True, decoded: Path | None = None
 ) -> Judged:
@@ -176,12 +184,8 @@ def judged(
     Raises:
         TaskError: the network scores no better than chance.
     """
-    from leanfront.search.trial.scorer import Scorer
-
     written = run if write else None
-    decoded = decoded if run is None else run.decoded
-    rungs = loaded.sampler.rungs(loaded.config.rung_images)
-    scorer = Scorer(loaded.traced, loaded.task, loaded.config, log, rungs, decoded)
+    scorer = scorer_of(loaded, log, decoded if run is None else run.decoded)
     hashes = hashes_of(loaded)
     environment = run.environment() if run is not None else {}
     _check_metric(loaded, environment, run)
