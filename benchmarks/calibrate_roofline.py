@@ -4,8 +4,9 @@
 
 Arm boards (TFLite, ruy): the two boards for which there are measurements of many families tell how kinds of
 kernels compare (ARM_SHARED); each board then has five numbers of its own (ARM_OWN). Jetson boards: seven
-numbers for the Orin family; the peaks of a board are those of its data sheet. Xavier's efficiency follows
-from Orin's, and only its time per kernel is fitted to its own rows.
+numbers for the Orin family; the peaks of a board are those of its data sheet. Xavier's efficiency in int8
+follows from Orin's; fitted to its own rows are its efficiency in float16, its time per kernel and what it
+waits for weights.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,7 +52,10 @@ JETSON = {
 
 ORIN = ("jetson-orin-nano", "jetson-orin-nano-15w", "jetson-orin-nx", "jetson-agx-orin")
 XAVIER = ("jetson-xavier-nx", "jetson-agx-xavier")
-XAVIER_OWN = {"overhead_ms": 0.003}
+XAVIER_OWN = {"overhead_ms": 0.003, "sum_byte_ns": 10.0, "efficiency.16": 0.6}
+QUEUED = {"queued_ms": 0.002}
+"""Besides overhead_ms, each kernel where a row's kernels were handed over one by one. No profile has it: what
+leanfront writes for TensorRT is run as a graph."""
 XAVIER_PEAK_OVER_ORIN = 0.5
 """Multiply-accumulates per cycle that the tensor cores of a multiprocessor have, int8 or float16."""
 
@@ -114,7 +118,7 @@ def fit_power(rows: Sequence[Row], roofline: Roofline) -> dict[str, float]:
 def jetson_roofline(device: str, family: Mapping[str, float]) -> Roofline:
     """A Jetson board's numbers: the peaks of its data sheet and what its family reaches of them."""
     roofline = roofline_of(device)
-    numbers = {name: family[name] for name in family if "_at_" not in name}
+    numbers = {name: family[name] for name in family if "_at_" not in name and name not in QUEUED}
     numbers["conversion_overhead_ms"] = numbers["overhead_ms"]
     numbers["joined_value_ns"] = family["joined_ns_at_100_gb_per_s"] * 1e8 / roofline.bandwidth_bytes_per_ms
     return with_numbers(roofline, numbers)
@@ -122,15 +126,20 @@ def jetson_roofline(device: str, family: Mapping[str, float]) -> Roofline:
 
 def fit_orin(rows: Sequence[Row]) -> dict[str, float]:
     """The numbers of the Orin family from rows of its boards."""
-    return fit(rows, JETSON, lambda row, values: jetson_roofline(row.device, values))
+    return fit(rows, JETSON, jetson_board)
 
 
 def fit_xavier(rows: Sequence[Row], orin: Mapping[str, float], overlap: float = 0.5) -> dict[str, float]:
-    """Xavier's time per kernel from its rows; efficiencies from Orin's, the rest as on Orin."""
-    integer = xavier_efficiency(orin["efficiency.8"], overlap)
-    others = {**orin, "efficiency.8": integer, "efficiency.16": integer}
-    found = fit(rows, XAVIER_OWN, lambda row, values: jetson_roofline(row.device, {**others, **values}))
+    """XAVIER_OWN and QUEUED from Xavier's rows; the efficiency in int8 from Orin's, the rest as on Orin."""
+    others = {**orin, "efficiency.8": xavier_efficiency(orin["efficiency.8"], overlap)}
+    found = fit(rows, XAVIER_OWN | QUEUED, lambda row, values: jetson_board(row, {**others, **values}))
     return {**others, **found}
+
+
+def jetson_board(row: Row, family: Mapping[str, float]) -> Roofline:
+    """The numbers of a row's board, as its kernels were handed over."""
+    queued_ms = family.get("queued_ms", 0.0) if row.queued else 0.0
+    return jetson_roofline(row.device, {**family, "overhead_ms": family["overhead_ms"] + queued_ms})
 
 
 def xavier_efficiency(orin: float, overlap: float) -> float:
@@ -164,6 +173,12 @@ def orin_family() -> dict[str, float]:
     return fit_orin(jetson_rows(*ORIN))
 
 
+@cache
+def xavier_family() -> dict[str, float]:
+    """What ships: the Xavier family's numbers, from all its rows and Orin's numbers."""
+    return fit_xavier(jetson_rows(*XAVIER), orin_family())
+
+
 def shipped_family() -> dict[str, float]:
     """The family's numbers as they stand in the profile of the Raspberry Pi."""
     roofline = roofline_of(PI)
@@ -183,7 +198,7 @@ def main() -> None:
         print(f"{device}:", _text({**own, **power}), dict(roofline.depthwise_efficiency))
     print("x86-avx512-vnni:", _text(fit_x86(read_rows("x86_cpu.csv"))))
     orin = orin_family()
-    xavier = fit_xavier(jetson_rows(*XAVIER), orin)
+    xavier = xavier_family()
     for name, devices, family in (("Orin", ORIN, orin), ("Xavier", XAVIER, xavier)):
         print(f"{name}:", _text(family))
         for device in devices:

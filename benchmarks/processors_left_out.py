@@ -16,11 +16,13 @@ from benchmarks.calibrate_roofline import (
     fit_power,
     fit_x86,
     fit_xavier,
-    jetson_roofline,
+    jetson_board,
     jetson_rows,
     orin_family,
     x86_roofline,
+    xavier_family,
 )
+from benchmarks.mlperf_kernels import submitted_ms
 from benchmarks.published_rows import Row, predicted, predicted_ms, read_rows
 from leanfront.hw_profiles import Roofline
 
@@ -77,25 +79,50 @@ def orin_left_out(group: Callable[[Row], object]) -> list[Predicted]:
     for left_out in dict.fromkeys(map(group, rows)):
         family = fit_orin([row for row in rows if group(row) != left_out])
         tested = [row for row in rows if group(row) == left_out]
-        found += _predictions(tested, lambda row: jetson_roofline(row.device, family))  # noqa: B023
+        found += _predictions(tested, lambda row: jetson_board(row, family))  # noqa: B023
     return found
 
 
-def never_fitted() -> list[Predicted]:
-    """ResNet-50 on Jetson boards, by the numbers that ship: those of Orin and Xavier boards' other rows."""
-    orin = orin_family()
-    xavier = fit_xavier(jetson_rows(*XAVIER), orin)
+def never_fitted(as_submitted: bool = True) -> list[Predicted]:
+    """ResNet-50 on Jetson boards, by the numbers that ship: those of Orin and Xavier boards' other rows.
+
+    ``as_submitted``: rows of MLPerf with the kernels that NVIDIA wrote for them, which is what was measured;
+    else as TensorRT would run a file.
+    """
     rows = read_rows("jetson_never_fitted.csv")
-    return _predictions(rows, lambda row: jetson_roofline(row.device, orin if row.device in ORIN else xavier))
+    if not as_submitted:
+        return _predictions(rows, shipped_roofline)
+    found: list[Predicted] = []
+    for row in rows:
+        if "mlcommons" in row.source:
+            found.append((row, submitted_ms(row, shipped_roofline(row)), 0.0))
+        else:
+            found += _predictions([row], shipped_roofline)
+    return found
+
+
+def shipped_roofline(row: Row) -> Roofline:
+    """What ships for a row's board."""
+    orin = orin_family()
+    return jetson_board(row, orin if row.device in ORIN else xavier_family())
 
 
 def xavier_left_out(overlap: float = 0.5) -> Iterator[Predicted]:
-    """Xavier rows, each board predicted by the other; ``overlap``: of feeding and multiplying."""
+    """Xavier's int8 rows, each board predicted by the other; ``overlap``: of feeding and multiplying."""
     orin = orin_family()
     for device in XAVIER:
         others = [name for name in XAVIER if name != device]
         family = fit_xavier(jetson_rows(*others), orin, overlap)
-        yield from _predictions(jetson_rows(device), lambda row: jetson_roofline(row.device, family))  # noqa: B023
+        tested = [row for row in jetson_rows(device) if row.precision == "int8"]
+        yield from _predictions(tested, lambda row: jetson_board(row, family))  # noqa: B023
+
+
+def xavier_networks_left_out() -> Iterator[Predicted]:
+    """Xavier's float16 rows, each network predicted by all others of both boards."""
+    rows = jetson_rows(*XAVIER)
+    for tested in (row for row in rows if row.precision == "fp16"):
+        family = fit_xavier([row for row in rows if row is not tested], orin_family())
+        yield from _predictions([tested], lambda row: jetson_board(row, family))  # noqa: B023
 
 
 def x86_left_out() -> Iterator[Predicted]:

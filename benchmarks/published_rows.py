@@ -36,6 +36,12 @@ class Row:
     mean_ms: float | None
     energy_mj: float | None
     source: str
+    software: str = ""
+
+    @property
+    def queued(self) -> bool:
+        """Whether a GPU was handed kernel by kernel, instead of all of them as one graph."""
+        return "torch2trt" in self.software
 
     @property
     def family(self) -> str:
@@ -62,6 +68,7 @@ def read_rows(file: str) -> tuple[Row, ...]:
                 mean_ms=float(row["mean_ms"]) if row.get("mean_ms") else None,
                 energy_mj=float(row["energy_mj"]) if row.get("energy_mj") else None,
                 source=row["source"],
+                software=row.get("software") or "",
             )
             for row in csv.DictReader(lines)
         )

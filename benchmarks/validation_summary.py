@@ -101,6 +101,7 @@ LINES = (
     Line("Jetson: latency MAPE", "<= 10 %", "a network", ["Jetson Orin: a network left out"]),
     Line("Jetson: latency MAPE", "<= 15 %", "a board", [ORIN, XAVIER]),
     Line("Jetson: the worst board", "<= 15 %", "a board", [ORIN, XAVIER], worst),
+    Line("Jetson AGX Xavier: latency MAPE", "<= 10 %", "a network", ["Jetson AGX Xavier: a network"]),
     Line("Jetson: ResNet-50", "<= 10 %, largest 20 %", "the network, which no fit has seen",
          ["Jetson: ResNet-50"], largest),
     Line("2:4 sparsity: gain of a network", "1.24 to 1.47", "nothing: a layer's gain is published",

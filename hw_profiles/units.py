@@ -43,8 +43,8 @@ PURE_NUMBERS = frozenset(
         "gathered_passes", "tensor_passes", "two_four_gain", "unstructured_break_even", "unstructured_floor",
         "usable", "per_lut6", "triplication", "memory_ecc", "clock_derating", "scrub_share",
         # choices, which have a source like numbers
-        "fused_activations", "folds_kernel_width", "weights", "features_outside", "configuration_immune",
-        "unrolled_zeros",
+        "fused_activations", "fused_sums", "folds_kernel_width", "weights", "features_outside",
+        "configuration_immune", "unrolled_zeros",
         "name",
     }
 )  # fmt: skip

@@ -16,11 +16,12 @@ COLUMNS = (
 
 
 def read_layer_table(path: Path) -> Network:
-    """A layer table as a chain: each layer reads the one before it.
+    """A layer table as a chain: each layer reads the one before it, if its shape allows.
 
     A table says nothing about pools, residual adds, concats and activations, so these cost nothing here,
     and peak memory is that of the chain. Where the layer before does not have the shape that a layer reads,
-    the layer gets a source node (op "input") of the right shape. Where every layer has as many input
+    it reads the last one before that has (a branch), and where none has, a source node (op "input") of the
+    right shape. Where every layer has as many input
     channels as the layer before has outputs, the channels can be cut, each layer in its own group;
     otherwise (concats, parallel branches) the table does not say who reads whom, and no layer has a group.
 
@@ -90,12 +91,15 @@ def _row(fields: dict[str, str | None], where: str) -> Layer:
 def _chain(rows: list[Layer]) -> Network:
     groups = _groups(rows)
     nodes: list[Node] = []
+    made: list[Node] = []
     layers: list[Layer] = []
     taken = {row.name for row in rows}
     for index, row in enumerate(rows):
         before = rows[index - 1].shape if index else None
         if before is not None and _reads(row.shape, before):
             source = nodes[-1]
+        elif (branch := _read_again(rows, index)) is not None:
+            source = made[branch]
         else:
             group = groups[index - 1] if index else None
             repeat = _repeat(row.shape, before) if before is not None and group is not None else 1
@@ -112,7 +116,7 @@ def _chain(rows: list[Layer]) -> Network:
             )
             nodes.append(source)
         layers.append(replace(row, group=groups[index]))
-        nodes.append(
+        made.append(
             Node(
                 name=row.name,
                 op=row.shape.op,
@@ -122,7 +126,17 @@ def _chain(rows: list[Layer]) -> Network:
                 layer=row.name,
             )
         )
+        nodes.append(made[-1])
     return Network(tuple(nodes), tuple(layers), (nodes[-1].name,))
+
+
+def _read_again(rows: list[Layer], index: int) -> int | None:
+    """The last layer before that makes what a layer reads, where the layer right before has other channels.
+    (If only its positions differ, a pool lies between.)"""
+    shape = rows[index].shape
+    if index < 2 or _repeat(shape, rows[index - 1].shape):
+        return None
+    return next((i for i in range(index - 2, -1, -1) if _reads(shape, rows[i].shape)), None)
 
 
 def _groups(rows: list[Layer]) -> list[str | None]:

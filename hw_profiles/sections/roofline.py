@@ -33,6 +33,14 @@ class Roofline(Section):
     alignment: [input channels per group, output channels] are computed in multiples of these, by bits.
     joined_value_ns: each value of a tensor that joins whole maps over their positions, between two layers of
         a layer table: what a detection head does around it (transposes, softmax, arithmetic on boxes).
+    packed_channel_count: a layer of at most so many input channels (of an image) has kernels that read them
+        in so many and multiply those of all taps as one sum, rounded up to the alignment; left out: it
+        computes whole alignments of channels at each tap.
+    sum_byte_ns: what each byte of a sum (input channels x taps) takes at least where a layer has more than
+        one position, however many multiprocessors compute: weights that nothing has fetched beforehand are
+        waited for, one step of the sum after the other.
+    fused_sums: the sum of what a layer makes and another tensor, in floats, is made by the layer's kernel,
+        which reads the other tensor besides.
     tensor_passes: how often the inputs and the output of a layer cross memory; weights do once.
     multiprocessor_count: of a GPU; each computes tile_position_count x tile_channel_count outputs of a dense
         layer at a time, and a layer takes the time of whole waves of whole tiles. All three or none.
@@ -56,6 +64,9 @@ class Roofline(Section):
     image_value_ns: Mapping[str, NotNegative] = Field(default_factory=dict)
     gathered_passes: NotNegative | None = None
     joined_value_ns: NotNegative | None = None
+    packed_channel_count: Count | None = None
+    sum_byte_ns: NotNegative | None = None
+    fused_sums: bool | None = None
     tensor_passes: Factor | None = None
     conversion_overhead_ms: NotNegative | None = None
     alignment: Mapping[str, tuple[Count, Count]] = Field(default_factory=dict)

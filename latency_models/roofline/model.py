@@ -40,7 +40,7 @@ def times(work: Work, roofline: Roofline, gains: Array | float = 1.0) -> Times:
     """How long a kernel takes, or each of many.
 
     arithmetic  macs (rounded up to alignment and to waves of tiles) / (macs_per_ms x efficiency, or
-                depthwise_efficiency)
+                depthwise_efficiency), and at least sum_byte_ns x bytes of the sum
     traffic     (moved, the tensors of layers tensor_passes times + im2col_passes x windows
                 + gathered_passes x gathered) / (bandwidth x its efficiency)
                 + value_ns x values (those of the windows im2col_passes times)
@@ -57,6 +57,8 @@ def times(work: Work, roofline: Roofline, gains: Array | float = 1.0) -> Times:
     if np.any(work.depthwise):
         rate = np.where(work.depthwise, depthwise[work.unit], rate)
     compute: Any = work.macs / rate
+    if roofline.sum_byte_ns:
+        compute = np.maximum(compute, roofline.sum_byte_ns * NS * work.sum_bytes)
     moved, values = work.moved_bytes, work.values
     if roofline.im2col_passes:
         moved = moved + roofline.im2col_passes * work.window_bytes

@@ -31,7 +31,8 @@ class Work:
 
     unit: bits of the arithmetic unit, 0 where there is no arithmetic.
     macs: multiply-accumulates, channels rounded up to the unit's alignment and outputs to whole waves of
-    tiles. depthwise: whether they are of a depthwise layer.
+    tiles. depthwise: whether they are of a depthwise layer. sum_bytes: of the products that one output of a
+    dense layer adds up, where it has more than one position.
     moved_bytes: inputs and output once, weights at their bits, a bias at 32; layer_bytes: those of them that
     are inputs or the output of a layer. values: how many these are
     (without biases). window_values, window_bits: the matrix of windows of a convolution larger than 1x1.
@@ -44,6 +45,7 @@ class Work:
     depthwise: Flags | bool = False
     unit: Bits | int = 0
     macs: Array | float = 0.0
+    sum_bytes: Array | float = 0.0
     moved_bytes: Array | float = 0.0
     layer_bytes: Array | float = 0.0
     values: Array | float = 0.0
@@ -107,6 +109,7 @@ class Kernels:
         self._inputs = [[batch.kernel_index[name] for name in kernel.inputs] for kernel in self.kernels]
         self._units = np.array([_unit(roofline, bits) for bits in range(33)])
         self._aligned = None if all(pair == (1, 1) for pair in roofline.alignment.values()) else roofline
+        self._sums = self._sums_of_layers() if roofline.fused_sums else {}
         self._readers: list[list[int]] = [[] for _ in self.kernels]
         for row, kernel in enumerate(self.kernels):
             if operation(kernel.op).work != "free":
@@ -117,6 +120,22 @@ class Kernels:
     def tensor_bytes(self) -> TensorBytes:
         """Of each output."""
         return TensorBytes(self.elements, self.held, self.narrow)
+
+    def _sums_of_layers(self) -> dict[int, int]:
+        """Row of a sum -> that of an operand which a layer makes and the sum alone reads."""
+        found: dict[int, int] = {}
+        for row, kernel in enumerate(self.kernels):
+            if operation(kernel.op).adds and len(kernel.inputs) == 2:
+                for source in self._inputs[row]:
+                    if self._alone_reads(row, source):
+                        found[row] = source
+        return found
+
+    def _alone_reads(self, row: int, source: int) -> bool:
+        """Whether a kernel is the only one that reads what a layer without an activation makes."""
+        maker = self.kernels[source]
+        alone = self.batch.network.consumers[maker.name] == (self.kernels[row].nodes[0].name,)
+        return operation(maker.op).layer and not maker.activation and alone
 
     def _tensor_bits(self, row: int) -> Array:
         """Bits of a tensor; of weights that are read by themselves those that are stored."""
@@ -185,7 +204,8 @@ class Kernels:
         for row in rows:
             inputs = self._inputs[row]
             entering = row in self.idle and not all(places[row] <= places[source] for source in inputs)
-            if entering or row in self.batch.aliases or not operation(self.kernels[row].op).reads_held:
+            alone = row in self.batch.aliases or row in self._sums
+            if entering or alone or not operation(self.kernels[row].op).reads_held:
                 work = self._busy(row)
                 launches += work.launches
                 values += work.values
@@ -238,6 +258,8 @@ class Kernels:
             found["macs"] = self.elements[row] * depth
             found["unit"] = self._units[np.where(self.held[row] == 16, 16, 32)]
         self._add_held(row, found)
+        if row in self._sums:
+            self._fuse_sum(row, found)
         work = Work(**found)
         return work.only(~self.idle[row]) if row in self.idle else work
 
@@ -263,15 +285,20 @@ class Kernels:
             found["macs"] = weights * positions
             return
         taps = math.prod(shape.kernel)
-        padded_in, padded_out = batch.reduced[index], out
+        depth, padded_out = taps * batch.reduced[index], out
         if self._aligned is not None:
             inside, outside = _alignments(self._aligned)
-            padded_in = _rounded_up(padded_in, inside[unit])
+            depth = taps * _rounded_up(batch.reduced[index], inside[unit])
+            if few := self.roofline.packed_channel_count:
+                packed = _rounded_up(np.full_like(depth, taps * few), inside[unit])
+                depth = np.where(batch.reduced[index] <= few, np.minimum(depth, packed), depth)
             padded_out = _rounded_up(padded_out, outside[unit])
         outputs = positions * padded_out
         if (waves := _waves(positions, out, self.roofline)) is not None:
             outputs = np.maximum(outputs, waves)
-        found["macs"] = taps * padded_in * outputs
+        found["macs"] = depth * outputs
+        if positions > 1:
+            found["sum_bytes"] = depth * unit / 8
         if taps > 1:
             found["window_values"] = batch.width_rows[source] * (positions * taps)
             found["window_bits"] = self.held[source]
@@ -294,9 +321,17 @@ class Kernels:
         kernel = self.kernels[row]
         if kernel.op not in (self.roofline.fused_activations or ()) or len(kernel.inputs) != 1:
             return False
-        maker = self.kernels[self._inputs[row][0]]
-        alone = self.batch.network.consumers[maker.name] == (kernel.nodes[0].name,)
-        return operation(maker.op).layer and not maker.activation and alone
+        return self._alone_reads(row, self._inputs[row][0])
+
+    def _fuse_sum(self, row: int, found: dict[str, Any]) -> None:
+        """In floats the layer's kernel adds: the other operand is read, and nothing is started. What a layer
+        puts out in integers is rounded first, which keeps the sum a kernel of its own."""
+        made = self._sums[row]
+        (other,) = [source for source in self._inputs[row] if source != made] or [made]
+        floats = self.held[made] > 8
+        found["launches"] = np.where(floats, 0.0, 1.0)
+        found["values"] = np.where(floats, self.elements[other], found["values"])
+        found["moved_bytes"] = np.where(floats, self._tensor_bits(other) / 8, found["moved_bytes"])
 
     def _conversions(self, row: int) -> dict[str, Any]:
         """Changes of precision of a kernel's output, and the bytes that they read and write.

@@ -57,6 +57,24 @@ def test_a_chain_reads_the_layer_before_and_is_cut_with_its_depthwise_layers(tmp
     assert shapes == [(3, 4, 1), (4, 4, 4), (4, 6, 1), (6 * 64, 10, 1)]  # 8x8 features a channel
 
 
+def test_a_branch_reads_the_last_layer_that_makes_its_shape(tmp_path: Path) -> None:
+    network = read_layer_table(
+        table(
+            tmp_path,
+            "a,conv2d,3,8,3,3,1,1,1,16,16,0",
+            "b,conv2d,8,4,1,1,1,1,1,16,16,0",
+            "c,conv2d,4,16,3,3,2,2,1,8,8,0",
+            "shortcut,conv2d,8,16,1,1,2,2,1,8,8,0",
+            "joined,conv2d,32,16,1,1,1,1,1,8,8,0",
+            "pooled,conv2d,16,16,1,1,1,1,1,4,4,0",
+        )
+    )
+    reads = {node.name: node.inputs for node in network.nodes}
+    assert reads["shortcut"] == ("a",)
+    assert reads["joined"] == ("joined.input",)  # two tensors in one: nothing makes it
+    assert reads["pooled"] == ("pooled.input",)  # the layer before, pooled
+
+
 def test_a_pool_between_layers_is_a_source_that_is_cut_along(tmp_path: Path) -> None:
     network = read_layer_table(
         table(tmp_path, "a,conv2d,3,8,3,3,1,1,1,16,16,1", "b,conv2d,8,4,3,3,1,1,1,8,8,0")

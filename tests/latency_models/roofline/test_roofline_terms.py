@@ -76,6 +76,51 @@ def test_channels_are_computed_in_multiples() -> None:
     assert ms(part, grouped) == pytest.approx(0.01 + 16 * 128 * 100 / 1e6)
 
 
+def test_the_channels_of_an_image_are_packed_with_the_taps() -> None:
+    image, wide = chain(conv(3, 64, 7)), chain(conv(5, 64, 7))
+    whole, packed = (toy(alignment={"32": (16, 1)}, packed_channel_count=n) for n in (None, 4))
+    assert ms(whole, image) == pytest.approx(0.01 + 49 * 16 * 64 * 100 / 1e6)
+    assert ms(packed, image) == pytest.approx(0.01 + 208 * 64 * 100 / 1e6)  # 49 taps x 4 = 196, to 16s
+    assert ms(packed, wide) == ms(whole, wide)
+    assert ms(packed, chain(conv(3, 64))) == ms(whole, chain(conv(3, 64)))  # 16 at the least
+
+
+def test_a_byte_of_a_sum_takes_its_time_whatever_computes() -> None:
+    deep = chain(conv(100, 100, 3, side=2), side=2)  # 900 products of 4 bytes; 0.36 ms of arithmetic
+    assert ms(TOY, deep) == pytest.approx(0.01 + 0.3632)  # weights over memory take longer
+    assert ms(toy(sum_byte_ns=50.0), deep) == pytest.approx(ms(TOY, deep))
+    assert ms(toy(sum_byte_ns=200.0), deep) == pytest.approx(0.01 + 3600 * 200e-6)
+    vector = chain(conv(100, 100, side=1), side=1)
+    assert ms(toy(sum_byte_ns=200.0), vector) == ms(TOY, vector)
+
+
+def added(activation: bool = False, twice: bool = False) -> Network:
+    """The sum of what a layer makes and of what it reads, after an activation or with a second reader."""
+    base = chain(conv(100, 100))
+    channels, made = base.nodes[-1].channels, "l0"
+    nodes = list(base.nodes)
+    if activation:
+        nodes.append(Node("act", "gelu", ("l0",), channels, (10, 10)))
+        made = "act"
+    nodes.append(Node("sum", "add", (made, "x"), channels, (10, 10)))
+    if twice:
+        nodes.append(Node("more", "add", ("sum", "l0"), channels, (10, 10)))
+    return Network(tuple(nodes), base.layers, (nodes[-1].name,))
+
+
+def test_a_layer_adds_what_its_part_fuses() -> None:
+    part = toy(fused_sums=True)
+    assert ms(TOY, added()) == pytest.approx(1.01 + 0.01 + 0.12)
+    assert ms(part, added()) == pytest.approx(1.01 + 0.04)  # the other operand is read
+    assert ms(part, added(), 16) == pytest.approx(ms(TOY, added(), 16) - 0.01 - 0.04)
+    assert ms(part, added(), 8) == ms(TOY, added(), 8)  # rounded before it is added
+    for network in (added(activation=True), added(twice=True)):
+        assert ms(part, network) == ms(TOY, network)
+    policies = [uniform(added(), bits) for bits in (8, 16, 32)]
+    batch = RooflineModel(part).costs(PolicyBatch.of(added(), policies)).latency_ms
+    assert list(batch) == pytest.approx([ms(part, added(), bits) for bits in (8, 16, 32)])
+
+
 def test_outputs_take_the_time_of_whole_waves_of_tiles() -> None:
     part = toy(multiprocessor_count=3, tile_position_count=64, tile_channel_count=32)
     # 100 positions, 100 channels: 2 x 4 tiles of 2048 outputs, in 3 waves of 3
