@@ -172,6 +172,21 @@ class _RoundToGrid(torch.autograd.Function):
         return torch.ops.aten.hardtanh_backward(gradients[0], x, *ctx.bounds), None, None, None
 
 
+HALF_OFF = 2.0**-14
+"""By so much a round range is narrowed: a code in 64, and far more than float32 rounds."""
+
+
+def _off_the_halves(width: float) -> float:
+    """The width of a range, a little less where it is a round number (of 8 binary digits).
+
+    Such ranges are those of data: images from 0 to 1, or from -1 to 1, whose values then lie halfway between
+    two codes (1/2 of 255; each of 256 values around 0). Engines divide by the step or multiply with its
+    reciprocal, and round those one way or the other.
+    """
+    round_number = np.ldexp(np.frexp(width)[0], 8) % 1.0 == 0.0
+    return width * (1.0 - HALF_OFF) if round_number else width
+
+
 class ActivationQuantizer(nn.Module):
     """Quantizes one tensor to integers. Observes its range while calibrating or training.
 
@@ -262,11 +277,11 @@ class ActivationQuantizer(nn.Module):
             high = 1.0
         if self.kind == "signed" or (self.kind == "symmetric" and low < 0.0):
             middle = 2 ** (self.bits - 1)
-            scale = np.float32(max(-low, high) / max(1, middle - 1))
+            scale = np.float32(_off_the_halves(max(-low, high)) / max(1, middle - 1))
             return ActivationGrid(float(scale), middle, self.bits)
         levels = 2**self.bits - 1
         # float32, as the exported file holds it: training and export then round alike
-        scale = np.float32((high - low) / levels)
+        scale = np.float32(_off_the_halves(high - low) / levels)
         if low == 0.0 and scale * np.float32(levels) > high:
             # the highest level may not lie above the range: onnxruntime keeps the Clip of a ReLU6 then
             scale = np.nextafter(scale, np.float32(0.0))

@@ -23,7 +23,7 @@ from leanfront.compression.policy.grids import GridKind
 from leanfront.compression.policy.precision import summands
 from leanfront.compression.techniques.compress import Compressed
 from leanfront.hw_profiles import load_profile
-from leanfront.networks import Captured, CompressedNetwork
+from leanfront.networks import Captured, CompressedNetwork, file_of
 from leanfront.search.gate.tensors import File, one_by_one
 from tests.networks import Pyramid, built, example, inputs
 from tests.variants import some
@@ -101,6 +101,29 @@ def test_biases_in_floats_are_not_rounded(tmp_path: Path) -> None:
         biases = [module.get_submodule(name).bias.detach().numpy() for name in made.network.layer_names]  # type: ignore[union-attr,operator]
         found = [any(x.shape == b.shape and np.array_equal(x, b) for x in held) for b in biases]
         assert all(found) is not dialect.rounds_biases
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino", "tflite"])
+@pytest.mark.parametrize(
+    ("least", "steps", "width"),
+    [(0.0, 16, 1.0), (0.0, 256, 1.0), (-1.0, 255, 2.0)],
+    ids=["16", "256", "-1..1"],
+)
+def test_images_between_two_codes_are_rounded_alike(to: str, least: float, steps: int, width: float) -> None:
+    """1/2 of 0 .. 1 lies halfway between two of 256 codes, and each of 256 values from -1 to 1 does."""
+    torch.manual_seed(0)
+    images = torch.randint(0, steps + 1, (48, 3, 8, 8)).float() / steps * width + least
+    images[:, 0, 0, :2] = torch.tensor([least, least + width])
+    network = lf.capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval(), images[:1])
+    made = lf.compress(network, lf.uniform(network, 0.0, 8, 8), [images[:16]], to=to)
+    compressed = Compressed(made.module, made.network, made.policy)
+    file = File(file_of(made, to), dialect=dialect_of(to))
+    singles = one_by_one(Arguments.of(images[16:]).like(network.traced.example))
+    theirs = torch.cat([torch.from_numpy(np.asarray(file.arrays(one)[0])) for one in singles])
+    with torch.no_grad():
+        ours = fold(compressed, dialect_of(to)).module.eval()(images[16:])
+    # of 2,048 sums one may lie halfway by itself
+    assert float(((ours - theirs).abs() > 1e-6).double().mean()) < 0.002
 
 
 def test_openvino_adds_what_a_layer_puts_out_as_it_is(tmp_path: Path) -> None:

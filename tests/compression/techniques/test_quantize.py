@@ -227,6 +227,19 @@ def test_batch_norms_are_re_estimated() -> None:
     assert torch.equal(norm.running_mean, before)
 
 
+@pytest.mark.parametrize("kind", ["affine", "symmetric", "signed"])
+@pytest.mark.parametrize(
+    ("high", "off"), [(1.0, 2**-14), (6.0, 2**-14), (0.75, 2**-14), (0.7, 0.0), (2.01, 0.0)]
+)
+def test_round_ranges_are_narrowed_by_a_64th_of_a_code(kind: GridKind, high: float, off: float) -> None:
+    quantizer = ActivationQuantizer(8, kind)
+    quantizer.calibrating = True
+    quantizer(torch.tensor([0.0, high]))
+    quantizer.calibrating = False
+    levels = 127 if kind == "signed" else 255
+    assert quantizer.eval().grid().scale == pytest.approx(high * (1.0 - off) / levels, rel=3e-7)
+
+
 @pytest.mark.parametrize(
     ("kind", "lowest", "zero"),
     [("affine", -1.0, 85), ("symmetric", -1.0, 128), ("symmetric", 0.0, 0), ("signed", 0.0, 128)],
@@ -240,7 +253,7 @@ def test_the_zero_lies_where_the_engine_has_it(kind: GridKind, lowest: float, ze
     assert grid.zero_point == zero
     assert grid.is_of(kind)
     middle = grid.zero_point == 128
-    assert grid.scale == pytest.approx(2.0 / 127 if middle else (2.0 - lowest) / 255)
+    assert grid.scale == pytest.approx(2.0 / 127 if middle else (2.0 - lowest) / 255, rel=1e-4)
     values = torch.linspace(-3.0, 3.0, 101)
     codes = torch.clamp(torch.round(values / grid.scale) + zero, 0, 255)
     assert torch.allclose(quantizer(values), (codes - zero) * grid.scale, atol=1e-6)
