@@ -22,7 +22,10 @@ _PULLS = (0.03, 0.1, 0.3, 1.0)
 _LARGE = 0.1
 """Relative errors beyond this weigh less (soft l1): one odd measurement does not bend all numbers."""
 _SHARES = ("efficiency", "depthwise_efficiency", "bandwidth_efficiency")
-_PLAIN = ("overhead_ms", "value_ns", "im2col_passes", "tensor_passes", "gathered_passes", "joined_value_ns")
+_PLAIN = (
+    "overhead_ms", "value_ns", "sum_byte_ns", "im2col_passes", "tensor_passes", "gathered_passes",
+    "joined_value_ns",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
