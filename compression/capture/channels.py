@@ -423,7 +423,7 @@ def _moved(self: Follower, node: fx.Node, bound: Bound, flows: Flows, shape: Sha
         return Flow(shape, parameter_axis(shape), moved, wild=True) if fits and moved is not None else None
     places = replace(flow, numbers=torch.arange(len(flow.numbers)))
     moved = _called(node, bound, places.whole)
-    if moved is None or tuple(moved.shape) != shape:
+    if moved is None or tuple(moved.shape) != shape or not moved.numel():
         return None
     moved = _compact(moved)
     axis = _moved_axis(flow, moved, shape)

@@ -358,6 +358,22 @@ class Counted(nn.Module):
         return answer
 
 
+class Numbered(nn.Module):
+    """Parts of a picture are numbered, of which some hold nothing (Swin of videos that are a window long)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.first(x)
+        numbers = seen.new_zeros((6, 6))
+        for number, rows in enumerate((slice(0, -6), slice(-6, -2), slice(-2, None))):
+            numbers[rows, 1:] = number
+        answer: Tensor = self.last(F.relu(seen + numbers).mean((2, 3)))
+        return answer
+
+
 class Together(nn.Module):
     """Heads among the batch, with lengths that follow from it."""
 
@@ -417,6 +433,7 @@ EXAMPLES = {
     Distant: torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0)),
     Queries: torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0)),
     Counted: torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0)),
+    Numbered: torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0)),
     Together: torch.randn(1, 7, 12, generator=torch.Generator().manual_seed(0)),
     Reversible: torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0)),
     Unrolled: torch.randn(1, 2, 1, 6, 6, generator=torch.Generator().manual_seed(0)),
