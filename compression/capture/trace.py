@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
 
 from leanfront.compression.capture.channels import (
     Flow,
@@ -163,7 +164,12 @@ class _Reader(fx.Interpreter):
             value = getattr(self, n.op)(n.target, args, kwargs)
             self.computing = None
         if n.op == "output":
-            self.outputs = [source for source in n.all_input_nodes if source in self.flows]
+            # a tensor may be put out twice, in two places of what the module returns
+            self.outputs = [
+                leaf
+                for leaf in pytree.tree_leaves(n.args)
+                if isinstance(leaf, fx.Node) and leaf in self.flows
+            ]
         elif isinstance(value, Tensor):
             n.meta["shape"], n.meta["dtype"] = tuple(value.shape), value.dtype
             self._tensor(n, args, kwargs, tuple(value.shape), value)
@@ -388,7 +394,7 @@ class _Reader(fx.Interpreter):
             Layer(layer.name, layer.shape, classes.group[node.name], layer.bias, layer.whole_groups)
             for layer, node in self.layers.values()
         )
-        return Network(nodes, named, tuple(dict.fromkeys(n.name for n in self.outputs))), classes
+        return Network(nodes, named, tuple(n.name for n in self.outputs)), classes
 
 
 _RECURRENT = "is kept as it is: recurrent layers are not cut, but stored in few bits, counted and priced"

@@ -374,6 +374,35 @@ class Numbered(nn.Module):
         return answer
 
 
+class Twice(nn.Module):
+    """One tensor in two places of what is put out (segmenting YOLOs)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 3)
+
+    def forward(self, x: Tensor) -> dict[str, object]:
+        seen = F.relu(self.first(x))
+        answer = self.last(seen)
+        return {"answer": answer, "besides": (seen, answer)}
+
+
+class Distances(nn.Module):
+    """What a distribution over 16 distances says on average, as YOLOs find boxes. Untrained all are alike,
+    and onnxruntime's softmax of integers overflows on a grid that ends at 1/16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.mean = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(16, 1, 1, bias=False)
+        nn.init.normal_(self.first.weight, std=0.01)
+        self.mean.weight.data[:] = torch.arange(16.0).reshape(1, 16, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares = self.first(x).reshape(-1, 4, 16, 36).transpose(2, 1).softmax(1)
+        answer: Tensor = self.mean(shares).reshape(-1, 4, 36)
+        return answer
+
+
 class Together(nn.Module):
     """Heads among the batch, with lengths that follow from it."""
 
@@ -434,6 +463,8 @@ EXAMPLES = {
     Queries: torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0)),
     Counted: torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0)),
     Numbered: torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0)),
+    Twice: torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0)),
+    Distances: torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0)),
     Together: torch.randn(1, 7, 12, generator=torch.Generator().manual_seed(0)),
     Reversible: torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0)),
     Unrolled: torch.randn(1, 2, 1, 6, 6, generator=torch.Generator().manual_seed(0)),
