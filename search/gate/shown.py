@@ -11,7 +11,7 @@ from leanfront.compression.capture.program import Arguments, called, evaluating,
 from leanfront.compression.export.dialects import QDQ, Dialect
 from leanfront.compression.export.template import Template
 from leanfront.compression.export.walk import shown
-from leanfront.compression.graph import kernels
+from leanfront.compression.graph import kernels, operation
 from leanfront.compression.policy.precision import computes_in_integers
 from leanfront.compression.techniques.compress import Compressed
 from leanfront.compression.techniques.quantize import QUANTIZER, quantizers
@@ -27,6 +27,7 @@ from leanfront.search.gate.tensors import (
     read_by,
     share_of_range,
     tolerance,
+    width,
 )
 
 _MOST_NAMED = 4
@@ -215,10 +216,12 @@ class _Led(fx.Interpreter):
 class _Steps:
     """What a node may differ by: ``grids``, name -> the step of the grid that it is held on; ``integers``:
     nodes that integer kernels make, which are held on none; all others compute in floats, and may differ by
-    ``floats``, ``far`` from 0 by more (``of_floats``)."""
+    ``floats``, ``far`` from 0 by more (``of_floats``); ``shares``, which are parts of 1, by as much of that,
+    however little comes out: engines compute a sigmoid to so many digits."""
 
     grids: Mapping[str, float]
     integers: frozenset[str]
+    shares: frozenset[str]
     floats: float
     far: float
 
@@ -228,7 +231,10 @@ class _Steps:
             steps = {0: self.grids[name]} if name in self.grids else {}
             most, largest = in_steps([ours], [theirs], steps)
             return max(most / _ONE_STEP, largest / _RARE_STEPS)
-        return share_of_range([ours], [theirs], far=self.far) / self.floats
+        apart = share_of_range([ours], [theirs], far=self.far)
+        if name in self.shares:
+            apart *= min(1.0, width(ours, self.far))
+        return apart / self.floats
 
 
 @dataclass(frozen=True)
@@ -291,7 +297,9 @@ def _allowed(compressed: Compressed) -> _Steps:
         if kernel.layer is not None and computes_in_integers(kernel.layer, policy[kernel.layer.name])
         for node in kernel.nodes
     }
-    return _Steps(grids, frozenset(integers), *of_floats(compressed))
+    rows = {node.name: operation(node.op) for node in compressed.network.nodes}
+    shares = {name for name, row in rows.items() if row.bounded and not row.clips}
+    return _Steps(grids, frozenset(integers), frozenset(shares), *of_floats(compressed))
 
 
 def of_floats(compressed: Compressed) -> tuple[float, float]:

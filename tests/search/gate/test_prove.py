@@ -143,6 +143,19 @@ def test_in_half_precision_no_operation_is_named_that_only_rounds(to, monkeypatc
     assert found.startswith("the first operation that differs is '2' (Conv2d)"), found
 
 
+def test_parts_of_1_are_right_to_so_many_digits_of_1() -> None:
+    """An untrained detector's scores are 1e-5: engines compute a sigmoid to 1e-7."""
+    torch.manual_seed(0)
+    head = nn.Conv2d(3, 8, 3)
+    nn.init.normal_(head.weight, std=0.05)
+    nn.init.constant_(head.bias, -11.5)
+    images = torch.randn(1, 3, 12, 12)
+    captured = lf.capture(nn.Sequential(head, nn.Sigmoid()).eval(), images)
+    made = lf.compress(captured, lf.uniform(captured, 0.0, 32, 32), [images])
+    inner = Compressed(made.module, made.network, made.policy)
+    assert operations(captured._template, inner, Arguments.of(images)).first == ""
+
+
 def test_the_wrong_channels_are_noticed(monkeypatch):
     """The cut takes out other channels than those it names."""
     from leanfront import networks
