@@ -260,7 +260,9 @@ class Dialect:
         if call.layer.weight_only:
             return self.weight(out, call)
         read = self.reads(out, call)
-        weight = out.once(("weight", call.layer.name), lambda: self.weight(out, call))
+        # a use that reads a constant computes in floats beside others in integers
+        kind = "weight" if call.integer else "weight in floats"
+        weight = out.once((kind, call.layer.name), lambda: self.weight(out, call))
         # what integer kernels add, where it is rounded, is counted in steps of what they read
         own = call.name if call.integer and self.rounds_biases else call.layer.name
         bias = out.once(("bias", own), lambda: self.bias(out, call))
@@ -359,9 +361,11 @@ class Qdq(Dialect):
         if stored == 1:
             name = out.add("Cast", [out.signs(held.codes, finer)], to=TensorProto.INT8)
         elif stored < 8:
-            name = out.add("Cast", [out.packed(held.codes, stored)], to=TensorProto.FLOAT)
+            name = out.add("Cast", [self._codes(out, call, held.codes)], to=TensorProto.FLOAT)
             name = out.add("Mul", [name, out.constant(np.float32(finer))])
             name = out.add("Cast", [name], to=TensorProto.INT8)
+        elif finer == 1:
+            name = self._codes(out, call, held.codes)
         else:
             name = out.packed(held.codes * np.int8(finer), 8)
         decoding = [name, out.own(held.scales / np.float32(finer))]
@@ -369,6 +373,11 @@ class Qdq(Dialect):
             # onnxruntime fuses an integer Gemm only when zero points are there, a Conv without, too
             decoding.append(out.constant(np.zeros(held.scales.shape, dtype=np.int8)))
         return out.add("DequantizeLinear", decoding, axis=call.axis)
+
+    def _codes(self, out: Writer, call: LayerCall, codes: NDArray[np.int8]) -> str:
+        """A layer's codes as they are, stored once for all its uses."""
+        bits = self.stored_bits(call.policy.weight_bits)
+        return out.once(("codes", call.layer.name), lambda: out.packed(codes, bits))
 
     def stored_bits(self, weight_bits: int) -> int:
         """Bits of the type that holds a weight's codes; single bits are unpacked from bytes, whatever types
@@ -387,7 +396,8 @@ class Qdq(Dialect):
         if stored == 1:
             values = out.signs(held, 1)
         else:
-            values = out.add("Cast", [out.packed(held, stored)], to=TensorProto.FLOAT)
+            packed = out.packed(held, stored) if grouped else self._codes(out, call, held)
+            values = out.add("Cast", [packed], to=TensorProto.FLOAT)
         if not grouped:
             return out.add("Mul", [values, out.own(along(scales, codes.shape, call.axis))])
         values = out.add("Mul", [values, out.own(scales.reshape(held.shape[0], 1, -1, 1))])

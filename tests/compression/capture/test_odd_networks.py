@@ -403,6 +403,26 @@ class Distances(nn.Module):
         return answer
 
 
+class Improved(nn.Module):
+    """A guess that begins with zeros and is improved by the same layers again (optical flow)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.guessed, self.better = (
+            nn.Conv2d(3, 8, 3),
+            nn.Conv2d(2, 8, 3, padding=1),
+            nn.Conv2d(16, 2, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = F.relu(self.seen(x))
+        guess = torch.zeros(x.shape[0], 2, 6, 6)
+        for _ in range(3):
+            joined = torch.cat([seen, F.relu(self.guessed(guess))], 1)
+            guess = guess + self.better(joined)
+        return guess
+
+
 class Together(nn.Module):
     """Heads among the batch, with lengths that follow from it."""
 
@@ -465,6 +485,7 @@ EXAMPLES = {
     Numbered: torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0)),
     Twice: torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(0)),
     Distances: torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0)),
+    Improved: torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
     Together: torch.randn(1, 7, 12, generator=torch.Generator().manual_seed(0)),
     Reversible: torch.randn(1, 7, 6, generator=torch.Generator().manual_seed(0)),
     Unrolled: torch.randn(1, 2, 1, 6, 6, generator=torch.Generator().manual_seed(0)),
