@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 
+from benchmarks.calibrate_roofline import ORIN
 from benchmarks.published_rows import BITS, Row, network, work
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
@@ -29,7 +30,7 @@ PAIRS = (
 
 def submitted_ms(row: Row, roofline: Roofline) -> float:
     """Latency of a row of ResNet-50 with NVIDIA's kernels in it."""
-    groups = WHOLE_STAGE if "orin" in row.device else PAIRS
+    groups = WHOLE_STAGE if row.device in ORIN else PAIRS
     merged = work(row, roofline)
     for names in groups:
         merged = in_one_kernel(merged, row, names)

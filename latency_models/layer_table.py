@@ -21,9 +21,9 @@ def read_layer_table(path: Path) -> Network:
     A table says nothing about pools, residual adds, concats and activations, so these cost nothing here,
     and peak memory is that of the chain. Where the layer before does not have the shape that a layer reads,
     it reads the last one before that has (a branch), and where none has, a source node (op "input") of the
-    right shape. Where every layer has as many input
-    channels as the layer before has outputs, the channels can be cut, each layer in its own group;
-    otherwise (concats, parallel branches) the table does not say who reads whom, and no layer has a group.
+    right shape. Where every layer has as many input channels as the layer before has outputs, the channels
+    can be cut, each layer in its own group; otherwise (concats, parallel branches) the table does not say who
+    reads whom, and no layer has a group.
 
     Raises:
         TableError: the file cannot be read, is empty, lacks a column, or has a bad value (the line is named).

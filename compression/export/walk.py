@@ -244,8 +244,9 @@ class Walk:
         if node.op_type == "MaxPool" and inputs[0] in self.padded and self.dialect.fused:
             # onnxruntime would pad as it pools, with the lowest of numbers where the network has zeros
             inputs[0] = QDQ.opaque(out, inputs[0])
-        if node.op_type == "Softmax" and inputs[0] in out.codes and self.dialect.fused:
-            # its kernel for integers overflows where the largest of many shares is small
+        held = made is not None and self.bits[made.name] <= 8
+        if node.op_type == "Softmax" and held and inputs[0] in out.codes and self.dialect.fused:
+            # onnxruntime's kernel for integers overflows where the largest of many shares is small
             inputs[0] = QDQ.opaque(out, inputs[0])
         copied = onnx.NodeProto()
         copied.CopyFrom(node)

@@ -289,7 +289,7 @@ class Kernels:
         if self._aligned is not None:
             inside, outside = _alignments(self._aligned)
             depth = taps * _rounded_up(batch.reduced[index], inside[unit])
-            if few := self.roofline.packed_channel_count:
+            if (few := self.roofline.packed_channel_count) and shape.groups == 1:
                 packed = _rounded_up(np.full_like(depth, taps * few), inside[unit])
                 depth = np.where(batch.reduced[index] <= few, np.minimum(depth, packed), depth)
             padded_out = _rounded_up(padded_out, outside[unit])

@@ -83,6 +83,8 @@ def test_the_channels_of_an_image_are_packed_with_the_taps() -> None:
     assert ms(packed, image) == pytest.approx(0.01 + 208 * 64 * 100 / 1e6)  # 49 taps x 4 = 196, to 16s
     assert ms(packed, wide) == ms(whole, wide)
     assert ms(packed, chain(conv(3, 64))) == ms(whole, chain(conv(3, 64)))  # 16 at the least
+    groups = chain(conv(64, 64, 3, groups=16))  # of four channels each, which are no image
+    assert ms(packed, groups) == ms(whole, groups)
 
 
 def test_a_byte_of_a_sum_takes_its_time_whatever_computes() -> None:
