@@ -173,7 +173,7 @@ class _RoundToGrid(torch.autograd.Function):
 
 
 HALF_OFF = 2.0**-14
-"""By so much of itself a round range is narrowed: a 64th of a code of 8 bits, and more than float32 rounds."""
+"""By so much of itself a round range is narrowed: a 64th of a code of 8 bits, more than floats round."""
 
 
 def _off_the_halves(width: float) -> float:
