@@ -29,6 +29,10 @@ FRESH_S = 0.0003
 """A look at the reference that is not older than this is one of now."""
 DISTURBED = 0.4
 """With a smaller share of undisturbed blocks a timing is not to be believed."""
+CALM_S = 10.0
+"""So long a machine is waited for that is slower than it is known to be."""
+FASTEST = 10
+"""The fastest so many calls of a model that was hardly ever undisturbed are taken to have been so."""
 
 _TYPES: Mapping[str, Any] = {
     "tensor(float)": np.float32,
@@ -177,13 +181,22 @@ def remembered_ms(threads: int, provider: str) -> float | None:
 class Reference:
     """A small convolution whose speed shows whether anything disturbs the machine."""
 
-    def __init__(self, threads: int = 1, undisturbed_ms: float | None = None) -> None:
-        """``undisturbed_ms``: from an earlier session on this device, where it is known."""
+    def __init__(
+        self, threads: int = 1, undisturbed_ms: float | None = None, patience_s: float = CALM_S
+    ) -> None:
+        """``undisturbed_ms``: from an earlier session on this device, where it is known; the machine is
+        waited for, at most ``patience_s``, until it is seen as fast as that."""
         self._candidate = _Candidate(_called(session(_reference_model(), threads)))
         self._history: list[float] = []
         self._known_ms = undisturbed_ms
         self._looked = self._now_ms = self._seen_ms = 0.0
         self._candidate.block(20)
+        self._look_around()
+        calm = time.perf_counter() + patience_s
+        while self._changed and time.perf_counter() < calm:
+            self._look_around()
+
+    def _look_around(self) -> None:
         for _ in range(100):  # spread over half a second
             self.look()
             time.sleep(0.005)
@@ -200,9 +213,16 @@ class Reference:
     @property
     def undisturbed_ms(self) -> float:
         """The reference's time when nothing disturbs it: a low quantile of all looks so far."""
-        if self._known_ms is not None and self._known_ms > 0.85 * self._seen_ms:
-            return min(self._seen_ms, self._known_ms)
-        return self._seen_ms
+        if self._known_ms is None or self._changed:
+            return self._seen_ms
+        return min(self._seen_ms, self._known_ms)
+
+    @property
+    def _changed(self) -> bool:
+        """Whether hardly any look was as fast as the machine is known to be."""
+        if self._known_ms is None:
+            return False
+        return sum(0.85 * ms < self._known_ms for ms in self._history) < 5
 
     def wait(self, seconds: float) -> float:
         """Wait until the machine is undisturbed, at most ``seconds``; the reference's time then, ms."""
@@ -304,11 +324,15 @@ def time_calls(
 
 def _timing(candidate: _Candidate, blocks: int, undisturbed_ms: float) -> Timing:
     good = candidate.good(undisturbed_ms)
-    by_speed = sorted((block for block, _ in candidate.blocks), key=lambda block: float(np.median(block)))
-    used = good if len(good) >= min(3, blocks) else by_speed[:blocks]
     # a disturbance that begins and ends within a block is not seen by the reference: calls that took longer
     # than the fastest by the factor that a busy sibling costs at least are left out
-    limit = QUIET * float(np.quantile(np.concatenate(used), 0.05))
+    if len(good) >= min(3, blocks):
+        used, fast_ms = good, float(np.quantile(np.concatenate(good), 0.05))
+    else:  # one that hardly ever ends leaves single calls alone
+        used = [block for block, _ in candidate.blocks]
+        calls = np.sort(np.concatenate(used))
+        fast_ms = float(calls[min(FASTEST, calls.size) - 1])
+    limit = QUIET * fast_ms
     medians = [float(np.median(kept)) for block in used if (kept := block[block <= limit]).size]
     low, median_ms, high = np.quantile(medians, [0.25, 0.5, 0.75])
     return Timing(

@@ -325,6 +325,8 @@ def pick(
     show(format_, lambda: answer, lambda: rows, people)
     for failure in found.failures:
         say(f"not as promised: {failure}")
+    for sentence in found.untold:
+        say(f"not verified: {sentence}")
     if not found.passed:
         raise typer.Exit(1)
 

@@ -31,6 +31,8 @@ def card(
     verdict = f"Not verified: {not_run}." if not_run else f"Verified{f' in {ran}' if ran else ''}."
     if not verification.passed:
         verdict = "NOT as promised: " + "; ".join(verification.failures)
+    if verification.untold:
+        verdict = f"{verdict.removesuffix('.')}. Not verified: {'; '.join(verification.untold)}."
     others = sorted({name for layer in policy.values() for name, _ in layer.more})
     columns = [
         "layer",

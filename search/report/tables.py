@@ -166,4 +166,8 @@ def _rows(name: str, found: Mapping[str, Any]) -> list[Row]:
 
 def _verdict(found: Mapping[str, Any]) -> str:
     failures = found.get("failures")
-    return DASH if failures is None else "; ".join(map(str, failures)) or "as promised"
+    if failures is None:
+        return DASH
+    verdict = "; ".join(map(str, failures)) or "as promised"
+    untold = "; ".join(map(str, found.get("untold") or ()))
+    return f"{verdict}; not verified: {untold}" if untold else verdict

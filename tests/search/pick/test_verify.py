@@ -29,6 +29,7 @@ from leanfront.search.run.significance import wilson_interval
 from leanfront.search.run.verified import verified
 from leanfront.search.scores import F1
 from leanfront.search.task import ArrayData, Task
+from tests.latency_models.fpga.fpga_parts import chain, conv, uniform
 
 test_once.__test__ = False  # type: ignore[attr-defined]  # it is no test, for all its name
 
@@ -127,12 +128,28 @@ def test_a_file_may_move_as_far_as_its_network_does_by_itself() -> None:
 
 
 def test_a_machine_that_became_slow_is_judged_by_the_ratio() -> None:
-    slow = {**LATENCY, "measured_ms": 0.15, "baseline_ms": 0.6, "slowdown": 1.5}
+    why = "this machine is 1.5 times as slow"
+    slow = {**LATENCY, "measured_ms": 0.15, "baseline_ms": 0.6, "slowdown": 1.5, "noise": why}
     found = held(latency=slow, promised_ms=0.1)
     assert found.passed
+    assert not found.untold
     assert found.latency["error"] == pytest.approx(-1 / 3)
-    (said,) = held(latency={**slow, "ratio": 0.31}, promised_ms=0.1).failures
-    assert said == "predicted latency 0.250 of the uncompressed network's, measured 0.310"
+    found = held(latency={**slow, "ratio": 0.31}, promised_ms=0.1)
+    assert found.untold == [
+        f"predicted latency 0.250 of the uncompressed network's, measured 0.310, but {why}"
+    ]
+
+
+def test_what_a_disturbed_machine_cannot_tell_is_no_promise_broken() -> None:
+    late, disturbed = {**LATENCY, "measured_ms": 0.15}, {**LATENCY, "measured_ms": 0.15, "noise": "too noisy"}
+    assert held(latency=late).failures == ["predicted latency 0.1000 ms, measured 0.1500 ms"]
+    found = held(latency=disturbed)
+    assert found.passed
+    assert found.untold == ["predicted latency 0.1000 ms, measured 0.1500 ms, but too noisy"]
+    network = chain(conv(3, 8, 4))
+    policy = uniform(network, 8, 8)
+    text = card(found, policy, network, "toy", "task.py", "today")
+    assert "Verified. Not verified: predicted latency 0.1000 ms, measured 0.1500 ms, but too noisy." in text
 
 
 def test_a_part_that_is_not_here_has_no_latency() -> None:
@@ -300,7 +317,6 @@ def test_the_card_says_what_was_found() -> None:
 
 def test_the_peak_of_both_files_stands_beside_the_predicted_one() -> None:
     from leanfront.compression.export.network_model import network_model
-    from tests.latency_models.fpga.fpga_parts import chain, conv, uniform
 
     network = chain(conv(3, 16, 8, kernel=3), conv(16, 4, 8))
     models = [network_model(network, uniform(network, bits, bits)) for bits in (8, 32)]
