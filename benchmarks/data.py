@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from leanfront.compression.capture.trace import trace
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.search.config import parse_config
-from leanfront.search.study.run_search import use_threads
+from leanfront.search.study.threads import use_threads
 from leanfront.search.task import ArrayData, Task
 from leanfront.search.trial.scorer import Scorer
 

@@ -20,7 +20,7 @@ from leanfront.compression.policy.space import Space
 from leanfront.hw_profiles import load_profile
 from leanfront.search.config import parse_config
 from leanfront.search.study.loop import give_back
-from leanfront.search.study.run_search import use_threads
+from leanfront.search.study.threads import use_threads
 from leanfront.search.task import ArrayData, Task
 from leanfront.search.trial.scorer import Scorer
 

@@ -314,13 +314,10 @@ def test_readers_columns_and_states() -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Runs a line as the shell would, in a fresh folder, on one thread; what it prints. It must succeed."""
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a line as the shell would, in a fresh folder; what it prints. It must succeed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # commands set it: put it back afterwards
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.setenv("LEANFRONT_PROFILES", str(tmp_path / "profiles"))
-    threads = torch.get_num_threads()
 
     def run_line(line: str) -> str:
         monkeypatch.setattr(sys, "argv", shlex.split(line, comments=True))
@@ -334,8 +331,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         assert code == 0, f"{line}: exit code {code}: {printed.err[-2000:]}"
         return printed.out
 
-    yield run_line
-    torch.set_num_threads(threads)
+    return run_line
 
 
 def hurried(line: str) -> str:

@@ -13,8 +13,8 @@ from leanfront.latency_models.cost import unknown_sentence
 from leanfront.search.cli.output import print_table
 from leanfront.search.config import SearchConfig
 from leanfront.search.objectives import objective
-from leanfront.search.study.prepare import Judged, Loaded, judged, load, prepare, proved, threads_of_workers
-from leanfront.search.study.run_search import use_threads
+from leanfront.search.study.prepare import Judged, Loaded, judged, load, prepare, proved
+from leanfront.search.study.threads import threads_of_workers, threads_put_back, use_threads
 
 if TYPE_CHECKING:
     from leanfront.compression.graph import Network
@@ -26,6 +26,7 @@ _LOOKED_AT = 256
 _VERDICTS = {True: "proved", False: "FAILED", None: "not applicable"}
 
 
+@threads_put_back()
 def check_config(config: SearchConfig, measure: bool = False) -> dict[str, Any]:
     """Load, trace, prove the network and score the baseline as a search does; time a trial; price the space
     where that takes no measuring, or ``measure`` says so; write nothing but the caches of proofs and latency

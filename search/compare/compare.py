@@ -49,14 +49,12 @@ from leanfront.search.study.basis import basis
 from leanfront.search.study.criterion import judged_by
 from leanfront.search.study.prepare import (
     Loaded,
-    cores,
     hashes_of,
     judged,
     load,
     scorer_of,
-    threads_of_workers,
 )
-from leanfront.search.study.run_search import use_threads
+from leanfront.search.study.threads import cores, threads_of_workers, threads_put_back, use_threads
 from leanfront.search.task import TaskError
 from leanfront.search.trial.scored import TrialFailed
 from leanfront.search.trial.scorer import Scorer
@@ -146,6 +144,7 @@ class Comparison:
             )
 
 
+@threads_put_back()
 def compare(
     config: SearchConfig,
     folder: Path,

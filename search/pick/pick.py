@@ -54,7 +54,8 @@ from leanfront.search.pick.verify import (
 from leanfront.search.run.front import front_of
 from leanfront.search.run.run_folder import RunError, RunFolder, TrialRow, now, writable
 from leanfront.search.study.criterion import judged_by
-from leanfront.search.study.prepare import Loaded, cores, load
+from leanfront.search.study.prepare import Loaded, load
+from leanfront.search.study.threads import cores, threads_put_back, use_threads
 from leanfront.search.task import as_data
 from leanfront.search.trial.long_training import refine
 from leanfront.search.trial.scored import Score
@@ -79,6 +80,7 @@ def trial_row(run: RunFolder, trial: int) -> TrialRow:
     return row
 
 
+@threads_put_back()
 def pick(
     run: RunFolder,
     wish: Wish,
@@ -137,6 +139,7 @@ def _chosen(run: RunFolder, baseline_accuracy: float, wish: Wish) -> TrialRow:
     return choose(front, baseline_accuracy, wish, promise)
 
 
+@threads_put_back()
 def export_trial(run: RunFolder, *, trial: int, out: Path | None = None, to: str | None = None) -> Path:
     """Export one trial with the weights of its short fine-tune; the folder that model.onnx (.tflite ...) is
     in. ``to``: the kind of file, as of ``pick``.
@@ -219,9 +222,7 @@ def _search_said(run: RunFolder, row: TrialRow, score: Score) -> dict[str, Any]:
 
 
 def _opened(run: RunFolder, to: str | None, log: Note = lambda line: None) -> tuple[Loaded, Scorer]:
-    import torch
-
-    torch.set_num_threads(cores())
+    use_threads(cores())
     loaded = judged_by(load(run.tuned(run.config()), to), run, log, write=False)
     scorer = Scorer(loaded.traced, loaded.task, loaded.config, log, folder=run.decoded)
     scorer.resamples = run.environment().get("baseline", {}).get("resamples")

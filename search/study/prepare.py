@@ -453,22 +453,6 @@ def check_objectives(problem: Problem) -> None:
             )
 
 
-def threads_of_workers(workers: int) -> list[int]:
-    """Threads of torch for each worker: together every core that this process may use, and none twice."""
-    each, more = divmod(cores(), workers)
-    return [max(1, each + (index < more)) for index in range(workers)]
-
-
-def cores() -> int:
-    """Cores that this process may use, also where a container has a share of their time."""
-    count = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return count
-
-
 def _uncompressed(loaded: Loaded) -> Policy:
     """Float everywhere; on a part without floats, its widest bits."""
     pairs: Sequence[tuple[int, int]] = loaded.profile.supported

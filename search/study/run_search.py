@@ -31,10 +31,11 @@ from leanfront.search.storage_url import storage_url
 from leanfront.search.study.another_run import check_start, start_from, take_tuned
 from leanfront.search.study.criterion import judged_by
 from leanfront.search.study.loop import Budget, Interrupt, search_loop
-from leanfront.search.study.prepare import Loaded, cores, hashes_of, load, prepare, proved, threads_of_workers
+from leanfront.search.study.prepare import Loaded, hashes_of, load, prepare, proved
 from leanfront.search.study.progress import Progress
 from leanfront.search.study.storage import open_storage
 from leanfront.search.study.study import enqueue_seeds, open_study, recover
+from leanfront.search.study.threads import cores, threads_of_workers, threads_put_back, use_threads
 from leanfront.search.study.tuning import SHARE_OF_HOURS, tune
 from leanfront.search.trial.trial import Problem
 
@@ -45,6 +46,7 @@ _MOST_RESTARTS = 10
 _SECONDS_TO_STOP = 10
 
 
+@threads_put_back()
 def run_search(
     config: SearchConfig,
     config_path: Path,
@@ -154,17 +156,6 @@ def threads_of_one_more(run: RunFolder) -> int:
     return 1 if run.live_workers() else cores()
 
 
-def use_threads(count: int) -> None:
-    """Let torch, and what reads OMP_NUM_THREADS later, use so many threads."""
-    os.environ["OMP_NUM_THREADS"] = str(count)
-    # Threads that wait must not spin where other programs want the cores: beside four busy processes on two
-    # cores the same trial took 32 to 51 s spinning and 9 to 19 s not; at a quieter moment 0.65 s and 0.8 s.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    import torch
-
-    torch.set_num_threads(count)
-
-
 def _in_workers(
     study: optuna.Study,
     run: RunFolder,
@@ -241,7 +232,7 @@ def _ended(study: optuna.Study) -> list[FrozenTrial]:
 
 def _stop(processes: "list[subprocess.Popen[bytes]]") -> None:
     """Stop workers now: their trials are handed back, unless they do not even find time for that."""
-    for _ in range(2):  # the first request only ends the search after the running trial
+    for _ in range(2 if processes else 0):  # the first request ends the search only after the running trial
         for process in processes:
             process.terminate()
         time.sleep(0.2)

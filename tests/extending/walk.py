@@ -18,8 +18,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
 
-import torch
-
 from leanfront.compression.export import dialects
 from leanfront.compression.policy import technique
 from leanfront.hw_profiles import load_profile, section
@@ -129,12 +127,11 @@ def _fill(found: dict[Any, Any], entries: dict[Any, Any]) -> None:
 @contextmanager
 def placed(folder: Path) -> Iterator[None]:
     """In a folder, with the cache of all walks of this process: what is proved of a network, and sizes that
-    were measured, once. What commands set for their process is put back."""
-    here, threads = Path.cwd(), torch.get_num_threads()
+    were measured, once."""
+    here = Path.cwd()
     with patch.dict(os.environ, {"LEANFRONT_CACHE": _CACHE.name, "OMP_NUM_THREADS": "1"}):
         os.chdir(folder)
         try:
             yield
         finally:
             os.chdir(here)
-            torch.set_num_threads(threads)

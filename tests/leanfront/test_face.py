@@ -180,6 +180,7 @@ SETTINGS = {
 
 
 def test_a_task_is_searched_picked_and_found_again(tmp_path):
+    threads = torch.get_num_threads()
     run = lf.search(bright(), profile="toy", trials=3, run=tmp_path / "night", settings=SETTINGS)
     assert list(run.trials.columns) == list(COLUMNS)
     assert (run.trials["state"] == "complete").sum() >= 3
@@ -188,6 +189,7 @@ def test_a_task_is_searched_picked_and_found_again(tmp_path):
     assert (picked.folder / "model.onnx").is_file()
     assert picked.found.test["accuracy"] > 0.5
     assert run.report().stat().st_size > 10_000
+    assert torch.get_num_threads() == threads  # the caller's
     kept = pickle.loads((tmp_path / "night" / "task" / "task.pickle").read_bytes())
     assert type(kept).__name__ == "Task"
 

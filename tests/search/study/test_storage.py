@@ -24,7 +24,6 @@ from leanfront.search.run.run_folder import RunError, make_run, registered
 from leanfront.search.run.run_lock import BEAT, Taken, Watch, leased, owned
 from leanfront.search.storage_url import StorageURLError, parse_url, storage_url, without_password
 from leanfront.search.study.loop import Budget, search_loop
-from leanfront.search.study.prepare import threads_of_workers
 from leanfront.search.study.run_search import with_storage
 from leanfront.search.study.storage import PatientStorage, StorageLost, open_storage
 from leanfront.search.study.study import open_study, recover
@@ -330,13 +329,3 @@ def test_a_search_on_another_machine_is_watched_before_it_is_taken_over(tmp_path
         pass
     assert "waiting" in said[0]
     assert "takes over" in said[1]
-
-
-def test_threads_use_every_core_and_none_twice(monkeypatch):
-    for count in (1, 2, 7, 8):
-        monkeypatch.setattr("leanfront.search.study.prepare.cores", lambda count=count: count)
-        for workers in range(1, count + 1):
-            threads = threads_of_workers(workers)
-            assert sum(threads) == count
-            assert max(threads) - min(threads) <= 1
-        assert threads_of_workers(count + 1) == [1] * (count + 1)
