@@ -1,11 +1,15 @@
 """Tiny networks, one for each way in which layers can hang together. Inputs are (1, 3, 8, 8) but for one."""
 
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from leanfront.compression.capture.trace import Traced
+from leanfront.networks import Captured, capture
 
 
 class ConvNormRelu(nn.Sequential):
@@ -218,3 +222,14 @@ def built(name: str, kinds: Mapping[str, type[nn.Module]] = ALL) -> nn.Module:
                     norm.running_mean.normal_(0.0, 0.2)
                     norm.running_var.uniform_(0.5, 1.5)
     return model.eval()
+
+
+@cache
+def captured_network(name: str) -> Captured:
+    """Captured once for all tests, which takes half a second. Nobody changes it."""
+    return capture(built(name), example(name))
+
+
+def traced_network(name: str) -> Traced:
+    """What is traced of it."""
+    return captured_network(name).traced

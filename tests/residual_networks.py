@@ -1,10 +1,13 @@
 """Tiny networks with residual branches, one for each way in which they can lie. Inputs are (1, 3, 8, 8)."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.networks import ConvNormRelu, OptionA, Residual, Sequence
+from leanfront.compression.capture.trace import Traced, trace
+from tests.networks import ConvNormRelu, OptionA, Residual, Sequence, example
 from tests.networks import built as plainly_built
 
 
@@ -96,3 +99,9 @@ RESIDUAL: dict[str, type[nn.Module]] = {
 def built(name: str) -> nn.Module:
     """As ``tests.networks.built``."""
     return plainly_built(name, RESIDUAL)
+
+
+@cache
+def traced_network(name: str) -> Traced:
+    """As ``tests.networks.traced_network``."""
+    return trace(built(name), example(name))

@@ -181,18 +181,16 @@ def remembered_ms(threads: int, provider: str) -> float | None:
 class Reference:
     """A small convolution whose speed shows whether anything disturbs the machine."""
 
-    def __init__(
-        self, threads: int = 1, undisturbed_ms: float | None = None, patience_s: float = CALM_S
-    ) -> None:
+    def __init__(self, threads: int = 1, undisturbed_ms: float | None = None) -> None:
         """``undisturbed_ms``: from an earlier session on this device, where it is known; the machine is
-        waited for, at most ``patience_s``, until it is seen as fast as that."""
+        waited for, at most ``CALM_S``, until it is seen as fast as that."""
         self._candidate = _Candidate(_called(session(_reference_model(), threads)))
         self._history: list[float] = []
         self._known_ms = undisturbed_ms
         self._looked = self._now_ms = self._seen_ms = 0.0
         self._candidate.block(20)
         self._look_around()
-        calm = time.perf_counter() + patience_s
+        calm = time.perf_counter() + CALM_S
         while self._changed and time.perf_counter() < calm:
             self._look_around()
 

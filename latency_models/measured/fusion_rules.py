@@ -97,17 +97,18 @@ def _most_telling(
     groups = np.zeros(len(states), dtype=np.int64)
     for column in columns:
         groups = _split(groups, states[:, column])
-    left = _unexplained(groups, forms)
+    left = [_unexplained(groups, forms)]
     candidates = [column for column in others if column not in columns and np.ptp(states[:, column])]
-    while left and candidates and len(columns) < kept + MOST_NEIGHBOURS:
-        trials = [_unexplained(_split(groups, states[:, column]), forms) for column in candidates]
-        best = int(np.argmin(trials))
-        if trials[best] >= left:
-            break
-        left, column = trials[best], candidates.pop(best)
-        groups = _split(groups, states[:, column])
-        columns.append(column)
-    return columns, left
+    while left[-1] and candidates and len(columns) < kept + MOST_NEIGHBOURS:
+        trials = [_split(groups, states[:, column]) for column in candidates]
+        # of two that decide together neither explains a graph alone, but both tell something of the forms
+        told = [(_unexplained(trial, forms), _open(trial, forms)) for trial in trials]
+        best = told.index(min(told))
+        groups = trials[best]
+        left.append(told[best][0])
+        columns.append(candidates.pop(best))
+    needed = left.index(min(left))
+    return columns[: kept + needed], left[needed]
 
 
 def tabulate(
@@ -132,8 +133,18 @@ def _split(groups: NDArray[np.int64], column: NDArray[np.int64]) -> NDArray[np.i
 
 def _unexplained(groups: NDArray[np.int64], forms: NDArray[np.int64]) -> int:
     """Graphs whose form is not the most frequent one of their group."""
-    pairs, counts = np.unique(groups * (int(forms.max()) + 1) + forms, return_counts=True)
-    owners = pairs // (int(forms.max()) + 1)
-    most = np.zeros(int(groups.max()) + 1, dtype=np.int64)
-    np.maximum.at(most, owners, counts)
-    return int(len(forms) - most.sum())
+    return int(len(forms) - _counted(groups, forms).max(axis=1).sum())
+
+
+def _open(groups: NDArray[np.int64], forms: NDArray[np.int64]) -> float:
+    """What the groups leave open of the forms: their entropy within each group, summed over graphs."""
+    counts = _counted(groups, forms)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return float(-(counts * np.log(np.maximum(shares, 1e-12))).sum())
+
+
+def _counted(groups: NDArray[np.int64], forms: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(groups, forms): how many graphs."""
+    counts = np.zeros((int(groups.max()) + 1, int(forms.max()) + 1), dtype=np.int64)
+    np.add.at(counts, (groups, forms), 1)
+    return counts

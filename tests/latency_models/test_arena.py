@@ -19,7 +19,7 @@ from leanfront.latency_models.errors import TableError
 from leanfront.latency_models.registry import model_of
 from leanfront.networks import CompressedNetwork, file_of
 from leanfront.search.gate.tensors import File
-from tests.networks import ALL, built, example, inputs
+from tests.networks import ALL, captured_network, inputs
 from tests.variants import some
 
 runtime = pytest.importorskip("tflite_micro").runtime
@@ -27,7 +27,7 @@ runtime = pytest.importorskip("tflite_micro").runtime
 
 @cache
 def integer(name: str, sparsity: float) -> CompressedNetwork:
-    captured = lf.capture(built(name), example(name))
+    captured = captured_network(name)
     return lf.compress(captured, lf.uniform(captured, sparsity, 8, 8), [inputs(name, 32, 1)], to="tflite")
 
 

@@ -5,7 +5,6 @@ from functools import cache
 import numpy as np
 import pytest
 
-from leanfront.compression.capture.trace import trace
 from leanfront.compression.export.network_model import network_model
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch, size_bytes
@@ -17,15 +16,14 @@ from leanfront.latency_models.measured.model import TableModel
 from leanfront.latency_models.measured.optimised_kernels import Structure
 from leanfront.latency_models.measured.policy_draws import Cover, alone, draw
 from leanfront.latency_models.registry import model_of
-from tests.networks import example
-from tests.residual_networks import built
+from tests.residual_networks import traced_network
 
 NETWORKS = ("Residual", "Inverted", "OptionA")
 
 
 @cache
 def space_of(name: str, profile: str = "this-machine") -> Space:
-    network = trace(built(name), example(name)).network
+    network = traced_network(name).network
     part = load_profile(profile)
     bits = sorted({pair[0] for pair in part.supported if pair[0] in (4, 8, 32)})
     activations = sorted({pair[1] for pair in part.supported if pair[1] in (8, 32)})
@@ -53,7 +51,9 @@ def seen(name: str) -> Structure:
     return structure
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", ["Inverted", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Residual", "OptionA"))]
+)
 def test_a_table_prices_what_is_left_as_if_it_were_the_network(name: str) -> None:
     """Kernels of the whole network without branches, against a structure of the network that is left."""
     space, structure = space_of(name), seen(name)
@@ -149,7 +149,7 @@ def test_left_out_layers_are_shown_as_such(tmp_path) -> None:
     from leanfront.compression.export.template import template
     from leanfront.compression.export.walk import random_model
 
-    traced = trace(built("Residual"), example("Residual"))
+    traced = traced_network("Residual")
     plain = Policy.uniform(traced.network, LayerPolicy())
     (tmp_path / "net.onnx").write_bytes(
         random_model(template(traced), traced.network, plain).SerializeToString()

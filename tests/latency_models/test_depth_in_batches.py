@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.pricing_depth import mobilenet_v2, resnet50, vit_b16, vit_b16_captured
-from leanfront.compression.capture.trace import trace
 from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.hw_profiles import HardwareProfile, load_profile
@@ -19,8 +18,7 @@ from leanfront.latency_models.cost import CostArrays, costs_by_depth, costs_in_p
 from leanfront.latency_models.fpga.overlay import OverlayModel
 from leanfront.latency_models.memory import peak_bytes, tensor_bytes, working_bytes
 from leanfront.latency_models.roofline.model import RooflineModel
-from tests.networks import example
-from tests.residual_networks import RESIDUAL, built
+from tests.residual_networks import RESIDUAL, traced_network
 from tests.variants import some
 
 PROFILES = ("toy", "raspberry-pi-4", "raspberry-pi-5", "jetson-orin-nano", "x86-avx512-vnni")
@@ -36,7 +34,7 @@ SHAPES = {
 
 @cache
 def network_of(name: str) -> Network:
-    return SHAPES[name]() if name in SHAPES else trace(built(name), example(name)).network
+    return SHAPES[name]() if name in SHAPES else traced_network(name).network
 
 
 def drawn(network: Network, profile: HardwareProfile, count: int, seed: int) -> PolicyBatch:

@@ -9,8 +9,7 @@ from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.latency_models.benchmark.counted_memory import counted_bytes
 from leanfront.latency_models.memory import peak_bytes, tensor_bytes, working_bytes
-from tests.networks import example
-from tests.residual_networks import built
+from tests.residual_networks import traced_network
 
 
 def peak(network: Network, *policies: Policy) -> list[int]:
@@ -71,9 +70,8 @@ def test_flattening_makes_no_tensor_and_outputs_stay_alive() -> None:
 @pytest.mark.parametrize("name", ["Residual", "Inverted", "OptionA", "Nested"])
 def test_what_is_left_of_a_network_without_branches_has_its_own_peak(name: str) -> None:
     """Kernels of the whole network, told what is left out, against those of the network that is left."""
-    from leanfront.compression.capture.trace import trace
 
-    network = trace(built(name), example(name)).network
+    network = traced_network(name).network
     rng = np.random.default_rng(0)
     policies = []
     for _ in range(40):

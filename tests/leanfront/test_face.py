@@ -19,7 +19,7 @@ from leanfront.compression.policy import PolicyError
 from leanfront.hw_profiles import ProfileError
 from leanfront.search.run.run_folder import COLUMNS
 from tests.bright import TASK
-from tests.networks import ALL, built, example, inputs
+from tests.networks import ALL, captured_network, example, inputs
 from tests.residual_networks import RESIDUAL
 from tests.residual_networks import built as residual
 
@@ -102,7 +102,7 @@ def shows_what_is_kept(captured: lf.Captured, compressed: lf.CompressedNetwork) 
 
 @pytest.mark.parametrize("name", ALL)
 def test_what_is_kept_of_every_kind(name):
-    captured = lf.capture(built(name), example(name))
+    captured = captured_network(name)
     shows_what_is_kept(captured, lf.compress(captured, lf.uniform(captured, sparsity=0.5)))
 
 
@@ -232,7 +232,7 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
 
 
 def test_one_batch_may_stand_by_itself() -> None:
-    captured, batch = lf.capture(built("Chain"), example("Chain")), inputs("Chain", 16, 0)
+    captured, batch = captured_network("Chain"), inputs("Chain", 16, 0)
     policy = lf.uniform(captured, weight_bits=8, activation_bits=8)
     alone, listed = (lf.compress(captured, policy, given) for given in (batch, [batch]))
     with torch.no_grad():

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from leanfront.compression.capture.trace import trace
 from leanfront.compression.policy.space import Space
 from leanfront.compression.policy.technique import SpaceError
 from leanfront.hw_profiles import HardwareProfile, load_profile
@@ -16,7 +15,7 @@ from leanfront.search.study.prepare import load
 from tests.bright import CONFIG, TASK
 from tests.extending.walk import walked
 from tests.latency_models.fpga.fpga_parts import dataflow
-from tests.networks import built, example
+from tests.networks import traced_network
 
 OBJECTIVES = 'search.objectives=["accuracy", "zipped_bytes"]'
 
@@ -61,7 +60,7 @@ def space_of(folder: Path, *settings: str) -> Space:
 
 
 def test_zeros_are_offered_only_where_something_pays() -> None:
-    network = trace(built("Residual"), example("Residual")).network
+    network = traced_network("Residual").network
 
     unrolled = dataflow(unrolled_zeros=True, pattern="unstructured")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from leanfront.compression.capture.trace import TraceError, trace
 from leanfront.compression.graph import Network
 from leanfront.compression.policy import LayerPolicy, Policy
-from tests.networks import ALL, built, example
+from tests.networks import ALL, built, example, traced_network
 
 
 def groups(network: Network) -> dict[str, list[str]]:
@@ -70,7 +70,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", list(ALL))
 def test_coupled_channels(name: str) -> None:
-    network = trace(built(name), example(name)).network
+    network = traced_network(name).network
     assert list(groups(network).values()) == EXPECTED[name]
     for output in network.outputs:
         assert all(segment.group is None for segment in network.node[output].channels)
@@ -92,11 +92,11 @@ def test_the_traced_module_is_the_model(name: str) -> None:
 
 
 def test_segments_of_concat_and_flatten() -> None:
-    unet = trace(built("UNet"), example("UNet")).network
+    unet = traced_network("UNet").network
     assert [(s.group, s.size) for s in unet.node["cat"].channels] == [("down1.0", 8), ("up", 8)]
     cut = unet.resized({"down1.0": 3, "up": 2})
     assert cut.layer["join.0"].shape.in_channels == 5
-    chain = trace(built("Chain"), example("Chain")).network
+    chain = traced_network("Chain").network
     assert chain.resized({"3": 5}).layer["6"].shape.in_channels == 4 * 5
 
 
@@ -148,7 +148,7 @@ def test_models_that_cannot_be_followed() -> None:
 
 
 def test_shapes_and_macs_by_hand() -> None:
-    network = trace(built("UNet"), example("UNet")).network
+    network = traced_network("UNet").network
     assert {layer.name: (str(layer.shape), layer.shape.macs) for layer in network.layers} == {
         "down1.0": ("conv2d 3x3 3->8 @8x8", 27 * 8 * 64),
         "down2.0": ("conv2d 3x3/2 8->16 @4x4", 72 * 16 * 16),
@@ -156,15 +156,15 @@ def test_shapes_and_macs_by_hand() -> None:
         "join.0": ("conv2d 3x3 16->8 @8x8", 144 * 8 * 64),
         "output": ("conv2d 1x1 8->4 @8x8", 8 * 4 * 64),
     }
-    positions = trace(built("Sequence"), example("Sequence")).network
+    positions = traced_network("Sequence").network
     assert [layer.shape.macs for layer in positions.layers] == [5 * 6 * 16, 5 * 16 * 16, 16 * 5]
-    depthwise = trace(built("Depthwise"), example("Depthwise")).network.layer["depth.0"].shape
+    depthwise = traced_network("Depthwise").network.layer["depth.0"].shape
     assert (str(depthwise), depthwise.macs) == ("depthwise 3x3 8->8 @8x8", 9 * 8 * 64)
 
 
 def test_every_network_takes_a_policy() -> None:
     for name in ALL:
-        network = trace(built(name), example(name)).network
+        network = traced_network(name).network
         policy = Policy.uniform(network, LayerPolicy(0.5, 8, 8))
         halved = network.resized(policy.channels(network))
         assert (halved.macs < network.macs) == bool(network.groups)

@@ -22,7 +22,7 @@ from leanfront.search.pick.card import card
 from leanfront.search.pick.verify import Made, kernel_report, verification
 from leanfront.search.pick.verify import test_once as held_once
 from leanfront.search.task import ArrayData, Task
-from tests.networks import built, example, inputs
+from tests.networks import inputs, traced_network
 from tests.variants import some
 
 
@@ -57,7 +57,7 @@ def test_a_registered_kind_is_found_by_its_name() -> None:
 @pytest.mark.parametrize("name", some(["Residual", "UNet", "Sequence", "OptionA"], 2))
 @pytest.mark.parametrize("bits", [(4, 8), (32, 32)])
 def test_it_is_written_by_the_same_walk(name: str, bits: tuple[int, int]) -> None:
-    traced = trace(built(name), example(name))
+    traced = traced_network(name)
     policy = Policy.uniform(traced.network, LayerPolicy(0.25, *bits))
     compressed = compress(traced, policy)
     data = inputs(name, 32, 1)
@@ -77,7 +77,7 @@ def test_it_is_written_by_the_same_walk(name: str, bits: tuple[int, int]) -> Non
 
 
 def test_a_promise_of_floats_is_checked() -> None:
-    traced = trace(built("Chain"), example("Chain"))
+    traced = traced_network("Chain")
     compressed = compress(traced, Policy.uniform(traced.network, LayerPolicy(0.0, 8, 8)))
     calibrate(compressed.module, [inputs("Chain", 32, 1)])
     content = exported(template(traced), compressed).SerializeToString()

@@ -25,7 +25,7 @@ from leanfront.compression.techniques.compress import Compressed
 from leanfront.hw_profiles import load_profile
 from leanfront.networks import Captured, CompressedNetwork, file_of
 from leanfront.search.gate.tensors import File, one_by_one
-from tests.networks import Pyramid, built, example, inputs
+from tests.networks import Pyramid, captured_network, inputs
 from tests.variants import some
 
 NETWORKS = ["Residual", "UNet", "Sequence", "OptionA"]
@@ -33,7 +33,7 @@ NETWORKS = ["Residual", "UNet", "Sequence", "OptionA"]
 
 @cache
 def captured(name: str) -> Captured:
-    return lf.capture(built(name), example(name))
+    return captured_network(name)
 
 
 @cache

@@ -25,7 +25,7 @@ from leanfront.compression.techniques.quantize import calibrate
 from leanfront.compression.training.batch_norms import re_estimate
 from leanfront.latency_models.benchmark.timing import session
 from leanfront.search.pick.verify import kernel_report
-from tests.networks import ALL, built, example, inputs
+from tests.networks import ALL, built, example, inputs, traced_network
 from tests.variants import some
 
 FLOAT = LayerPolicy()
@@ -34,7 +34,7 @@ INT8 = LayerPolicy(weight_bits=8, activation_bits=8)
 
 @cache
 def traced_once(name: str) -> tuple[Traced, Template]:
-    traced = trace(built(name), example(name))
+    traced = traced_network(name)
     return traced, template(traced)  # a second or two
 
 

@@ -20,12 +20,12 @@ from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import size_bytes
 from leanfront.compression.techniques.compress import Compressed
 from leanfront.networks import Captured, CompressedNetwork, file_of
-from tests.networks import built, example, inputs
+from tests.networks import built, captured_network, example, inputs
 
 
 @cache
 def captured(name: str) -> Captured:
-    return lf.capture(built(name), example(name))
+    return captured_network(name)
 
 
 def compressed(name: str, bits: tuple[int, int], to: str = "onnx") -> CompressedNetwork:

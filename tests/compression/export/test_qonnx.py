@@ -25,7 +25,7 @@ from leanfront.compression.export.template import ExportError
 from leanfront.compression.techniques.compress import Compressed
 from leanfront.networks import Captured, CompressedNetwork, file_of
 from leanfront.search.gate.tensors import answers
-from tests.networks import built, example, inputs
+from tests.networks import captured_network, inputs
 from tests.variants import some
 
 pytest.importorskip("qonnx")
@@ -37,7 +37,7 @@ BITS = [(8, 8), (4, 4), (2, 4), (3, 8)]
 
 @cache
 def captured(name: str) -> Captured:
-    return lf.capture(built(name), example(name))
+    return captured_network(name)
 
 
 def compressed(name: str, bits: tuple[int, int], to: str = "qonnx") -> CompressedNetwork:

@@ -8,14 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanfront.compression.capture.trace import trace
 from leanfront.compression.graph import Layer, Network, Node, kernels
 from leanfront.compression.graph.nodes import LayerShape, Segment
 from leanfront.compression.policy import LayerPolicy, Policy, PolicyError, tensor_bits
 from leanfront.compression.policy.batch import PolicyBatch, size_bytes
 from leanfront.compression.policy.precision import integer_kernels
-from tests.networks import example
-from tests.residual_networks import RESIDUAL, built
+from tests.residual_networks import RESIDUAL, traced_network
 
 BRANCHES = {
     "Residual": {"stage1.conv1.0": "stem_2", "stage2.1.conv1.0": "relu_1"},
@@ -30,7 +28,7 @@ BRANCHES = {
 
 @cache
 def network_of(name: str) -> Network:
-    return trace(built(name), example(name)).network
+    return traced_network(name).network
 
 
 @pytest.mark.parametrize("name", RESIDUAL)

@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 
-from leanfront.compression.capture.trace import trace
 from leanfront.compression.graph import Network, kernels
 from leanfront.compression.policy import LayerPolicy, Policy, integer_kernels, tensor_bits
 from leanfront.compression.policy.batch import PolicyBatch, size_bytes
 from leanfront.compression.policy.space import Space
 from leanfront.hw_profiles import load_profile
-from tests.networks import ALL, built, example
+from tests.networks import ALL, traced_network
 
 
 def random_policies(network: Network, count: int, seed: int = 0) -> list[Policy]:
@@ -37,7 +36,7 @@ def random_policies(network: Network, count: int, seed: int = 0) -> list[Policy]
 
 @pytest.mark.parametrize("name", ALL)
 def test_arrays_agree_with_each_policy(name: str) -> None:
-    network = trace(built(name), example(name)).network
+    network = traced_network(name).network
     policies = random_policies(network, 25)
     batch = PolicyBatch.of(network, policies)
     assert batch.count == 25
@@ -56,7 +55,7 @@ def test_arrays_agree_with_each_policy(name: str) -> None:
 
 
 def test_a_part_holds_the_chosen_columns() -> None:
-    network = trace(built("Chain"), example("Chain")).network
+    network = traced_network("Chain").network
     batch = PolicyBatch.of(network, random_policies(network, 9))
     chosen = batch.part(np.array([7, 2]))
     assert chosen.size_bytes().tolist() == batch.size_bytes()[[7, 2]].tolist()
@@ -64,7 +63,7 @@ def test_a_part_holds_the_chosen_columns() -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_one_policy_of_a_cut_network_is_not_cut_again(name: str) -> None:
-    network = trace(built(name), example(name)).network
+    network = traced_network(name).network
     (policy,) = random_policies(network, 1, seed=3)
     cut = network.resized(policy.channels(network))
     one = PolicyBatch.one(cut, policy)
@@ -75,7 +74,7 @@ def test_one_policy_of_a_cut_network_is_not_cut_again(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["Residual", "Chain"])
 def test_one_policy_of_a_batch_is_that_policy(name: str) -> None:
-    network = trace(built(name), example(name)).network
+    network = traced_network(name).network
     space = Space(network, load_profile("toy"), (0.0, 0.25, 0.5), (4, 8, 32), (8, 32))
     rng = np.random.default_rng(0)
     policies = [space.random(rng) for _ in range(40)]

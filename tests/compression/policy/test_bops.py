@@ -19,7 +19,7 @@ from leanfront.compression.policy.grids import stand_in_grids
 from leanfront.latency_models.cost import Cost
 from leanfront.search.gate.policies import drawn
 from leanfront.search.objectives import ObjectiveError, costs_of, names, objective
-from tests.networks import ALL, built, example
+from tests.networks import ALL, traced_network
 
 PAIRS = [
     (2, 2),
@@ -41,7 +41,7 @@ NETWORKS = ["Residual", "Depthwise", "Sequence", "Dense"]
 
 @cache
 def captured(name: str) -> tuple[Traced, Template]:
-    traced = trace(built(name), example(name))
+    traced = traced_network(name)
     return traced, template(traced)
 
 

@@ -6,15 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leanfront.compression.capture.trace import trace
 from leanfront.compression.graph import Layer, LayerShape, Network, Node, Segment
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
 from leanfront.compression.policy.space import Space
 from leanfront.compression.policy.technique import SpaceError
 from leanfront.hw_profiles import load_profile
-from tests.networks import example
-from tests.residual_networks import RESIDUAL, built
+from tests.residual_networks import RESIDUAL, traced_network
 
 
 def network(first: int = 16, second: int = 12) -> Network:
@@ -182,7 +180,7 @@ def test_branches_that_are_left_out_are_found_again(name, seed):
 
 @cache
 def residual_space(name, sparsity=(0.0, 0.5), weight_bits=(4, 8, 32), activation_bits=(8, 32)) -> Space:
-    traced = trace(built(name), example(name)).network
+    traced = traced_network(name).network
     return Space(traced, load_profile("toy"), sparsity, weight_bits, activation_bits)
 
 
@@ -205,7 +203,7 @@ def test_few_seeds_leave_branches_out():
 
 @pytest.mark.parametrize("name", ["Residual", "Inverted", "Nested"])
 def test_what_is_nearest_to_a_policy_of_another_space(name: str) -> None:
-    network = trace(built(name), example(name)).network
+    network = traced_network(name).network
     wide = Space(network, load_profile("this-machine"), [0.0, 0.1, 0.25, 0.5, 0.75], [2, 4, 8, 32], [8, 32])
     narrow = Space(network, load_profile("raspberry-pi-4"), [0.0, 0.5], [8, 32], [8, 32], depth=False)
     rng = np.random.default_rng(0)

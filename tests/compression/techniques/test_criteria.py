@@ -24,13 +24,13 @@ from leanfront.compression.techniques.criteria import (
 from leanfront.compression.techniques.nni_pruners import NniError, asked
 from leanfront.compression.techniques.prune import victims
 from leanfront.compression.techniques.rounding import DAMPING, damped
-from tests.networks import built, example, inputs
+from tests.networks import inputs, traced_network
 from tests.variants import some
 
 
 @cache
 def traced(name: str) -> Traced:
-    return trace(built(name), example(name))
+    return traced_network(name)
 
 
 def evidence(made: Traced, images: Tensor) -> Evidence:
@@ -185,9 +185,8 @@ BY_NNI = {
 @pytest.mark.parametrize(
     "criterion",
     [
-        "nni.l2",
         "nni.taylor",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("nni.l1", "nni.fpgm")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("nni.l1", "nni.l2", "nni.fpgm")),
     ],
 )
 def test_what_nni_says_is_what_its_papers_say(criterion: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import leanfront as lf
-from leanfront.compression.capture.trace import Traced, trace
+from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.deployed_form import activation_grids, layer_weights
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import Compressed, compress
@@ -26,7 +26,7 @@ from leanfront.compression.techniques.quantize import (
 )
 from leanfront.compression.training.finetune import FineTune, fine_tune
 from leanfront.compression.training.weight_inheritance import inherit
-from tests.networks import built, example, inputs
+from tests.networks import captured_network, inputs, traced_network
 
 
 def in_torch(x: Tensor, step: Tensor, low: int, high: int, share: float) -> Tensor:
@@ -122,7 +122,7 @@ def test_a_tensor_without_negative_values_has_no_level_beyond_its_range() -> Non
 
 @cache
 def traced() -> Traced:
-    return trace(built("Residual"), example("Residual"))
+    return traced_network("Residual")
 
 
 def taught(policy: Policy, steps: int = 3) -> tuple[Compressed, Tensor]:
@@ -168,7 +168,7 @@ def test_the_exported_grid_is_the_trained_one(bits: tuple[int, int], tmp_path: P
     codes = layer_weights(made)["stem.0"].codes
     assert codes is not None
     assert set(np.unique(codes)) == ({-1, 1} if bits[0] == 1 else {-1, 0, 1})
-    captured = lf.capture(built("Residual"), example("Residual"))
+    captured = captured_network("Residual")
     network = lf.networks.CompressedNetwork(calm, made.network, made.policy, captured)
     lf.export(network, tmp_path / "model.onnx")  # raises where the file puts out something else
 

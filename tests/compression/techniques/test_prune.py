@@ -17,7 +17,7 @@ from leanfront.compression.techniques.prune import CutError, check_shapes, cut, 
 from leanfront.compression.techniques.quantize import calibrate
 from leanfront.compression.training.distillation import Comparison
 from leanfront.compression.training.finetune import FineTune, fine_tune, lesson
-from tests.networks import ALL, built, example, inputs
+from tests.networks import ALL, inputs, traced_network
 from tests.variants import some
 
 
@@ -84,7 +84,7 @@ def silenced(traced: Traced, removed: dict[str, tuple[int, ...]]) -> fx.GraphMod
     ("name", "keep"), some(product([name for name in ALL if name != "Sequence"], [0.75, 0.4]), 6)
 )
 def test_a_cut_is_the_same_as_silence(name: str, keep: float) -> None:
-    traced = trace(built(name), example(name))
+    traced = traced_network(name)
     channels = {g: max(1, round(keep * traced.network.group_size(g))) for g in traced.network.groups}
     module, removed = cut(traced, traced.network.resized(channels)).module, victims(traced, channels)
     assert {g: traced.network.group_size(g) - len(gone) for g, gone in removed.items()} == channels
@@ -96,7 +96,7 @@ def test_a_cut_is_the_same_as_silence(name: str, keep: float) -> None:
 
 @pytest.mark.parametrize("name", ["Chain", "Residual", "UNet"])
 def test_one_group_alone(name: str) -> None:
-    traced = trace(built(name), example(name))
+    traced = traced_network(name)
     for group in traced.network.groups:
         module = cut(traced, traced.network.resized({group: 3})).module
         assert module.get_submodule(group).weight.shape[1 if group == "up" else 0] == 3
@@ -104,14 +104,14 @@ def test_one_group_alone(name: str) -> None:
 
 
 def test_nothing_cut_is_nothing_changed_and_cuts_repeat() -> None:
-    traced = trace(built("Residual"), example("Residual"))
+    traced = traced_network("Residual")
     same = cut(traced, traced.network.resized({})).module
     assert all(torch.equal(a, b) for a, b in zip(same.parameters(), traced.module.parameters(), strict=True))
     assert victims(traced, {"stem.0": 3}) == victims(traced, {"stem.0": 3})
 
 
 def test_a_module_of_another_shape_is_found() -> None:
-    traced = trace(built("Chain"), example("Chain"))
+    traced = traced_network("Chain")
     with pytest.raises(CutError, match=r"'0.0' was to have 3->4 channels, the cut gave 3->8"):
         check_shapes(traced.module, traced.network.resized({"0.0": 4}))
 
@@ -119,13 +119,13 @@ def test_a_module_of_another_shape_is_found() -> None:
 def test_the_cut_says_nothing_on_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     """torch.export warns and logs; what matters is in its errors."""
     for name in ("Dense", "Residual"):
-        traced = trace(built(name), example(name))
+        traced = traced_network(name)
         cut(traced, traced.network.resized({next(iter(traced.network.groups)): 2}))
     assert capfd.readouterr() == ("", "")
 
 
 def test_the_teacher_is_never_touched() -> None:
-    traced = trace(built("Residual"), example("Residual"))
+    traced = traced_network("Residual")
     before = {key: value.clone() for key, value in traced.module.state_dict().items()}
     modules = {name: id(module) for name, module in traced.module.named_modules()}
     parameters = {name: (id(p), p.requires_grad, p.grad) for name, p in traced.module.named_parameters()}

@@ -25,7 +25,7 @@ from leanfront.compression.techniques.quantize import (
     weight_codes,
 )
 from leanfront.compression.training.batch_norms import re_estimate
-from tests.networks import built, example, inputs
+from tests.networks import inputs, traced_network
 
 
 def calibrated(bits: int, data: Tensor) -> ActivationQuantizer:
@@ -135,7 +135,7 @@ def test_before_a_range_is_known_values_pass() -> None:
 
 
 def test_quantizers_stand_where_tensor_bits_says() -> None:
-    traced = trace(built("Residual"), example("Residual"))
+    traced = traced_network("Residual")
     policy = Policy.uniform(traced.network, LayerPolicy(0.0, 4, 8))
     module = compress(traced, policy).module
     bits = tensor_bits(fused(traced.network), policy)

@@ -10,7 +10,7 @@ from leanfront.compression.techniques import biases, ranges
 from leanfront.compression.techniques.compress import compress
 from leanfront.compression.techniques.quantize import calibrate, quantizers, unquantized
 from leanfront.compression.techniques.ranges import RULES, Histogram
-from tests.networks import built, example, inputs
+from tests.networks import captured_network, inputs
 
 
 def histogram(values: np.ndarray, low: float, high: float, bits: int = 8) -> Histogram:
@@ -47,7 +47,7 @@ def test_the_least_error_is_less_than_that_of_the_extremes() -> None:
 
 
 def rounded(name: str, bits: int = 3) -> tuple[nn.Module, list[Tensor]]:
-    captured = lf.capture(built(name), example(name))
+    captured = captured_network(name)
     policy = lf.uniform(captured, weight_bits=bits, activation_bits=8)
     module = compress(captured.traced, policy).module
     batches = [inputs(name, 32, seed) for seed in range(2)]

@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import leanfront as lf
-from leanfront.compression.capture.trace import Traced, trace
+from leanfront.compression.capture.trace import Traced
 from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.export.dialects import dialect_of
 from leanfront.compression.export.measured_sizes import measured
@@ -35,7 +35,7 @@ from leanfront.latency_models.benchmark.shifted_weights import shifted
 from leanfront.networks import file_of
 from leanfront.search.objectives import ObjectiveError, objective
 from leanfront.search.trial.weights import load_weights, save_weights
-from tests.networks import built, example, inputs
+from tests.networks import captured_network, inputs, traced_network
 from tests.variants import some
 
 TWO_FOUR, FOUR_EIGHT, BLOCK, ANY = (PATTERNS[name] for name in ("2:4", "4:8", "block", "unstructured"))
@@ -43,7 +43,7 @@ TWO_FOUR, FOUR_EIGHT, BLOCK, ANY = (PATTERNS[name] for name in ("2:4", "4:8", "b
 
 @cache
 def traced(name: str = "Residual") -> Traced:
-    return trace(built(name), example(name))
+    return traced_network(name)
 
 
 def masked(
@@ -224,7 +224,7 @@ def test_zeros_come_by_a_schedule_and_stay(schedule: str) -> None:
 
 @cache
 def captured() -> lf.Captured:
-    return lf.capture(built("Residual"), example("Residual"))
+    return captured_network("Residual")
 
 
 @pytest.mark.parametrize(

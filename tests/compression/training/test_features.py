@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from leanfront.compression.capture.trace import trace
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import compress
 from leanfront.compression.training.features import LAYERS, heard, listened_to, unlike, with_features
 from leanfront.compression.training.finetune import FineTune, fine_tune
-from tests.networks import built, example, inputs
+from tests.networks import inputs, traced_network
 from tests.variants import some
 
 
@@ -36,7 +35,7 @@ def test_neither_channels_nor_scale_nor_rotation_count() -> None:
 
 @pytest.mark.parametrize("name", some(["Residual", "Odd", "Sequence", "Depthwise", "UNet"], 2))
 def test_a_cut_network_learns_from_the_inside_alone(name: str) -> None:
-    made = trace(built(name), example(name))
+    made = traced_network(name)
     compressed = compress(made, Policy.uniform(made.network, LayerPolicy(0.5)))
     layers = listened_to(compressed.network, compressed.module)
     assert 1 <= len(layers) <= LAYERS

@@ -7,13 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from leanfront.compression.capture.trace import trace
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import compress
 from leanfront.compression.techniques.quantize import calibrate
 from leanfront.compression.training.distillation import Comparison
 from leanfront.compression.training.finetune import Diverged, FineTune, fine_tune, lesson
-from tests.networks import built, example, inputs
+from tests.networks import inputs, traced_network
 
 
 def train(
@@ -68,7 +67,7 @@ def batches(count: int, teacher: nn.Module) -> list[tuple[Tensor, Tensor, Tensor
 
 
 def test_training_brings_a_cut_network_back() -> None:
-    traced = trace(built("Chain"), example("Chain"))
+    traced = traced_network("Chain")
     compressed = compress(traced, Policy.uniform(traced.network, LayerPolicy(0.5, 4, 8)))
     data = batches(40, traced.module)
     calibrate(compressed.module, [x for x, _, _ in data[:4]])
@@ -135,7 +134,7 @@ def test_biases_and_norms_do_not_decay() -> None:
 
 @pytest.mark.parametrize("bits", [8, 32])
 def test_divergence_is_noticed(bits: int) -> None:
-    traced = trace(built("Chain"), example("Chain"))
+    traced = traced_network("Chain")
     module = compress(traced, Policy.uniform(traced.network, LayerPolicy(0.0, bits, bits))).module
     (x, labels, out), *_ = data = batches(3, traced.module)
     calibrate(module, [x])

@@ -58,7 +58,6 @@ class Wide(nn.Module):
 
 
 TRACED = trace(Wide().eval(), torch.zeros(1, 3, 8, 8))
-TEMPLATE = template(TRACED)
 WIDE = TRACED.network
 INTEGER = Policy.uniform(WIDE, LayerPolicy(weight_bits=8, activation_bits=8))
 KEY = (
@@ -68,7 +67,7 @@ KEY = (
 
 
 def build(network: Network, policy: Policy) -> bytes:
-    return bytes(random_model(TEMPLATE, network, policy).SerializeToString())
+    return bytes(random_model(template(TRACED), network, policy).SerializeToString())
 
 
 def slow_around_zero(keys: set[str]) -> LatencyTable:

@@ -17,6 +17,7 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, slowed: Callable[[float], float]) -> None:
         self.seconds, self._slowed = 0.0, slowed
+        monkeypatch.setattr(timing, "CALM_S", 10.0)
         monkeypatch.setattr(timing.time, "perf_counter", lambda: self.seconds)
         monkeypatch.setattr(timing.time, "sleep", self.pass_)
         monkeypatch.setattr(timing._Candidate, "block", lambda candidate, runs: self._block(candidate, runs))

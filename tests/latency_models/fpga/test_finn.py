@@ -5,13 +5,12 @@ from itertools import product
 
 import pytest
 
-from leanfront.compression.capture.trace import trace
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.hw_profiles import load_profile, profile_names
 from leanfront.latency_models.cost import LayerEngine
 from leanfront.latency_models.fpga.finn import folding, named, next_divisor
 from leanfront.latency_models.registry import model_of
-from tests.networks import ALL, built, example
+from tests.networks import ALL, traced_network
 from tests.variants import some
 
 DATAFLOWS = [name for name in profile_names() if load_profile(name).model == "dataflow"]
@@ -53,7 +52,7 @@ def test_nodes_are_called_as_finn_calls_them() -> None:
 
 @pytest.mark.parametrize(("name", "profile"), some(product(ALL, DATAFLOWS), 17))
 def test_engines_are_those_of_the_cost(name: str, profile: str) -> None:
-    network = trace(built(name), example(name)).network
+    network = traced_network(name).network
     policy = Policy.uniform(network, LayerPolicy(0.25, 4, 8))
     cut = policy.cut(network)
     model = model_of(load_profile(profile))
@@ -78,7 +77,7 @@ def test_engines_are_those_of_the_cost(name: str, profile: str) -> None:
 
 
 def test_other_parts_have_none() -> None:
-    network = trace(built("Chain"), example("Chain")).network
+    network = traced_network("Chain").network
     policy = Policy.uniform(network, LayerPolicy(0.0, 8, 8))
     assert model_of(load_profile("toy")).engines(network, policy) == ()
     assert model_of(load_profile("zcu102-dpu")).engines(network, policy) == ()

@@ -72,6 +72,7 @@ def measure(kit: Path, tool: Path, ends: int = 0) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_from_a_kit_to_a_fitted_profile(tmp_path: Path) -> None:
     kit = made_kit(tmp_path)
     manifest = json.loads((kit / "manifest.json").read_text(encoding="utf-8"))

@@ -64,6 +64,7 @@ def test_members_are_picked_while_there_is_time(tmp_path: Path, monkeypatch: pyt
     assert said[-1] == "the long fine-tune of trial 1 was ended: no time left"
 
 
+@pytest.mark.slow
 def test_a_real_pick_and_one_that_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))

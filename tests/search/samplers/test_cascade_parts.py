@@ -33,8 +33,7 @@ from leanfront.search.samplers.cascade.surrogate import (
 )
 from leanfront.search.samplers.cascade.warm_start import _read
 from leanfront.search.samplers.cascade.zero_cost_front import Archive, cheap_front, children
-from tests.networks import example
-from tests.residual_networks import built
+from tests.residual_networks import traced_network
 from tests.search.study.test_study import chain
 
 
@@ -260,7 +259,7 @@ def test_codes_keep_the_bits_of_a_shortcut_whose_branch_is_left_out():
 
 
 def test_a_cut_group_may_go_with_its_whole_branch():
-    network = trace(built("Inverted"), example("Inverted")).network
+    network = traced_network("Inverted").network
     space = Space(network, load_profile("toy"), (0.0, 0.25, 0.5), (8,), (8,), True)
     encoding = Encoding(space)
     branch = next(one for one in network.branches if one.layers)
