@@ -125,22 +125,22 @@ class Dialect:
     """A kind of file. These methods write everything in floats; a dialect overrides what it spells otherwise.
 
     name: what a user asks for. engine: what runs it, as profiles name it; suffix: of the file's name.
-    modules, extra: what writing and running it needs besides leanfront's own packages, and what of
-    leanfront brings them. runs_here: its answers can be had on this machine; what is promised of a file
-    whose answers cannot is not checked, and said to be so. fused: onnxruntime runs it, and the kernels
-    that it fuses are held against ``promises_integers``. limited: its engine has not all operations of
-    ONNX; ``cannot`` says which. halves: layers of 16 bits are in float16 in the file. dynamic: layers may
-    be quantized while they run (``compression.policy.dynamic``). narrowest_tensor: bits of the narrowest
-    integers that its kernels read. rules: what its engine asks of it. grids: where the zeros of tensors'
-    grids lie, for a network that is trained for such a file. rounds_biases: integer kernels add codes, so
-    that biases have steps; else floats. rounds_summands: what a layer puts out is rounded to its grid
-    before a sum; else the engine adds it as it is. spelling: what the size of a file depends on. priced:
-    latency tables are made of such files, so that latencies are promises about it. restates: a tensor
-    that is only moved is held on its grid once more, as onnxruntime wants it. exact: such a file puts out
-    what the torch network does, but for the rounding of floats and of values between two steps: it is
-    held against the network before it is written. accuracy_tolerance, agreement: how far accuracies of
-    file and torch network may lie apart, and the least share of examples on which both give the same
-    answer.
+    modules, extra: what writing and running it needs besides leanfront's own packages, and what of leanfront
+    brings them. runs_here: its answers can be had on this machine; what is promised of a file whose answers
+    cannot is not checked, and said to be so. fused: onnxruntime runs it, and the kernels that it fuses are
+    held against ``promises_integers``. limited: its engine has not all operations of ONNX; ``cannot`` says
+    which. halves: layers of 16 bits are in float16 in the file. dynamic: layers may be quantized while they
+    run (``compression.policy.dynamic``). narrowest_tensor: bits of the narrowest integers that its kernels
+    read. group_norms: it runs GroupNormalization itself, as of opset 21. rules: what its engine asks of it.
+    grids: where the zeros of tensors' grids lie, for a network that is trained for such a file.
+    rounds_biases: integer kernels add codes, so that biases have steps; else floats. rounds_summands: what a
+    layer puts out is rounded to its grid before a sum; else the engine adds it as it is. spelling: what the
+    size of a file depends on. priced: latency tables are made of such files, so that latencies are promises
+    about it. restates: a tensor that is only moved is held on its grid once more, as onnxruntime wants it.
+    exact: such a file puts out what the torch network does, but for the rounding of floats and of values
+    between two steps: it is held against the network before it is written. accuracy_tolerance, agreement: how
+    far accuracies of file and torch network may lie apart, and the least share of examples on which both give
+    the same answer.
     """
 
     name = ""
@@ -154,6 +154,7 @@ class Dialect:
     halves = False
     dynamic = False
     narrowest_tensor = 1
+    group_norms = False
     rules: tuple[Rule, ...] = ()
     grids: GridKind = "affine"
     rounds_biases = True

@@ -25,6 +25,7 @@ class OpenVino(Qdq):
     modules = ("openvino",)
     extra = "openvino"
     fused = False
+    group_norms = True
     rounds_summands = False
     narrowest_tensor = 8  # its kernels have no narrower integers
     spelling = Spelling(narrowest_weight=4, clips=False)  # its reader of ONNX knows no type of 2 bits

@@ -30,6 +30,7 @@ class TFLite(Qdq):
     modules = ("ai_edge_litert",)
     extra = "tflite"
     fused = False
+    group_norms = True
     narrowest_tensor = 8  # its kernels have no narrower integers
     spelling = Spelling(KIND, narrowest_weight=4)
     priced = False

@@ -238,7 +238,7 @@ class Walk:
             ):
                 self._produced(original, name)
             return
-        if node.op_type == "GroupNormalization" and made is not None and self.dialect.fused:
+        if node.op_type == "GroupNormalization" and made is not None and not self.dialect.group_norms:
             self._produced(target, self._group_norm(made, node, inputs))
             return
         if node.op_type == "MaxPool" and inputs[0] in self.padded and self.dialect.fused:
@@ -426,7 +426,7 @@ class Walk:
 
         onnxruntime has no kernel for GroupNormalization: it runs ONNX's own definition, whose variance is the
         mean of the squares less the square of the mean, wrong in the fifth digit where the mean is far from
-        0."""
+        0. Before opset 21 it has a gain for each group instead of each channel."""
         out, node_of = self.out, kernel.nodes[0]
         settings = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         groups, shape = int(settings["num_groups"]), list(self.template.shapes[node_of.name])

@@ -234,10 +234,9 @@ def _measured(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Latency and memory of both files, where this machine is the part; nothing where it is not."""
     hardware = loaded.config.hardware
-    if not loaded.dialect.priced:
+    if loaded.profile.measured and not loaded.dialect.priced:
         log(f"no latency is measured: what was predicted is that of files of kind {QDQ.name!r}")
-        return {}, {}
-    if not at_hand(loaded.profile, hardware.threads, hardware.provider, log):
+    if not loaded.dialect.priced or not at_hand(loaded.profile, hardware.threads, hardware.provider, log):
         return {}, {}
     log("measuring the latency of both files")
     with measuring(log):

@@ -26,6 +26,8 @@ MOST = 48
 """So many networks of the other run's front that are of another space leave something, at most: spread over
 it."""
 _STRANGE = "bequests"
+_DONE = "done"
+"""In place of the worker that claimed a network: what it has to leave is left."""
 
 
 def announce(study: optuna.Study, other: RunFolder, strange: Sequence[TrialRow]) -> int:
@@ -73,6 +75,7 @@ class Bequests:
         self.heirs.study.set_user_attr(_claim(number), self.heirs.worker)
         try:
             self._leaves(row, run)
+            self.heirs.study.set_user_attr(_claim(number), _DONE)
         except OSError as error:
             if not is_full(error):
                 raise
@@ -103,7 +106,9 @@ class Bequests:
 
     def _free(self, one: tuple[int, TrialRow, RunFolder]) -> bool:
         number, row, run = one
-        claimed = _claim(number) in self.heirs.study.user_attrs
+        by = self.heirs.study.user_attrs.get(_claim(number))
+        # a worker that was killed has made some of them: those are known by their policies
+        claimed = by is not None and (by == _DONE or not self.heirs.run.is_dead(str(by)))
         return not claimed and bool(row.policy) and run.checkpoint(row.trial).exists()
 
     def _leaves(self, row: TrialRow, run: RunFolder) -> None:

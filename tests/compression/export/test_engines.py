@@ -56,6 +56,35 @@ def test_a_file_equals_the_network(tmp_path: Path, to: str, name: str, bits: tup
     assert bool(halves) == (bits == (16, 16))
 
 
+class Grouped(nn.Module):
+    """Norms of groups of channels: one of all, two, and one for each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 16, 3), nn.GroupNorm(1, 16), nn.ReLU(), nn.Conv2d(16, 16, 3))
+        self.norms = nn.Sequential(nn.GroupNorm(2, 16), nn.GroupNorm(16, 16))
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, 3, 8, 8) -> (N, 5)."""
+        answers: torch.Tensor = self.head(self.norms(self.layers(x)).relu().mean((2, 3)))
+        return answers
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino", "tensorrt", "tflite"])
+def test_norms_of_groups_are_right_in_every_engine(tmp_path: Path, to: str) -> None:
+    torch.manual_seed(0)
+    model = Grouped().eval()
+    for name, parameter in model.named_parameters():
+        if "norms" in name or "layers.1" in name:
+            nn.init.normal_(parameter, 1.0, 0.3)
+    images = torch.randn(16, 3, 8, 8)
+    network = lf.capture(model, images[:1])
+    for bits in (32, 8):
+        made = lf.compress(network, lf.uniform(network, 0.5, bits, bits), [images], to=to)
+        lf.export(made, tmp_path / "model", to=to)  # runs it
+
+
 def test_each_use_of_a_layer_computes_in_halves(tmp_path: Path) -> None:
     torch.manual_seed(0)
     images = torch.randn(8, 3, 16, 16)

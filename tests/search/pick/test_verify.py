@@ -1,4 +1,5 @@
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,15 @@ import torch
 from torch import nn
 
 from leanfront.compression.capture.trace import Traced, trace
+from leanfront.compression.export.dialects import dialect_of
 from leanfront.compression.export.template import template
 from leanfront.compression.export.walk import exported
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.techniques.compress import compress
 from leanfront.compression.techniques.quantize import calibrate
 from leanfront.compression.training.distillation import Comparison
+from leanfront.hw_profiles import load_profile
+from leanfront.search.pick import pick as pick_module
 from leanfront.search.pick.card import card
 from leanfront.search.pick.told import Told
 from leanfront.search.pick.verify import (
@@ -326,3 +330,16 @@ def test_the_peak_of_both_files_stands_beside_the_predicted_one() -> None:
     assert floats <= found["baseline_peak_memory_bytes"] < 3 * floats
     assert found["peak_memory_bytes"] > 0
     assert measured_memory(b"broken", models[1], 1.0) == {}
+
+
+@pytest.mark.parametrize(("part", "said"), [("raspberry-pi-4", 0), ("this-machine", 1)])
+def test_of_a_computed_part_it_is_not_said_that_another_file_was_priced(part: str, said: int) -> None:
+    loaded: Any = SimpleNamespace(
+        profile=load_profile(part),
+        dialect=dialect_of("tflite"),
+        config=SimpleNamespace(hardware=SimpleNamespace(threads=1, provider="cpu")),
+    )
+    row: Any = None
+    heard: list[str] = []
+    assert pick_module._measured(b"", b"", loaded, row, heard.append) == ({}, {})
+    assert ["that of files of kind 'onnx'" in line for line in heard] == [True] * said

@@ -16,7 +16,7 @@ from leanfront.compression.policy import Policy
 from leanfront.compression.policy.space import Space
 from leanfront.hw_profiles import load_profile
 from leanfront.search.run.front import front_rows
-from leanfront.search.run.run_folder import RunFolder, TrialRow, open_run
+from leanfront.search.run.run_folder import RunFolder, TrialRow, open_run, registered
 from leanfront.search.study.another_run import TRIED_AGAIN, _enqueued
 from leanfront.search.study.basis import data_digest
 from leanfront.search.study.bequests import Bequests, announce
@@ -204,6 +204,13 @@ def test_each_network_leaves_something_once_whatever_is_missing(folder: Path, tm
     assert [(trial, path.resolve()) for trial, path in left[: len(kept)]] == wanted
     assert {trial for trial, path in left[len(kept) :] if path == own.path} == front & {r.trial for r in kept}
     assert len(left) == len(set(left))
+    with registered(own) as killed:
+        pass
+    study.set_user_attr(f"bequest-{kept[0].trial}", killed)  # in the midst of it
+    workers[0].over = False
+    assert workers[0].one()
+    assert (left[-1][0], left[-1][1].resolve()) == wanted[0]
+    assert not workers[0].one()
 
 
 def _model() -> tuple[object, object]:
