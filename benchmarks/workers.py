@@ -16,6 +16,7 @@ from pathlib import Path
 import leanfront.search.study.run_search
 from leanfront.search.config import load_config
 from leanfront.search.study.run_search import run_search
+from leanfront.search.study.threads import cores
 
 
 def trials_per_hour(config: Path, trials: int, threads: list[int], folder: Path) -> float:
@@ -36,9 +37,9 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
-    cores = leanfront.search.study.run_search.cores()
-    kinds = {"1 worker, 1 thread": [1], f"1 worker, {cores} threads": [cores]}
-    kinds[f"{cores} workers, 1 thread each"] = [1] * cores
+    count = cores()
+    kinds = {"1 worker, 1 thread": [1], f"1 worker, {count} threads": [count]}
+    kinds[f"{count} workers, 1 thread each"] = [1] * count
     best = dict.fromkeys(kinds, 0.0)
     with tempfile.TemporaryDirectory() as folder:
         for number in range(given.rounds):

@@ -188,6 +188,7 @@ class Reference:
         self._history: list[float] = []
         self._known_ms = undisturbed_ms
         self._looked = self._now_ms = self._seen_ms = 0.0
+        self._changed = False  # whether hardly any look was as fast as the machine is known to be
         self._candidate.block(20)
         self._look_around()
         calm = time.perf_counter() + CALM_S
@@ -205,7 +206,9 @@ class Reference:
         self._looked = time.perf_counter()
         self._history.append(self._now_ms)
         if len(self._history) % 64 == 0 or len(self._history) < 64:
-            self._seen_ms = float(np.quantile(self._history[-4096:], 0.05))
+            window = np.array(self._history[-4096:])
+            self._seen_ms = float(np.quantile(window, 0.05))
+            self._changed = self._known_ms is not None and (0.85 * window < self._known_ms).sum() < 5
         return self._now_ms
 
     @property
@@ -214,13 +217,6 @@ class Reference:
         if self._known_ms is None or self._changed:
             return self._seen_ms
         return min(self._seen_ms, self._known_ms)
-
-    @property
-    def _changed(self) -> bool:
-        """Whether hardly any look was as fast as the machine is known to be."""
-        if self._known_ms is None:
-            return False
-        return sum(0.85 * ms < self._known_ms for ms in self._history) < 5
 
     def wait(self, seconds: float) -> float:
         """Wait until the machine is undisturbed, at most ``seconds``; the reference's time then, ms."""

@@ -306,9 +306,9 @@ def verification(
     On a machine that is slower than when its table was measured, the latency as a share of the uncompressed
     network's is held against its promise, since both were timed side by side. What is not kept there, or
     while something disturbed the machine, is untold and not broken: not all kernels become slow alike.
-    ``dialect``: the kind of the
-    file, which says how close it has to come to the torch network. ``max_drop``: the most that may be lost on
-    the test split, None where nobody said so; it is broken only by a drop whose 95 % interval lies beyond it.
+    ``dialect``: the kind of the file, which says how close it has to come to the torch network. ``max_drop``:
+    the most that may be lost on the test split, None where nobody said so; it is broken only by a drop whose
+    95 % interval lies beyond it.
     """
     failures = []
     limit = held_drop(test, max_drop)
@@ -331,11 +331,11 @@ def verification(
     untold = []
     if latency:
         latency = _beside_promise(latency, promised)
-        late = _late(latency)
-        if late and latency["noise"] is not None:
-            untold.append(f"{late}, but {latency['noise']}")
-        elif late:
-            failures.append(late)
+        off = _off(latency)
+        if off and latency["noise"] is not None:
+            untold.append(f"{off}, but {latency['noise']}")
+        elif off:
+            failures.append(off)
     if kernels["not_fused"]:
         failures.append(f"layers not run as integer kernels: {', '.join(kernels['not_fused'])}")
     if kernels["not_wanted"]:
@@ -371,7 +371,7 @@ def _beside_promise(latency: dict[str, Any], promised: Mapping[str, float]) -> d
     return {**latency, "predicted_ms": ours_ms, "predicted_baseline_ms": theirs_ms, "error": error}
 
 
-def _late(latency: Mapping[str, Any]) -> str | None:
+def _off(latency: Mapping[str, Any]) -> str | None:
     """A sentence where a latency is not the one that was predicted."""
     if latency["slowdown"] > SLOW:
         share = latency["predicted_ms"] / latency["predicted_baseline_ms"]

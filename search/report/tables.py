@@ -170,4 +170,4 @@ def _verdict(found: Mapping[str, Any]) -> str:
         return DASH
     verdict = "; ".join(map(str, failures)) or "as promised"
     untold = "; ".join(map(str, found.get("untold") or ()))
-    return f"{verdict}; not verified: {untold}" if untold else verdict
+    return f"{verdict}, but not verified: {untold}" if untold else verdict

@@ -236,7 +236,9 @@ def test_verified_exports_are_shown(tmp_path: Path) -> None:
     }
     (run / "exported" / "1" / "verification.json").write_text(json.dumps(found))
     (run / "exported" / "2").mkdir()
-    (run / "exported" / "2" / "verification.json").write_text('{"latency": {}, "failures": []}')
+    (run / "exported" / "2" / "verification.json").write_text(
+        '{"latency": {}, "failures": [], "untold": ["its latency"]}'
+    )
     table = write_report(run).read_text().split('class="exports"')[1].split("</table>")[0]
     rows = {row[0]: row[1:] for row in re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>", table)}
     rows = {
@@ -244,7 +246,10 @@ def test_verified_exports_are_shown(tmp_path: Path) -> None:
     }
     dash = "\N{EN DASH}"
     assert rows == {
-        "verdict": ("layers not run as integer kernels: &lt;b&gt;", "as promised"),
+        "verdict": (
+            "layers not run as integer kernels: &lt;b&gt;",
+            "as promised, but not verified: its latency",
+        ),
         "accuracy (test split, read once)": ("0.8000 -5.00 points uncompressed 0.8500", dash),
         "its 95 % interval": ("0.7900 .. 0.8100", dash),
         "lost, with its 95 % interval": ("0.0500 (0.0300 .. 0.0700) BEYOND the limit 0.0100", dash),
