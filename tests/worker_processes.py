@@ -9,6 +9,7 @@ from pathlib import Path
 from subprocess import TimeoutExpired
 
 from leanfront.search.run.run_folder import RunFolder
+from leanfront.search.study import run_search
 
 _FORKED = multiprocessing.get_context("forkserver")
 _FORKED.set_forkserver_preload(["tests.worker_preload"])
@@ -43,8 +44,7 @@ class Worker:
 
 def start(run: RunFolder, threads: int, index: int) -> Worker:
     """In place of ``run_search._start``."""
-    command = ["leanfront", "worker", str(run.path), "--index", str(index)]
-    command += ["--threads", str(threads), "--parent", str(os.getpid())]
+    command = ["leanfront", "worker", *run_search._asked(run, threads, index)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     given = (command, dict(environment), str(Path.cwd()), str(run.log_file), os.getpid())
     process = _FORKED.Process(target=_work, args=given)

@@ -251,13 +251,18 @@ def wait_or_kill(process: "subprocess.Popen[bytes]") -> None:
 
 def _start(run: RunFolder, threads: int, index: int) -> "subprocess.Popen[bytes]":
     """A worker process, which takes its budget from the run's environment.json."""
-    command = [sys.executable, *_PROGRAM, str(run.path), "--index", str(index)]
-    command += ["--threads", str(threads), "--parent", str(os.getpid())]
+    command = [sys.executable, *_PROGRAM, *_asked(run, threads, index)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     with run.log_file.open("ab") as log:
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
         )
+
+
+def _asked(run: RunFolder, threads: int, index: int) -> list[str]:
+    """What a worker is told that ends with this process."""
+    place = ["--index", str(index), "--threads", str(threads), "--parent", str(os.getpid())]
+    return [str(run.path), *place]
 
 
 def work(
