@@ -76,7 +76,7 @@ def check_whole(run: RunFolder, finished: set[int]) -> None:
     run.config()
 
 
-@pytest.mark.slow  # for every change four of search/study/test_study.py, and of a whole search test_cli.py's
+@pytest.mark.slow  # for every change two of search/study/test_study.py, and of a whole search test_cli.py's
 @pytest.mark.parametrize(("kills", "seed"), [(5, 6), *((200, seed) for seed in range(3))])
 def test_kills_at_random_moments(tmp_path, kills, seed):
     folder, rng = tmp_path / "run", random.Random(seed)

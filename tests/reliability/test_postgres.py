@@ -58,10 +58,10 @@ def words_of_processes() -> bytes:
 def test_workers_while_the_server_is_restarted_twice(
     server: Server, with_password: str, tmp_path: Path, workers: int
 ) -> None:
-    folder, trials = tmp_path / "run", 60
+    folder, trials = tmp_path / "run", 32
     process = start(folder, trials, workers)
     try:
-        for done in (8, 24):
+        for done in (6, 16):
             until(lambda done=done: len(logged(folder)) >= done or process.poll() is not None)
             assert PASSWORD.encode() not in words_of_processes()
             server.stop()

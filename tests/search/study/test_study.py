@@ -533,7 +533,7 @@ def test_kill_9_at_random_moments_loses_no_finished_trial(tmp_path):
     folder = tmp_path / "run"
     rng = random.Random(0)
     finished: dict[int, str] = {}
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen(command(folder, 10_000, 0.02), env=environment(), stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()  # it says when it searches
