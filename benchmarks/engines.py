@@ -10,7 +10,6 @@ first images of the test split, predicted and real size, and milliseconds on thi
 itself is here. Lines are also appended to benchmarks/results/engines.jsonl.
 """
 
-import copy
 import itertools
 import json
 import sys
@@ -27,6 +26,7 @@ from leanfront import Task
 from leanfront.compression.capture.program import Arguments, tensors_in
 from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.export.dialects import BUILT_IN, Dialect, DialectError, dialect_of
+from leanfront.compression.export.integer_form import in_integers
 from leanfront.compression.export.measured_sizes import measured
 from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.batch import PolicyBatch
@@ -82,16 +82,23 @@ def _steps(ours: list[Any], theirs: list[Any]) -> float:
 def held(
     file: File, made: CompressedNetwork, inputs: list[Arguments], dialect: Dialect
 ) -> tuple[dict[str, float], list[Any], list[Any]]:
-    """Steps between torch and file, and torch and itself in float64; the outputs of torch and file."""
+    """Steps between the network in the engine's arithmetic and the file, and between the network in fake
+    quantization and the file; the share of outputs that are the same number; outputs of torch and file."""
     compressed = Compressed(made.module, made.network, made.policy)  # type: ignore[arg-type]
-    module = fold(compressed, dialect).module.eval()
-    doubled = copy.deepcopy(module).double()
+    module = in_integers(compressed, dialect).module.eval()
+    folded = fold(compressed, dialect).module.eval()
     with torch.no_grad():
         ours = [tensors_in(module(*one.args, **one.kwargs)) for one in inputs]
-        again = [tensors_in(doubled(*[x.double() for x in tensors_in(one)])) for one in inputs]
+        again = [tensors_in(folded(*one.args, **one.kwargs)) for one in inputs]
     theirs = [[torch.from_numpy(np.asarray(a)) for a in file.arrays(one)] for one in inputs]
-    steps = {"steps": round(_steps(ours, theirs), 2), "own_steps": round(_steps(ours, again), 2)}
-    return steps, ours, theirs
+    pairs = zip(itertools.chain(*ours), itertools.chain(*theirs), strict=True)
+    same = torch.cat([(one == other).reshape(-1) for one, other in pairs])
+    found = {
+        "steps": round(_steps(ours, theirs), 2),
+        "fake_steps": round(_steps(again, theirs), 2),
+        "same": round(float(same.double().mean()), 4),
+    }
+    return found, ours, theirs
 
 
 def compared(name: str, kinds: list[str]) -> list[dict[str, Any]]:

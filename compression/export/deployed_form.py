@@ -54,7 +54,8 @@ def fold(compressed: Compressed, dialect: Dialect = QDQ) -> Compressed:
         layer_policy = compressed.policy[kernel.layer.name]
         if dialect.rounds_biases and computes_in_integers(kernel.layer, layer_policy):
             grid = grids[source_of_range(kernel.inputs[0], fused)]
-            codes, steps = bias_codes(held, layer_policy.weight_bits, grid.scale)
+            finer = dialect.finer(kernel.layer, layer_policy)
+            codes, steps = bias_codes(held, finer, grid.scale)
             bias = (torch.from_numpy(codes).double() * torch.from_numpy(steps).double()).float()
         weight = torch.from_numpy(held.floats(axis=_out_axis(layer)))
         layer.register_parameter("weight", nn.Parameter(weight.to(device)))

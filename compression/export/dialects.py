@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import onnx
@@ -112,6 +112,23 @@ class Opened(Protocol):
 
 
 @dataclass(frozen=True)
+class Arithmetic:
+    """How an engine's kernels get from sums of codes to codes, in floats of 32 bits, operation by operation.
+
+    rescales: the bias is one of the sum's codes, and one factor takes the sum onto the next grid; else the
+    sum is multiplied by its step, the bias is added in floats, and that is rounded as other floats are.
+    rounds: floats are divided by a grid's step, multiplied by its reciprocal, or spread: multiplied by the
+    number of codes over the width of the range. adds: two tensors on grids as floats, each times the ratio of
+    its step and the sum's, with fixed multipliers of integers, or, where one is still in floats, in steps of
+    the other.
+    """
+
+    rescales: bool = False
+    rounds: Literal["divides", "multiplies", "spread"] = "divides"
+    adds: Literal["floats", "ratios", "fixed", "in steps"] = "floats"
+
+
+@dataclass(frozen=True)
 class Rule:
     """What an engine asks of a file, checked where the engine is not. source: where it says so. broken:
     sentences, one for each place where a file breaks the rule."""
@@ -134,7 +151,8 @@ class Dialect:
     read. group_norms: it runs GroupNormalization itself, as of opset 21. rules: what its engine asks of it.
     grids: where the zeros of tensors' grids lie, for a network that is trained for such a file.
     rounds_biases: integer kernels add codes, so that biases have steps; else floats. rounds_summands: what a
-    layer puts out is rounded to its grid before a sum; else the engine adds it as it is. spelling: what the
+    layer puts out is rounded to its grid before a sum; else the engine adds it as it is. arithmetic: of its
+    integer kernels (``compression.export.integer_form``). spelling: what the
     size of a file depends on. priced: latency tables are made of such files, so that latencies are promises
     about it. restates: a tensor that is only moved is held on its grid once more, as onnxruntime wants it.
     exact: such a file puts out what the torch network does, but for the rounding of floats and of values
@@ -159,6 +177,7 @@ class Dialect:
     grids: GridKind = "affine"
     rounds_biases = True
     rounds_summands = True
+    arithmetic = Arithmetic()
     spelling = Spelling()
     priced = False
     restates = True
@@ -197,6 +216,10 @@ class Dialect:
     def takes(self, layer: Layer, weight_bits: int, activation_bits: int) -> bool:
         """Whether such a file can hold a layer with these bits, and the engine has a kernel for it."""
         return activation_bits >= self.narrowest_tensor
+
+    def finer(self, layer: Layer, policy: LayerPolicy) -> int:
+        """How many steps of an integer layer's kernel make one code of its weight."""
+        return finer_steps(policy.weight_bits)
 
     def finished(self, model: onnx.ModelProto, network: Network, policy: Policy) -> bytes:
         """The file, of the graph that the walk wrote."""
@@ -290,6 +313,7 @@ class Qdq(Dialect):
     priced = True
     exact = True
     dynamic = True
+    arithmetic = Arithmetic(rescales=True, adds="ratios")
 
     def promises_integers(self, layer: Layer, policy: LayerPolicy) -> bool:
         """Wherever its policy says so and onnxruntime has a kernel."""
@@ -358,7 +382,7 @@ class Qdq(Dialect):
         stored = self.stored_bits(bits)
         if not call.integer:  # a float kernel, and a small file
             return self.decoded(out, call, held.codes, held.scales)
-        finer = finer_steps(bits)
+        finer = self.finer(call.layer, call.policy)
         if stored == 1:
             name = out.add("Cast", [out.signs(held.codes, finer)], to=TensorProto.INT8)
         elif stored < 8:
@@ -426,7 +450,7 @@ class Qdq(Dialect):
         held = call.weights
         if not call.integer or held.scales is None or call.grid is None:
             return super().bias(out, call)
-        codes, scales = bias_codes(held, call.policy.weight_bits, call.grid.scale)
+        codes, scales = bias_codes(held, self.finer(call.layer, call.policy), call.grid.scale)
         stored = [out.own(codes), out.own(scales)]
         if call.layer.shape.op == "linear":
             stored.append(out.constant(np.zeros_like(codes)))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanfront.compression.export.dialects import DialectError, Opened, Qdq, register
+from leanfront.compression.export.dialects import Arithmetic, DialectError, Opened, Qdq, register
 from leanfront.compression.graph import Spelling
 
 
@@ -28,6 +28,7 @@ class OpenVino(Qdq):
     group_norms = True
     rounds_summands = False
     narrowest_tensor = 8  # its kernels have no narrower integers
+    arithmetic = Arithmetic(rounds="spread", adds="in steps")
     spelling = Spelling(narrowest_weight=4, clips=False)  # its reader of ONNX knows no type of 2 bits
     priced = False
 

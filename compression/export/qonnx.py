@@ -1,7 +1,8 @@
 """Files for FINN and hls4ml: QONNX, ONNX with ``Quant`` nodes, which both build FPGA designs from.
 
 The package qonnx executes such a file, node by node and one example at a time. It runs the first examples;
-all of them are run in onnxruntime, with each Quant node in the operations that it stands for.
+all of them are run in onnxruntime, with each Quant node in the operations that it stands for, and sums of
+integers, as the designs have them.
 """
 
 import warnings
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper, shape_inference
 
 from leanfront.compression.export.dialects import Dialect, DialectError, LayerCall, Opened, Rule, register
+from leanfront.compression.export.integer_sums import Summed, with_integer_sums
 from leanfront.compression.export.onnx_writer import IR_VERSION, Writer
 from leanfront.compression.export.weights import along, bias_codes
 from leanfront.compression.graph import Layer, Network
@@ -182,7 +184,7 @@ class Qonnx(Dialect):
         """qonnx, and what runs all examples."""
         return (
             f"qonnx {version('qonnx')} (the first {SAMPLE} examples) and, with Quant nodes as the operations"
-            f" that they stand for, {super().ran} (all of them)"
+            f" that they stand for and sums of integers, {super().ran} (all of them)"
         )
 
     def cannot(self, node: onnx.NodeProto) -> str:
@@ -222,7 +224,7 @@ class Qonnx(Dialect):
         held = call.weights
         if not call.integer or held.scales is None or call.grid is None:
             return super().bias(out, call)
-        codes, steps = bias_codes(held, call.policy.weight_bits, call.grid.scale)
+        codes, steps = bias_codes(held, self.finer(call.layer, call.policy), call.grid.scale)
         return out.own((codes.astype(np.float64) * steps.astype(np.float64)).astype(np.float32))
 
     def layer(self, out: Writer, call: LayerCall) -> str:
@@ -335,15 +337,10 @@ class _Executed:
     """A file in onnxruntime, whose first answers are those of qonnx."""
 
     def __init__(self, content: bytes, threads: int) -> None:
-        import onnxruntime
-
-        model, options = onnx.load_from_string(content), onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        plain = _in_operations(model).SerializeToString()
-        self._session = onnxruntime.InferenceSession(plain, options, ["CPUExecutionProvider"])
-        self.inputs: Iterable[str] = {value.name for value in self._session.get_inputs()}
-        self.outputs: Sequence[str] = [value.name for value in self._session.get_outputs()]
-        self._model, self._left = model, SAMPLE
+        self._model, self._left = onnx.load_from_string(content), SAMPLE
+        self._summed = Summed(_in_operations(with_integer_sums(self._model)), threads)
+        self.inputs: Iterable[str] = self._summed.inputs
+        self.outputs: Sequence[str] = self._summed.outputs
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Inputs by name -> outputs, in their order.
@@ -351,7 +348,7 @@ class _Executed:
         Raises:
             DialectError: qonnx puts out something else than onnxruntime.
         """
-        found: list[NDArray[Any]] = self._session.run(None, dict(feed))
+        found = self._summed.run(feed)
         if not self._left:
             return found
         self._left -= 1

@@ -1,7 +1,7 @@
 """Files for TensorRT: ONNX with explicit quantization as its builder reads it.
 
 TensorRT is not on this machine: what it asks of a file is checked as rules, each with its source, and the
-file's values are run in onnxruntime, on the grids that TensorRT has.
+file's values are run in onnxruntime, on the grids that TensorRT has, with sums of integers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,8 +11,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from leanfront.compression.export.dialects import LayerCall, Qdq, Rule, register
+from leanfront.compression.export.dialects import Arithmetic, LayerCall, Opened, Qdq, Rule, register
 from leanfront.compression.export.in_halves import nodes_in_halves, with_halves
+from leanfront.compression.export.integer_sums import Summed, with_integer_sums
 from leanfront.compression.export.onnx_writer import Writer
 from leanfront.compression.graph import Layer, Network, Spelling
 from leanfront.compression.policy import LayerPolicy, Policy
@@ -127,6 +128,7 @@ class TensorRT(Qdq):
     engine = "tensorrt"
     grids = "signed"
     rounds_biases = False
+    arithmetic = Arithmetic()
     spelling = Spelling(centred=True, guards=False, clips=False)
     fused = False
     priced = False
@@ -149,6 +151,15 @@ class TensorRT(Qdq):
     def not_run(self) -> str:
         """It needs NVIDIA's own hardware."""
         return "TensorRT is not on this machine"
+
+    @property
+    def ran(self) -> str:
+        """onnxruntime, which is made to add integers."""
+        return f"{super().ran}, with sums of integers"
+
+    def opened(self, content: bytes, threads: int = 1) -> Opened | None:
+        """In onnxruntime, with sums of integers as TensorRT's kernels have them."""
+        return Summed(with_integer_sums(onnx.load_from_string(content)), threads)
 
     def cannot(self, node: onnx.NodeProto) -> str:
         """What its parser's table says."""

@@ -9,16 +9,24 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from leanfront.compression.export.dialects import DialectError, LayerCall, Opened, Qdq, register
+from leanfront.compression.export.dialects import (
+    Arithmetic,
+    DialectError,
+    LayerCall,
+    Opened,
+    Qdq,
+    register,
+)
 from leanfront.compression.export.in_halves import nodes_in_halves
 from leanfront.compression.export.onnx_writer import Writer
 from leanfront.compression.export.template import Template
 from leanfront.compression.export.weights import bias_codes, finer_steps
 from leanfront.compression.export.zeros_in_file import Counted
-from leanfront.compression.graph import Network, Spelling
-from leanfront.compression.policy import Policy
+from leanfront.compression.graph import Layer, Network, Spelling
+from leanfront.compression.policy import LayerPolicy, Policy
 from leanfront.compression.policy.flatbuffer_size import KIND, MANY, PACKED
 from leanfront.compression.policy.layer_size import storage_bits
+from leanfront.compression.policy.precision import computes_in_integers
 
 
 class TFLite(Qdq):
@@ -32,6 +40,7 @@ class TFLite(Qdq):
     fused = False
     group_norms = True
     narrowest_tensor = 8  # its kernels have no narrower integers
+    arithmetic = Arithmetic(rescales=True, rounds="multiplies", adds="fixed")
     spelling = Spelling(KIND, narrowest_weight=4)
     priced = False
     limited = True
@@ -58,8 +67,8 @@ class TFLite(Qdq):
         held = call.weights
         if held.codes is None or held.scales is None:
             return out.own(held.floats(call.axis).astype(np.float32))
-        finer = self._finer(call)
-        stored = out.packed(held.codes * np.int8(finer), self._stored(call))
+        finer = self.finer(call.layer, call.policy)
+        stored = out.packed(held.codes * np.int8(finer), self._stored(call.layer, call.policy))
         return out.add("DequantizeLinear", [stored, out.own(held.scales / np.float32(finer))], axis=call.axis)
 
     def bias(self, out: Writer, call: LayerCall) -> str:
@@ -67,21 +76,21 @@ class TFLite(Qdq):
         held = call.weights
         if not call.integer or held.scales is None or call.grid is None:
             return out.own(held.bias)
-        bits = 8 if self._finer(call) == 1 else call.policy.weight_bits
-        codes, scales = bias_codes(held, bits, call.grid.scale)
+        codes, scales = bias_codes(held, self.finer(call.layer, call.policy), call.grid.scale)
         return out.add("DequantizeLinear", [out.own(codes), out.own(scales)], axis=0)
 
-    def _finer(self, call: LayerCall) -> int:
+    def finer(self, layer: Layer, policy: LayerPolicy) -> int:
         """Steps of the kernel that make one weight code; a type of 4 bits has no room for finer ones."""
-        return finer_steps(call.policy.weight_bits) if call.integer and self._stored(call) == 8 else 1
+        wide = computes_in_integers(layer, policy) and self._stored(layer, policy) == 8
+        return finer_steps(policy.weight_bits) if wide else 1
 
-    def _stored(self, call: LayerCall) -> int:
+    def _stored(self, layer: Layer, policy: LayerPolicy) -> int:
         """Bits of the type that holds a weight's codes: 4 where the kernel reads that, and where so many
         values are added up that the steps of its biases are fine beside the sum."""
-        shape = call.layer.shape
+        shape = layer.shape
         added = math.prod(shape.kernel) * shape.in_channels // shape.groups
-        packs = call.integer and shape.op in PACKED and added >= MANY
-        return self.stored_bits(call.policy.weight_bits) if packs else 8
+        packs = computes_in_integers(layer, policy) and shape.op in PACKED and added >= MANY
+        return self.stored_bits(policy.weight_bits) if packs else 8
 
     def stored_bits(self, weight_bits: int) -> int:
         """Single bits as those of 4: nothing unpacks them."""

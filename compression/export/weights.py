@@ -77,16 +77,16 @@ def highest_code(bits: int) -> int:
 
 
 def bias_codes(
-    held: LayerWeights, weight_bits: int, activation_scale: float
+    held: LayerWeights, finer: int, activation_scale: float
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """The bias of an integer layer as int32 codes and their scales, both (out_channels,).
 
     Accumulators count in steps of weight scale times the scale of the tensor that the layer reads, divided by
-    ``finer_steps``; so must the bias.
+    ``finer`` (``Dialect.finer``); so must the bias.
     """
     assert held.scales is not None
     steps = held.scales.astype(np.float64) * np.float64(np.float32(activation_scale))
-    steps /= finer_steps(weight_bits)
+    steps /= finer
     return np.round(held.bias / steps).astype(np.int32), steps.astype(np.float32)
 
 

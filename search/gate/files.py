@@ -10,13 +10,13 @@ from functools import partial
 from torch import Tensor, nn
 
 from leanfront.compression.capture.program import Arguments
-from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.export.dialects import QDQ, Dialect
+from leanfront.compression.export.integer_form import in_integers
 from leanfront.compression.export.template import Template
 from leanfront.compression.graph import kernels
 from leanfront.compression.policy.dynamic import is_dynamic
 from leanfront.compression.techniques.compress import Compressed
-from leanfront.compression.techniques.quantize import quantizers
+from leanfront.compression.techniques.quantize import QUANTIZER, quantizers
 from leanfront.search.gate.shown import of_floats, operations
 from leanfront.search.gate.tensors import (
     STEPS,
@@ -83,12 +83,12 @@ class _Apart:
 
 @contextmanager
 def _nudging(module: nn.Module, seed: int) -> Iterator[None]:
-    """Within, each tensor that is rounded to a grid is a millionth off: sums of codes are exact where a
-    network is computed with fake quantization, and are not in a file."""
+    """Within, each tensor that is rounded to a grid is a millionth off, as floats' sums are in any order."""
     seeds = itertools.count(1000 * seed)
     handles = [
-        quantizer.register_forward_pre_hook(lambda _, given: nudged(given, next(seeds), summed=True))
-        for quantizer in quantizers(module).values()
+        part.register_forward_pre_hook(lambda _, given: nudged(given, next(seeds), summed=True))
+        for name, part in module.named_children()
+        if name.startswith(QUANTIZER)
     ]
     try:
         yield
@@ -122,7 +122,7 @@ def held(
     far = f"no nearer than {apart.said(largest)}"
     if named := operations(template, compressed, examples[0], dialect).first:
         return Found(False, largest, apart.unit, f"{far}; {named}")
-    itself = against or fold(compressed, dialect).module
+    itself = against or in_integers(compressed, dialect).module
     rounded = apart.of(answers_of_each(itself, examples), theirs)
     own = apart.own(itself, examples)
     if math.isfinite(rounded) and rounded <= max(apart.limit, OWN * own):

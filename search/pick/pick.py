@@ -8,7 +8,6 @@ from typing import Any
 
 import onnx
 
-from leanfront.compression.export.deployed_form import fold
 from leanfront.compression.export.dialects import (
     QDQ,
     Dialect,
@@ -17,6 +16,7 @@ from leanfront.compression.export.dialects import (
     check_trained_for,
     dialect_for,
 )
+from leanfront.compression.export.integer_form import in_integers
 from leanfront.compression.export.template import TENSOR, template
 from leanfront.compression.export.walk import exported
 from leanfront.compression.export.zipped_sizes import deflated
@@ -320,7 +320,7 @@ def export_and_verify(
     with training(log):
         test = test_once(
             made[dialect.name].tested,
-            fold(compressed, dialect).module,
+            in_integers(compressed, dialect).module,
             loaded.traced,
             task,
             as_data(task.test),
