@@ -2,12 +2,13 @@
 
     python -m benchmarks.engines [NETWORK ...]
 
-Five networks, each in floats, in int8 and under a mixed policy (a quarter of the channels cut, integer and
-float layers by turns), not trained after the cut: what is compared is file and torch network, both with the
-same weights, biases as the engine holds them. Largest difference at 99.9 % of the outputs in quantization
-steps (of the output's range in floats), the same between torch and torch in float64, accuracy of both on the
-first images of the test split, predicted and real size, and milliseconds on this machine, where the engine
-itself is here. Lines are also appended to benchmarks/results/engines.jsonl.
+Five networks, each in floats, in int8 and under a searched policy (of 24 untrained trials for a part of the
+engine the fastest that loses at most 0.02), not trained after the cut: what is compared is file and torch
+network, both with the same weights, biases as the engine holds them. Largest difference at 99.9 % of the
+outputs in quantization steps (of the output's range in floats), the same of the network in fake quantization,
+the share of outputs that are the same number, accuracy of both on the first images of the test split,
+predicted and real size, and milliseconds on this machine, where the engine itself is here. Lines are also
+appended to benchmarks/results/engines.jsonl; searches are kept in runs/.
 """
 
 import itertools
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import leanfront as lf
 from benchmarks.free import NETWORKS as TRAINED
 from leanfront import Task
 from leanfront.compression.capture.program import Arguments, tensors_in
@@ -47,27 +49,59 @@ def _example(name: str) -> Task:
     return load_task(HERE.parent / "examples" / name / "task.py", {})
 
 
+EXAMPLES = {
+    "ResNet-20": "cifar10_resnet20",
+    "VGG-11": "cifar10_vgg11",
+    "DS-CNN": "tasks/keywords",
+    "autoencoder": "tasks/anomaly",
+}
 NETWORKS: dict[str, Callable[[], Task]] = {
-    "ResNet-20": lambda: _example("cifar10_resnet20"),
-    "VGG-11": lambda: _example("cifar10_vgg11"),
+    **{name: partial(_example, folder) for name, folder in EXAMPLES.items()},
     "MobileNetV2": TRAINED["MobileNetV2, CIFAR-10"],
-    "DS-CNN": lambda: _example("tasks/keywords"),
-    "autoencoder": lambda: _example("tasks/anomaly"),
 }
 
 
-def policies(captured: Captured) -> dict[str, Policy]:
-    """In floats, in int8, and mixed: every third layer in floats, a quarter of the channels cut."""
+PROFILES = {
+    "onnx": "x86-avx512-vnni",
+    "openvino": "x86-avx512-vnni",
+    "tflite": "raspberry-pi-4",
+    "tensorrt": "jetson-orin-nano",
+    "qonnx": "zynq-7020",
+}
+"""Kind of file -> the part that a policy is searched for."""
+SPACES: dict[str, dict[str, list[int]]] = {
+    "tensorrt": {"weight_bits": [8, 32], "activation_bits": [8, 32]},
+    "qonnx": {"weight_bits": [3, 4, 8], "activation_bits": [4, 8]},
+}
+"""Bits, where an engine has not those of every search."""
+TRIALS, DROP = 24, 0.02
+
+
+def policies(name: str, captured: Captured, kind: str) -> dict[str, Policy]:
+    """In floats, in int8, and searched; without the last where no search found one."""
     network = captured.network
     uniform = {
         "float": Policy.uniform(network, LayerPolicy()),
         "int8": Policy.uniform(network, LayerPolicy(0.0, 8, 8)),
     }
-    mixed = {
-        layer.name: LayerPolicy(0.25 if layer.group else 0.0, bits, bits)
-        for layer, bits in zip(network.layers, itertools.cycle((8, 8, 32)))
-    }
-    return {**uniform, "mixed": Policy.of(mixed)}
+    found = searched(name, kind)
+    return {**uniform, "searched": found} if found is not None else uniform
+
+
+def searched(name: str, kind: str) -> Policy | None:
+    """What a search without training finds for the engine's part."""
+    profile = PROFILES[kind]
+    task = HERE.parent / "examples" / EXAMPLES[name] if name in EXAMPLES else NETWORKS[name]()
+    settings: dict[str, dict[str, Any]] = {"finetune": {"images": 0}, "space": {**SPACES.get(kind, {})}}
+    where = HERE.parent / "runs" / f"engines-{name.lower().replace(' ', '-')}-{profile}"
+    try:
+        run = lf.search(task, profile=profile, trials=TRIALS, run=where, settings=settings)
+    except ValueError as error:
+        print(f"no search of {name} for {profile}: {error}", file=sys.stderr)
+        return None
+    front = run.front
+    good = front[front["accuracy"] >= front["accuracy"].max() - DROP]
+    return Policy.from_json(good.sort_values("latency_ms")["policy"].iloc[0])
 
 
 def _steps(ours: list[Any], theirs: list[Any]) -> float:
@@ -110,10 +144,9 @@ def compared(name: str, kinds: list[str]) -> list[dict[str, Any]]:
     inputs, targets = test.batch(torch.arange(min(IMAGES, len(test))), None)
     singles = one_by_one(Arguments.of(inputs).like(captured.traced.example))
     lines = []
-    for title, policy in policies(captured).items():
-        calls: dict[str, Callable[[], object]] = {}
-        for kind in kinds:
-            dialect = dialect_of(kind)
+    for kind in kinds:
+        dialect = dialect_of(kind)
+        for title, policy in policies(name, captured, kind).items():
             line: dict[str, Any] = {"network": name, "policy": title, "kind": kind}
             try:
                 made = compress(captured, policy, [calibration], to=kind)
@@ -122,21 +155,18 @@ def compared(name: str, kinds: list[str]) -> list[dict[str, Any]]:
             except DialectError as error:
                 lines.append(line | {"refused": str(error).partition(";")[0]})
                 continue
-            steps, ours, theirs = held(file, made, singles, dialect)
+            found, ours, theirs = held(file, made, singles, dialect)
             network = measured(captured.traced, dialect)
             predicted = int(PolicyBatch.one(policy.cut(network), policy).size_bytes()[0])
-            line |= {**steps, "bytes": len(content), "predicted_bytes": predicted}
+            line |= {**found, "bytes": len(content), "predicted_bytes": predicted}
             if isinstance(targets, torch.Tensor) and targets.dtype == torch.int64 and targets.dim() == 1:
                 for who, answers in (("torch", ours), ("file", theirs)):
                     right = torch.cat([a[0] for a in answers]).argmax(1) == targets
                     line[f"{who}_accuracy"] = round(float(right.double().mean()), 4)
             if not dialect.not_run:  # else it is not its engine whose time that would be
-                calls[kind] = _call(dialect, content, singles[0])
+                call = {kind: _call(dialect, content, singles[0])}
+                line["here_ms"] = round(time_calls(call, Reference(1), 7)[kind].median_ms, 4)
             lines.append(line)
-        timed = time_calls(calls, Reference(1), 7)
-        for line in lines:
-            if line["policy"] == title and line["kind"] in timed:
-                line["here_ms"] = round(timed[line["kind"]].median_ms, 4)
     return lines
 
 

@@ -119,8 +119,8 @@ class Arithmetic:
     sum is multiplied by its step, the bias is added in floats, and that is rounded as other floats are.
     rounds: floats are divided by a grid's step, multiplied by its reciprocal, or spread: multiplied by the
     number of codes over the width of the range. adds: two tensors on grids as floats, each times the ratio of
-    its step and the sum's, with fixed multipliers of integers, or, where one is still in floats, in steps of
-    the other.
+    its step and the sum's, with fixed multipliers of integers (with which tensors also go from one grid to
+    another), or, where one is still in floats, in steps of the other.
     """
 
     rescales: bool = False
@@ -148,7 +148,9 @@ class Dialect:
     held against ``promises_integers``. limited: its engine has not all operations of ONNX; ``cannot`` says
     which. halves: layers of 16 bits are in float16 in the file. dynamic: layers may be quantized while they
     run (``compression.policy.dynamic``). narrowest_tensor: bits of the narrowest integers that its kernels
-    read. group_norms: it runs GroupNormalization itself, as of opset 21. rules: what its engine asks of it.
+    read. group_norms: it runs GroupNormalization itself, as of opset 21. pads_means: the zeros around a
+    tensor, where it takes means of windows, are those of the tensor's grid. rules: what its engine asks of
+    it.
     grids: where the zeros of tensors' grids lie, for a network that is trained for such a file.
     rounds_biases: integer kernels add codes, so that biases have steps; else floats. rounds_summands: what a
     layer puts out is rounded to its grid before a sum; else the engine adds it as it is. arithmetic: of its
@@ -173,6 +175,7 @@ class Dialect:
     dynamic = False
     narrowest_tensor = 1
     group_norms = False
+    pads_means = True
     rules: tuple[Rule, ...] = ()
     grids: GridKind = "affine"
     rounds_biases = True

@@ -29,6 +29,8 @@ _EXACT = 2.0**24
 """Below it floats of 32 bits hold every integer."""
 _FIXED_BITS = 20
 """Fraction bits of the larger of XNNPACK's two multipliers of a sum (src/microparams-init.c)."""
+_STEP_BITS = 8
+"""Fraction bits of its multiplier from one grid to another (the same)."""
 
 
 @torch.no_grad()
@@ -78,7 +80,7 @@ class _Form:
             return
         on_grid = [name for name in kernel.inputs if name in self.grids]
         rest = [self.by_name[name] for name in kernel.inputs if name not in self.grids]
-        floats = [read.name for read in rest if self._integer(read)]
+        floats = [read.name for read in rest if self._integer(read) and not read.activation]
         if len(on_grid) == len(floats) == 1:
             self.counted[kernel.name] = self.counts[floats[0]] = self.grids[on_grid[0]]
 
@@ -96,6 +98,8 @@ class _Form:
             self._put_layer(kernel)
         elif operation(kernel.op).adds and len(kernel.inputs) == 2:
             self._put_sum(kernel)
+        elif operation(kernel.op).form == "concat" and self.dialect.arithmetic.adds == "fixed":
+            self._put_between(kernel)
 
     def _put_layer(self, kernel: Kernel) -> None:
         assert kernel.layer is not None
@@ -131,6 +135,20 @@ class _Form:
             call = self.module.graph.call_module(name, tuple(node.all_input_nodes))
         node.replace_all_uses_with(call)
         self.module.graph.erase_node(node)
+
+    def _put_between(self, kernel: Kernel) -> None:
+        """Tensors that are joined go onto one grid before."""
+        if not {*kernel.inputs, kernel.name} <= self.grids.keys():
+            return  # joined as floats
+        node, to = self.nodes[kernel.nodes[0].name], self.grids[kernel.name]
+        for source, read in zip(dict.fromkeys(kernel.inputs), node.all_input_nodes, strict=True):
+            grid = self.grids[source]
+            if grid == to:
+                continue
+            name = f"between_{read.name}_{node.name}"
+            self.module.add_submodule(name, FixedStep(grid, to))
+            with self.module.graph.inserting_before(node):
+                node.replace_input_with(read, self.module.graph.call_module(name, (read,)))
 
 
 class _Sums(nn.Module):
@@ -312,6 +330,23 @@ class FixedSum(nn.Module):
         )
         codes = (first + second + (1 << (self.shift - 1))) >> self.shift
         return codes.clamp_(self.low, self.high).to(one.dtype).mul_(self.step)
+
+
+class FixedStep(nn.Module):
+    """From one grid to another, with a multiplier of 8 fraction bits, as XNNPACK has it."""
+
+    def __init__(self, grid: ActivationGrid, to: ActivationGrid) -> None:
+        super().__init__()
+        self.read_step, self.step = _step(grid), _step(to)
+        self.low, self.high = _ends(to)
+        ratio = np.float32(grid.scale) / np.float32(to.scale)
+        self.multiplier = int(np.rint(np.ldexp(np.float64(ratio), _STEP_BITS)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape."""
+        codes = (x / self.read_step).round_().long() * self.multiplier
+        codes = (codes + (1 << (_STEP_BITS - 1))) >> _STEP_BITS
+        return codes.clamp_(self.low, self.high).to(x.dtype).mul_(self.step)
 
 
 _SUMS: Mapping[str, Callable[[list[ActivationGrid], ActivationGrid], nn.Module]] = {

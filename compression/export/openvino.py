@@ -26,6 +26,7 @@ class OpenVino(Qdq):
     extra = "openvino"
     fused = False
     group_norms = True
+    pads_means = False  # it takes code 0 for zero, wherever the grid has it
     rounds_summands = False
     narrowest_tensor = 8  # its kernels have no narrower integers
     arithmetic = Arithmetic(rounds="spread", adds="in steps")

@@ -241,6 +241,8 @@ class Walk:
         if node.op_type == "GroupNormalization" and made is not None and not self.dialect.group_norms:
             self._produced(target, self._group_norm(made, node, inputs))
             return
+        if _counts_zeros(node) and inputs[0] in out.codes and not self.dialect.pads_means:
+            inputs[0] = QDQ.opaque(out, inputs[0])  # in floats, whose zero is 0
         if node.op_type == "MaxPool" and inputs[0] in self.padded and self.dialect.fused:
             # onnxruntime would pad as it pools, with the lowest of numbers where the network has zeros
             inputs[0] = QDQ.opaque(out, inputs[0])
@@ -528,6 +530,13 @@ def _owned(
     read = network.node[owner.inputs[0]].width
     fits = len(array) == owner.width and int(array.max(initial=0)) < read
     return array if fits else np.arange(owner.width) % read
+
+
+def _counts_zeros(node: onnx.NodeProto) -> bool:
+    """Whether it takes means of windows that reach beyond a tensor, where zeros count."""
+    settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    padded = any(settings.get("pads", [])) and bool(settings.get("count_include_pad"))
+    return node.op_type == "AveragePool" and padded
 
 
 def _pads_zeros(node: onnx.NodeProto) -> bool:

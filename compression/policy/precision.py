@@ -47,14 +47,14 @@ def tensor_bits(kernels: tuple[Kernel, ...], policy: Mapping[str, LayerPolicy]) 
 
 
 def summands(kernels: tuple[Kernel, ...], outputs: Collection[str]) -> frozenset[str]:
-    """Kernels of layers whose output nothing reads but one sum. ``outputs``: of the network."""
+    """Kernels of layers, with their activation, whose output nothing reads but one sum. ``outputs``: of the
+    network."""
     readers = Counter(name for kernel in kernels for name in kernel.inputs)
     summed = {name for kernel in kernels if operation(kernel.op).adds for name in kernel.inputs}
     return frozenset(
         kernel.name
         for kernel in kernels
         if kernel.layer is not None
-        and not kernel.activation
         and kernel.name in summed
         and readers[kernel.name] == 1
         and kernel.name not in outputs

@@ -46,9 +46,6 @@ CASES = [
     )
     if case[0] != "tensorrt" or case[2] == (8, 8)
     if case[:2] not in {("qonnx", "OptionA"), ("qonnx", "Odd")}  # refused
-    # what is not known yet: OpenVINO's sum of a slice, LiteRT's way from one grid to another
-    if case[:2] not in {("openvino", "OptionA"), ("openvino", "Depthwise")}
-    if case[:2] not in {("tflite", "UNet"), ("tflite", "Dense")}
 ]  # fmt: skip
 
 
@@ -70,7 +67,7 @@ def compared(name: str, to: str, bits: tuple[int, int]) -> tuple[Tensor, Tensor,
     return fake, exact, torch.cat([torch.from_numpy(np.asarray(file.arrays(x)[0])) for x in ones])
 
 
-@pytest.mark.parametrize(("to", "name", "bits"), some(CASES, 20))
+@pytest.mark.parametrize(("to", "name", "bits"), some(CASES, 12))
 def test_a_network_puts_out_the_numbers_of_its_file(to: str, name: str, bits: tuple[int, int]) -> None:
     pytest.importorskip({"tflite": "ai_edge_litert"}.get(to, to if to in ("openvino", "qonnx") else "onnx"))
     _, exact, theirs = compared(name, to, bits)
@@ -121,7 +118,7 @@ def added_by_onnxruntime(one: ActivationGrid, other: ActivationGrid, to: Activat
     return found
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(GRIDS, GRIDS, GRIDS)
 def test_onnxruntime_adds_all_pairs_of_codes_alike(
     one: ActivationGrid, other: ActivationGrid, to: ActivationGrid
@@ -274,3 +271,67 @@ def test_a_million_values_of_sums_are_those_of_the_file(to: str) -> None:
         ours = in_integers(of, dialect).module.eval()(images[16:])
     theirs = torch.cat([torch.from_numpy(np.asarray(file.arrays(x)[0])) for x in ones])
     assert float((ours - theirs).abs().max()) < 1e-5
+
+
+class Between(nn.Module):
+    """Something between two layers and a sum or a join, behind an activation."""
+
+    def __init__(self, activation: nn.Module, between: str) -> None:
+        super().__init__()
+        self.activation, self.between = activation, between
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.c = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, 16, 16) -> (N, 8, 16, 16)."""
+        x = self.a(x).relu()
+        y = self.activation(self.b(x))
+        if self.between == "mean":  # zeros around it are counted
+            return self.c(x + nn.functional.avg_pool2d(y, 3, 1, 1))  # type: ignore[no-any-return]
+        if self.between == "largest":
+            return self.c(x + nn.functional.max_pool2d(y, 3, 1, 1))  # type: ignore[no-any-return]
+        if self.between == "join":
+            return self.c(torch.cat([x[:, :4], y[:, 4:]], 1))  # type: ignore[no-any-return]
+        return self.c(x + y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("to", "between", "activation"),
+    some(
+        product(
+            ["openvino", "tflite", "onnx"],
+            ["mean", "largest", "join", "sum"],
+            [nn.Identity(), nn.ReLU(), nn.SiLU()],
+        ),
+        12,
+    ),
+)
+def test_what_lies_between_layers_is_computed_alike(to: str, between: str, activation: nn.Module) -> None:
+    same_numbers(Between(activation, between), to)
+
+
+def test_openvino_takes_means_of_zeros_that_are_none_of_its_codes() -> None:
+    """It pads a grid's codes with 0, which is the lowest value: 37 steps off."""
+    same_numbers(Between(nn.Identity(), "mean"), "openvino")
+
+
+def test_openvino_leaves_out_the_rounding_of_a_relu_before_a_sum() -> None:
+    same_numbers(Between(nn.ReLU(), "sum"), "openvino")
+
+
+def same_numbers(module: nn.Module, to: str) -> None:
+    pytest.importorskip({"tflite": "ai_edge_litert"}.get(to, to if to == "openvino" else "onnx"))
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.uniform_(parameter, -0.25, 0.25)
+    images = torch.randn(40, 3, 16, 16)
+    network = lf.capture(module.eval(), images[:1])
+    made, dialect = lf.compress(network, lf.uniform(network, 0.0, 8, 8), [images[:16]], to=to), dialect_of(to)
+    of = Compressed(made.module, made.network, made.policy)
+    file = File(file_of(made, to), dialect=dialect)
+    ones = one_by_one(Arguments.of(images[16:]).like(network.traced.example))
+    with torch.no_grad():
+        ours = in_integers(of, dialect).module.eval()(images[16:])
+    theirs = torch.cat([torch.from_numpy(np.asarray(file.arrays(x)[0])) for x in ones])
+    # a curve in floats may round the last digit otherwise, and one value of 50,000 the other way
+    assert float(((ours - theirs).abs() > 1e-5).double().mean()) < 1e-3
