@@ -5,6 +5,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from leanfront.compression.export.dialects import Arithmetic, DialectError, Opened, Qdq, register
@@ -61,13 +62,15 @@ class _Compiled:
         except RuntimeError as error:
             raise DialectError(f"OpenVINO refuses the file: {_first_line(error)}") from error
         self._request = self._compiled.create_infer_request()
-        self.inputs = [value.get_any_name() for value in self._compiled.inputs]
-        self.outputs: Sequence[str] = [value.get_any_name() for value in self._compiled.outputs]
+        # not OpenVINO's names: what is multiplied by ones is an input by another name there
+        graph = onnx.load_from_string(content).graph
+        self.inputs = [value.name for value in graph.input]
+        self.outputs: Sequence[str] = [value.name for value in graph.output]
 
     def run(self, feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Inputs by name -> outputs, in their order."""
-        found = self._request.infer(dict(feed))
-        return [np.array(found[name]) for name in self.outputs]
+        found = self._request.infer([feed[name] for name in self.inputs])
+        return [np.array(found[place]) for place in range(len(self.outputs))]
 
 
 def _first_line(error: Exception) -> str:

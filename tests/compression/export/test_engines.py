@@ -291,3 +291,25 @@ def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
 def test_every_engine_has_its_kind_of_file() -> None:
     assert {engine: dialect_of(name).engine for engine, name in BUILT_IN.items()} == {e: e for e in BUILT_IN}
     assert dialect_for(None, load_profile("jetson-orin-nano").engine).name == "tensorrt"
+
+
+class Scaled(nn.Module):
+    """What goes in is multiplied by ones first, as time series without gaps are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x * torch.ones_like(x)
+        y: torch.Tensor = self.layer(x - x.sum(1, keepdim=True))
+        return y
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino", "tensorrt", "tflite"])
+def test_an_input_that_an_engine_calls_otherwise_is_given_to_it(tmp_path: Path, to: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 32, 3)
+    network = lf.capture(Scaled().eval(), x[:1])
+    made = lf.compress(network, lf.uniform(network, 0.0, 32, 32), [x], to=to)
+    lf.export(made, tmp_path / "model", to=to)  # runs it
