@@ -149,8 +149,9 @@ class Dialect:
     which. halves: layers of 16 bits are in float16 in the file. dynamic: layers may be quantized while they
     run (``compression.policy.dynamic``). narrowest_tensor: bits of the narrowest integers that its kernels
     read. group_norms: it runs GroupNormalization itself, as of opset 21. pads_means: the zeros around a
-    tensor, where it takes means of windows, are those of the tensor's grid. rules: what its engine asks of
-    it.
+    tensor, where it takes means of windows, are those of the tensor's grid. drops_dimensions: what there is
+    for each channel behind a sum or a mean that drops dimensions is put where the channels are then. rules:
+    what its engine asks of it.
     grids: where the zeros of tensors' grids lie, for a network that is trained for such a file.
     rounds_biases: integer kernels add codes, so that biases have steps; else floats. rounds_summands: what a
     layer puts out is rounded to its grid before a sum; else the engine adds it as it is. arithmetic: of its
@@ -176,6 +177,7 @@ class Dialect:
     narrowest_tensor = 1
     group_norms = False
     pads_means = True
+    drops_dimensions = True
     rules: tuple[Rule, ...] = ()
     grids: GridKind = "affine"
     rounds_biases = True

@@ -27,6 +27,7 @@ class OpenVino(Qdq):
     extra = "openvino"
     fused = False
     group_norms = True
+    drops_dimensions = False  # it makes what is behind a part of it, with the channels where they were
     pads_means = False  # it takes code 0 for zero, wherever the grid has it
     rounds_summands = False
     narrowest_tensor = 8  # its kernels have no narrower integers

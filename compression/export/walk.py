@@ -269,6 +269,8 @@ class Walk:
         copied.output.extend(outputs)
         rename_inside(copied, {name: self._inside(name) for name in read_inside(node)})
         out.nodes.append(copied)
+        if _drops_dimensions(copied) and not self.dialect.drops_dimensions:
+            self._squeezed(copied)
         if node.op_type == "Pad":
             self.padded.update(outputs)
         for original, name in zip(node.output, outputs, strict=True):
@@ -423,6 +425,15 @@ class Walk:
         sizes = np.array([shape[0], -1], dtype=np.int64)  # images of one example, one after the other
         return self.out.add("Reshape", [pooled, self.out.constant(sizes)])
 
+    def _squeezed(self, node: onnx.NodeProto) -> None:
+        """Let a reduction that was just written keep its dimensions, and something else take them away."""
+        (made,) = node.output
+        node.output[0] = self.out.name()
+        for attribute in node.attribute:
+            if attribute.name == "keepdims":
+                attribute.i = 1
+        self.out.nodes.append(helper.make_node("Squeeze", [node.output[0], node.input[1]], [made]))
+
     def _group_norm(self, kernel: Kernel, node: onnx.NodeProto, inputs: list[str]) -> str:
         """A norm of groups of channels, each group as one channel of an InstanceNormalization.
 
@@ -530,6 +541,12 @@ def _owned(
     read = network.node[owner.inputs[0]].width
     fits = len(array) == owner.width and int(array.max(initial=0)) < read
     return array if fits else np.arange(owner.width) % read
+
+
+def _drops_dimensions(node: onnx.NodeProto) -> bool:
+    """Whether it is a sum, a mean, a maximum ... over dimensions which are gone behind it."""
+    kept = [attribute.i for attribute in node.attribute if attribute.name == "keepdims"]
+    return node.op_type.startswith("Reduce") and len(node.input) > 1 and kept == [0]
 
 
 def _counts_zeros(node: onnx.NodeProto) -> bool:

@@ -319,6 +319,27 @@ def test_openvino_leaves_out_the_rounding_of_a_relu_before_a_sum() -> None:
     same_numbers(Between(nn.ReLU(), "sum"), "openvino")
 
 
+class Pooled(nn.Module):
+    """Positions in a row, of which a mean is scaled and moved channel by channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+        self.gain, self.shift = nn.Parameter(torch.ones(8)), nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, 16, 16) -> (N, 5)."""
+        mean = self.layer(x).relu().flatten(2).transpose(1, 2).mean(1)
+        y: Tensor = self.last(mean * self.gain + self.shift)
+        return y
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino", "tflite"])
+def test_a_mean_is_scaled_channel_by_channel(to: str) -> None:
+    """OpenVINO makes that a part of the mean, where it takes positions for channels: 300 steps off."""
+    same_numbers(Pooled(), to)
+
+
 def same_numbers(module: nn.Module, to: str) -> None:
     pytest.importorskip({"tflite": "ai_edge_litert"}.get(to, to if to == "openvino" else "onnx"))
     torch.manual_seed(0)
