@@ -15,7 +15,7 @@ from leanfront.compression.export.weights import LayerWeights, along, bias_codes
 from leanfront.compression.graph import kernels
 from leanfront.compression.layers import kind_of
 from leanfront.compression.policy.grids import ActivationGrid
-from leanfront.compression.policy.precision import computes_in_integers, source_of_range, summands
+from leanfront.compression.policy.precision import computes_in_integers, source_of_range, tensor_bits
 from leanfront.compression.techniques.compress import Compressed
 from leanfront.compression.techniques.quantize import QUANTIZER, WeightQuantizer, quantizers, taken_off
 
@@ -67,8 +67,9 @@ def fold(compressed: Compressed, dialect: Dialect = QDQ) -> Compressed:
                 name = str(node.target)
                 if isinstance(module.get_submodule(name), _BatchNorm):
                     module.set_submodule(name, nn.Identity())
-    if not dialect.rounds_summands:
-        for name in summands(fused, compressed.network.outputs) & quantizers(module).keys():
+    bits = dialect.held_bits(fused, tensor_bits(fused, compressed.policy), compressed.network.outputs)
+    for name in quantizers(module):
+        if bits[name] > 8:
             module.set_submodule(QUANTIZER + name, nn.Identity())
     module.recompile()
     return replace(compressed, module=module)

@@ -27,7 +27,7 @@ from leanfront.compression.policy.dynamic import check_dynamic, is_dynamic
 from leanfront.compression.policy.grids import ActivationGrid, GridKind, all_of
 from leanfront.compression.policy.guards import Guarded
 from leanfront.compression.policy.layer_size import stored_bits
-from leanfront.compression.policy.precision import computes_in_integers
+from leanfront.compression.policy.precision import computes_in_integers, summands
 
 if TYPE_CHECKING:
     from leanfront.compression.export.template import Template
@@ -221,6 +221,15 @@ class Dialect:
     def takes(self, layer: Layer, weight_bits: int, activation_bits: int) -> bool:
         """Whether such a file can hold a layer with these bits, and the engine has a kernel for it."""
         return activation_bits >= self.narrowest_tensor
+
+    def held_bits(
+        self, kernels: tuple[Kernel, ...], bits: Mapping[str, int], outputs: Sequence[str]
+    ) -> dict[str, int]:
+        """Kernel -> bits at which such a file holds its output, where a policy wants it at ``bits``; 32: in
+        floats, those among them that the engine adds as they are. ``outputs``: of the network."""
+        if self.rounds_summands:
+            return dict(bits)
+        return {**bits, **dict.fromkeys(summands(kernels, outputs), 32)}
 
     def finer(self, layer: Layer, policy: LayerPolicy) -> int:
         """How many steps of an integer layer's kernel make one code of its weight."""

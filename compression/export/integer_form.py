@@ -6,7 +6,7 @@ of codes are exact, in any order. What is left is how an engine gets from a sum 
 ``Dialect.arithmetic`` says: then network and file put out the same numbers, not nearly the same.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import torch
@@ -60,9 +60,8 @@ class _Form:
     def __init__(self, compressed: Compressed, module: fx.GraphModule, dialect: Dialect) -> None:
         self.module, self.dialect, self.policy = module, dialect, compressed.policy
         self.kernels = kernels(compressed.network)
-        bits = tensor_bits(self.kernels, compressed.policy)
-        if not dialect.rounds_summands:
-            bits |= dict.fromkeys(summands(self.kernels, compressed.network.outputs), 32)
+        wanted = tensor_bits(self.kernels, compressed.policy)
+        bits = dialect.held_bits(self.kernels, wanted, compressed.network.outputs)
         grids = with_moved(activation_grids(compressed), self.kernels, bits)
         self.grids = {name: grid for name, grid in grids.items() if bits[name] <= 8}
         self.held = layer_weights(compressed)
@@ -71,18 +70,31 @@ class _Form:
         self.counted: dict[str, ActivationGrid] = {}
         self.counts: dict[str, ActivationGrid] = {}
         if dialect.arithmetic.adds == "in steps":
+            alone = summands(self.kernels, compressed.network.outputs)
             for kernel in self.kernels:
-                self._count_in_steps(kernel)
+                self._count_in_steps(kernel, alone)
 
-    def _count_in_steps(self, kernel: Kernel) -> None:
-        """A sum of a layer's floats and of a tensor on a grid is counted in the steps of that grid."""
-        if not operation(kernel.op).adds or len(kernel.inputs) != 2 or kernel.name not in self.grids:
+    def _count_in_steps(self, kernel: Kernel, alone: Collection[str]) -> None:
+        """A sum of a layer's floats and of a tensor on a grid is counted in the steps of that grid.
+
+        ``alone``: layers whose floats nothing else reads.
+        """
+        if not self._operands(kernel) or kernel.name not in self.grids:
             return
         on_grid = [name for name in kernel.inputs if name in self.grids]
         rest = [self.by_name[name] for name in kernel.inputs if name not in self.grids]
-        floats = [read.name for read in rest if self._integer(read) and not read.activation]
+        floats = [
+            read.name for read in rest if read.name in alone and self._integer(read) and not read.activation
+        ]
         if len(on_grid) == len(floats) == 1:
             self.counted[kernel.name] = self.counts[floats[0]] = self.grids[on_grid[0]]
+
+    def _operands(self, kernel: Kernel) -> tuple[fx.Node, ...]:
+        """The two tensors of a sum; nothing of another operation, or of a sum that scales one of them."""
+        node = self.nodes[kernel.nodes[0].name]
+        found = tuple(operand for operand in node.args if isinstance(operand, fx.Node))
+        plain = operation(kernel.op).adds and not node.kwargs
+        return found if plain and len(found) == len(node.args) == len(kernel.inputs) == 2 else ()
 
     def _integer(self, kernel: Kernel) -> bool:
         return kernel.layer is not None and computes_in_integers(kernel.layer, self.policy[kernel.layer.name])
@@ -96,8 +108,8 @@ class _Form:
         """Put what the engine computes in the place of what a kernel begins with."""
         if self._integer(kernel):
             self._put_layer(kernel)
-        elif operation(kernel.op).adds and len(kernel.inputs) == 2:
-            self._put_sum(kernel)
+        elif operands := self._operands(kernel):
+            self._put_sum(kernel, operands)
         elif operation(kernel.op).form == "concat" and self.dialect.arithmetic.adds == "fixed":
             self._put_between(kernel)
 
@@ -118,10 +130,8 @@ class _Form:
         else:
             self.module.set_submodule(name, Scaled(layer, read, held, self.counts.get(kernel.name)))
 
-    def _put_sum(self, kernel: Kernel) -> None:
+    def _put_sum(self, kernel: Kernel, operands: tuple[fx.Node, ...]) -> None:
         node = self.nodes[kernel.nodes[0].name]
-        if self.dialect.arithmetic.adds == "floats" or len(node.all_input_nodes) != 2:
-            return
         if kernel.name in self.counted:
             made: nn.Module = SumInSteps(self.counted[kernel.name], kernel.inputs[0] in self.grids)
         elif self.dialect.arithmetic.adds in _SUMS and {*kernel.inputs, kernel.name} <= self.grids.keys():
@@ -132,7 +142,7 @@ class _Form:
         name = "sum_" + node.name
         self.module.add_submodule(name, made)
         with self.module.graph.inserting_before(node):
-            call = self.module.graph.call_module(name, tuple(node.all_input_nodes))
+            call = self.module.graph.call_module(name, tuple(operands))
         node.replace_all_uses_with(call)
         self.module.graph.erase_node(node)
 
@@ -141,14 +151,18 @@ class _Form:
         if not {*kernel.inputs, kernel.name} <= self.grids.keys():
             return  # joined as floats
         node, to = self.nodes[kernel.nodes[0].name], self.grids[kernel.name]
-        for source, read in zip(dict.fromkeys(kernel.inputs), node.all_input_nodes, strict=True):
-            grid = self.grids[source]
-            if grid == to:
+        joined = node.args[0]
+        assert isinstance(joined, list | tuple)
+        moved = []
+        for place, (source, read) in enumerate(zip(kernel.inputs, joined, strict=True)):
+            moved.append(read)
+            if self.grids[source] == to:
                 continue
-            name = f"between_{read.name}_{node.name}"
-            self.module.add_submodule(name, FixedStep(grid, to))
+            name = f"between_{place}_{node.name}"
+            self.module.add_submodule(name, FixedStep(self.grids[source], to))
             with self.module.graph.inserting_before(node):
-                node.replace_input_with(read, self.module.graph.call_module(name, (read,)))
+                moved[-1] = self.module.graph.call_module(name, (read,))
+        node.args = (moved, *node.args[1:])
 
 
 class _Sums(nn.Module):

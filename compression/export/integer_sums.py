@@ -16,14 +16,14 @@ from onnx import helper, numpy_helper
 
 from leanfront.compression.export.onnx_writer import nodes_read
 
-_OUT_AXIS: Mapping[str, int] = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0, "MatMul": 1}
-"""Product -> the dimension of its weight's output channels, as files are written."""
+OUT_AXIS: Mapping[str, int] = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0, "MatMul": 1}
+"""Product -> the dimension of its weight's output channels, as the walk writes it."""
 _LAST = ("Gemm", "MatMul")
 """Products whose output has its channels last; else they are second."""
-_MOVES = frozenset({
+MOVES = frozenset({
     "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze",
 })  # fmt: skip
-"""Operations whose output is on the grid of the one tensor that they read."""
+"""Operations that read one tensor, and whose output has the codes that it has."""
 _ON_GRID = ("DequantizeLinear", "Quant")
 
 
@@ -52,11 +52,10 @@ class _Sums:
         self.graph = graph
         self.values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         self.made_by = {name: node for node in graph.node for name in node.output}
-        self.shapes: dict[str, int] = {}
 
     def spelled(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """A node, or what stands for it."""
-        if node.op_type not in _OUT_AXIS or node.domain:
+        if node.op_type not in OUT_AXIS or node.domain:
             return [node]
         step, weight = self._step(node.input[0]), self._codes(node)
         if not step or weight is None:
@@ -87,7 +86,7 @@ class _Sums:
     def _step(self, name: str) -> str:
         """The value that is the step of a tensor's grid; "": it is on none."""
         node = self.made_by.get(name)
-        while node is not None and node.op_type in _MOVES:
+        while node is not None and node.op_type in MOVES and not (node.op_type == "Pad" and node.input[2:]):
             node = self.made_by.get(node.input[0])
         if node is None or node.op_type not in _ON_GRID:
             return ""
@@ -107,11 +106,11 @@ class _Sums:
             codes = held.astype(np.float32)
         else:
             along = [1] * held.ndim
-            along[_OUT_AXIS[node.op_type]] = -1
+            along[OUT_AXIS[node.op_type]] = -1
             divided = held / steps.reshape(along)
             bipolar = weight.op_type == "BipolarQuant"
             codes = np.where(held < 0, -1, 1) if bipolar else np.round(divided)
-        if steps.size != held.shape[_OUT_AXIS[node.op_type]]:
+        if steps.size != held.shape[OUT_AXIS[node.op_type]]:
             return None
         return codes.astype(np.float32), steps
 

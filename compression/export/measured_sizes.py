@@ -133,7 +133,8 @@ class _Parts:
 def _parts(graph: Template, network: Network, bits: int, weightless: Dialect) -> _Parts:
     """Of a file in which every tensor is held at so many bits, whoever wants that."""
     walk = Walk(graph, network, Policy.uniform(network, LayerPolicy()), weightless)
-    walk.bits = walk.rounded(dict.fromkeys((kernel.name for kernel in walk.kernels), bits))
+    everywhere = dict.fromkeys((kernel.name for kernel in walk.kernels), bits)
+    walk.bits = weightless.held_bits(walk.kernels, everywhere, network.outputs)
     unsigned = never_negative(walk.kernels)
     grids = {
         name: ActivationGrid(1.0, int(name not in unsigned), bits)

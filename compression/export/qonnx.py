@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper, shape_inference
 
 from leanfront.compression.export.dialects import Dialect, DialectError, LayerCall, Opened, Rule, register
-from leanfront.compression.export.integer_sums import Summed, with_integer_sums
+from leanfront.compression.export.integer_sums import MOVES, Summed, with_integer_sums
 from leanfront.compression.export.onnx_writer import IR_VERSION, Writer
 from leanfront.compression.export.weights import along, bias_codes
 from leanfront.compression.graph import Layer, Network
@@ -57,10 +57,7 @@ _WRITTEN_OTHERWISE = frozenset({"Clip", "Constant", "Gemm"})
 """Operations of the float graph that are others in the file: a ReLU6 a Relu, a product with a sum two."""
 _QUANTIZES = ("Quant", "BipolarQuant")
 _PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
-_MOVES = frozenset({
-    "Concat", "Expand", "Flatten", "Identity", "MaxPool", "Pad", "Reshape", "Resize", "Slice", "Split",
-    "Squeeze", "Transpose", "Unsqueeze", "Upsample",
-})  # fmt: skip
+_MOVES = MOVES | {"Concat", "Expand", "Resize", "Split", "Upsample"}
 """Operations that put out the integers that they read."""
 
 

@@ -4,7 +4,7 @@ TensorRT is not on this machine: what it asks of a file is checked as rules, eac
 file's values are run in onnxruntime, on the grids that TensorRT has, with sums of integers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from leanfront.compression.export.dialects import Arithmetic, LayerCall, Opened, Qdq, Rule, register
 from leanfront.compression.export.in_halves import nodes_in_halves, with_halves
-from leanfront.compression.export.integer_sums import Summed, with_integer_sums
+from leanfront.compression.export.integer_sums import OUT_AXIS, Summed, with_integer_sums
 from leanfront.compression.export.onnx_writer import Writer
 from leanfront.compression.graph import Layer, Network, Spelling
 from leanfront.compression.policy import LayerPolicy, Policy
@@ -64,24 +64,20 @@ def _weight_axes(model: onnx.ModelProto) -> list[str]:
     """Integer weights that have not one scale for each output channel."""
     made, values, found = _made_by(model), _values(model), []
     for node in model.graph.node:
-        if node.op_type not in _OUT_AXIS:
+        if node.op_type not in OUT_AXIS:
             continue
         decoded = made.get(node.input[1])
         if decoded is None or decoded.op_type != "DequantizeLinear" or decoded.input[0] not in values:
             continue
         weight, scales = values[decoded.input[0]], values[decoded.input[1]]
         axis = next((int(a.i) for a in decoded.attribute if a.name == "axis"), 1)
-        wanted = _OUT_AXIS[node.op_type]
+        wanted = OUT_AXIS[node.op_type]
         if axis != wanted or scales.shape != (weight.shape[wanted],):
             found.append(
                 f"the weight of {node.name!r} has {scales.size} scales along dimension {axis}, not one for"
                 f" each of its {weight.shape[wanted]} output channels"
             )
     return found
-
-
-_OUT_AXIS: Mapping[str, int] = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0, "MatMul": 1}
-"""Operation -> the dimension of its weight's output channels, as the walk writes it."""
 
 
 def _integer_biases(model: onnx.ModelProto) -> list[str]:

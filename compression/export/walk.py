@@ -31,7 +31,6 @@ from leanfront.compression.policy import Policy, tensor_bits
 from leanfront.compression.policy.dynamic import is_dynamic
 from leanfront.compression.policy.grids import ActivationGrid, stand_in_grids, with_moved
 from leanfront.compression.policy.guards import guarded
-from leanfront.compression.policy.precision import summands
 from leanfront.compression.techniques.compress import Compressed
 
 
@@ -111,7 +110,8 @@ class Walk:
         self.template, self.network, self.policy, self.dialect = template, network, policy, dialect
         self.parameters: Mapping[str, NDArray[np.generic]] = {}
         self.kernels = fused = kernels(network)
-        self.bits, self.guards = self.rounded(tensor_bits(fused, policy)), guarded(fused, policy)
+        self.bits = dialect.held_bits(fused, tensor_bits(fused, policy), network.outputs)
+        self.guards = guarded(fused, policy)
         self.calls: Mapping[str, fx.Node] = {}
         self.graph = template.model().graph
         self.layer_of = {TENSOR + k.nodes[0].name: k for k in fused if k.layer is not None}
@@ -142,12 +142,6 @@ class Walk:
         self.begun: list[tuple[int, onnx.NodeProto]] = []  # node of the template, and its first in the file
         self.padded: set[str] = set()  # floats that a node of its own has put something around
         self.stored: dict[tuple[str, tuple[int, ...]], str] = {}  # weights that several nodes read
-
-    def rounded(self, bits: Mapping[str, int]) -> dict[str, int]:
-        """Bits of tensors, where those that the engine adds as they are stay floats."""
-        if self.dialect.rounds_summands:
-            return dict(bits)
-        return {**bits, **dict.fromkeys(summands(self.kernels, self.network.outputs), 32)}
 
     def held(self, grids: Mapping[str, ActivationGrid]) -> dict[str, ActivationGrid]:
         """Grids of all tensors that the policy holds in integers, from those that have a quantizer."""

@@ -2,6 +2,7 @@
 
 from functools import cache
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -33,10 +34,14 @@ from leanfront.compression.policy.grids import ActivationGrid
 from leanfront.compression.techniques.compress import Compressed
 from leanfront.networks import CompressedNetwork, file_of
 from leanfront.search.gate import files
-from leanfront.search.gate.tensors import File, one_by_one
+from leanfront.search.gate.tensors import File, answers_of_each, one_by_one
 from tests.networks import captured_network, inputs
 from tests.variants import some
 
+KNOWN = {"avx512_vnni"} <= (
+    flags := set(Path("/proc/cpuinfo").read_text().split())
+) and "amx_int8" not in flags
+"""Whether this is a processor on which OpenVINO's orders of operations were found."""
 CASES = [
     case
     for case in product(
@@ -69,7 +74,6 @@ def compared(name: str, to: str, bits: tuple[int, int]) -> tuple[Tensor, Tensor,
 
 @pytest.mark.parametrize(("to", "name", "bits"), some(CASES, 12))
 def test_a_network_puts_out_the_numbers_of_its_file(to: str, name: str, bits: tuple[int, int]) -> None:
-    pytest.importorskip({"tflite": "ai_edge_litert"}.get(to, to if to in ("openvino", "qonnx") else "onnx"))
     _, exact, theirs = compared(name, to, bits)
     # the last layer of a .tflite file puts out codes of 16 bits, which are floats but for a rounding
     allowed = 0.02 * float(theirs.max() - theirs.min()) / 255 if to == "tflite" else 1e-6
@@ -78,7 +82,6 @@ def test_a_network_puts_out_the_numbers_of_its_file(to: str, name: str, bits: tu
 
 def test_fake_quantization_does_not() -> None:
     """Else there would be nothing to compute otherwise: OpenVINO's sums are no floats of the same values."""
-    pytest.importorskip("openvino")
     fake, exact, theirs = compared("Residual", "openvino", (8, 8))
     assert float(((fake - theirs).abs() > 1e-6).double().mean()) > 0.01
     assert torch.allclose(exact, theirs, atol=1e-6)
@@ -226,7 +229,6 @@ def test_a_file_for_tensorrt_is_run_with_sums_of_integers() -> None:
 
 def test_the_gate_holds_a_file_against_the_engines_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is a step from fake quantization is none from this."""
-    pytest.importorskip("openvino")
     made, dialect = compressed("Residual", "openvino", (8, 8)), dialect_of("openvino")
     of = Compressed(made.module, made.network, made.policy)  # type: ignore[arg-type]
     traced = captured_network("Residual").traced
@@ -259,18 +261,11 @@ class Sums(nn.Module):
 
 @pytest.mark.parametrize("to", ["onnx", "openvino", "tflite", "tensorrt"])
 def test_a_million_values_of_sums_are_those_of_the_file(to: str) -> None:
-    pytest.importorskip({"tflite": "ai_edge_litert"}.get(to, to if to == "openvino" else "onnx"))
-    torch.manual_seed(0)
-    images = torch.randn(96, 3, 32, 32)
-    network = lf.capture(Sums().eval(), images[:1])
-    made, dialect = lf.compress(network, lf.uniform(network, 0.0, 8, 8), [images[:16]], to=to), dialect_of(to)
-    of = Compressed(made.module, made.network, made.policy)
-    file = File(file_of(made, to), dialect=dialect)
-    ones = one_by_one(Arguments.of(images[16:]).like(network.traced.example))
-    with torch.no_grad():
-        ours = in_integers(of, dialect).module.eval()(images[16:])
-    theirs = torch.cat([torch.from_numpy(np.asarray(file.arrays(x)[0])) for x in ones])
-    assert float((ours - theirs).abs().max()) < 1e-5
+    torch.manual_seed(1)
+    apart = differences(Sums().eval(), torch.randn(96, 3, 32, 32), to)
+    assert apart.numel() > 1e6
+    # on another processor OpenVINO may compute in another order
+    assert int((apart > 1e-5).sum()) <= (0 if KNOWN or to != "openvino" else 2000)
 
 
 class Between(nn.Module):
@@ -310,6 +305,46 @@ def test_what_lies_between_layers_is_computed_alike(to: str, between: str, activ
     same_numbers(Between(activation, between), to)
 
 
+class Joined(nn.Module):
+    """A tensor joined with itself, once behind what is nothing when it runs, and a sum of which one operand
+    is scaled first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(16, 8, 3, padding=1)
+        self.c, self.nothing = nn.Conv2d(8, 8, 1), nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, 16, 16) -> (N, 8, 14, 14)."""
+        x = self.a(x).relu()
+        y = self.b(torch.cat([x, self.nothing(x)], 1))
+        return self.c(torch.add(x, y, alpha=2))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino", "tflite", "tensorrt"])
+def test_a_tensor_with_itself_and_a_sum_that_scales_are_computed_alike(to: str) -> None:
+    same_numbers(Joined(), to)
+
+
+class Twice(nn.Module):
+    """What a linear layer puts out in floats is added, and put out besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 3, 16, 16) -> twice (N, 3, 16, 16)."""
+        x = self.a(x).relu()
+        y = self.b(x)
+        return self.c(x + y), y
+
+
+@pytest.mark.parametrize("to", ["onnx", "openvino", "tensorrt"])
+def test_what_is_added_and_put_out_is_put_out_as_it_is(to: str) -> None:
+    same_numbers(Twice(), to)
+
+
 def test_openvino_takes_means_of_zeros_that_are_none_of_its_codes() -> None:
     """It pads a grid's codes with 0, which is the lowest value: 37 steps off."""
     same_numbers(Between(nn.Identity(), "mean"), "openvino")
@@ -341,18 +376,21 @@ def test_a_mean_is_scaled_channel_by_channel(to: str) -> None:
 
 
 def same_numbers(module: nn.Module, to: str) -> None:
-    pytest.importorskip({"tflite": "ai_edge_litert"}.get(to, to if to == "openvino" else "onnx"))
     torch.manual_seed(0)
     for parameter in module.parameters():
         nn.init.uniform_(parameter, -0.25, 0.25)
-    images = torch.randn(40, 3, 16, 16)
-    network = lf.capture(module.eval(), images[:1])
+    apart = differences(module.eval(), torch.randn(40, 3, 16, 16), to)
+    # a curve in floats may round the last digit otherwise, and one value of 50,000 the other way
+    assert float((apart > 1e-5).double().mean()) < 1e-3
+
+
+def differences(module: nn.Module, images: Tensor, to: str) -> Tensor:
+    """Of all outputs in a row, between the network in its engine's arithmetic and the file, in 8 bits. The
+    first 16 images calibrate."""
+    network = lf.capture(module, images[:1])
     made, dialect = lf.compress(network, lf.uniform(network, 0.0, 8, 8), [images[:16]], to=to), dialect_of(to)
     of = Compressed(made.module, made.network, made.policy)
     file = File(file_of(made, to), dialect=dialect)
     ones = one_by_one(Arguments.of(images[16:]).like(network.traced.example))
-    with torch.no_grad():
-        ours = in_integers(of, dialect).module.eval()(images[16:])
-    theirs = torch.cat([torch.from_numpy(np.asarray(file.arrays(x)[0])) for x in ones])
-    # a curve in floats may round the last digit otherwise, and one value of 50,000 the other way
-    assert float(((ours - theirs).abs() > 1e-5).double().mean()) < 1e-3
+    pairs = zip(answers_of_each(in_integers(of, dialect).module, ones), file.answers(ones), strict=True)
+    return torch.cat([(one - other).abs().reshape(-1) for one, other in pairs])
