@@ -91,10 +91,12 @@ class _Form:
 
     def _operands(self, kernel: Kernel) -> tuple[fx.Node, ...]:
         """The two tensors of a sum; nothing of another operation, or of a sum that scales one of them."""
+        if not operation(kernel.op).adds:
+            return ()  # a join that is left out has no node
         node = self.nodes[kernel.nodes[0].name]
         found = tuple(operand for operand in node.args if isinstance(operand, fx.Node))
-        plain = operation(kernel.op).adds and not node.kwargs
-        return found if plain and len(found) == len(node.args) == len(kernel.inputs) == 2 else ()
+        plain = not node.kwargs and len(found) == len(node.args) == len(kernel.inputs) == 2
+        return found if plain else ()
 
     def _integer(self, kernel: Kernel) -> bool:
         return kernel.layer is not None and computes_in_integers(kernel.layer, self.policy[kernel.layer.name])
